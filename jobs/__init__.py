@@ -1,0 +1,1 @@
+"""Entry points: parse the configuration, call `pipeline`, print, exit code."""

@@ -1,0 +1,31 @@
+"""Label a bucket: `python jobs/segment_bucket.py --input URI --output URI --checkpoint URI`."""
+
+from pipeline.config import SegmentConfig, load_settings
+from pipeline.entry import run_job
+
+
+def main(argv: list[str]) -> int:
+    config = load_settings(SegmentConfig, argv, prog="jobs/segment_bucket.py")
+    from pipeline.progress import duration, say
+    from pipeline.segmentation import segment
+
+    summary = segment(config)
+    images = sum(summary.outcomes.values())
+    say(f"Output      {summary.output} (masks/, class_stats/, classes.parquet, runs/{summary.run_id}.json)")
+    say(f"Images      {summary.total:,} in the input, {summary.done_before:,} done before, {images:,} in this run")
+    if images:
+        rate = images / summary.seconds
+        say(f"Time        {duration(summary.seconds)}, {rate:.1f} images/s with start and end included")
+    failed = images - summary.outcomes.get("ok", 0)
+    say(f"Failed      {failed:,}{' (each has a row that says why)' if failed else ''}")
+    for failure in summary.failures:
+        say(f"  {failure['image_uri']}: {failure['error_type']} at {failure['error_stage']}: {failure['error_message']}")
+    if failed > len(summary.failures):
+        say(f"  ... and {failed - len(summary.failures):,} more: SELECT * FROM masks WHERE status = 'error'")
+    if summary.missing:
+        say(f"{summary.missing:,} images have no row yet; run the same command again")
+    return 1 if summary.missing else 0
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,24 @@
+"""Train a PSPNet: `python jobs/train.py --config configs/NAME.yaml --output URI`."""
+
+from pipeline.config import TrainConfig, load_settings
+from pipeline.entry import run_job
+
+
+def main(argv: list[str]) -> None:
+    config = load_settings(TrainConfig, argv, prog="jobs/train.py")
+    # After the options are known to be right, since the network takes seconds to import.
+    from pipeline.progress import say
+    from pipeline.training import train
+
+    summary = train(config)
+    say(f"Best checkpoint  {summary.best}")
+    say(f"Last checkpoint  {summary.last}")
+    say(f"Validation mIoU  {summary.metrics['miou']:.4f}, pixel accuracy {summary.metrics['pixel_accuracy']:.4f}")
+    for name, iou in summary.metrics["iou"].items():
+        say(f"  {iou:.4f}  {name}")
+    if summary.images_per_second:
+        say(f"Training speed   {summary.images_per_second:.1f} images/s")
+
+
+if __name__ == "__main__":
+    run_job(main)

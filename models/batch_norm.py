@@ -1,0 +1,197 @@
+"""Batch normalisation over several processes, and folding it away for inference.
+
+Shape suffixes: N batch, C channels, H W rows and columns, P processes.
+"""
+
+import re
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def synchronize(model: nn.Module, process_group: Any = None) -> nn.Module:
+    """Make every BatchNorm2d use the statistics of all processes; return the model, its state dict unchanged.
+
+    Call before wrapping in DistributedDataParallel. One process, or none initialised: nothing changes. CUDA
+    parameters get torch's SyncBatchNorm; CPU parameters, which that one refuses, get SyncBatchNorm2d.
+    """
+    if _world_size(process_group) == 1:
+        return model
+    if any(parameter.is_cuda for parameter in model.parameters()):
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model, process_group)
+    return _convert(model, process_group)
+
+
+def synchronized_processes(batch_norm: nn.Module) -> int:
+    """Return over how many processes this layer's training statistics extend."""
+    if isinstance(batch_norm, (nn.SyncBatchNorm, SyncBatchNorm2d)):
+        return _world_size(batch_norm.process_group)
+    return 1
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose training statistics are those of all processes' batches together, for CPU tensors.
+
+    Batches may differ in size between processes. One collective forward, one backward. The gradients of
+    weight and bias are the local ones: DistributedDataParallel averages them over processes, so the loss of
+    unequal batches must be sum * world size / global count. In evaluation it is BatchNorm2d.
+    """
+
+    process_group: Any = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        if not self.training or _world_size(self.process_group) == 1:
+            return super().forward(input)
+        out_NCHW, mean_C, var_C, count = _SynchronizedNormalisation.apply(
+            input, self.weight, self.bias, self.eps, self.process_group
+        )
+        if self.track_running_stats:
+            self._update_running_statistics(mean_C, var_C, count)
+        return out_NCHW
+
+    @torch.no_grad()
+    def _update_running_statistics(self, mean_C: Tensor, var_C: Tensor, count: float) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_((var_C * (count / (count - 1))).to(self.running_var.dtype), momentum)
+
+
+class _SynchronizedNormalisation(torch.autograd.Function):
+    """(x - mean) / sqrt(var + eps) * weight + bias; mean (C,) and var (C,) over all processes, in float64."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NCHW: Tensor,
+        weight_C: Tensor | None,
+        bias_C: Tensor | None,
+        eps: float,
+        process_group: Any,
+    ) -> tuple[Tensor, Tensor, Tensor, float]:
+        dtype = torch.float64 if x_NCHW.dtype == torch.float64 else torch.float32
+        num_channels = x_NCHW.shape[1]
+        # With running statistics given, the fused kernel reduces bfloat16 input in float32.
+        local_mean_C, local_var_C = torch.batch_norm_update_stats(
+            x_NCHW,
+            x_NCHW.new_zeros(num_channels, dtype=dtype),
+            x_NCHW.new_ones(num_channels, dtype=dtype),
+            0.0,
+        )
+        local = torch.cat(
+            [
+                torch.tensor([x_NCHW.numel() / num_channels], dtype=torch.float64),
+                local_mean_C.double(),
+                local_var_C.double(),
+            ]
+        )
+        mean_C, var_C, count = _combine(_all_gather(local, process_group))
+        stats = mean_C.to(dtype), var_C.to(dtype)
+
+        ctx.save_for_backward(x_NCHW, weight_C, *stats)
+        ctx.eps, ctx.count, ctx.process_group = eps, count, process_group
+        ctx.mark_non_differentiable(mean_C, var_C)
+        out_NCHW = F.batch_norm(x_NCHW, *stats, weight_C, bias_C, training=False, eps=eps)
+        return out_NCHW, mean_C, var_C, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NCHW: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x_NCHW, weight_C, mean_C, var_C = ctx.saved_tensors
+        # Evaluation mode's backward holds the statistics constant: dy * weight / std, and both sums.
+        dx_NCHW, dweight_C, dbias_C = torch.ops.aten.native_batch_norm_backward(
+            grad_NCHW, x_NCHW, weight_C, mean_C, var_C, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums_2C = torch.stack([dweight_C, dbias_C]).double()
+        dist.all_reduce(sums_2C, group=ctx.process_group)
+
+        # What flows through the statistics: -weight / std * (mean(dy) + xhat * mean(dy * xhat)).
+        xhat_dy_C, dy_C = sums_2C / ctx.count
+        inv_std_C = (var_C.double() + ctx.eps).rsqrt()
+        scale_C = inv_std_C if weight_C is None else weight_C.double() * inv_std_C
+        slope_C = -scale_C * inv_std_C * xhat_dy_C
+        offset_C = -scale_C * dy_C - slope_C * mean_C.double()
+        dx_NCHW.addcmul_(x_NCHW, slope_C.to(mean_C.dtype)[:, None, None])
+        dx_NCHW.add_(offset_C.to(mean_C.dtype)[:, None, None])
+        if weight_C is None:
+            return dx_NCHW, None, None, None, None
+        return dx_NCHW, dweight_C, dbias_C, None, None
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """Fold each BatchNorm2d into the convolution before it, in place, and return the model.
+
+    Pairs are siblings: convX with bnX (so also the head's fused convolution), or neighbours in a Sequential.
+    The BatchNorm becomes nn.Identity, the convolution gets a bias, and neither takes gradients any more.
+
+    Raises ValueError if a BatchNorm is in training mode: its statistics are not constants then.
+    """
+    for parent_name, parent in list(model.named_modules()):
+        for (conv_name, conv), (bn_name, bn) in pairwise(list(parent.named_children())):
+            if not isinstance(conv, nn.Conv2d) or not isinstance(bn, _BatchNorm):
+                continue
+            if not isinstance(parent, nn.Sequential) and re.sub("^conv", "bn", conv_name) != bn_name:
+                continue
+            if bn.training:
+                name = f"{parent_name}.{bn_name}".lstrip(".")
+                raise ValueError(f"{name} is in training mode and cannot be folded; call model.eval() first.")
+            if bn.running_mean is not None:
+                _fold(conv, bn)
+                setattr(parent, bn_name, nn.Identity())
+    return model
+
+
+@torch.no_grad()
+def _fold(conv: nn.Conv2d, bn: _BatchNorm) -> None:
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    scale = (bn.running_var.double() + bn.eps).rsqrt()
+    if bn.affine:
+        scale = scale * bn.weight.double()
+    bias = -bn.running_mean.double() if conv.bias is None else conv.bias.double() - bn.running_mean.double()
+    bias = bias * scale + bn.bias.double() if bn.affine else bias * scale
+    weight = conv.weight.double() * scale[:, None, None, None]
+    conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
+
+
+def _convert(module: nn.Module, process_group: Any) -> nn.Module:
+    for name, child in module.named_children():
+        setattr(module, name, _convert(child, process_group))
+    if type(module) is not nn.BatchNorm2d:
+        return module
+    synced = SyncBatchNorm2d.__new__(SyncBatchNorm2d)
+    # Same attributes, so the same parameter and buffer objects, hooks and mode: optimizers stay valid.
+    synced.__dict__ = module.__dict__.copy()
+    synced.process_group = process_group
+    return synced
+
+
+def _world_size(process_group: Any) -> int:
+    return dist.get_world_size(process_group) if dist.is_available() and dist.is_initialized() else 1
+
+
+def _all_gather(local: Tensor, process_group: Any) -> Tensor:
+    gathered = [torch.empty_like(local) for _ in range(_world_size(process_group))]
+    dist.all_gather(gathered, local, group=process_group)
+    return torch.stack(gathered)
+
+
+def _combine(gathered: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Return the mean, the biased variance and the count of batches known by theirs (Chan et al. 1979)."""
+    count_P1, stats = gathered[:, :1], gathered[:, 1:]
+    mean_PC, var_PC = stats.chunk(2, dim=1)
+    count = count_P1.sum()
+    mean_C = (count_P1 * mean_PC).sum(0) / count
+    var_C = (count_P1 * (var_PC + (mean_PC - mean_C) ** 2)).sum(0) / count
+    return mean_C, var_C, count.item()

@@ -1,0 +1,162 @@
+"""PSPNet: a dilated ResNet, pyramid pooling, and an auxiliary head while it trains.
+
+Shape suffixes: N batch, C channels, H W rows and columns of the image, K classes, h w rows and columns at
+stride 8.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import chain
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from models.pyramid import Pooling, PyramidHead
+from models.resnet import STAGE_BLOCKS, DilatedResNet, Stem
+
+MIN_SIZE = 64
+MAX_CLASSES = 65536
+BACKBONES = tuple(f"resnet{depth}" for depth in STAGE_BLOCKS)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that decides the network's function and the shapes of its parameters.
+
+    `stem_channels` matters to the deep stem only. Raises ValueError naming a field that is out of range.
+    """
+
+    backbone: str
+    num_classes: int
+    stem: Stem = "plain"
+    stem_channels: tuple[int, int, int] = (64, 64, 128)
+    contract_dilation: bool = False
+    bins: tuple[int, ...] = (1, 2, 3, 6)
+    pooling: Pooling = "average"
+    reduce: bool = True
+    auxiliary: bool = True
+    dropout: float = 0.1
+    align_corners: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("stem_channels", "bins"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._require("backbone", self.backbone in BACKBONES, f"one of {', '.join(BACKBONES)}")
+        self._require("num_classes", _is_int(self.num_classes, 2, MAX_CLASSES), f"2 to {MAX_CLASSES}")
+        self._require("stem", self.stem in ("plain", "deep"), "'plain' or 'deep'")
+        self._require(
+            "stem_channels",
+            _are_positive(self.stem_channels) and len(self.stem_channels) == 3,
+            "three positive numbers of channels",
+        )
+        self._require("bins", _are_positive(self.bins), "a list of positive whole numbers, or an empty one")
+        self._require("pooling", self.pooling in ("average", "max"), "'average' or 'max'")
+        self._require(
+            "dropout",
+            isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1,
+            "at least 0 and below 1",
+        )
+        for name in ("contract_dilation", "reduce", "auxiliary", "align_corners"):
+            self._require(name, isinstance(getattr(self, name), bool), "true or false")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        values = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
+        """Return the architecture that `to_dict` described. Raises ValueError for unknown or missing names."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(
+                f"Architecture: unknown field {', '.join(unknown)}; known are "
+                f"{', '.join(sorted(known))}. Correct the name or remove it."
+            )
+        if missing := sorted({"backbone", "num_classes"} - set(values)):
+            raise ValueError(f"Architecture: {' and '.join(missing)} missing; both are required.")
+        return cls(**values)
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ValueError(f"Architecture: {name} is {getattr(self, name)!r}; it must be {allowed}.")
+
+
+class Logits(NamedTuple):
+    """What PSPNet returns in training: both (N, K, h, w); `auxiliary` is None without an auxiliary head."""
+
+    main: Tensor
+    auxiliary: Tensor | None
+
+
+class PSPNet(nn.Module):
+    """Pyramid scene parsing network (Zhao et al. 2017, figure 3).
+
+    Maps normalised RGB images (N, 3, H, W) to logits (N, K, h, w) at stride 8, `feature_size(H, W)`; in
+    training to Logits, whose auxiliary part comes from res4. Upsampling is the caller's, to the size and in
+    the precision it needs.
+
+    Raises ValueError for images that are not (N, 3, H, W) with H and W of 64 or more.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = a = architecture
+        depth = int(a.backbone.removeprefix("resnet"))
+        self.backbone = DilatedResNet(depth, a.stem, a.stem_channels, a.contract_dilation)
+        self.head = PyramidHead(
+            self.backbone.res5_channels,
+            a.num_classes,
+            a.bins,
+            a.pooling,
+            a.reduce,
+            a.dropout,
+            a.align_corners,
+        )
+        # Without bins PyramidHead is the plain 3x3, BatchNorm, ReLU, dropout, 1x1 of the paper's branch.
+        self.auxiliary: PyramidHead | None = None
+        if a.auxiliary:
+            channels = self.backbone.res4_channels
+            self.auxiliary = PyramidHead(channels, a.num_classes, bins=(), dropout=a.dropout)
+
+    def forward(self, images_N3HW: Tensor) -> Tensor | Logits:
+        _require_images(images_N3HW)
+        res4_NChw, res5_NChw = self.backbone(images_N3HW)
+        logits_NKhw = self.head(res5_NChw)
+        if not self.training:
+            return logits_NKhw
+        return Logits(logits_NKhw, None if self.auxiliary is None else self.auxiliary(res4_NChw))
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters that ImageNet pretraining covers."""
+        return self.backbone.parameters()
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of the new layers: ten times the learning rate in the paper's code."""
+        heads = [self.head] if self.auxiliary is None else [self.head, self.auxiliary]
+        return chain.from_iterable(head.parameters() for head in heads)
+
+
+def feature_size(height: int, width: int) -> tuple[int, int]:
+    """Return the (rows, columns) of the logits for an image of this size: an eighth, rounded up."""
+    return -(-height // 8), -(-width // 8)
+
+
+def _require_images(images_N3HW: Tensor) -> None:
+    shape = tuple(images_N3HW.shape)
+    if len(shape) != 4 or shape[1] != 3:
+        raise ValueError(f"PSPNet expects images of shape (N, 3, H, W), not {shape}; pass normalised RGB.")
+    if min(shape[2:]) < MIN_SIZE:
+        raise ValueError(
+            f"PSPNet expects images of at least {MIN_SIZE} x {MIN_SIZE} pixels, not {shape[2]} x {shape[3]}; "
+            "pad or enlarge them."
+        )
+
+
+def _is_int(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _are_positive(values: Any) -> bool:
+    return isinstance(values, tuple) and all(_is_int(value, 1, 2**31) for value in values)

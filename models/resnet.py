@@ -1,0 +1,151 @@
+"""Dilated residual networks of output stride 8.
+
+Shape suffixes: N batch, C channels, H W rows and columns of the tensor at hand.
+"""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+Stem = Literal["plain", "deep"]
+
+STAGE_BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    269: (3, 30, 48, 8),
+}
+STAGE_CHANNELS = (64, 128, 256, 512)
+STAGE_STRIDES = (1, 2, 1, 1)
+STAGE_DILATIONS = (1, 1, 2, 4)
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, bias=False)
+
+
+def _conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+
+def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(_conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al. 2016, figure 5 left), both dilated."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, channels, stride, dilation)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = _conv3x3(channels, channels, dilation=dilation)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _downsample(in_channels, channels, stride)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        shortcut_NCHW = x_NCHW if self.downsample is None else self.downsample(x_NCHW)
+        y_NCHW = self.relu(self.bn1(self.conv1(x_NCHW)))
+        y_NCHW = self.bn2(self.conv2(y_NCHW))
+        return self.relu(y_NCHW + shortcut_NCHW)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 around a shortcut (He et al. 2016, figure 5 right), the stride on the 3x3."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        out_channels = channels * self.expansion
+        self.conv1 = _conv1x1(in_channels, channels)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = _conv3x3(channels, channels, stride, dilation)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = _conv1x1(channels, out_channels)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _downsample(in_channels, out_channels, stride)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        shortcut_NCHW = x_NCHW if self.downsample is None else self.downsample(x_NCHW)
+        y_NCHW = self.relu(self.bn1(self.conv1(x_NCHW)))
+        y_NCHW = self.relu(self.bn2(self.conv2(y_NCHW)))
+        y_NCHW = self.bn3(self.conv3(y_NCHW))
+        return self.relu(y_NCHW + shortcut_NCHW)
+
+
+class DilatedResNet(nn.Module):
+    """ResNet whose last two stages trade their stride for dilation, so that features keep stride 8.
+
+    `depth` is one of STAGE_BLOCKS. With the plain stem (one 7x7) the state dict has the names and shapes of
+    torchvision's ResNets, without `fc`; the deep stem is three 3x3 of `stem_channels`. With
+    `contract_dilation` the first block of a dilated stage has half the stage's dilation, the convention of
+    MMSegmentation and torchvision; without it every block has the stage's, as in the paper's released code.
+
+    Source: PSPNet section 3.2; dilation after Yu and Koltun 2016.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        stem: Stem = "plain",
+        stem_channels: tuple[int, int, int] = (64, 64, 128),
+        contract_dilation: bool = False,
+    ) -> None:
+        super().__init__()
+        if depth not in STAGE_BLOCKS:
+            raise ValueError(f"ResNet depth {depth!r} is unknown; use one of {sorted(STAGE_BLOCKS)}.")
+        if stem not in ("plain", "deep"):
+            raise ValueError(f"ResNet stem {stem!r} is unknown; use 'plain' or 'deep'.")
+        block: type[BasicBlock | Bottleneck] = BasicBlock if depth < 50 else Bottleneck
+
+        self.stem = stem
+        if stem == "plain":
+            in_channels = 64
+            self.conv1 = nn.Conv2d(3, in_channels, 7, stride=2, padding=3, bias=False)
+            self.bn1 = nn.BatchNorm2d(in_channels)
+        else:
+            first, second, in_channels = stem_channels
+            self.conv1 = _conv3x3(3, first, stride=2)
+            self.bn1 = nn.BatchNorm2d(first)
+            self.conv2 = _conv3x3(first, second)
+            self.bn2 = nn.BatchNorm2d(second)
+            self.conv3 = _conv3x3(second, in_channels)
+            self.bn3 = nn.BatchNorm2d(in_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+
+        stages = []
+        for num_blocks, channels, stride, dilation in zip(
+            STAGE_BLOCKS[depth], STAGE_CHANNELS, STAGE_STRIDES, STAGE_DILATIONS, strict=True
+        ):
+            first_dilation = max(1, dilation // 2) if contract_dilation else dilation
+            blocks = [block(in_channels, channels, stride, first_dilation)]
+            in_channels = channels * block.expansion
+            blocks += [block(in_channels, channels, 1, dilation) for _ in range(num_blocks - 1)]
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.res4_channels = STAGE_CHANNELS[2] * block.expansion
+        self.res5_channels = in_channels
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images_N3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (res4_NCHW, res5_NCHW), the outputs of layer3 and layer4, each ceil(H / 8) x ceil(W / 8)."""
+        x_NCHW = self.relu(self.bn1(self.conv1(images_N3HW)))
+        if self.stem == "deep":
+            x_NCHW = self.relu(self.bn2(self.conv2(x_NCHW)))
+            x_NCHW = self.relu(self.bn3(self.conv3(x_NCHW)))
+        x_NCHW = self.maxpool(x_NCHW)
+        res4_NCHW = self.layer3(self.layer2(self.layer1(x_NCHW)))
+        return res4_NCHW, self.layer4(res4_NCHW)

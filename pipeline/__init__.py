@@ -1,0 +1,1 @@
+"""Everything that moves data: configuration, storage, datasets, training, segmentation, tables."""

@@ -1,0 +1,43 @@
+"""Connecting to Ray, and what it offers."""
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+
+# A local Ray counts CPUs logically. With fewer than this, the stages of a pipeline wait for one another's CPUs.
+LOCAL_CPUS = 8
+
+
+def connect(verbose: bool = False) -> None:
+    """Connect to the cluster that RAY_ADDRESS names (as it does inside a submitted job), else start a local Ray.
+
+    A local Ray ends with this process.
+    """
+    level = logging.INFO if verbose else logging.ERROR
+    options = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**options)
+    else:
+        cpus = max(LOCAL_CPUS, os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(level)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the living nodes of the cluster have in all, in use or not."""
+
+    cpus: int
+    gpus: int
+    cpu_nodes: int  # nodes that have CPUs to compute with
+    node_cpus: int  # of the smallest of them
+
+
+def resources() -> Resources:
+    """Resources of the cluster now."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    return Resources(sum(cpus), int(sum(node.get("GPU", 0) for node in nodes)), len(cpus), min(cpus, default=0))

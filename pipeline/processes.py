@@ -1,0 +1,169 @@
+"""Servers in processes of their own that never outlive whoever started them.
+
+Each server runs under a small guard: this file, run as a script. The guard holds one end of a pipe and ends the
+server when the other end closes. The operating system closes it when the owner ends, SIGKILL included, whichever
+thread started the server, so nothing here depends on an exit handler or on Linux's parent-death signal (which
+would also fire when only the starting thread ends).
+
+Only the standard library is imported here: the guard starts without site-packages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+LOOPBACK = "127.0.0.1"
+# Below the ports that Linux and macOS give to outgoing connections, so that a stopped server finds its port free
+# when it starts again, and above the ones that Ray gives to its workers.
+PORTS = range(20_000, 32_768)
+SECONDS_TO_END_IN_PEACE = 5.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Choose `count` different ports of the loopback interface on which nothing listens."""
+    with contextlib.ExitStack() as held_until_all_are_found:
+        found: list[int] = []
+        for port in random.sample(PORTS, len(PORTS)):
+            if len(found) == count:
+                return found
+            probe = held_until_all_are_found.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind((LOOPBACK, port))
+                found.append(port)
+    raise RuntimeError(f"no {count} free ports on {LOOPBACK} between {PORTS.start} and {PORTS.stop - 1}")
+
+
+class ServerProcess:
+    """One HTTP server: start it, wait until it answers, stop or kill it, start it again.
+
+    Args:
+        name: what error messages call it.
+        command: program and arguments.
+        url: address that answers a GET once the server is ready.
+        log: file that its output is appended to.
+        environment: added to this process's environment variables.
+    """
+
+    def __init__(
+        self, name: str, command: Sequence[str], url: str, log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self.command = list(command)
+        self.url = url
+        self.log = log
+        self.environment = dict(environment or {})
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process and return at once; `wait_until_it_answers` comes next."""
+        if self._guard is not None:
+            raise RuntimeError(f"{self.name} has been started already")
+        with self.log.open("ab") as output:
+            self._guard = subprocess.Popen(
+                # -I and -S: neither this folder nor site-packages on the path; the guard is ready in 50 ms.
+                [sys.executable, "-I", "-S", __file__, *self.command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                bufsize=0,
+                env={**os.environ, **self.environment},
+                # Ctrl-C in a terminal reaches the owner, which then ends the server in its own time.
+                start_new_session=True,
+            )
+
+    def wait_until_it_answers(self, seconds: float = 30.0) -> None:
+        """Return when a GET of `url` is answered.
+
+        Raises:
+            RuntimeError: the process ended, or nothing answered within `seconds`. The message has its last output.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            answered = _answers(self.url)
+            # Asked after the request: if the process is gone, whatever answered there is another server.
+            status = self._guard.poll() if self._guard else None
+            if self._guard is None or status is not None:
+                raise RuntimeError(self._failure(f"ended with status {status} before it answered"))
+            if answered:
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeError(self._failure(f"did not answer within {seconds:g} s"))
+            time.sleep(0.03)
+
+    def stop(self) -> None:
+        """End the process (SIGTERM, then SIGKILL) and wait until it is gone. A stopped server may be stopped again."""
+        self._end(b"")
+
+    def kill(self) -> None:
+        """End the process with SIGKILL, as a crash or a lack of memory would, and wait until it is gone."""
+        self._end(b"k")
+
+    def _end(self, request: bytes) -> None:
+        guard, self._guard = self._guard, None
+        if guard is None:
+            return
+        assert guard.stdin is not None
+        # A broken pipe: the server has ended by itself.
+        with contextlib.suppress(BrokenPipeError):
+            guard.stdin.write(request)
+        guard.stdin.close()
+        guard.wait()
+
+    def _failure(self, what: str) -> str:
+        output = self.log.read_text(errors="replace")[-3000:].strip() if self.log.exists() else ""
+        return f"{self.name} {what} at {self.url}. Its last output ({self.log}):\n{output or '(none)'}"
+
+
+def _answers(url: str) -> bool:
+    """Whether an HTTP server answers a GET of `url`, whatever it says. Never goes through an HTTP proxy."""
+    address = urlsplit(url)
+    assert address.hostname is not None
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=5)
+    try:
+        connection.request("GET", address.path or "/")
+        connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+def _guard(command: Sequence[str]) -> int:
+    """Run `command` until it ends or standard input does, and return its exit status as a shell would."""
+    # A group of its own: what the server may have started ends with it.
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def end_with_owner() -> None:
+        # os.read and not sys.stdin: a thread inside sys.stdin's lock makes the interpreter abort when it exits.
+        if not os.read(0, 1):
+            _signal_group(server, signal.SIGTERM)
+            time.sleep(SECONDS_TO_END_IN_PEACE)
+        _signal_group(server, signal.SIGKILL)
+
+    threading.Thread(target=end_with_owner, daemon=True).start()
+    status = server.wait()
+    return status if status >= 0 else 128 - status
+
+
+def _signal_group(server: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    # Not once the server has been waited for: its id may belong to another process by then.
+    if server.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(server.pid, number)
+
+
+if __name__ == "__main__":
+    sys.exit(_guard(sys.argv[1:]))

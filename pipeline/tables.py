@@ -1,0 +1,142 @@
+"""The schemas of everything that a segmentation run writes."""
+
+import hashlib
+import json
+from typing import Any
+
+import pyarrow as pa
+
+SCHEMA_VERSION = "1"
+IMAGE_ID_BYTES = 16
+
+
+def image_id(uri: str) -> bytes:
+    """The fixed 16-byte hash that stands for an image URI."""
+    return hashlib.blake2b(uri.encode("utf-8", "surrogateescape"), digest_size=IMAGE_ID_BYTES).digest()
+
+
+def _field(name: str, kind: pa.DataType, description: str, nullable: bool = True) -> pa.Field:
+    return pa.field(name, kind, nullable, {"description": description})
+
+
+def _metadata() -> dict[str, str]:
+    # Tells Hugging Face datasets that `mask` is an image; it reads the other columns by their Arrow types.
+    features = {"info": {"features": {"mask": {"_type": "Image"}}}}
+    return {"sceneparse.schema_version": SCHEMA_VERSION, "huggingface": json.dumps(features)}
+
+
+_ID = pa.binary(IMAGE_ID_BYTES)
+_TIME = pa.timestamp("us", tz="UTC")
+
+MASKS = pa.schema(
+    [
+        _field("image_id", _ID, "16-byte BLAKE2b hash of image_uri", nullable=False),
+        _field("image_uri", pa.string(), "the input image", nullable=False),
+        _field("etag", pa.string(), "the object's ETag when it was listed, if the storage has one"),
+        _field("size_bytes", pa.int64(), "size of the image file, bytes"),
+        _field("width", pa.int32(), "pixels, as a viewer shows the image"),
+        _field("height", pa.int32(), "pixels, as a viewer shows the image"),
+        _field("status", pa.string(), "'ok' or 'error'", nullable=False),
+        _field("error_stage", pa.string(), "'download', 'decode' or 'predict'; null for ok"),
+        _field("error_type", pa.string(), "kind of failure, one of a few words; null for ok"),
+        _field("error_message", pa.string(), "what went wrong; null for ok"),
+        _field(
+            "mask",
+            pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]),
+            "PNG of class ids at the image's full size, and a name for it; null for error",
+        ),
+        _field("mean_confidence", pa.float32(), "mean over pixels of the largest class probability"),
+        _field("mean_entropy", pa.float32(), "mean over pixels of the entropy of the class probabilities, nats"),
+        _field("low_confidence_fraction", pa.float32(), "share of pixels whose largest probability is below 0.5"),
+        _field("class_ids", pa.list_(pa.int32()), "the classes present, ascending"),
+        _field("model_id", pa.string(), "hash of weights, architecture and preprocessing", nullable=False),
+        _field("run_id", pa.string(), "the run that wrote this row", nullable=False),
+        _field("segmented_at", _TIME, "when the row was made", nullable=False),
+        _field("seconds", pa.float32(), "decoding and prediction of this image, seconds"),
+    ],
+    _metadata(),
+)
+
+_CLASS_STATISTICS = [
+    _field("class_id", pa.int32(), "class id, as in classes.parquet", nullable=False),
+    _field("pixel_count", pa.int64(), "pixels of the class", nullable=False),
+    _field("pixel_fraction", pa.float64(), "pixel_count over width x height", nullable=False),
+    _field("mean_confidence", pa.float32(), "mean largest probability over the class's pixels"),
+    _field("x_min", pa.int32(), "bounding box, left column"),
+    _field("y_min", pa.int32(), "bounding box, top row"),
+    _field("x_max", pa.int32(), "bounding box, first column to the right of it"),
+    _field("y_max", pa.int32(), "bounding box, first row below it"),
+    _field("centroid_x", pa.float32(), "mean column of the class's pixels"),
+    _field("centroid_y", pa.float32(), "mean row of the class's pixels"),
+]
+
+CLASS_STATS = pa.schema(
+    [
+        _field("image_id", _ID, "16-byte BLAKE2b hash of image_uri", nullable=False),
+        _field("image_uri", pa.string(), "the input image", nullable=False),
+        _CLASS_STATISTICS[0],
+        _field("class_name", pa.string(), "class name", nullable=False),
+        *_CLASS_STATISTICS[1:],
+        _field("model_id", pa.string(), "hash of weights, architecture and preprocessing", nullable=False),
+        _field("run_id", pa.string(), "the run that wrote this row", nullable=False),
+    ],
+    {"sceneparse.schema_version": SCHEMA_VERSION},
+)
+
+CLASSES = pa.schema(
+    [
+        _field("class_id", pa.int32(), "value of the mask's pixels", nullable=False),
+        _field("class_name", pa.string(), "class name", nullable=False),
+        _field("red", pa.uint8(), "colour in masks and pictures", nullable=False),
+        _field("green", pa.uint8(), "colour in masks and pictures", nullable=False),
+        _field("blue", pa.uint8(), "colour in masks and pictures", nullable=False),
+    ],
+    {"sceneparse.schema_version": SCHEMA_VERSION},
+)
+
+# What travels between the pipeline's stages: listed, decoded and predicted images.
+LISTED = pa.schema([MASKS.field(name) for name in ("image_id", "image_uri", "etag", "size_bytes")])
+
+_OUTCOME = [MASKS.field(name) for name in ("width", "height", "error_stage", "error_type", "error_message", "seconds")]
+
+DECODED = pa.schema(
+    [
+        *LISTED,
+        *_OUTCOME,
+        pa.field("input_width", pa.int32()),  # of `pixels`; the image may have been shrunk
+        pa.field("input_height", pa.int32()),
+        pa.field("pixels", pa.large_binary()),  # RGB, row by row; null after an error
+    ]
+)
+
+PREDICTED = pa.schema(
+    [
+        *LISTED,
+        *_OUTCOME,
+        *[MASKS.field(name) for name in ("mask", "mean_confidence", "mean_entropy", "low_confidence_fraction")],
+        pa.field("classes", pa.list_(pa.struct(_CLASS_STATISTICS))),
+    ]
+)
+
+
+def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as an Arrow table of exactly `schema`; a key that a row lacks is null."""
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def masks_and_class_stats(
+    predicted: pa.Table, class_names: list[str], model_id: str, run_id: str, segmented_at: Any
+) -> tuple[pa.Table, pa.Table]:
+    """Split PREDICTED rows into the masks table and the class_stats table that agrees with it."""
+    masks, statistics = [], []
+    for row in predicted.to_pylist():
+        classes = row.pop("classes") or []
+        stamp = {"model_id": model_id, "run_id": run_id}
+        status = "ok" if row["error_type"] is None else "error"
+        class_ids = [entry["class_id"] for entry in classes] if status == "ok" else None
+        masks.append({**row, **stamp, "status": status, "class_ids": class_ids, "segmented_at": segmented_at})
+        identity = {"image_id": row["image_id"], "image_uri": row["image_uri"]}
+        statistics += [
+            {**identity, **stamp, **entry, "class_name": class_names[entry["class_id"]]} for entry in classes
+        ]
+    return table(masks, MASKS), table(statistics, CLASS_STATS)

@@ -1,0 +1,168 @@
+"""Checkpoint folders: what comes back, and what is said when something is wrong with one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models import Architecture, Metadata, PSPNet, load, model_id, save
+
+SMALL = Architecture("resnet18", 3, bins=(1, 2))
+NAMES = ["road", "sky", "boat"]
+
+
+def make_metadata(**changes) -> Metadata:
+    return Metadata(**{"classes": NAMES, "colors": [[0, 0, 0], [1, 2, 3], [255, 0, 9]]} | changes)
+
+
+@pytest.fixture(scope="module")
+def model() -> PSPNet:
+    torch.manual_seed(0)
+    return PSPNet(SMALL)
+
+
+@pytest.fixture
+def folder(model: PSPNet, tmp_path: Path) -> Path:
+    save(tmp_path / "best", model, make_metadata(preprocessing={"long_side": 512}, metrics={"miou": 0.5}))
+    return tmp_path / "best"
+
+
+def edit_weights(folder: Path, edit) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def edit_config(folder: Path, **changes) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(model: PSPNet, folder: Path) -> None:
+    loaded, metadata = load(folder, classes=NAMES)
+    assert not loaded.training
+    assert loaded.architecture == SMALL
+    assert metadata == make_metadata(preprocessing={"long_side": 512}, metrics={"miou": 0.5})
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert all(p.requires_grad and p.device.type == "cpu" for p in loaded.parameters())
+    loaded.train()(torch.randn(2, 3, 64, 64)).main.sum().backward()
+
+
+def test_config_is_strict_json_with_id2label_and_no_temporary_file_stays(model: PSPNet, tmp_path: Path) -> None:
+    save(tmp_path, model, make_metadata(metrics={"iou": [0.5, float("nan")]}))
+    config = json.loads((tmp_path / "config.json").read_text(), parse_constant=pytest.fail)
+    assert config["id2label"] == {"0": "road", "1": "sky", "2": "boat"}
+    assert config["metrics"] == {"iou": [0.5, None]}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_channels_last_weights_can_be_saved(tmp_path: Path) -> None:
+    model = PSPNet(SMALL).to(memory_format=torch.channels_last)
+    save(tmp_path, model, make_metadata())
+    assert model_id(tmp_path) == model_id(model, make_metadata())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        load(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tensor file at all", b"\xff" * 64])
+def test_foreign_weights_are_refused(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a readable safetensors file"):
+        load(folder)
+
+
+def test_truncated_weights_are_refused(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        load(folder)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\xfa"])
+def test_unreadable_json_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 99}, "format_version 99"),
+        ({"architecture": {"backbone": "resnet18"}}, "num_classes missing"),
+        ({"architecture": None}, "config.json"),
+        ({"id2label": {"0": "a", "2": "b", "3": "c"}}, "lacks the entry '1'"),
+        ({"id2label": {"0": "a"}, "colors": [[0, 0, 0]]}, "1 class names"),
+        ({"colors": []}, "3 classes but 0 colors"),
+        ({"std": [1, 0, 1]}, "std"),
+    ],
+)
+def test_a_config_that_contradicts_itself_is_explained(folder: Path, changes: dict, message: str) -> None:
+    edit_config(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load(folder)
+
+
+def test_missing_left_over_and_misshapen_tensors_are_named(folder: Path) -> None:
+    def edit(tensors) -> None:
+        tensors["stranger"] = tensors.pop("backbone.conv1.weight")
+        tensors["head.classifier.bias"] = torch.zeros(9)
+
+    edit_weights(folder, edit)
+    with pytest.raises(ValueError, match="do") as error:
+        load(folder)
+    for part in ("1 missing: backbone.conv1.weight", "1 left over: stranger", "head.classifier.bias [9] instead of [3]"):
+        assert part in str(error.value)
+
+
+def test_at_most_five_names_are_listed(folder: Path) -> None:
+    edit_weights(folder, lambda tensors: tensors.update({f"extra{i}": torch.zeros(1) for i in range(9)}))
+    with pytest.raises(ValueError, match=r"9 left over: extra0, extra1, extra2, extra3, extra4, \.\.\."):
+        load(folder)
+
+
+def test_weights_that_are_not_finite_are_neither_loaded_nor_saved(folder: Path, tmp_path: Path) -> None:
+    edit_weights(folder, lambda tensors: tensors["head.conv.weight"].view(-1)[5:6].fill_(float("nan")))
+    with pytest.raises(ValueError, match=r"head\.conv\.weight has values that are NaN"):
+        load(folder)
+    model = PSPNet(SMALL)
+    torch.nn.init.constant_(model.head.bn.bias, float("inf"))
+    with pytest.raises(ValueError, match=r"head\.bn\.bias"):
+        save(tmp_path / "bad", model, make_metadata())
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("classes", [["road", "sky"], ["road", "sea", "boat"], ["sky", "road", "boat"]])
+def test_other_classes_are_refused(folder: Path, classes: list[str]) -> None:
+    with pytest.raises(ValueError, match="was trained on other classes"):
+        load(folder, classes=classes)
+
+
+def test_metadata_of_other_classes_cannot_be_saved(model: PSPNet, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2 class names"):
+        save(tmp_path, model, Metadata(["a", "b"], [[0, 0, 0]] * 2))
+
+
+def test_model_id_depends_on_what_the_model_computes_and_on_nothing_else(model: PSPNet, folder: Path) -> None:
+    base = make_metadata(preprocessing={"long_side": 512})
+    identity = model_id(model, base)
+    assert len(identity) == 32
+    assert identity == model_id(folder) == model_id(*load(folder))
+    assert identity == model_id(model, replace(base, metrics={"miou": 1}, code_version="2"))
+    assert identity != model_id(model, replace(base, mean=[0, 0, 0]))
+    assert identity != model_id(model, replace(base, std=[1, 1, 1]))
+    assert identity != model_id(model, replace(base, preprocessing={"long_side": 513}))
+    other = PSPNet(replace(SMALL, align_corners=False))
+    other.load_state_dict(model.state_dict())
+    assert identity != model_id(other, base)
+    edit_weights(folder, lambda tensors: tensors["head.conv.weight"].view(-1)[5:6].add_(1e-3))
+    assert identity != model_id(folder)
