@@ -19,7 +19,9 @@ def main(argv: list[str]) -> int:
     failed = images - summary.outcomes.get("ok", 0)
     say(f"Failed      {failed:,}{' (each has a row that says why)' if failed else ''}")
     for failure in summary.failures:
-        say(f"  {failure['image_uri']}: {failure['error_type']} at {failure['error_stage']}: {failure['error_message']}")
+        say(
+            f"  {failure['image_uri']}: {failure['error_type']} at {failure['error_stage']}: {failure['error_message']}"
+        )
     if failed > len(summary.failures):
         say(f"  ... and {failed - len(summary.failures):,} more: SELECT * FROM masks WHERE status = 'error'")
     if summary.missing:

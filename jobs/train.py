@@ -6,7 +6,7 @@ from pipeline.entry import run_job
 
 def main(argv: list[str]) -> None:
     config = load_settings(TrainConfig, argv, prog="jobs/train.py")
-    # After the options are known to be right, since the network takes seconds to import.
+    # Only now, since the network takes seconds to import and the options may be wrong.
     from pipeline.progress import say
     from pipeline.training import train
 

@@ -67,7 +67,7 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
-        """Return the architecture that `to_dict` described. Raises ValueError for unknown or missing names."""
+        """Return the architecture that `to_dict` described. Raises ValueError for other names."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(

@@ -13,8 +13,10 @@ LOCAL_CPUS = 8
 def connect(verbose: bool = False) -> None:
     """Connect to the cluster that RAY_ADDRESS names (as it does inside a submitted job), else start a local Ray.
 
-    A local Ray ends with this process.
+    A local Ray ends with this process. Does nothing if this process is connected already.
     """
+    if ray.is_initialized():
+        return
     level = logging.INFO if verbose else logging.ERROR
     options = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
     if os.environ.get("RAY_ADDRESS"):

@@ -10,16 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
-# Formats that Pillow knows only once their modules are imported.
-from PIL import MpoImagePlugin as _mpo  # noqa: F401
-from PIL import TiffImagePlugin as _tiff  # noqa: F401
-from PIL import WebPImagePlugin as _webp  # noqa: F401
-
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 # Size limits are our own and apply before decoding; Pillow's would warn or raise at another size.
 Image.MAX_IMAGE_PIXELS = None
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "MPO", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM")
 
 
 @dataclass
@@ -74,7 +69,8 @@ def encode_mask(class_ids_HW: NDArray[np.integer], palette: NDArray[np.uint8]) -
     """
     if class_ids_HW.dtype == np.uint8:
         image = Image.fromarray(class_ids_HW)
-        image.putpalette(palette.astype(np.uint8).tobytes())
+        # All 256 entries: with fewer, Pillow would pack several pixels into a byte and cut off the ignore index.
+        image.putpalette(np.pad(palette, ((0, 256 - len(palette)), (0, 0))).astype(np.uint8).tobytes())
     else:
         image = Image.fromarray(class_ids_HW.astype(np.uint16))
     # Masks are large areas of one value: level 1 is within a few percent of the best size at a fraction of the time.

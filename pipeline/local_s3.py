@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import UserError
 from pipeline.processes import LOOPBACK, ServerProcess, free_ports
 
 
@@ -36,10 +37,11 @@ def local_s3(folder: Path | None = None) -> Iterator[LocalS3]:
         folder: for the server's log and temporary files. By default a temporary folder, removed at the end.
 
     Raises:
-        RuntimeError: moto is not installed, or its server did not start; with the server's last output.
+        UserError: moto is not installed.
+        RuntimeError: its server did not start. The message has the server's last output.
     """
     if importlib.util.find_spec("moto") is None:
-        raise RuntimeError('the local S3 server needs moto: pip install "moto[s3,server]"')
+        raise UserError('The local S3 server needs moto, which is not installed: pip install "moto[server]"')
     with contextlib.ExitStack() as at_exit:
         if folder is None:
             folder = Path(at_exit.enter_context(tempfile.TemporaryDirectory(prefix="local-s3-")))
@@ -61,10 +63,11 @@ def local_s3(folder: Path | None = None) -> Iterator[LocalS3]:
 
 
 def s3_environment(endpoint: str, key: str, secret: str) -> dict[str, str]:
-    """Environment variables that lead s3fs, boto3, pyarrow and the AWS tools to the S3 server at `endpoint`.
+    """Environment variables that lead s3fs, boto3 and the AWS tools to the S3 server at `endpoint`.
 
-    The address must be an IP address: that is what makes these clients put the bucket into the path of a URL
-    instead of its host name.
+    The host must be an IP address: that is what makes these clients put the bucket into the path of a URL
+    instead of its host name. pyarrow's own S3FileSystem takes the keys from here but needs the address as
+    `endpoint_override`.
     """
     no_proxy = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), LOOPBACK]))
     return {
@@ -73,7 +76,7 @@ def s3_environment(endpoint: str, key: str, secret: str) -> dict[str, str]:
         "AWS_ENDPOINT_URL_S3": endpoint,
         "AWS_ACCESS_KEY_ID": key,
         "AWS_SECRET_ACCESS_KEY": secret,
-        # Empty: a token of the user's own session does not belong to these keys, and is nobody else's business.
+        # Empty: a token of the user's own AWS session does not belong to these keys.
         "AWS_SESSION_TOKEN": "",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",

@@ -79,7 +79,9 @@ def reconcile(output: str) -> Reconciled:
         result.mended.append(f"removed masks/{name}: its class_stats file is missing; its images are done again")
 
     parts = _read_parts(output, sorted(masks & class_stats))
-    if parts and pc.count_distinct(pa.concat_tables(parts.values())["image_id"]).as_py() < sum(map(len, parts.values())):
+    if parts and pc.count_distinct(pa.concat_tables(parts.values())["image_id"]).as_py() < sum(
+        map(len, parts.values())
+    ):
         parts = _without_repeated(output, parts, result)
     if parts:
         done = pa.concat_tables(parts.values())

@@ -1,9 +1,9 @@
 """Servers in processes of their own that never outlive whoever started them.
 
-Each server runs under a small guard: this file, run as a script. The guard holds one end of a pipe and ends the
-server when the other end closes. The operating system closes it when the owner ends, SIGKILL included, whichever
-thread started the server, so nothing here depends on an exit handler or on Linux's parent-death signal (which
-would also fire when only the starting thread ends).
+Each server runs under a small guard: this file, run as a script. The guard holds one end of a pipe and ends
+the server when the other end closes. The operating system closes it when the owner ends, SIGKILL included.
+Nothing here depends on an exit handler, or on Linux's parent-death signal, which would also fire when only
+the thread that started the server ends.
 
 Only the standard library is imported here: the guard starts without site-packages.
 """
@@ -25,8 +25,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 LOOPBACK = "127.0.0.1"
-# Below the ports that Linux and macOS give to outgoing connections, so that a stopped server finds its port free
-# when it starts again, and above the ones that Ray gives to its workers.
+# Below the ports that Linux and macOS give to outgoing connections, so that a stopped server finds its port
+# free when it starts again, and above the ones that Ray gives to its workers.
 PORTS = range(20_000, 32_768)
 SECONDS_TO_END_IN_PEACE = 5.0
 
@@ -57,7 +57,12 @@ class ServerProcess:
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], url: str, log: Path, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        url: str,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.command = list(command)
@@ -87,7 +92,8 @@ class ServerProcess:
         """Return when a GET of `url` is answered.
 
         Raises:
-            RuntimeError: the process ended, or nothing answered within `seconds`. The message has its last output.
+            RuntimeError: the process ended, or nothing answered within `seconds`. The message has its last
+                output.
         """
         deadline = time.monotonic() + seconds
         while True:
@@ -103,7 +109,7 @@ class ServerProcess:
             time.sleep(0.03)
 
     def stop(self) -> None:
-        """End the process (SIGTERM, then SIGKILL) and wait until it is gone. A stopped server may be stopped again."""
+        """End the process (SIGTERM, then SIGKILL) and wait until it is gone. Does nothing if stopped."""
         self._end(b"")
 
     def kill(self) -> None:
@@ -147,7 +153,7 @@ def _guard(command: Sequence[str]) -> int:
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def end_with_owner() -> None:
-        # os.read and not sys.stdin: a thread inside sys.stdin's lock makes the interpreter abort when it exits.
+        # os.read and not sys.stdin: the interpreter aborts at exit if a thread holds sys.stdin's lock.
         if not os.read(0, 1):
             _signal_group(server, signal.SIGTERM)
             time.sleep(SECONDS_TO_END_IN_PEACE)

@@ -12,7 +12,7 @@ Two landmarks say which of a pair it is, for their own region only, from the far
     at the top       a tower's head: a lantern (harbour: water, boat) or a spire (street: road, car)
     at the bottom    a green verge: blossoms (village: house) or a mown pattern (city: skyscraper)
 
-Between a landmark and what it decides lie two fifths of the picture's height or more, and neighbouring regions
+Two fifths of the picture's height or more lie between a landmark and what it decides, and adjacent regions
 mostly disagree. So a network that sees windows stays near chance on the pairs, one that averages the whole
 picture knows what there is but not where, and one that pools by region can tell. Sky, grass, tree, person and
 tower are plain from nearby. A crop without the landmarks cannot be answered: train on whole scenes.

@@ -9,21 +9,25 @@ import posixpath
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import botocore.exceptions
 import fsspec
 import pyarrow.fs
+from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.local import LocalFileSystem
+from s3fs import S3FileSystem
 
 from pipeline.errors import UserError
 
 # s3fs waits for minutes on an endpoint that hangs unless it is told otherwise; seconds.
 CONNECT_TIMEOUT = 5
-READ_TIMEOUT = 30
-ATTEMPTS = 4
+READ_TIMEOUT = 15
+WRITE_TIMEOUT = 60
+SLOWEST_UPLOAD = 1_000_000  # bytes a second
+RETRIES = 3  # after the first try, with growing pauses
 FETCHES = 16  # at once, from one process
 
 
@@ -37,7 +41,7 @@ def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         config: dict[str, Any] = {
             "connect_timeout": CONNECT_TIMEOUT,
             "read_timeout": READ_TIMEOUT,
-            "retries": {"max_attempts": ATTEMPTS, "mode": "standard"},
+            "retries": {"max_attempts": RETRIES, "mode": "standard"},
         }
         if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"):
             # Servers other than Amazon's seldom have a host name for each bucket.
@@ -47,6 +51,8 @@ def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         filesystem, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise UserError(f"{uri}: cannot be opened: {error}") from None
+    if isinstance(filesystem, S3FileSystem):
+        filesystem.retries = 1  # botocore's are enough; s3fs would multiply them
     return filesystem, path.rstrip("/") or "/"
 
 
@@ -98,7 +104,7 @@ def write_bytes(uri: str, content: bytes) -> None:
     filesystem, path = open_filesystem(uri)
     with explained(uri):
         if not isinstance(filesystem, LocalFileSystem):
-            filesystem.pipe_file(path, content)  # an object store shows an object when it is complete
+            _put(filesystem, path, content)
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
         # Hidden, so that no reader takes it for a part; reconcile removes what a kill leaves.
@@ -113,6 +119,16 @@ def write_bytes(uri: str, content: bytes) -> None:
         except BaseException:
             os.unlink(temporary)
             raise
+
+
+def _put(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
+    """Write one object; an object store shows it when it is complete."""
+    if isinstance(filesystem, AsyncFileSystem):
+        # With a bound of our own: the read timeout does not hold while the server owes its "100 Continue".
+        timeout = WRITE_TIMEOUT + len(content) / SLOWEST_UPLOAD
+        sync(filesystem.loop, filesystem._pipe_file, path, content, timeout=timeout)
+    else:
+        filesystem.pipe_file(path, content)
 
 
 def exists(uri: str) -> bool:
@@ -143,11 +159,10 @@ def find(uri: str) -> dict[str, dict[str, Any]]:
 
 
 def remove(uri: str) -> None:
-    """Delete a file or a whole folder; one that is gone already is fine. Raises UserError."""
+    """Delete one file; one that is gone already is fine. Raises UserError."""
     filesystem, path = open_filesystem(uri)
-    with explained(uri):
-        if filesystem.exists(path):
-            filesystem.rm(path, recursive=True)
+    with explained(uri), suppress(FileNotFoundError):
+        filesystem.rm_file(path)  # `rm` takes names with * ? [ for patterns
 
 
 def copy_files(source: str, target: str, names: Iterable[str]) -> None:

@@ -1,7 +1,7 @@
 """A real OpenStack Swift with its S3 interface on the loopback interface, for tests.
 
-Unlike moto it checks credentials, keeps its data on disk, and stores an object completely or not at all. Linux only.
-One replica on one pretended disk; one process each for accounts, containers, objects and the proxy that speaks S3.
+Unlike moto it checks credentials and keeps its data on disk. Linux only. One replica on one pretended disk;
+one process each for accounts, containers, objects and the proxy that speaks S3.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ PROXY_CONF = (
     DEFAULT_SECTION
     + """\
 [pipeline:main]
-pipeline = catch_errors gatekeeper healthcheck listing_formats bulk s3api tempauth copy slo dlo versioned_writes \
-proxy-server
+pipeline = catch_errors gatekeeper healthcheck listing_formats bulk s3api tempauth copy slo dlo \
+versioned_writes proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
@@ -105,8 +105,8 @@ use = egg:swift#versioned_writes
 """
 )
 
-# One process instead of the nine runs of swift-ring-builder that do the same. Not in this process: pytest may have
-# this file's folder on its path, where `import swift` finds this file.
+# One process instead of the nine runs of swift-ring-builder that do the same. Not in this process: pytest may
+# have this file's folder on its path, where `import swift` finds this file.
 BUILD_RINGS = """\
 import sys
 from swift.common.ring import RingBuilder
@@ -167,7 +167,11 @@ class SwiftServer:
     def _process(self, kind: str) -> ServerProcess:
         return ServerProcess(
             name=f"swift-{kind}-server",
-            command=[str(Path(sys.executable).parent / f"swift-{kind}-server"), str(self._conf_path(kind)), "-v"],
+            command=[
+                str(Path(sys.executable).parent / f"swift-{kind}-server"),
+                str(self._conf_path(kind)),
+                "-v",
+            ],
             url=f"http://{LOOPBACK}:{self.ports[kind]}/healthcheck",
             log=self.folder / f"{kind}.log",
         )
@@ -209,7 +213,7 @@ class SwiftServer:
 
 @contextlib.contextmanager
 def swift_server(folder: Path) -> Iterator[SwiftServer]:
-    """Run Swift with its configuration, data and logs in `folder`; end it with the block or with this process.
+    """Run Swift with configuration, data and logs in `folder`; end it with the block or with this process.
 
     Raises:
         RuntimeError: the folder's file system has no extended attributes, the current user has no name, or a
@@ -240,8 +244,8 @@ def _require_extended_attributes(folder: Path) -> None:
         os.setxattr(probe, "user.swift.metadata", b"x" * 1024)
     except OSError as error:
         raise RuntimeError(
-            f"Swift needs a file system with extended attributes, and {folder} is not on one ({error.strerror}). "
-            "Choose another, for example with pytest --basetemp"
+            f"Swift needs a file system with extended attributes, and {folder} is not on one "
+            f"({error.strerror}). Choose another, for example with pytest --basetemp"
         ) from error
     finally:
         probe.unlink()

@@ -36,11 +36,14 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def compare(head: PyramidHead, features: Tensor) -> tuple[float, dict[str, float]]:
-    """Return the relative error of the output, and of each gradient, the features' included."""
-    oracle = copy.deepcopy(head)
+    """Return the relative error of the output, and of each gradient, the features' included.
+
+    The oracle computes in float64: in float32 its own gradients are off by as much as the head's.
+    """
+    oracle = copy.deepcopy(head).double()
     results = []
     for module, function in ((head, head), (oracle, lambda x: concatenated(oracle, x))):
-        inputs = features.clone().requires_grad_()
+        inputs = features.to(next(module.parameters()).dtype, copy=True).requires_grad_()
         logits = function(inputs)
         (logits * torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)).sum().backward()
         gradients = {name: p.grad for name, p in module.named_parameters()} | {"features": inputs.grad}
