@@ -77,7 +77,7 @@ class Predictor:
         if precision not in ("float32", "bfloat16", "auto"):
             raise ValueError(f"Predictor: unknown precision {precision!r}; use float32, bfloat16 or auto.")
         if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
-            raise ValueError(f"Predictor: mean {mean} and std {std} must be three numbers each, std above zero.")
+            raise ValueError(f"Predictor: mean {mean}, std {std} must be three numbers each, std above zero.")
         self.device = torch.device(device)
         native = precision == "auto" and has_native_bfloat16(self.device)
         self.dtype = torch.bfloat16 if native or precision == "bfloat16" else torch.float32

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from models.predictor import has_native_bfloat16
 from models.pspnet import PSPNet
@@ -62,6 +63,9 @@ class TrainingStep:
         self.ignore_index = ignore_index
         self.auxiliary_weight = auxiliary_weight
         self.autocast = precision == "bfloat16" or (precision == "auto" and has_native_bfloat16(device))
+        network = model.module if isinstance(model, DistributedDataParallel) else model
+        assert isinstance(network, PSPNet)
+        self._align_corners = network.architecture.align_corners
         self._mean_3 = torch.tensor(mean, device=device)
         self._std_3 = torch.tensor(std, device=device)
 
@@ -98,11 +102,10 @@ class TrainingStep:
         return main.detach()
 
     def _sum_of_losses(self, logits_NKhw: Tensor, labels_NHW: Tensor) -> Tensor:
-        module = self.model.module if hasattr(self.model, "module") else self.model
         logits_NKHW = F.interpolate(
             logits_NKhw.float(),
             size=labels_NHW.shape[1:],
             mode="bilinear",
-            align_corners=module.architecture.align_corners,  # type: ignore[union-attr]
+            align_corners=self._align_corners,
         )
         return F.cross_entropy(logits_NKHW, labels_NHW.long(), ignore_index=self.ignore_index, reduction="sum")

@@ -1,7 +1,7 @@
 """Configuration of every job: one pydantic model each, filled from YAML, environment and command line."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -140,10 +140,10 @@ class TrainConfig(JobSettings):
 
     output: str = Field(description="Folder or URI of this run: checkpoints, best/ and last/.")
     data: DataConfig
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    augment: AugmentConfig = Field(default_factory=AugmentConfig)
-    optimization: OptimizationConfig = Field(default_factory=OptimizationConfig)
-    workers: WorkersConfig = Field(default_factory=WorkersConfig)
+    model: ModelConfig = ModelConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optimization: OptimizationConfig = OptimizationConfig()
+    workers: WorkersConfig = WorkersConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
@@ -217,7 +217,8 @@ def load_settings(settings: type[Settings], argv: list[str], prog: str) -> Setti
     try:
         merged = FromEverywhere(**in_file)
         # A plain instance of the public class: it can be pickled to workers.
-        return settings.model_construct(**{name: getattr(merged, name) for name in settings.model_fields})
+        values = {name: getattr(merged, name) for name in settings.model_fields}
+        return cast(Settings, settings.model_construct(**values))
     except ValidationError as error:
         raise UserError(_explain(error, settings, path)) from None
 

@@ -10,9 +10,8 @@ from typing import Any
 import ray
 
 
-@ray.remote(num_cpus=0)
 class Board:
-    """Collects counts and lines from workers, for the driver to read."""
+    """Actor that collects counts and lines from workers, for the driver to read. Made by `start_board`."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -28,6 +27,11 @@ class Board:
         """Counts so far, and the lines since the last reading."""
         lines, self._lines = self._lines, []
         return dict(self._counts), lines
+
+
+def start_board() -> Any:
+    """Handle of a new Board; workers call `board.add.remote(...)` and `board.say.remote(...)`."""
+    return ray.remote(Board).options(num_cpus=0).remote()
 
 
 @contextmanager

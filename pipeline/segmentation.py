@@ -31,7 +31,7 @@ from pipeline.config import SegmentConfig
 from pipeline.errors import UserError, user_error
 from pipeline.images import ImageError, decode_image, encode_mask, shrink
 from pipeline.manifest import list_images, refuse_output_inside_input
-from pipeline.progress import Board, SegmentationLine, say, watched
+from pipeline.progress import SegmentationLine, say, start_board, watched
 from pipeline.sink import PartSink
 from pipeline.tables import CLASSES, DECODED, PREDICTED, SCHEMA_VERSION, table
 
@@ -87,7 +87,7 @@ def segment(config: SegmentConfig) -> Summary:
 def _run(config: SegmentConfig, model: "_Checkpoint", todo: pa.Table, summary: Summary) -> None:
     cluster.connect(config.verbose)
     stages = plan_stages(config, cluster.resources())
-    board = Board.remote()
+    board = start_board()
     sink = PartSink(summary.output, model.class_names, model.model_id, summary.run_id, config.rows_per_part)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.verbose_progress = config.verbose
@@ -96,7 +96,7 @@ def _run(config: SegmentConfig, model: "_Checkpoint", todo: pa.Table, summary: S
     pipeline = (
         ray.data.from_arrow(blocks)
         .map_batches(
-            decode,
+            decode,  # type: ignore[arg-type]  # Ray's types know no extra arguments
             fn_kwargs={"max_pixels": config.max_pixels, "long_side": model.long_side},
             batch_size=None,
             batch_format="pyarrow",
@@ -344,7 +344,7 @@ class _Checkpoint:
     def palette(self) -> NDArray[np.uint8]:
         return np.array(self.metadata.colors, np.uint8)
 
-    def predictor(self, device: str, precision: str) -> Any:
+    def predictor(self, device: str, precision: Any) -> Any:
         from models import Predictor
 
         return Predictor(self.network, self.metadata.mean, self.metadata.std, device=device, precision=precision)
@@ -355,13 +355,19 @@ def _claim_output(output: str, model: _Checkpoint) -> None:
     uri = storage.join(output, "classes.parquet")
     ours = {"sceneparse.model_id": model.model_id, "sceneparse.schema_version": SCHEMA_VERSION}
     if storage.exists(uri):
-        found = {key.decode(): value.decode() for key, value in (parts.read_table(uri).schema.metadata or {}).items()}
+        existing = parts.read_table(uri)
+        found = {key.decode(): value.decode() for key, value in (existing.schema.metadata or {}).items()}
         for key, meaning in (("sceneparse.schema_version", "table schema"), ("sceneparse.model_id", "model")):
             if found.get(key) != ours[key]:
                 raise UserError(
                     f"output {output} belongs to another {meaning} ({found.get(key)}, this one is {ours[key]}); "
                     "an output holds one model with one preprocessing: choose another --output, or use that checkpoint"
                 )
+        if existing["class_name"].to_pylist() != model.class_names:
+            raise UserError(
+                f"output {output} names its classes {existing['class_name'].to_pylist()}, the checkpoint "
+                f"{model.class_names}; choose another --output, or use a checkpoint of those classes"
+            )
         return
     if storage.find(storage.join(output, "masks")):
         raise UserError(f"output {output} has masks but no classes.parquet, so its model is unknown; choose another")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -28,12 +28,15 @@ from pipeline.errors import UserError, user_error
 from pipeline.images import shrink
 from pipeline.ingest import Batch, share, training_batches, validation_pairs
 from pipeline.metrics import Metrics, confusion_matrix
-from pipeline.progress import Board, duration, say, watched
+from pipeline.progress import duration, say, start_board, watched
 
 # Of ImageNet, in 0 to 255; what every published backbone expects.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 TRAINING_STATE = "training_state.pt"  # beside the model, for resuming only
+
+# What a resumed run may have otherwise than the interrupted one, beside the workers.
+MAY_CHANGE = ("data.root", "optimization.log_every")
 
 
 @dataclass
@@ -52,6 +55,7 @@ def train(config: TrainConfig) -> TrainSummary:
     Raises: UserError for what the user can mend; before any worker starts where that can be known.
     """
     output = storage.absolute(config.output)
+    _refuse_another_configuration(output, config)
     train_pairs, val_pairs = (
         list_pairs(config.data, split) for split in (config.data.train_split, config.data.val_split)
     )
@@ -62,8 +66,8 @@ def train(config: TrainConfig) -> TrainSummary:
         )
     for pairs in (train_pairs, val_pairs):
         load_pair(pairs[0], config.data)
-    resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    storage.write_bytes(storage.join(output, "config.yaml"), resolved.encode())
+    resolved = config.model_dump(mode="json")
+    storage.write_bytes(storage.join(output, "config.yaml"), yaml.safe_dump(resolved, sort_keys=False).encode())
 
     cluster.connect(config.verbose)
     _check_capacity(config.workers, cluster.resources())
@@ -71,10 +75,10 @@ def train(config: TrainConfig) -> TrainSummary:
         f"Training {config.model.backbone} PSPNet on {len(train_pairs):,} images, validating on {len(val_pairs):,}, "
         f"{config.workers.count} {'GPU' if config.workers.gpu else 'CPU'} worker(s); output {output}"
     )
-    board = Board.remote()
+    board = start_board()
     filesystem, path = storage.arrow_filesystem(output)
     trainer = ray.train.torch.TorchTrainer(
-        train_worker,
+        train_worker,  # type: ignore[arg-type]  # Ray's types know no return value
         train_loop_config={"config": config, "train": train_pairs, "val": val_pairs, "board": board},
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.workers.count,
@@ -91,8 +95,8 @@ def train(config: TrainConfig) -> TrainSummary:
         ),
     )
     try:
-        with watched(board, lambda counts, lines: [say(line) for line in lines]):
-            result = trainer.fit()
+        with watched(board, _show):
+            result: Any = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise user_error(error) or error from None
     outcome: dict[str, Any] = result.return_value or {}
@@ -141,18 +145,19 @@ class _Worker:
     def _build(self) -> None:
         recipe = self.config.optimization
         torch.manual_seed(recipe.seed)  # the same weights on every worker
-        self.model = models.PSPNet(architecture(self.config))
+        model: Any = models.PSPNet(architecture(self.config))
         checkpoint = ray.train.get_checkpoint()
         state: dict[str, Any] | None = None
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
                 loaded, _ = models.load(folder)
-                self.model.load_state_dict(loaded.state_dict())
+                model.load_state_dict(loaded.state_dict())
                 state = torch.load(Path(folder, TRAINING_STATE), map_location="cpu", weights_only=True)
             self.first_epoch = state["epoch"] + 1
             self._say(f"Resuming after epoch {self.first_epoch} of {recipe.epochs}")
         torch.manual_seed(recipe.seed + 1 + self.rank)  # dropout differs between workers
-        self.model = synchronize(self.model.to(self.device, memory_format=torch.channels_last))
+        model = model.to(self.device).to(memory_format=torch.channels_last)
+        self.model = cast(models.PSPNet, synchronize(model))
         optimizer = sgd(self.model, recipe.learning_rate, recipe.head_rate_factor, recipe.momentum, recipe.weight_decay)
         if state is not None:
             optimizer.load_state_dict(state["optimizer"])
@@ -325,12 +330,37 @@ def checkpoint_metadata(config: TrainConfig, metrics: Metrics, epoch: int) -> mo
     )
 
 
+def _show(counts: dict[str, int], lines: list[str]) -> None:
+    for line in lines:
+        say(line)
+
+
 def _mendable(error: Exception) -> str:
     """Message of a failure that the user can mend; any other failure goes on its way."""
     found = user_error(error)
     if found is None:
         raise error
     return str(found)
+
+
+def _refuse_another_configuration(output: str, config: TrainConfig) -> None:
+    """Raise UserError if the output has checkpoints of a run that was configured otherwise."""
+    if not any("/checkpoint_" in uri.removeprefix(output) for uri in storage.find(output)):
+        return
+    before = yaml.safe_load(storage.read_bytes(storage.join(output, "config.yaml")))
+    changed = [
+        f"{section}.{key}: {before.get(section, {}).get(key)!r} before, {value!r} now"
+        for section, keys in config.model_dump(mode="json").items()
+        if section in ("data", "model", "augment", "optimization")
+        for key, value in keys.items()
+        if f"{section}.{key}" not in MAY_CHANGE and before.get(section, {}).get(key) != value
+    ]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise UserError(
+            f"output {output} holds a run with another configuration:\n  {listed}\n"
+            "Run with the former values to resume it, or choose another --output"
+        )
 
 
 def _check_capacity(workers: WorkersConfig, have: cluster.Resources) -> None:
@@ -347,7 +377,7 @@ def _check_capacity(workers: WorkersConfig, have: cluster.Resources) -> None:
         )
 
 
-def _publish(output: str, result: ray.train.Result, images_per_second: float | None) -> TrainSummary:
+def _publish(output: str, result: Any, images_per_second: float | None) -> TrainSummary:
     """Copy the best and the latest checkpoint to best/ and last/, without the optimizer's state."""
     scored = result.best_checkpoints or []
     if not scored:

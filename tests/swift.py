@@ -11,6 +11,7 @@ import os
 import pwd
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -249,3 +250,13 @@ def _require_extended_attributes(folder: Path) -> None:
         ) from error
     finally:
         probe.unlink()
+
+
+if __name__ == "__main__":
+    # For work by hand: python -m tests.swift FOLDER runs until it is interrupted.
+    with swift_server(Path(sys.argv[1])) as running:
+        for name, value in running.environment.items():
+            print(f"export {name}={value}")
+        print("# serving; Ctrl-C ends it", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()

@@ -72,12 +72,14 @@ def network_inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def run_network(model: nn.Module, images: Tensor, labels: Tensor, loss_scale: float) -> dict[str, Tensor]:
     """`loss_scale` turns the sum over this process's pixels into its share of the global mean."""
+    images = images.clone().requires_grad_()
     logits, auxiliary = model(images)
     losses = [F.cross_entropy(x, labels, ignore_index=255, reduction="sum") for x in (logits, auxiliary)]
     ((losses[0] + 0.4 * losses[1]) * loss_scale).backward()
     module = model.module if isinstance(model, DistributedDataParallel) else model
     gradients = {f"grad {name}": p.grad for name, p in module.named_parameters() if p.grad is not None}
-    return {"out": logits.detach(), **gradients, **buffers(module)}
+    assert images.grad is not None
+    return {"out": logits.detach(), "dx": images.grad / loss_scale, **gradients, **buffers(module)}
 
 
 def count_collectives() -> dict[str, int]:
@@ -187,11 +189,12 @@ def test_the_network_under_ddp_over_two_processes_is_the_network_in_one(two_proc
     tolerance = 1e-11 if dtype == torch.float64 else 1e-4
     parts = [results["network", dtype, split] for results in two_processes]
     assert_close(torch.cat([p["out"] for p in parts]), whole["out"], tolerance, "logits")
-    for name in whole.keys() - {"out", *gradients}:
+    for name in whole.keys() - {"out", "dx", *gradients}:
         assert_close(parts[0][name], whole[name], tolerance, name)
         assert torch.equal(parts[0][name], parts[1][name]), f"{name} differs between the processes"
-    actual, expected = (torch.cat([r[name].double().view(-1) for name in gradients]) for r in (parts[0], whole))
+    actual, expected = (torch.cat([r[name].view(-1) for name in gradients]) for r in (parts[0], whole))
     if dtype == torch.float64:
+        assert_close(torch.cat([p["dx"] for p in parts]), whole["dx"], tolerance, "input gradient")
         for name in gradients:
             assert_close(parts[0][name], whole[name], tolerance, name)
     # Rounding flips a ReLU here and there, which float32 gradients of one process show as much (4e-3).
@@ -264,7 +267,8 @@ def test_folding_removes_every_batch_norm_and_changes_nothing_else(stem) -> None
 
 @torch.no_grad()
 def test_folding_respects_a_convolutions_bias_and_a_batch_norm_without_weights() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.BatchNorm2d(4)).eval()
+    batch_norms = nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), batch_norms[0], nn.ReLU(), batch_norms[1]).eval()
     nn.init.normal_(batch_norms[0].running_mean)
     x = torch.randn(2, 3, 5, 5)
     expected = model(x)

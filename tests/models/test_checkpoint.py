@@ -60,7 +60,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(model: PSPNet, folder: Path) ->
     loaded.train()(torch.randn(2, 3, 64, 64)).main.sum().backward()
 
 
-def test_config_is_strict_json_with_id2label_and_no_temporary_file_stays(model: PSPNet, tmp_path: Path) -> None:
+def test_config_is_strict_json_and_no_temporary_file_stays(model: PSPNet, tmp_path: Path) -> None:
     save(tmp_path, model, make_metadata(metrics={"iou": [0.5, float("nan")]}))
     config = json.loads((tmp_path / "config.json").read_text(), parse_constant=pytest.fail)
     assert config["id2label"] == {"0": "road", "1": "sky", "2": "boat"}

@@ -58,9 +58,11 @@ def brute_force(model: PSPNet, images: np.ndarray, output_size: tuple[int, int] 
         full = F.interpolate(logits, padded, mode="bilinear", align_corners=align_corners)
         return full[:, :, :height, :width].numpy()
     cells = []
-    for size, extent, num_cells, out in zip((height, width), padded, logits.shape[2:], output_size, strict=True):
-        pixel = source_positions(size, out)
-        cell = pixel * (num_cells - 1) / (extent - 1) if align_corners else (pixel + 0.5) * num_cells / extent - 0.5
+    for axis, num_cells in enumerate(logits.shape[2:]):
+        pixel = source_positions((height, width)[axis], output_size[axis])
+        cell = (pixel + 0.5) * num_cells / padded[axis] - 0.5
+        if align_corners:
+            cell = pixel * (num_cells - 1) / (padded[axis] - 1)
         cells.append(np.clip(cell, 0, num_cells - 1))
     return np.stack([sample(plane, *cells) for plane in logits.double().numpy()])
 
@@ -104,12 +106,12 @@ def assert_matches(prediction: Prediction, logits: np.ndarray) -> None:
 
 def assert_equal(a: Prediction, b: Prediction) -> None:
     for field in fields(Prediction):
-        np.testing.assert_allclose(getattr(a, field.name), getattr(b, field.name), rtol=rtol, err_msg=field.name)
+        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), field.name)
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("size", [(65, 65), (64, 64), (70, 131), (131, 70), (1, 1), (3, 90)])
-def test_at_the_images_size_it_is_interpolate_crop_and_argmax(size: tuple[int, int], align_corners: bool) -> None:
+def test_at_the_images_size_it_is_interpolate_crop_and_argmax(size, align_corners: bool) -> None:
     model, images = MODELS[align_corners], make_images(1, *size)
     prediction = Predictor(model, MEAN, STD).predict(images, with_confidence_map=True)
     assert prediction.class_ids_NHW.dtype == np.uint8
@@ -195,7 +197,8 @@ def test_the_callers_model_is_left_as_it_was() -> None:
 
 def test_bfloat16_mostly_agrees_with_float32() -> None:
     images = make_images(1, 131, 131)
-    full, half = (Predictor(MODELS[True], MEAN, STD, precision=p).predict(images) for p in ("float32", "bfloat16"))
+    full = Predictor(MODELS[True], MEAN, STD).predict(images)
+    half = Predictor(MODELS[True], MEAN, STD, precision="bfloat16").predict(images)
     assert (full.class_ids_NHW == half.class_ids_NHW).mean() > 0.95
     np.testing.assert_allclose(half.mean_confidence_N, full.mean_confidence_N, rtol=0.05)
     assert Predictor(MODELS[True], MEAN, STD, precision="auto").dtype in (torch.float32, torch.bfloat16)

@@ -47,7 +47,8 @@ def test_contracted_dilation_computes_what_torchvisions_dilated_resnet_does() ->
     images = torch.randn(1, 3, 65, 81)
     outputs: dict[str, Tensor] = {}
     for name in ("layer3", "layer4"):
-        getattr(theirs, name).register_forward_hook(lambda _m, _i, out, name=name: outputs.update({name: out}))
+        stage = getattr(theirs, name)
+        stage.register_forward_hook(lambda _m, _i, out, name=name: outputs.update({name: out}))
     theirs(images)
     res4, res5 = ours(images)
     torch.testing.assert_close(res4, outputs["layer3"])

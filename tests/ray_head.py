@@ -1,0 +1,52 @@
+"""A Ray head on loopback for tests, with token authentication on, as a cluster of one's own would have it."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.processes import LOOPBACK, ServerProcess, free_ports
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """A running head: where drivers and `ray job` find it."""
+
+    environment: dict[str, str]  # for a driver that connects directly
+    dashboard: str
+
+
+@contextlib.contextmanager
+def ray_head(folder: Path, environment: Mapping[str, str], num_cpus: int = 8) -> Iterator[RayHead]:
+    """Run a head of `num_cpus` logical CPUs whose workers inherit `environment`. Ends with the block."""
+    gcs, dashboard, client = free_ports(3)
+    authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    process = ServerProcess(
+        name="ray head",
+        command=[
+            str(Path(sys.executable).parent / "ray"),
+            *("start", "--head", "--block", "--disable-usage-stats", f"--node-ip-address={LOOPBACK}"),
+            *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
+            *(f"--num-cpus={num_cpus}", f"--object-store-memory={2**30}"),
+        ],
+        url=f"http://{LOOPBACK}:{dashboard}/",
+        log=folder / "ray.log",
+        environment={
+            **environment,
+            **authentication,
+            # Otherwise Ray replaces the loopback address by the machine's own.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            # The environment's programs, without anything from the process that runs the tests.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
+    )
+    process.start()
+    try:
+        process.wait_until_it_answers(120)
+        yield RayHead({**authentication, "RAY_ADDRESS": f"{LOOPBACK}:{gcs}"}, f"http://{LOOPBACK}:{dashboard}")
+    finally:
+        process.stop()

@@ -1,0 +1,139 @@
+"""What jobs/segment_bucket.py says, before any actor starts, about input that cannot work."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import ray
+import s3fs
+
+import models
+from pipeline import storage
+from pipeline.cluster import Resources
+from pipeline.config import SegmentConfig, load_settings
+from pipeline.errors import UserError
+from pipeline.parts import write_table
+from pipeline.segmentation import Summary, plan_stages, segment
+from pipeline.tables import CLASSES, SCHEMA_VERSION, table
+from tests.scene_data import write_photos
+from tests.test_segment_job import save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_checkpoint(folder)
+    return folder
+
+
+def run(input_uri: object, output: object, checkpoint: object) -> Summary:
+    arguments = ["--input", str(input_uri), "--output", str(output), "--checkpoint", str(checkpoint)]
+    try:
+        return segment(load_settings(SegmentConfig, arguments, "jobs/segment_bucket.py"))
+    finally:
+        assert not ray.is_initialized(), "a cluster was started for a job that cannot work"
+
+
+def test_an_input_without_files(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match="no files there; check the prefix or pattern"):
+        run(tmp_path / "photos", tmp_path / "out", checkpoint)
+    with pytest.raises(UserError, match="no files there"):
+        run(tmp_path / "photos" / "*.jpg", tmp_path / "out", checkpoint)
+
+
+def test_a_bucket_that_does_not_exist(bucket: str, tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(UserError, match="bucket 'no-such-bucket' does not exist"):
+        run("s3://no-such-bucket/photos", tmp_path / "out", checkpoint)
+    write_photos(f"{bucket}/photos", 1)
+    with pytest.raises(UserError, match="bucket 'no-such-bucket' does not exist"):
+        run(f"{bucket}/photos", "s3://no-such-bucket/out", checkpoint)
+
+
+def test_a_wrong_secret_key(bucket: str, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photos(f"{bucket}/photos", 1)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        with pytest.raises(UserError, match=r"access denied .* check the AWS credentials") as raised:
+            run(f"{bucket}/photos", tmp_path / "out", checkpoint)
+        assert "wrong" not in str(raised.value)
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_an_output_inside_the_input(tmp_path: Path, checkpoint: Path) -> None:
+    write_photos(str(tmp_path / "photos"), 1)
+    with pytest.raises(UserError, match=r"output .* lies inside input"):
+        run(tmp_path / "photos", tmp_path / "photos" / "labels", checkpoint)
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path, checkpoint: Path) -> None:
+    write_photos(str(tmp_path / "photos"), 1)
+    with pytest.raises(UserError, match=r"/proc/labels"):  # where not even root may write
+        run(tmp_path / "photos", "/proc/labels", checkpoint)
+
+
+def test_an_output_that_is_a_file(tmp_path: Path, checkpoint: Path) -> None:
+    write_photos(str(tmp_path / "photos"), 1)
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(UserError, match="out"):
+        run(tmp_path / "photos", tmp_path / "out", checkpoint)
+
+
+def test_a_checkpoint_that_is_none(tmp_path: Path, checkpoint: Path) -> None:
+    write_photos(str(tmp_path / "photos"), 1)
+    with pytest.raises(UserError, match=r"checkpoint .*config.json does not exist"):
+        run(tmp_path / "photos", tmp_path / "out", tmp_path / "nowhere")
+    shutil.copytree(checkpoint, tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"checkpoint .*not a readable safetensors file"):
+        run(tmp_path / "photos", tmp_path / "out", tmp_path / "damaged")
+
+
+def test_a_checkpoint_whose_weights_are_of_other_classes(tmp_path: Path, checkpoint: Path) -> None:
+    write_photos(str(tmp_path / "photos"), 1)
+    shutil.copytree(checkpoint, tmp_path / "mixed")
+    config = (tmp_path / "mixed" / "config.json").read_text()
+    (tmp_path / "mixed" / "config.json").write_text(config.replace('"num_classes": 11', '"num_classes": 7'))
+    with pytest.raises(UserError, match=r"11 class names, but the architecture has num_classes 7"):
+        run(tmp_path / "photos", tmp_path / "out", tmp_path / "mixed")
+
+
+def test_a_checkpoint_of_other_class_names_than_the_output(tmp_path: Path, checkpoint: Path) -> None:
+    write_photos(str(tmp_path / "photos"), 1)
+    model, metadata = models.load(checkpoint)
+    rows = [{"class_id": k, "class_name": f"other {k}", "red": 0, "green": 0, "blue": 0} for k in range(11)]
+    names = {"sceneparse.model_id": models.model_id(model, metadata), "sceneparse.schema_version": SCHEMA_VERSION}
+    write_table(str(tmp_path / "out" / "classes.parquet"), table(rows, CLASSES.with_metadata(names)))
+    with pytest.raises(UserError, match=r"names its classes \['other 0'.* the checkpoint \['class 0'"):
+        run(tmp_path / "photos", tmp_path / "out", checkpoint)
+
+
+def test_an_output_whose_model_is_unknown(tmp_path: Path, checkpoint: Path) -> None:
+    write_photos(str(tmp_path / "photos"), 1)
+    storage.write_bytes(str(tmp_path / "out" / "masks" / "part-x.parquet"), b"")
+    with pytest.raises(UserError, match=r"no classes.parquet, so its model is unknown"):
+        run(tmp_path / "photos", tmp_path / "out", checkpoint)
+
+
+def plan(have: Resources, *options: str):
+    arguments = ["--input", "a", "--output", "b", "--checkpoint", "c", *options]
+    return plan_stages(load_settings(SegmentConfig, arguments, "jobs/segment_bucket.py"), have)
+
+
+@pytest.mark.parametrize("cpus", [2, 3, 4, 8, 64])
+def test_predictors_always_leave_cpus_for_the_stages_that_feed_them(cpus: int) -> None:
+    stages = plan(Resources(cpus=cpus, gpus=0, cpu_nodes=1, node_cpus=cpus))
+    assert stages.predictors * stages.predictor_cpus + 1 <= cpus
+    assert stages.decode_tasks >= 1
+    assert stages.write_tasks >= 1
+
+
+def test_a_cluster_that_cannot_hold_the_predictors_is_refused() -> None:
+    with pytest.raises(UserError, match="leave none of the cluster's 1 CPUs for decoding"):
+        plan(Resources(cpus=1, gpus=0, cpu_nodes=1, node_cpus=1))
+    with pytest.raises(UserError, match="the cluster has no GPU"):
+        plan(Resources(cpus=8, gpus=0, cpu_nodes=1, node_cpus=8), "--gpu")
+    with pytest.raises(UserError, match=r"3 asked for, but the cluster has 2 GPU"):
+        plan(Resources(cpus=8, gpus=2, cpu_nodes=1, node_cpus=8), "--gpu", "--predictors", "3")

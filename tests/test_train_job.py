@@ -1,0 +1,130 @@
+"""jobs/train.py on a Ray cluster and a bucket, as a user runs it."""
+
+import os
+import posixpath
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import models
+from pipeline import storage
+from pipeline.images import encode_image
+from tests.conftest import REPOSITORY, RunJob, make_bucket
+from tests.ray_head import RayHead
+from tests.scene_data import SIZE, TRAIN_OPTIONS, write_training_set
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def root(head: RayHead) -> str:
+    bucket = make_bucket()
+    write_training_set(f"{bucket}/scenes")
+    return f"{bucket}/scenes"
+
+
+@pytest.fixture(scope="module")
+def trained(root: str, run_job: RunJob) -> tuple[str, str]:
+    """Output and terminal of a finished run."""
+    output = posixpath.join(posixpath.dirname(root), "run")
+    done = run_job("jobs/train.py", "--data.root", root, "--output", output, *TRAIN_OPTIONS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output, done.stdout
+
+
+def test_prints_progress_and_metrics(trained: tuple[str, str]) -> None:
+    _, printed = trained
+    assert "Epoch 1/2 · step 2/3 · loss " in printed
+    assert "learning rate " in printed
+    assert "images/s" in printed
+    assert "left" in printed
+    assert "Epoch 2/2 · validation mIoU" in printed
+    assert "Best checkpoint" in printed
+
+
+def test_keeps_best_and_last_as_checkpoints_without_training_state(trained: tuple[str, str]) -> None:
+    output, _ = trained
+    for name in ("best", "last"):
+        files = [posixpath.basename(uri) for uri in storage.find(f"{output}/{name}")]
+        assert files == ["config.json", "model.safetensors"]
+        with storage.local_copy(f"{output}/{name}") as folder:
+            _, metadata = models.load(folder)
+        assert metadata.classes[0] == "sky"
+        assert 0 <= metadata.metrics["miou"] <= 1
+    with storage.local_copy(f"{output}/last") as folder:
+        assert models.load(folder)[1].metrics["epoch"] == 2
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(
+    trained: tuple[str, str], root: str, run_job: RunJob
+) -> None:
+    output, _ = trained
+    before = storage.read_bytes(f"{output}/last/model.safetensors")
+    again = run_job("jobs/train.py", "--data.root", root, "--output", output, *TRAIN_OPTIONS)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "loss" not in again.stdout
+    assert storage.read_bytes(f"{output}/last/model.safetensors") == before
+
+
+def test_another_configuration_is_refused_with_the_differing_keys(
+    trained: tuple[str, str], root: str, run_job: RunJob
+) -> None:
+    output, _ = trained
+    classes = TRAIN_OPTIONS[1].replace('"sky"', '"heaven"')
+    other = run_job(
+        *("jobs/train.py", "--data.root", root, "--output", output, *TRAIN_OPTIONS),
+        *("--optimization.learning-rate", "0.5", "--data.classes", classes),
+    )
+    assert other.returncode == 2
+    assert "optimization.learning_rate: 0.01 before, 0.5 now" in other.stderr
+    assert "data.classes: [{'name': 'sky'" in other.stderr
+    assert "data.root" not in other.stderr
+
+
+def test_resumes_with_the_same_command_after_a_kill_and_ends_with_the_same_weights(
+    trained: tuple[str, str], root: str, head: RayHead, run_job: RunJob
+) -> None:
+    output = posixpath.join(posixpath.dirname(root), "killed")
+    command = ["jobs/train.py", "--data.root", root, "--output", output, *TRAIN_OPTIONS]
+    environment = {**os.environ, **head.environment}
+    with subprocess.Popen([sys.executable, *command], cwd=REPOSITORY, env=environment) as driver:
+        deadline = time.monotonic() + 240
+        while not any("checkpoint_" in uri and uri.endswith("config.json") for uri in storage.find(output)):
+            assert driver.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        driver.send_signal(signal.SIGKILL)
+    done = run_job(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    if "loss" in done.stdout:  # otherwise the kill came after the last epoch
+        assert "Resuming after epoch 1 of 2" in done.stdout
+    with storage.local_copy(f"{output}/last") as folder:
+        resumed, metadata = models.load(folder)
+    assert metadata.metrics["epoch"] == 2
+    with storage.local_copy(f"{trained[0]}/last") as folder:
+        uninterrupted, _ = models.load(folder)
+    for name, tensor in uninterrupted.state_dict().items():
+        np.testing.assert_allclose(resumed.state_dict()[name], tensor, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_a_bad_annotation_met_by_one_worker_stops_all_with_its_name(run_job: RunJob) -> None:
+    root = make_bucket()
+    write_training_set(root)
+    storage.write_bytes(f"{root}/annotations/train/0007.png", encode_image(np.zeros((SIZE, SIZE, 3), np.uint8)))
+    done = run_job("jobs/train.py", "--data.root", root, "--output", f"{root}/run", *TRAIN_OPTIONS)
+    assert done.returncode == 2
+    assert f"error: annotation {root}/annotations/train/0007.png: has mode RGB" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_more_workers_than_the_cluster_holds_are_refused(root: str, run_job: RunJob) -> None:
+    done = run_job(
+        *("jobs/train.py", "--data.root", root, "--output", f"{root}-big", *TRAIN_OPTIONS),
+        *("--workers.count", "2", "--workers.cpus", "50"),
+    )
+    assert done.returncode == 2
+    assert "2 with 50 CPU(s) each and one CPU to decode images need 101 CPUs, the cluster has 8" in done.stderr
