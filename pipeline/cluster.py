@@ -2,13 +2,17 @@
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from pipeline.errors import UserError
+
 # A local Ray counts CPUs logically. With fewer than this, the stages of a pipeline wait for one another's CPUs.
 LOCAL_CPUS = 8
+CONNECT_TIMEOUT = 10  # seconds
 
 
 def connect(verbose: bool = False) -> None:
@@ -20,13 +24,29 @@ def connect(verbose: bool = False) -> None:
         return
     level = logging.INFO if verbose else logging.ERROR
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
-    if os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _require_listener(address)
         ray.init(**options)
     else:
         cpus = max(LOCAL_CPUS, os.cpu_count() or 1)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(level)
+
+
+def _require_listener(address: str) -> None:
+    """Raise UserError where nothing listens at HOST:PORT; Ray itself would try again for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise UserError(
+            f"RAY_ADDRESS {address}: no Ray cluster answers there ({error.strerror or error}); start one, correct the "
+            "address, or unset RAY_ADDRESS to use this machine alone"
+        ) from None
 
 
 @dataclass(frozen=True)

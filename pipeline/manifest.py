@@ -1,9 +1,11 @@
 """Which images there are to label."""
 
 import posixpath
+import re
 from typing import Any
 
 import pyarrow as pa
+from fsspec.utils import glob_translate
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -21,15 +23,12 @@ def list_images(uri: str) -> pa.Table:
     Returns: table of tables.LISTED.
     Raises: UserError if storage fails or nothing is there.
     """
-    if any(character in uri for character in GLOB_CHARACTERS):
+    files = storage.find(_folder_of(uri))
+    if _is_glob(uri):
+        # By ourselves, since `glob` takes a missing bucket for an empty one.
         filesystem, pattern = storage.open_filesystem(uri)
-        storage.find_bucket(uri)
-        with storage.explained(uri):
-            found = filesystem.glob(pattern, detail=True)
-        files = {filesystem.unstrip_protocol(name): found[name] for name in sorted(found)}
-        files = {name: info for name, info in files.items() if info["type"] == "file"}
-    else:
-        files = storage.find(uri)
+        matches = re.compile(glob_translate(pattern)).match
+        files = {name: info for name, info in files.items() if matches(filesystem._strip_protocol(name))}
     rows = [_row(name, info) for name, info in files.items() if not name.endswith("/")]
     if not rows:
         raise UserError(f"input {uri}: no files there; check the prefix or pattern")
@@ -38,14 +37,19 @@ def list_images(uri: str) -> pa.Table:
 
 def refuse_output_inside_input(input_uri: str, output_uri: str) -> None:
     """Raise UserError where the next run would take this run's output for images."""
-    base = input_uri
-    for character in GLOB_CHARACTERS:
-        base = base.split(character)[0]
-    if base != input_uri:
-        base = posixpath.dirname(base)
-    prefix = storage.absolute(base).rstrip("/") + "/"
+    prefix = storage.absolute(_folder_of(input_uri)).rstrip("/") + "/"
     if (storage.absolute(output_uri) + "/").startswith(prefix):
         raise UserError(f"output {output_uri} lies inside input {input_uri}; choose a place outside of it")
+
+
+def _is_glob(uri: str) -> bool:
+    return any(character in uri for character in GLOB_CHARACTERS)
+
+
+def _folder_of(uri: str) -> str:
+    """The folder that holds everything a prefix or glob names."""
+    first = min((uri.index(character) for character in GLOB_CHARACTERS if character in uri), default=None)
+    return uri if first is None else posixpath.dirname(uri[:first])
 
 
 def _row(uri: str, info: dict[str, Any]) -> dict[str, Any]:

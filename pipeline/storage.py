@@ -138,20 +138,11 @@ def exists(uri: str) -> bool:
         return filesystem.exists(path)
 
 
-def find_bucket(uri: str) -> None:
-    """Raise UserError if the bucket of a URI is missing or refuses to answer; listings take it for empty."""
-    filesystem, path = open_filesystem(uri)
-    if not isinstance(filesystem, LocalFileSystem):
-        with explained(uri):
-            filesystem.ls(path.split("/")[0])
-
-
 def find(uri: str) -> dict[str, dict[str, Any]]:
     """All files below a folder (or the one file), by URI in name order, with fsspec's details.
 
     Empty if the folder is missing. Raises UserError, also where the bucket itself is missing.
     """
-    find_bucket(uri)
     filesystem, path = open_filesystem(uri)
     with explained(uri):
         found = filesystem.find(path, detail=True)

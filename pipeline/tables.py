@@ -48,7 +48,7 @@ MASKS = pa.schema(
         _field("mean_confidence", pa.float32(), "mean over pixels of the largest class probability"),
         _field("mean_entropy", pa.float32(), "mean over pixels of the entropy of the class probabilities, nats"),
         _field("low_confidence_fraction", pa.float32(), "share of pixels whose largest probability is below 0.5"),
-        _field("class_ids", pa.list_(pa.int32()), "the classes present, ascending"),
+        _field("class_ids", pa.list_(pa.field("element", pa.int32())), "the classes present, ascending"),
         _field("model_id", pa.string(), "hash of weights, architecture and preprocessing", nullable=False),
         _field("run_id", pa.string(), "the run that wrote this row", nullable=False),
         _field("segmented_at", _TIME, "when the row was made", nullable=False),

@@ -12,6 +12,7 @@ import s3fs
 
 from pipeline import storage
 from tests.ray_head import RayHead, ray_head
+from tests.small_output import write_small_output
 from tests.swift import SwiftServer, swift_server
 
 REPOSITORY = Path(__file__).parents[1]
@@ -61,7 +62,15 @@ def run_job(head: RayHead) -> RunJob:
             env={**os.environ, **head.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=240,
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def small_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A local output of three images: two labelled, one that failed."""
+    folder = tmp_path_factory.mktemp("output")
+    write_small_output(folder)
+    return folder

@@ -24,7 +24,12 @@ class RayHead:
 def ray_head(folder: Path, environment: Mapping[str, str], num_cpus: int = 8) -> Iterator[RayHead]:
     """Run a head of `num_cpus` logical CPUs whose workers inherit `environment`. Ends with the block."""
     gcs, dashboard, client = free_ports(3)
-    authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    access = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+        # Otherwise Ray replaces the loopback address by the machine's own, in drivers too.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
     process = ServerProcess(
         name="ray head",
         command=[
@@ -37,9 +42,7 @@ def ray_head(folder: Path, environment: Mapping[str, str], num_cpus: int = 8) ->
         log=folder / "ray.log",
         environment={
             **environment,
-            **authentication,
-            # Otherwise Ray replaces the loopback address by the machine's own.
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            **access,
             # The environment's programs, without anything from the process that runs the tests.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         },
@@ -47,6 +50,6 @@ def ray_head(folder: Path, environment: Mapping[str, str], num_cpus: int = 8) ->
     process.start()
     try:
         process.wait_until_it_answers(120)
-        yield RayHead({**authentication, "RAY_ADDRESS": f"{LOOPBACK}:{gcs}"}, f"http://{LOOPBACK}:{dashboard}")
+        yield RayHead({**access, "RAY_ADDRESS": f"{LOOPBACK}:{gcs}"}, f"http://{LOOPBACK}:{dashboard}")
     finally:
         process.stop()

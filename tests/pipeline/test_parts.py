@@ -1,0 +1,363 @@
+"""Parts: whole or not there, each image once, whatever was interrupted and wherever."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline import parts, storage
+from pipeline.errors import UserError
+from pipeline.tables import CLASS_STATS, CLASSES, MASKS, image_id
+from tests.output_checks import check_invariants
+from tests.pipeline.samples import failed, write_part
+
+Break = Callable[[str], set[str]]
+
+
+class Killed(Exception):
+    """Stands for a SIGKILL: nothing in the code under test may catch it."""
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/output"
+
+
+def kill_after(operations: int, patch: pytest.MonkeyPatch) -> None:
+    """Let this many further writes and removals happen in truth, and end the caller right after the last."""
+    left = operations
+
+    def counted(operation: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: Any) -> None:
+            nonlocal left
+            operation(*arguments)
+            left -= 1
+            if left == 0:
+                raise Killed
+
+        return run
+
+    patch.setattr(storage, "write_bytes", counted(storage.write_bytes))
+    patch.setattr(storage, "remove", counted(storage.remove))
+
+
+def files(output: str) -> set[str]:
+    """Every file of an output, relative to it."""
+    base = storage.absolute(output) + "/"
+    return {uri.removeprefix(base) for uri in storage.find(output)}
+
+
+def both(name: str) -> set[str]:
+    return {f"masks/{name}", f"class_stats/{name}"}
+
+
+def reconciled(output: str) -> parts.Reconciled:
+    """Reconcile, and check that what is reported is what lies there."""
+    result = parts.reconcile(output)
+    uris = [
+        uri
+        for part in storage.find(storage.join(output, "masks"))
+        for uri in parts.read_table(part, ["image_uri"])["image_uri"].to_pylist()
+    ]
+    rows = check_invariants(output, uris)
+    assert len(rows) == len(uris), "an image stands twice"
+    assert sorted(result.image_ids.to_pylist()) == sorted(image_id(uri) for uri in uris)
+    assert result.num_ok == sum(row["status"] == "ok" for row in rows.values())
+    return result
+
+
+# Writing
+
+
+def test_a_part_is_named_by_its_run_and_its_images_in_any_order() -> None:
+    ids = [image_id(uri) for uri in "abc"]
+    name = parts.part_name("run1", pa.array(ids))
+    assert name.startswith("part-run1-")
+    assert name.endswith(".parquet")
+    assert parts.part_name("run1", pa.chunked_array([[ids[2]], [ids[1], ids[0]]])) == name
+    assert parts.part_name("run2", pa.array(ids)) != name
+    assert parts.part_name("run1", pa.array(ids[:2])) != name
+
+
+def test_a_task_that_is_tried_again_writes_over_its_part(output: str) -> None:
+    first = write_part(output, ["a", "b"], failures=["c"])
+    second = write_part(output, ["a", "b"], failures=["c"])
+    assert first == second
+    assert files(output) == both(first)
+    check_invariants(output, ["a", "b", "c"])
+
+
+def test_what_is_written_is_read_with_its_schema(output: str) -> None:
+    name = write_part(output, ["a"], failures=["b"])
+    masks, class_stats = (parts.read_table(f"{output}/{table}/{name}") for table in ("masks", "class_stats"))
+    assert masks.schema.equals(MASKS)
+    assert masks.schema.metadata == MASKS.metadata
+    assert class_stats.schema.equals(CLASS_STATS, check_metadata=True)
+    assert parts.read_table(f"{output}/masks/{name}", ["status"]).to_pylist() == [{"status": "ok"}, {"status": "error"}]
+
+
+def test_a_part_of_failures_alone_has_an_empty_statistics_file(output: str) -> None:
+    name = write_part(output, [], failures=["a"])
+    class_stats = parts.read_table(f"{output}/class_stats/{name}")
+    assert class_stats.num_rows == 0
+    assert class_stats.schema.equals(CLASS_STATS, check_metadata=True)
+
+
+def test_masks_that_cannot_be_written_leave_statistics_without_a_commit(tmp_path: Path, output: str) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "masks").write_bytes(b"a file where a folder belongs")
+    with pytest.raises(UserError, match="masks/part-run1-"):
+        write_part(output, ["a"])
+    assert len(files(output) - {"masks"}) == 1
+    assert next(iter(files(output) - {"masks"})).startswith("class_stats/part-run1-")
+
+
+def test_statistics_that_cannot_be_written_keep_the_masks_from_being_written(tmp_path: Path, output: str) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "class_stats").write_bytes(b"a file where a folder belongs")
+    with pytest.raises(UserError, match="class_stats/part-run1-"):
+        write_part(output, ["a"])
+    assert files(output) == {"class_stats"}
+
+
+def test_a_part_is_removed_with_its_commit_first(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = write_part(output, ["a"])
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(1, patch)
+        parts.remove_part(output, name)
+    assert files(output) == {f"class_stats/{name}"}
+    parts.remove_part(output, name)
+    assert files(output) == set()
+
+
+def test_reading_a_missing_table_names_it(output: str) -> None:
+    with pytest.raises(UserError, match=r"output/classes\.parquet: not found"):
+        parts.read_table(f"{output}/classes.parquet")
+
+
+def test_reading_a_file_that_is_no_table_names_it(output: str) -> None:
+    storage.write_bytes(f"{output}/classes.parquet", b"not Parquet")
+    with pytest.raises(UserError, match=r"output/classes\.parquet"):
+        parts.read_table(f"{output}/classes.parquet")
+
+
+def test_a_table_is_replaced_by_writing_it_again(output: str) -> None:
+    uri = f"{output}/classes.parquet"
+    for schema in (CLASS_STATS, CLASSES):
+        parts.write_table(uri, schema.empty_table())
+    assert parts.read_table(uri).schema.equals(CLASSES, check_metadata=True)
+
+
+# Putting in order: each state that a kill can leave, as (what breaks the output) -> the images that must be there
+
+
+def nothing_wrong(output: str) -> set[str]:
+    write_part(output, ["a", "b"], failures=["c"])
+    write_part(output, ["d"], run_id="run2")
+    return {"a", "b", "c", "d"}
+
+
+def statistics_without_masks(output: str) -> set[str]:
+    write_part(output, ["a"])
+    storage.remove(f"{output}/masks/{write_part(output, ['b'])}")
+    return {"a"}
+
+
+def masks_without_statistics(output: str) -> set[str]:
+    write_part(output, ["a"])
+    storage.remove(f"{output}/class_stats/{write_part(output, ['b'])}")
+    return {"a"}
+
+
+def half_written_files(output: str) -> set[str]:
+    write_part(output, ["a"])
+    storage.write_bytes(f"{output}/masks/.partial-abc", b"PAR1 half")
+    storage.write_bytes(f"{output}/class_stats/.partial-def", b"")
+    return {"a"}
+
+
+def the_same_images_in_two_runs(output: str) -> set[str]:
+    write_part(output, ["a", "b"], failures=["c"])
+    write_part(output, ["a", "b"], failures=["c"], run_id="run2")
+    return {"a", "b", "c"}
+
+
+def one_part_inside_another(output: str) -> set[str]:
+    write_part(output, ["a", "b", "c"])
+    write_part(output, ["b"], run_id="run2")
+    return {"a", "b", "c"}
+
+
+def some_images_in_two_parts(output: str) -> set[str]:
+    write_part(output, ["a", "b"], failures=["c"])
+    write_part(output, ["b", "d", "e"], failures=["c", "f"], run_id="run2")
+    return {"a", "b", "c", "d", "e", "f"}
+
+
+def a_chain_of_overlapping_parts(output: str) -> set[str]:
+    for number, uris in enumerate((["a", "b"], ["b", "c"], ["c", "d"], ["d", "a"])):
+        write_part(output, uris, run_id=f"run{number}")
+    return {"a", "b", "c", "d"}
+
+
+def everything_at_once(output: str) -> set[str]:
+    statistics_without_masks(output)
+    masks_without_statistics(output)
+    half_written_files(output)
+    some_images_in_two_parts(output)
+    return {"a", "b", "c", "d", "e", "f"}
+
+
+BROKEN = [
+    statistics_without_masks,
+    masks_without_statistics,
+    half_written_files,
+    the_same_images_in_two_runs,
+    one_part_inside_another,
+    some_images_in_two_parts,
+    a_chain_of_overlapping_parts,
+    everything_at_once,
+]
+
+
+def test_an_output_that_does_not_exist_yet_holds_nothing(output: str) -> None:
+    result = parts.reconcile(output)
+    assert (len(result.image_ids), result.num_ok, result.mended) == (0, 0, [])
+    assert result.image_ids.type == pa.binary(16)
+
+
+def test_an_output_in_order_is_left_as_it_is(output: str) -> None:
+    uris = nothing_wrong(output)
+    before = {uri: storage.read_bytes(uri) for uri in storage.find(output)}
+    result = reconciled(output)
+    assert (set(result.image_ids.to_pylist()), result.num_ok) == ({image_id(uri) for uri in uris}, 3)
+    assert result.mended == []
+    assert {uri: storage.read_bytes(uri) for uri in storage.find(output)} == before
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_each_broken_state_is_put_in_order_once(broken: Break, output: str) -> None:
+    uris = broken(output)
+    result = reconciled(output)
+    assert set(result.image_ids.to_pylist()) == {image_id(uri) for uri in uris}
+    assert result.mended
+    assert reconciled(output).mended == []
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_mending_that_is_killed_after_any_step_can_be_run_again(
+    broken: Break, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = broken(f"{tmp_path}/broken")
+    kills = 0
+    while True:
+        output = f"{tmp_path}/copy{kills}"
+        shutil.copytree(tmp_path / "broken", output)
+        try:
+            with monkeypatch.context() as patch:
+                kill_after(kills + 1, patch)
+                parts.reconcile(output)
+            break
+        except Killed:
+            kills += 1
+        result = reconciled(output)
+        assert set(result.image_ids.to_pylist()) == {image_id(uri) for uri in uris}, f"killed after step {kills}"
+        assert reconciled(output).mended == []
+    assert kills > 0
+
+
+@pytest.mark.parametrize("image", ["c", "d", "e", "f", "g", "h"])
+def test_rows_that_an_earlier_mending_has_moved_stay_in_their_new_part(image: str, output: str) -> None:
+    """The state after a kill between the smaller part's commit and the larger part's removal.
+
+    Names are hashes: over several images the smaller part comes before the larger one and after it.
+    """
+    write_part(output, ["a", "b"])
+    write_part(output, ["b", image], run_id="run2")
+    write_part(output, [image], run_id="run2")
+    result = reconciled(output)
+    assert set(result.image_ids.to_pylist()) == {image_id(uri) for uri in ("a", "b", image)}
+
+
+def test_a_row_that_stands_twice_in_one_part_is_kept_once(output: str) -> None:
+    write_part(output, ["a", "a", "b"])
+    assert set(reconciled(output).image_ids.to_pylist()) == {image_id("a"), image_id("b")}
+
+
+def test_what_was_mended_is_told_with_the_file_and_the_reason(output: str) -> None:
+    unfinished, incomplete = write_part(output, ["a"]), write_part(output, ["b"])
+    storage.remove(f"{output}/masks/{unfinished}")
+    storage.remove(f"{output}/class_stats/{incomplete}")
+    storage.write_bytes(f"{output}/masks/.partial-abc", b"")
+    write_part(output, ["c", "d"])
+    twice = write_part(output, ["c", "d", "e"], run_id="run2")
+    lines = "\n".join(parts.reconcile(output).mended)
+    assert "removed masks/.partial-abc: half written" in lines
+    assert f"removed class_stats/{unfinished}: an interrupted run had not committed it" in lines
+    assert f"removed masks/{incomplete}: its class_stats file is missing; its images are done again" in lines
+    assert f"removed 2 rows from masks/{twice}: they stood twice" in lines
+
+
+def test_files_that_are_no_parts_are_left_alone(output: str) -> None:
+    write_part(output, ["a"])
+    storage.write_bytes(f"{output}/masks/notes.txt", b"mine")
+    parts.reconcile(output)
+    assert storage.read_bytes(f"{output}/masks/notes.txt") == b"mine"
+
+
+def test_the_first_part_keeps_its_rows_untouched(output: str) -> None:
+    first = write_part(output, ["a", "b"])
+    before = storage.read_bytes(f"{output}/masks/{first}")
+    write_part(output, ["b", "c"], run_id="run2")
+    parts.reconcile(output)
+    assert storage.read_bytes(f"{output}/masks/{first}") == before
+
+
+def test_an_image_that_failed_in_one_run_and_went_well_in_another_has_one_row(output: str) -> None:
+    write_part(output, ["a"], failures=["b"])
+    write_part(output, ["b", "c"], failures=["a"], run_id="run2")
+    assert set(reconciled(output).image_ids.to_pylist()) == {image_id(uri) for uri in "abc"}
+    assert (
+        failed("b")["error_type"]
+        in parts.read_table(next(iter(storage.find(f"{output}/masks"))))["error_type"].to_pylist()
+    )
+
+
+def test_a_bucket_is_put_in_order_like_a_disk(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = f"{bucket}/output"
+    statistics_without_masks(output)
+    masks_without_statistics(output)
+    uris = some_images_in_two_parts(output)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(4, patch)  # in the middle of rewriting the part
+        parts.reconcile(output)
+    assert set(reconciled(output).image_ids.to_pylist()) == {image_id(uri) for uri in uris}
+    assert reconciled(output).mended == []
+
+
+def test_a_missing_bucket_is_an_error_and_no_empty_output(bucket: str) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        parts.reconcile("s3://no-such-store/output")
+
+
+# Strays
+
+
+@pytest.mark.parametrize("kind", ["local", "swift"])
+def test_only_parts_of_this_run_that_no_task_returned_are_strays(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    output = f"{tmp_path}/output" if kind == "local" else f"{request.getfixturevalue('bucket')}/output"
+    kept, stray, half = (write_part(output, [uri], run_id="run1") for uri in "abc")
+    others = [write_part(output, ["d"], run_id="run10"), write_part(output, ["e"], run_id="earlier")]
+    storage.remove(f"{output}/masks/{half}")
+    assert parts.remove_strays(output, "run1", {kept}) == sorted([stray, half])
+    assert files(output) == both(kept) | both(others[0]) | both(others[1])
+    assert parts.remove_strays(output, "run1", {kept}) == []
+
+
+def test_an_output_without_a_part_has_no_strays(output: str) -> None:
+    assert parts.remove_strays(output, "run1", set()) == []

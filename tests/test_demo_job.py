@@ -1,0 +1,58 @@
+"""`make demo`, smaller."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline import query
+from tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+SMALL = ["--num-train", "16", "--num-val", "4", "--num-photos", "12", "--optimization.epochs", "1"]
+
+
+@pytest.mark.timeout(900)
+def test_it_runs_twice_shows_everything_and_leaves_no_process(tmp_path: Path) -> None:
+    for _ in range(2):
+        mark = {"SCENEPARSE_TEST_MARK": str(tmp_path)}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
+        done = subprocess.run(
+            [sys.executable, "jobs/demo.py", "--folder", str(tmp_path / "demo"), *SMALL],
+            cwd=REPOSITORY,
+            env={**environment, **mark},
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not _processes_with(mark), "the demo left processes behind"
+    printed = done.stdout
+    assert "15 of 15 images" in printed
+    assert "broken-text.jpg: NotAnImage at decode" in printed
+    assert re.search(r"mIoU of the bucket's masks against the truth: 0\.\d+", printed)
+    assert "images/s" in printed
+    assert "percent_of_pixels" in printed
+    assert (tmp_path / "demo" / "photos.jpg").stat().st_size > 10_000
+    connection = query.connect(str(tmp_path / "demo" / "labels"))
+    assert connection.sql("SELECT status, count(*) FROM masks GROUP BY status ORDER BY status").fetchall() == [
+        ("error", 3),
+        ("ok", 12),
+    ]
+
+
+def _processes_with(mark: dict[str, str]) -> list[psutil.Process]:
+    """Processes, other than zombies, that inherited the mark."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and mark.items() <= process.environ().items():
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
