@@ -66,8 +66,9 @@ class TrainingStep:
         network = model.module if isinstance(model, DistributedDataParallel) else model
         assert isinstance(network, PSPNet)
         self._align_corners = network.architecture.align_corners
-        self._mean_3 = torch.tensor(mean, device=device)
-        self._std_3 = torch.tensor(std, device=device)
+        dtype = next(network.parameters()).dtype
+        self._mean_3 = torch.tensor(mean, dtype=dtype, device=device)
+        self._std_3 = torch.tensor(std, dtype=dtype, device=device)
 
     def count_labelled(self, labels_NHW: Tensor) -> Tensor:
         """Pixels that are not ignored, as a scalar tensor; sum it over all processes for `__call__`."""
@@ -86,7 +87,7 @@ class TrainingStep:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate_factor"]
-        images_N3HW = ((images_NHW3.float() - self._mean_3) / self._std_3).permute(0, 3, 1, 2)
+        images_N3HW = ((images_NHW3 - self._mean_3) / self._std_3).permute(0, 3, 1, 2)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             main_NKhw, auxiliary_NKhw = self.model(images_N3HW)
         # A batch without any labelled pixel has no loss, and must not divide by nothing.
@@ -103,7 +104,7 @@ class TrainingStep:
 
     def _sum_of_losses(self, logits_NKhw: Tensor, labels_NHW: Tensor) -> Tensor:
         logits_NKHW = F.interpolate(
-            logits_NKhw.float(),
+            logits_NKhw.to(torch.promote_types(logits_NKhw.dtype, torch.float32)),
             size=labels_NHW.shape[1:],
             mode="bilinear",
             align_corners=self._align_corners,

@@ -30,6 +30,9 @@ SLOWEST_UPLOAD = 1_000_000  # bytes a second
 RETRIES = 3  # after the first try, with growing pauses
 FETCHES = 16  # at once, from one process
 
+NO_CREDENTIALS = (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)
+UNREACHABLE = (*NO_CREDENTIALS, botocore.exceptions.EndpointConnectionError)
+
 
 def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """File system of a path or URI, and the path inside it without a trailing slash.
@@ -75,17 +78,22 @@ def read_bytes(uri: str) -> bytes:
 
 
 def fetch(uris: list[str]) -> list[bytes | Exception]:
-    """Contents of files of one file system, fetched concurrently; a failure stands in its file's place."""
+    """Contents of files of one file system, fetched concurrently; a failure stands in its file's place.
+
+    Raises: UserError if storage cannot be reached at all, which says nothing about any one file.
+    """
     filesystem, _ = open_filesystem(uris[0])
 
     # One by one, since `filesystem.cat` of many takes names with * ? [ for patterns.
     def content(uri: str) -> bytes | Exception:
         try:
             return filesystem.cat_file(filesystem._strip_protocol(uri))
+        except UNREACHABLE:
+            raise
         except Exception as error:
             return error
 
-    with ThreadPoolExecutor(FETCHES) as pool:
+    with ThreadPoolExecutor(FETCHES) as pool, explained(uris[0]):
         return list(pool.map(content, uris))
 
 
@@ -190,7 +198,7 @@ def explained(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         bucket = uri.split("/")[2] if "://" in uri else None
-        if bucket and "bucket" in str(error).lower():
+        if bucket and "specified bucket" in str(error):
             raise UserError(f"{uri}: the bucket {bucket!r} does not exist; create it or correct the name") from error
         raise UserError(f"{uri}: not found; check the path") from error
     except PermissionError as error:
@@ -198,7 +206,7 @@ def explained(uri: str) -> Iterator[None]:
             f"{uri}: access denied ({_reason(error)}); check the AWS credentials in the environment, "
             "and that they may use this place"
         ) from error
-    except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
+    except NO_CREDENTIALS as error:
         raise UserError(
             f"{uri}: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
             "or give the machine a role"

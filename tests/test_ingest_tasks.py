@@ -80,8 +80,8 @@ def test_a_failure_arrives_with_the_users_message(connected: None, config: Train
     label.write_bytes(b"")
     try:
         with pytest.raises(ray.exceptions.RayTaskError) as raised:
-            for epoch in range(4):  # each leaves out one pair of nine
-                batches(config, epoch=epoch, rank=0, world_size=1)
+            # Each epoch leaves out one pair of nine.
+            _ = [batches(config, epoch=epoch, rank=0, world_size=1) for epoch in range(4)]
         assert f"annotation {label.as_uri()}: the file has no bytes" in str(user_error(raised.value))
     finally:
         label.write_bytes(content)

@@ -1,5 +1,6 @@
 """A training set: images meet their annotations, and a fault is told with its file and its remedy."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +159,24 @@ def test_at_most_five_wrong_ids_are_shown(tmp_path: Path) -> None:
     assert "label id(s) 10, 11, 12, 13, 14 are outside" in complaint(pair, data_config(tmp_path))
 
 
-@pytest.mark.parametrize("label_id", [-1, 2_000_000_000])
+@pytest.mark.parametrize("label_id", [-1, 20_000_000])
 def test_ids_far_outside_are_named_like_any_other(tmp_path: Path, label_id: int) -> None:
     """-1 is a common way to say "ignore"; TIFF holds it."""
     pair = add_pair(tmp_path)
     content = encoded(labels([label_id], dtype=np.int32), "TIFF")
     write_file(Path(pair.label_uri.removeprefix("file://")), content)
     assert f"label id(s) {label_id} are outside the 3 classes" in complaint(pair, data_config(tmp_path))
+
+
+def test_an_id_far_outside_takes_no_memory_in_proportion(tmp_path: Path) -> None:
+    """A 32-bit TIFF that is no label map, such as a depth map, must not end the worker."""
+    pair = add_pair(tmp_path)
+    write_file(Path(pair.label_uri.removeprefix("file://")), encoded(labels([20_000_000], dtype=np.int32), "TIFF"))
+    tracemalloc.start()
+    complaint(pair, data_config(tmp_path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
 
 
 def test_a_negative_id_can_be_mapped(tmp_path: Path) -> None:

@@ -19,10 +19,14 @@ def uris(listed: pa.Table) -> list[str]:
     return listed["image_uri"].to_pylist()
 
 
-@pytest.fixture(params=["local", "swift"])
-def photos(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(scope="module", params=["local", "swift"])
+def photos(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A prefix with five files at two levels, and a neighbour that shares the beginning of its name."""
-    base = f"file://{tmp_path}" if request.param == "local" else request.getfixturevalue("bucket")
+    base = f"file://{tmp_path_factory.mktemp('manifest')}"
+    if request.param == "swift":
+        request.getfixturevalue("swift")
+        s3fs.S3FileSystem().mkdir("manifest")
+        base = "s3://manifest"
     for name in ("b.jpg", "a.jpg", "a.png", "deeper/c.jpg", "deeper/notes.txt"):
         storage.write_bytes(f"{base}/photos/{name}", name.encode())
     storage.write_bytes(f"{base}/photos-old/z.jpg", b"z")
@@ -196,7 +200,7 @@ def test_an_output_inside_the_input_is_refused(
     input_uri: str, output_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="lies inside input .*; choose a place outside of it"):
+    with pytest.raises(UserError, match=r"lies inside input .*; choose a place outside of it"):
         refuse_output_inside_input(input_uri.format(here=tmp_path), output_uri.format(here=tmp_path))
 
 

@@ -257,7 +257,7 @@ def test_a_scheme_that_nothing_here_serves_is_refused(uri: str) -> None:
 def test_a_missing_bucket_is_named_whatever_is_asked_of_it(swift: SwiftServer) -> None:
     uri = "s3://no-such-store/a/b"
     message = "s3://no-such-store/a/b: the bucket 'no-such-store' does not exist; create it or correct the name"
-    for ask in (storage.find, storage.find_bucket, storage.read_bytes, lambda place: storage.write_bytes(place, b"x")):
+    for ask in (storage.find, storage.read_bytes, lambda place: storage.write_bytes(place, b"x")):
         with pytest.raises(UserError, match=message):
             ask(uri)
 
@@ -275,7 +275,6 @@ def test_a_wrong_secret_is_called_access_denied(bucket: str, other_environment: 
     s3fs.S3FileSystem.clear_instance_cache()
     for ask in (
         storage.find,
-        storage.find_bucket,
         storage.read_bytes,
         storage.exists,
         storage.remove,
@@ -308,6 +307,17 @@ def test_an_endpoint_where_nothing_listens_is_named(other_environment: pytest.Mo
             ask("s3://store/a")
 
 
+def test_a_server_that_is_not_there_is_no_fault_of_the_files_that_are_fetched(
+    other_environment: pytest.MonkeyPatch,
+) -> None:
+    """Else a whole bucket would become rows of failures, and would be done."""
+    endpoint = f"http://{LOOPBACK}:{free_ports(1)[0]}"
+    other_environment.setenv("AWS_ENDPOINT_URL", endpoint)
+    other_environment.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    with pytest.raises(UserError, match=endpoint):
+        storage.fetch(["s3://store/a", "s3://store/b"])
+
+
 def test_a_server_that_never_answers_is_a_timeout(other_environment: pytest.MonkeyPatch) -> None:
     other_environment.setattr(storage, "READ_TIMEOUT", 1)
     with socket.create_server((LOOPBACK, 0)) as server:
@@ -317,7 +327,7 @@ def test_a_server_that_never_answers_is_a_timeout(other_environment: pytest.Monk
         (failure,) = storage.fetch(["s3://store/a"])
         assert isinstance(failure, Exception)
         assert storage.failure_kind(failure) == "Timeout"
-        with pytest.raises(UserError, match="s3://store/a: storage failed: .*imeout"):
+        with pytest.raises(UserError, match=r"s3://store/a: storage failed: .*imeout"):
             storage.read_bytes("s3://store/a")
 
 

@@ -58,7 +58,7 @@ def test_the_columns_are_those_that_readers_rely_on() -> None:
         "mean_confidence float",
         "mean_entropy float",
         "low_confidence_fraction float",
-        "class_ids list<item: int32>",
+        "class_ids list<element: int32>",
         "model_id string not null",
         "run_id string not null",
         "segmented_at timestamp[us, tz=UTC] not null",
