@@ -1,11 +1,13 @@
 """Configuration of every job: one pydantic model each, filled from YAML, environment and command line."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
 
 from pipeline.errors import UserError
 
@@ -196,7 +198,7 @@ def load_settings(settings: type[Settings], argv: list[str], prog: str) -> Setti
     options end the process as argparse does (exit codes 0 and 2).
     """
     argv = [_kebab(argument) for argument in argv]
-    path = _option(argv, "--config")
+    path = _option(argv, "--config") or os.environ.get("SCENEPARSE_CONFIG")
     in_file = _read_yaml(path) if path else {}
 
     class FromEverywhere(settings):  # type: ignore[valid-type, misc]
@@ -221,6 +223,8 @@ def load_settings(settings: type[Settings], argv: list[str], prog: str) -> Setti
         return cast(Settings, settings.model_construct(**values))
     except ValidationError as error:
         raise UserError(_explain(error, settings, path)) from None
+    except SettingsError as error:
+        raise UserError(f"{_where(path)}: {error}") from None
 
 
 def _kebab(argument: str) -> str:
@@ -232,12 +236,14 @@ def _kebab(argument: str) -> str:
 
 
 def _option(argv: list[str], name: str) -> str | None:
+    """The option's value; the last one counts, as for argparse."""
+    value = None
     for position, argument in enumerate(argv):
         if argument == name and position + 1 < len(argv):
-            return argv[position + 1]
+            value = argv[position + 1]
         if argument.startswith(name + "="):
-            return argument.partition("=")[2]
-    return None
+            value = argument.partition("=")[2]
+    return value
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -255,12 +261,11 @@ def _read_yaml(path: str) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"configuration {path}: holds a {type(content).__name__}, but must hold keys and values")
-    return content
+    return {str(key): value for key, value in content.items()}  # YAML takes `on:` for true
 
 
 def _explain(error: ValidationError, settings: type[JobSettings], path: str | None) -> str:
-    where = f"configuration {path} with the command line" if path else "the command line"
-    lines = [f"{where}: {error.error_count()} wrong setting(s)"]
+    lines = [f"{_where(path)}: {error.error_count()} wrong setting(s)"]
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
@@ -268,11 +273,17 @@ def _explain(error: ValidationError, settings: type[JobSettings], path: str | No
             lines.append(f"  {key}: missing; set it in the file or with --{key.replace('_', '-')}")
         elif item["type"] == "extra_forbidden":
             lines.append(f"  {key}: no such key; allowed here: {', '.join(_siblings(settings, item['loc']))}")
+        elif key and item["type"] == "value_error":
+            lines.append(f"  {key}: {message}")  # of a whole section; the message names the values
         elif key:
             lines.append(f"  {key}: {item['input']!r} is not allowed: {message}")
         else:
             lines.append(f"  {message}")
     return "\n".join(lines)
+
+
+def _where(path: str | None) -> str:
+    return f"configuration {path} with the command line" if path else "the command line"
 
 
 def _siblings(settings: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

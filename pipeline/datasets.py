@@ -64,18 +64,25 @@ def load_pair(pair: Pair, data: DataConfig) -> tuple[NDArray[np.uint8], NDArray[
 
 def _class_ids(label_HW: NDArray[np.int32], pair: Pair, data: DataConfig) -> NDArray[np.int32]:
     num_classes = len(data.classes)
-    raw_ids = np.flatnonzero(np.bincount(label_HW.ravel()))
-    lookup = np.arange(int(raw_ids[-1]) + 1, dtype=np.int32)
-    for source, target in data.label_map.items():
-        if 0 <= source < len(lookup):
-            lookup[source] = target
-    wrong = [int(raw) for raw in raw_ids if not (0 <= lookup[raw] < num_classes or lookup[raw] == data.ignore_index)]
+    # A table for every id would take gigabytes for a 32-bit file that is no label map.
+    small = label_HW.min() >= 0 and label_HW.max() < 2**16
+    raw_ids = np.flatnonzero(np.bincount(label_HW.ravel())) if small else np.unique(label_HW)
+    mapped = [data.label_map.get(int(raw), int(raw)) for raw in raw_ids]
+    wrong = [
+        int(raw)
+        for raw, target in zip(raw_ids, mapped, strict=True)
+        if not (0 <= target < num_classes or target == data.ignore_index)
+    ]
     if wrong:
         raise UserError(
             f"annotation {pair.label_uri}: label id(s) {', '.join(map(str, wrong[:SHOWN]))} are outside the "
             f"{num_classes} classes (0 to {num_classes - 1}) and not the ignore_index {data.ignore_index}; add the "
             f"classes to data.classes, or map the ids with data.label_map (such as {wrong[0]}: {data.ignore_index})"
         )
+    if not small:
+        return np.array(mapped, np.int32)[np.searchsorted(raw_ids, label_HW)]
+    lookup = np.zeros(raw_ids[-1] + 1, np.int32)
+    lookup[raw_ids] = mapped
     return lookup[label_HW]
 
 

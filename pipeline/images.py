@@ -17,7 +17,7 @@ Image.MAX_IMAGE_PIXELS = None
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM")
 
 
-@dataclass
+@dataclass(eq=False)
 class ImageError(Exception):
     """An image that cannot be used; `kind` is one of a few words that tables can be grouped by."""
 
@@ -41,8 +41,7 @@ def decode_image(content: bytes, max_pixels: int | None = None) -> NDArray[np.ui
     Raises: ImageError.
     """
     with _opened(content, max_pixels) as image:
-        turned = ImageOps.exif_transpose(image)
-        return np.asarray(_as_rgb(turned))
+        return np.asarray(_as_rgb(_turned(image)))
 
 
 def decode_label(content: bytes) -> NDArray[np.int32]:
@@ -139,9 +138,18 @@ class _opened:
         return None
 
 
+def _turned(image: Image.Image) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ImageOps.exif_transpose(image)
+        except Exception:  # damaged metadata is no reason to fail
+            return image
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I;16", "I;16B", "I", "F"):
-        samples = np.asarray(image).astype(np.float64)
+        samples = np.nan_to_num(np.asarray(image).astype(np.float64))
         if image.mode in ("I;16", "I;16B", "I"):
             samples = samples / 257.0  # 65535 -> 255
         return Image.fromarray(samples.round().clip(0, 255).astype(np.uint8)).convert("RGB")

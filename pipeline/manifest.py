@@ -23,12 +23,17 @@ def list_images(uri: str) -> pa.Table:
     Returns: table of tables.LISTED.
     Raises: UserError if storage fails or nothing is there.
     """
+    if uri.startswith("s3://") and storage.open_filesystem(uri)[1] == "/":
+        raise UserError(f"input {uri}: names no bucket; give s3://BUCKET or s3://BUCKET/PREFIX")
     files = storage.find(_folder_of(uri))
     if _is_glob(uri):
         # By ourselves, since `glob` takes a missing bucket for an empty one.
         filesystem, pattern = storage.open_filesystem(uri)
         matches = re.compile(glob_translate(pattern)).match
         files = {name: info for name, info in files.items() if matches(filesystem._strip_protocol(name))}
+    unreadable = [name for name in files if not _is_utf8(name)]
+    if unreadable:
+        raise UserError(f"input {uri}: {unreadable[0]!r} is not a name in UTF-8, which tables need; rename it")
     rows = [_row(name, info) for name, info in files.items() if not name.endswith("/")]
     if not rows:
         raise UserError(f"input {uri}: no files there; check the prefix or pattern")
@@ -50,6 +55,14 @@ def _folder_of(uri: str) -> str:
     """The folder that holds everything a prefix or glob names."""
     first = min((uri.index(character) for character in GLOB_CHARACTERS if character in uri), default=None)
     return uri if first is None else posixpath.dirname(uri[:first])
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _row(uri: str, info: dict[str, Any]) -> dict[str, Any]:

@@ -43,4 +43,8 @@ class Metrics:
     def as_dict(self, class_names: list[str]) -> dict[str, Any]:
         """For a checkpoint's config.json; a class that never occurred has no IoU."""
         ious = {name: round(float(iou), 4) for name, iou in zip(class_names, self.iou_K, strict=True) if iou == iou}
-        return {"miou": round(self.miou, 4), "pixel_accuracy": round(self.pixel_accuracy, 4), "iou": ious}
+        return {"miou": _rounded(self.miou), "pixel_accuracy": _rounded(self.pixel_accuracy), "iou": ious}
+
+
+def _rounded(ratio: float) -> float | None:
+    return None if ratio != ratio else round(ratio, 4)

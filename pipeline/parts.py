@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.errors import UserError
 
 READERS = 16  # parts whose ids are read at once; the reading is waiting
 
@@ -48,7 +49,10 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file, or only some of its columns. Raises UserError."""
     filesystem, path = storage.open_filesystem(uri)
     with storage.explained(uri), filesystem.open(path, "rb") as file:
-        return pq.read_table(file, columns=columns)
+        try:
+            return pq.read_table(file, columns=columns)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{uri}: cannot be read as Parquet: {error}; remove it") from error
 
 
 @dataclass
@@ -126,7 +130,10 @@ def _read_parts(output: str, names: list[str]) -> dict[str, pa.Table]:
 def _without_repeated(output: str, parts: dict[str, pa.Table], result: Reconciled) -> dict[str, pa.Table]:
     seen: set[bytes] = set()
     kept = {}
+    rewritten: set[str] = set()
     for name, part in parts.items():
+        if name in rewritten:
+            continue  # an interrupted mending had made this part already, and it was just made again
         ids = part["image_id"].to_pylist()
         keep = pa.array([image_id not in seen for image_id in ids])
         seen.update(ids)
@@ -140,6 +147,7 @@ def _without_repeated(output: str, parts: dict[str, pa.Table], result: Reconcile
             still_here = pc.is_in(class_stats["image_id"], value_set=masks["image_id"].combine_chunks())
             new_name = part_name(masks["run_id"][0].as_py(), masks["image_id"])
             write_part(output, new_name, masks, class_stats.filter(still_here))
+            rewritten.add(new_name)
         remove_part(output, name)
         result.mended.append(f"removed {part.num_rows - kept[name].num_rows} rows from masks/{name}: they stood twice")
     return kept

@@ -6,6 +6,7 @@ AWS_ACCESS_KEY_ID, instance roles ...) and from nowhere else.
 
 import os
 import posixpath
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ FETCHES = 16  # at once, from one process
 
 NO_CREDENTIALS = (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)
 UNREACHABLE = (*NO_CREDENTIALS, botocore.exceptions.EndpointConnectionError)
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -51,9 +53,15 @@ def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
             config["s3"] = {"addressing_style": "path"}
         options = {"config_kwargs": config, "use_listings_cache": False}
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri, **options)
+        # Not fsspec.core.url_to_fs, which takes "::" in a name for a chain of file systems.
+        scheme = SCHEME.match(uri)
+        kind = fsspec.get_filesystem_class(scheme[1] if scheme else "file")
+        filesystem = kind(**options)
     except (ValueError, ImportError) as error:
         raise UserError(f"{uri}: cannot be opened: {error}") from None
+    path = kind._strip_protocol(uri)
+    if isinstance(filesystem, LocalFileSystem):
+        path = os.path.normpath(path)
     if isinstance(filesystem, S3FileSystem):
         filesystem.retries = 1  # botocore's are enough; s3fs would multiply them
     return filesystem, path.rstrip("/") or "/"
@@ -82,6 +90,8 @@ def fetch(uris: list[str]) -> list[bytes | Exception]:
 
     Raises: UserError if storage cannot be reached at all, which says nothing about any one file.
     """
+    if not uris:
+        return []
     filesystem, _ = open_filesystem(uris[0])
 
     # One by one, since `filesystem.cat` of many takes names with * ? [ for patterns.

@@ -322,6 +322,7 @@ def test_an_image_that_failed_in_one_run_and_went_well_in_another_has_one_row(ou
     )
 
 
+@pytest.mark.slow
 def test_a_bucket_is_put_in_order_like_a_disk(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     output = f"{bucket}/output"
     statistics_without_masks(output)

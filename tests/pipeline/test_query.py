@@ -24,7 +24,7 @@ def output(tmp_path: Path) -> str:
     return write_output(f"{tmp_path}/output")
 
 
-@pytest.fixture(params=["path", "uri", "relative", "slash", "swift"])
+@pytest.fixture(params=["path", "uri", "relative", "slash", pytest.param("swift", marks=pytest.mark.slow)])
 def any_output(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The same output on each kind of storage, and in each spelling."""
     monkeypatch.chdir(tmp_path)
