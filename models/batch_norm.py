@@ -121,8 +121,11 @@ class _SynchronizedNormalisation(torch.autograd.Function):
         scale_C = inv_std_C if weight_C is None else weight_C.double() * inv_std_C
         slope_C = -scale_C * inv_std_C * xhat_dy_C
         offset_C = -scale_C * dy_C - slope_C * mean_C.double()
-        dx_NCHW.addcmul_(x_NCHW, slope_C.to(mean_C.dtype)[:, None, None])
-        dx_NCHW.add_(offset_C.to(mean_C.dtype)[:, None, None])
+        # slope * x + offset by the fused kernel, which mixes bfloat16 input with float32 constants as it goes;
+        # addcmul_ would first copy everything to float32.
+        zero_C, one_C = torch.zeros_like(mean_C), torch.ones_like(mean_C)
+        slope_C, offset_C = slope_C.to(mean_C.dtype), offset_C.to(mean_C.dtype)
+        dx_NCHW += F.batch_norm(x_NCHW, zero_C, one_C, slope_C, offset_C, training=False, eps=0.0)
         if weight_C is None:
             return dx_NCHW, None, None, None, None
         return dx_NCHW, dweight_C, dbias_C, None, None
