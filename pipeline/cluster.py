@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import ray._private.state
 
 from pipeline.errors import UserError
 
@@ -51,16 +52,28 @@ def _require_listener(address: str) -> None:
 
 @dataclass(frozen=True)
 class Resources:
-    """What the living nodes of the cluster have in all, in use or not."""
+    """What the cluster has in all, in use or not, and what it may have once its autoscaler has grown it."""
 
     cpus: int
     gpus: int
+    max_cpus: int
+    max_gpus: int
     cpu_nodes: int  # nodes that have CPUs to compute with
     node_cpus: int  # of the smallest of them
 
 
 def resources() -> Resources:
-    """Resources of the cluster now."""
+    """Resources of the living nodes now, and of all that the cluster's configuration allows."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-    return Resources(sum(cpus), int(sum(node.get("GPU", 0) for node in nodes)), len(cpus), min(cpus, default=0))
+    node_cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    cpus, gpus = sum(node_cpus), int(sum(node.get("GPU", 0) for node in nodes))
+    # Ray's own libraries ask this too; there is no public question. None without an autoscaler.
+    allowed = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return Resources(
+        cpus=cpus,
+        gpus=gpus,
+        max_cpus=max(cpus, allowed.get("CPU", 0)),
+        max_gpus=max(gpus, allowed.get("GPU", 0)),
+        cpu_nodes=len(node_cpus),
+        node_cpus=min(node_cpus, default=0),
+    )

@@ -170,7 +170,7 @@ class SegmentConfig(JobSettings):
     checkpoint: str = Field(description="Checkpoint folder: RUN/best of a training run, a path or URI.")
     gpu: bool = Field(False, description="Predict on GPUs, one for each predictor; otherwise CPU.")
     predictors: int | None = Field(
-        None, ge=1, description="Number of predictor actors; none: every GPU, or one per CPU node."
+        None, ge=1, description="Number of predictor actors; none: one for each GPU, or each CPU node, that is up."
     )
     predictor_cpus: int | None = Field(
         None, ge=1, description="CPUs of each predictor; none: 1 with a GPU, otherwise all of a node's."

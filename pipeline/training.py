@@ -365,14 +365,14 @@ def _refuse_another_configuration(output: str, config: TrainConfig) -> None:
 
 def _check_capacity(workers: WorkersConfig, have: cluster.Resources) -> None:
     needed = workers.count * workers.cpus + 1
-    if have.cpus < needed:
+    if have.max_cpus < needed:
         raise UserError(
             f"workers: {workers.count} with {workers.cpus} CPU(s) each and one CPU to decode images need {needed} "
-            f"CPUs, the cluster has {have.cpus}; lower workers.count or workers.cpus, or add nodes"
+            f"CPUs, the cluster has {have.max_cpus}; lower workers.count or workers.cpus, or add nodes"
         )
-    if workers.gpu and have.gpus < workers.count:
+    if workers.gpu and have.max_gpus < workers.count:
         raise UserError(
-            f"workers.count: {workers.count} GPU workers asked for, but the cluster has {have.gpus} GPU(s); "
+            f"workers.count: {workers.count} GPU workers asked for, but the cluster has {have.max_gpus} GPU(s); "
             "lower it, add GPU nodes, or set workers.gpu: false"
         )
 

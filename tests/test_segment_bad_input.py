@@ -122,9 +122,14 @@ def plan(have: Resources, *options: str):
     return plan_stages(load_settings(SegmentConfig, arguments, "jobs/segment_bucket.py"), have)
 
 
+def cluster(cpus: int, gpus: int = 0) -> Resources:
+    """One node, and no autoscaler."""
+    return Resources(cpus=cpus, gpus=gpus, max_cpus=cpus, max_gpus=gpus, cpu_nodes=1, node_cpus=cpus)
+
+
 @pytest.mark.parametrize("cpus", [2, 3, 4, 8, 64])
 def test_predictors_always_leave_cpus_for_the_stages_that_feed_them(cpus: int) -> None:
-    stages = plan(Resources(cpus=cpus, gpus=0, cpu_nodes=1, node_cpus=cpus))
+    stages = plan(cluster(cpus))
     assert stages.predictors * stages.predictor_cpus + 1 <= cpus
     assert stages.decode_tasks >= 1
     assert stages.write_tasks >= 1
@@ -132,8 +137,15 @@ def test_predictors_always_leave_cpus_for_the_stages_that_feed_them(cpus: int) -
 
 def test_a_cluster_that_cannot_hold_the_predictors_is_refused() -> None:
     with pytest.raises(UserError, match="leave none of the cluster's 1 CPUs for decoding"):
-        plan(Resources(cpus=1, gpus=0, cpu_nodes=1, node_cpus=1))
+        plan(cluster(1))
     with pytest.raises(UserError, match="the cluster has no GPU"):
-        plan(Resources(cpus=8, gpus=0, cpu_nodes=1, node_cpus=8), "--gpu")
+        plan(cluster(8), "--gpu")
     with pytest.raises(UserError, match=r"3 asked for, but the cluster has 2 GPU"):
-        plan(Resources(cpus=8, gpus=2, cpu_nodes=1, node_cpus=8), "--gpu", "--predictors", "3")
+        plan(cluster(8, gpus=2), "--gpu", "--predictors", "3")
+
+
+def test_a_cluster_that_can_grow_from_nothing_is_planned_for() -> None:
+    empty = Resources(cpus=0, gpus=0, max_cpus=64, max_gpus=4, cpu_nodes=0, node_cpus=0)
+    assert plan(empty, "--gpu").predictors == 1
+    assert plan(empty, "--gpu", "--predictors", "4").predictors == 4
+    assert plan(empty).predictors == 1

@@ -1,0 +1,51 @@
+"""An output as a whole: whose it is, and what failed in it."""
+
+import pyarrow.compute as pc
+
+from pipeline import parts, storage
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import UserError
+from pipeline.tables import CLASSES, SCHEMA_VERSION, table
+
+
+def claim_output(output: str, model: Checkpoint) -> None:
+    """Write the output's class table, which names its model.
+
+    Raises: UserError for an output of another model, other classes or another schema, or one that cannot be written.
+    """
+    uri = storage.join(output, "classes.parquet")
+    ours = {"sceneparse.model_id": model.model_id, "sceneparse.schema_version": SCHEMA_VERSION}
+    if storage.exists(uri):
+        existing = parts.read_table(uri)
+        found = {key.decode(): value.decode() for key, value in (existing.schema.metadata or {}).items()}
+        for key, meaning in (("sceneparse.schema_version", "table schema"), ("sceneparse.model_id", "model")):
+            if found.get(key) != ours[key]:
+                raise UserError(
+                    f"output {output} belongs to another {meaning} ({found.get(key)}, this one is {ours[key]}); "
+                    "an output holds one model with one preprocessing: choose another --output, or use that checkpoint"
+                )
+        if existing["class_name"].to_pylist() != model.class_names:
+            raise UserError(
+                f"output {output} names its classes {existing['class_name'].to_pylist()}, the checkpoint "
+                f"{model.class_names}; choose another --output, or use a checkpoint of those classes"
+            )
+        return
+    if storage.find(storage.join(output, "masks")):
+        raise UserError(f"output {output} has masks but no classes.parquet, so its model is unknown; choose another")
+    rows = [
+        {"class_id": k, "class_name": name, "red": red, "green": green, "blue": blue}
+        for k, (name, (red, green, blue)) in enumerate(zip(model.class_names, model.metadata.colors, strict=True))
+    ]
+    parts.write_table(uri, table(rows, CLASSES.with_metadata(ours)))
+
+
+def first_failures(output: str, names: list[str], most: int = 10) -> list[dict[str, str]]:
+    """The first failed images of some parts: image_uri, error_stage, error_type, error_message."""
+    columns = ["image_uri", "error_stage", "error_type", "error_message"]
+    failures: list[dict[str, str]] = []
+    for name in names:
+        part = parts.read_table(storage.join(output, "masks", name), columns)
+        failures += part.filter(pc.is_valid(part["error_type"])).to_pylist()
+        if len(failures) >= most:
+            break
+    return failures[:most]
