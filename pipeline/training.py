@@ -155,7 +155,6 @@ class _Worker:
                 state = torch.load(Path(folder, TRAINING_STATE), map_location="cpu", weights_only=True)
             self.first_epoch = state["epoch"] + 1
             self._say(f"Resuming after epoch {self.first_epoch} of {recipe.epochs}")
-        torch.manual_seed(recipe.seed + 1 + self.rank)  # dropout differs between workers
         model = model.to(self.device).to(memory_format=torch.channels_last)
         self.model = cast(models.PSPNet, synchronize(model))
         optimizer = sgd(self.model, recipe.learning_rate, recipe.head_rate_factor, recipe.momentum, recipe.weight_decay)
@@ -174,6 +173,8 @@ class _Worker:
 
     def train_epoch(self, epoch: int) -> None:
         recipe = self.config.optimization
+        # Dropout differs between workers, and in a resumed run is what it would have been without the interruption.
+        torch.manual_seed(int(np.random.SeedSequence([recipe.seed, epoch, self.rank]).generate_state(1)[0]))
         self.step.model.train()
         batches = training_batches(
             self.train_pairs,

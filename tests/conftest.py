@@ -11,9 +11,11 @@ import pytest
 import s3fs
 
 from pipeline import storage
-from tests.ray_head import RayHead, ray_head
+from tests.ray_head import ACCESS, RayHead, ray_head
 from tests.small_output import write_small_output
 from tests.swift import SwiftServer, swift_server
+
+os.environ.update(ACCESS)
 
 REPOSITORY = Path(__file__).parents[1]
 _numbers = itertools.count()

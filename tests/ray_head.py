@@ -9,7 +9,13 @@ from pathlib import Path
 
 from pipeline.processes import LOOPBACK, ServerProcess, free_ports
 
-TOKEN = "0123456789abcdef0123456789abcdef"
+# What the head and every driver need. Ray reads these as it is imported, so the test process sets them before.
+ACCESS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef",
+    # Otherwise Ray replaces the loopback address by the machine's own.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
 
 
 @dataclass(frozen=True)
@@ -23,26 +29,21 @@ class RayHead:
 @contextlib.contextmanager
 def ray_head(folder: Path, environment: Mapping[str, str], num_cpus: int = 8) -> Iterator[RayHead]:
     """Run a head of `num_cpus` logical CPUs whose workers inherit `environment`. Ends with the block."""
-    gcs, dashboard, client = free_ports(3)
-    access = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": TOKEN,
-        # Otherwise Ray replaces the loopback address by the machine's own, in drivers too.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    }
+    gcs, dashboard, client, agent = free_ports(4)
     process = ServerProcess(
         name="ray head",
         command=[
             str(Path(sys.executable).parent / "ray"),
             *("start", "--head", "--block", "--disable-usage-stats", f"--node-ip-address={LOOPBACK}"),
             *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
+            f"--dashboard-agent-listen-port={agent}",
             *(f"--num-cpus={num_cpus}", f"--object-store-memory={2**30}"),
         ],
         url=f"http://{LOOPBACK}:{dashboard}/",
         log=folder / "ray.log",
         environment={
             **environment,
-            **access,
+            **ACCESS,
             # The environment's programs, without anything from the process that runs the tests.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         },
@@ -50,6 +51,6 @@ def ray_head(folder: Path, environment: Mapping[str, str], num_cpus: int = 8) ->
     process.start()
     try:
         process.wait_until_it_answers(120)
-        yield RayHead({**access, "RAY_ADDRESS": f"{LOOPBACK}:{gcs}"}, f"http://{LOOPBACK}:{dashboard}")
+        yield RayHead({**ACCESS, "RAY_ADDRESS": f"{LOOPBACK}:{gcs}"}, f"http://{LOOPBACK}:{dashboard}")
     finally:
         process.stop()
