@@ -1,0 +1,81 @@
+"""Training images/s on CPU processes: one alone, two with plain and two with synchronized batch norm, side by side.
+
+    python benchmarks/training_step.py --backbone resnet18 --crop 129 --batch 4
+
+Needs torch alone. Each process computes with one thread; the figures are medians over `--rounds` alternating rounds.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models.batch_norm import synchronize
+from models.pspnet import Architecture, PSPNet
+from models.training import TrainingStep, sgd
+
+STEPS = 4
+
+
+def make_step(arguments: argparse.Namespace, precision: str, synchronized: bool) -> TrainingStep:
+    torch.manual_seed(0)
+    model: nn.Module = PSPNet(Architecture(arguments.backbone, 19)).to(memory_format=torch.channels_last).train()
+    if synchronized:
+        model = synchronize(model)
+    assert isinstance(model, PSPNet)
+    optimizer = sgd(model, 0.01, 10, 0.9, 1e-4)
+    wrapped = DistributedDataParallel(model) if dist.is_initialized() else model
+    return TrainingStep(wrapped, optimizer, (120,) * 3, (60,) * 3, torch.device("cpu"), 255, 0.4, precision)
+
+
+def images_per_second(arguments: argparse.Namespace, step: TrainingStep) -> float:
+    """Of this process; the first step, which allocates, is not counted."""
+    shape = (arguments.batch, arguments.crop, arguments.crop)
+    images, labels = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8), torch.randint(0, 19, shape)
+    labelled = step.count_labelled(labels)
+    step(images, labels, labelled, 1e-3)
+    start = time.perf_counter()
+    for _ in range(STEPS):
+        step(images, labels, labelled, 1e-3)
+    return STEPS * arguments.batch / (time.perf_counter() - start)
+
+
+def worker(rank: int, folder: str, arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    measured: dict[str, list[float]] = {}
+    for number in range(arguments.rounds):
+        for precision in ("float32", "bfloat16"):
+            if rank == 0:
+                name = f"{precision}, one process"
+                measured.setdefault(name, []).append(
+                    images_per_second(arguments, make_step(arguments, precision, False))
+                )
+            for kind in ("plain", "synchronized"):
+                store = f"file://{folder}/{number}-{precision}-{kind}"
+                dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+                rate = images_per_second(arguments, make_step(arguments, precision, kind == "synchronized"))
+                dist.destroy_process_group()
+                measured.setdefault(f"{precision}, two processes, {kind} batch norm", []).append(2 * rate)
+    if rank == 0:
+        for name, rates in measured.items():
+            print(f"{statistics.median(rates):8.1f} images/s  {name}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="resnet18", help="resnet18 (default) to resnet269")
+    parser.add_argument("--crop", type=int, default=129, help="pixels a side (129)")
+    parser.add_argument("--batch", type=int, default=4, help="images of each process (4)")
+    parser.add_argument("--rounds", type=int, default=3, help="alternating rounds (3)")
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(worker, args=(folder, parser.parse_args()), nprocs=2)
+
+
+if __name__ == "__main__":
+    main()
