@@ -20,6 +20,9 @@ from torch import Tensor
 
 import models
 from models.batch_norm import synchronize
+from models.checkpoint import CONFIG, WEIGHTS
+from models.checkpoint import IMAGENET_MEAN as MEAN
+from models.checkpoint import IMAGENET_STD as STD
 from models.training import TrainingStep, poly_rate, sgd
 from pipeline import cluster, storage
 from pipeline.config import TrainConfig, WorkersConfig
@@ -30,9 +33,6 @@ from pipeline.ingest import Batch, share, training_batches, validation_pairs
 from pipeline.metrics import Metrics, confusion_matrix
 from pipeline.progress import duration, say, start_board, watched
 
-# Of ImageNet, in 0 to 255; what every published backbone expects.
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
 TRAINING_STATE = "training_state.pt"  # beside the model, for resuming only
 
 # What a resumed run may have otherwise than the interrupted one, beside the workers.
@@ -387,7 +387,7 @@ def _publish(output: str, result: Any, images_per_second: float | None) -> Train
     folders = {"best": best, "last": result.checkpoint}
     for name, checkpoint in folders.items():
         source = storage.join(output, posixpath.basename(checkpoint.path.rstrip("/")))
-        storage.copy_files(source, storage.join(output, name), (models.checkpoint.WEIGHTS, models.checkpoint.CONFIG))
+        storage.copy_files(source, storage.join(output, name), (WEIGHTS, CONFIG))
     with storage.local_copy(storage.join(output, "best")) as folder:
         metrics = models.load(folder)[1].metrics
     return TrainSummary(storage.join(output, "best"), storage.join(output, "last"), metrics, images_per_second)
