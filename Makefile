@@ -17,7 +17,7 @@ help:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed, and no python3 was found: install python3.11 with its venv module"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed, $(PYTHON) is `$(PYTHON) -V`: install python3.11, or name one with make PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (Debian, Ubuntu: apt-get install python3-venv)"; exit 1; }
-	@echo "Building .venv: about 6 GB, most of it torch's CUDA build; some minutes"
+	@echo "Building .venv: about 7 GB, most of it torch's CUDA build; some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --progress-bar on --constraint constraints.txt --editable '.[dev]'
 	@touch $@

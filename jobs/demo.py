@@ -13,7 +13,9 @@ def main(argv: list[str]) -> None:
         description="Write built-in scenes into a local bucket, train a small PSPNet on them, label photos, query.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="for the results; emptied first")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/demo"), help="for the results, in place of an earlier demo's"
+    )
     parser.add_argument("--num-train", type=int, default=480, help="scenes to train on")
     parser.add_argument("--num-val", type=int, default=24, help="scenes to validate on")
     parser.add_argument("--num-photos", type=int, default=48, help="photos to label, at least 12")

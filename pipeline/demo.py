@@ -26,6 +26,7 @@ FIRST_TRAIN, FIRST_VAL, FIRST_PHOTO = 0, 100_000, 200_000
 PHOTO_SIZES = [(129, 193), (193, 129), (129, 129)]
 PALETTE = np.array([entry.color for entry in CLASSES], np.uint8)
 NUM_SHOWN = 4  # photos in the picture
+RESULTS = ("runs/scenes/best", "labels")  # folders of the bucket that are copied
 
 Job = Callable[[list[str]], object]
 
@@ -33,12 +34,13 @@ Job = Callable[[list[str]], object]
 def run_demo(
     folder: Path, num_train: int, num_val: int, num_photos: int, train_options: list[str], train: Job, segment: Job
 ) -> None:
-    """Run the demo and leave copies of checkpoint and tables in `folder`, which is emptied first.
+    """Run the demo and leave copies of checkpoint and tables in `folder`, in place of an earlier demo's.
 
     `train` and `segment` are the jobs, called with their command lines.
     """
-    if folder.exists():
-        shutil.rmtree(folder)
+    for name in RESULTS:  # and nothing else: the folder may be anyone's
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
     with local_s3() as server:
         os.environ.update(server.environment)
         os.environ.pop("RAY_ADDRESS", None)
@@ -54,7 +56,7 @@ def run_demo(
             _run("jobs/segment_bucket.py", segment, [*options, "--checkpoint", f"{BUCKET}/runs/scenes/best"])
         finally:
             ray.shutdown()
-        for name in ("runs/scenes/best", "labels"):
+        for name in RESULTS:
             _download(storage.join(BUCKET, name), folder / name)
         _show_results(num_photos, folder)
 

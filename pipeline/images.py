@@ -40,8 +40,7 @@ def decode_image(content: bytes, max_pixels: int | None = None) -> NDArray[np.ui
     Returns: H x W x 3 uint8, RGB.
     Raises: ImageError.
     """
-    with _opened(content, max_pixels) as image:
-        return np.asarray(_as_rgb(_turned(image)))
+    return np.asarray(_as_rgb(_turned(_opened(content, max_pixels))))
 
 
 def decode_label(content: bytes) -> NDArray[np.int32]:
@@ -50,13 +49,13 @@ def decode_label(content: bytes) -> NDArray[np.int32]:
     Returns: H x W int32.
     Raises: ImageError, also for a colour image, whose samples are no ids.
     """
-    with _opened(content, None) as image:
-        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-            raise ImageError(
-                "NotALabelMap",
-                f"has mode {image.mode}, but label ids need one channel (8-bit, 16-bit or palette)",
-            )
-        return np.asarray(image).astype(np.int32)
+    image = _opened(content, None)
+    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+        raise ImageError(
+            "NotALabelMap",
+            f"has mode {image.mode}, but label ids need one channel (8-bit, 16-bit or palette)",
+        )
+    return np.asarray(image).astype(np.int32)
 
 
 def encode_mask(class_ids_HW: NDArray[np.integer], palette: NDArray[np.uint8]) -> bytes:
@@ -103,39 +102,29 @@ def shrink(image_HW3: NDArray[np.uint8], long_side: int | None) -> NDArray[np.ui
     return cv2.resize(image_HW3, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
-class _opened:
+def _opened(content: bytes, max_pixels: int | None) -> Image.Image:
     """An opened and fully decoded image; every way to fail becomes an ImageError."""
-
-    def __init__(self, content: bytes, max_pixels: int | None) -> None:
-        self.content = content
-        self.max_pixels = max_pixels
-
-    def __enter__(self) -> Image.Image:
-        if not self.content:
-            raise ImageError("Empty", "the file has no bytes")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata is no reason to fail, nor to print
-            try:
-                image = Image.open(io.BytesIO(self.content), formats=FORMATS)
-            except Image.UnidentifiedImageError:
-                start = self.content[:16]
-                raise ImageError("NotAnImage", f"not in a known image format; it starts with {start!r}") from None
-            except Exception as error:
-                raise ImageError("Corrupt", f"damaged header: {error}") from None
-            pixels = image.width * image.height
-            if self.max_pixels is not None and pixels > self.max_pixels:
-                raise ImageError(
-                    "TooLarge",
-                    f"{image.width} x {image.height} is {pixels} pixels; the limit is {self.max_pixels}",
-                )
-            try:
-                image.load()
-            except Exception as error:  # Pillow's decoders raise whatever their parsing runs into
-                raise ImageError("Corrupt", f"cannot be decoded: {error}") from None
-        return image
-
-    def __exit__(self, *exception: object) -> None:
-        return None
+    if not content:
+        raise ImageError("Empty", "the file has no bytes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged metadata is no reason to fail, nor to print
+        try:
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        except Image.UnidentifiedImageError:
+            start = content[:16]
+            raise ImageError("NotAnImage", f"not in a known image format; it starts with {start!r}") from None
+        except Exception as error:
+            raise ImageError("Corrupt", f"damaged header: {error}") from None
+        pixels = image.width * image.height
+        if max_pixels is not None and pixels > max_pixels:
+            raise ImageError(
+                "TooLarge", f"{image.width} x {image.height} is {pixels} pixels; the limit is {max_pixels}"
+            )
+        try:
+            image.load()
+        except Exception as error:  # Pillow's decoders raise whatever their parsing runs into
+            raise ImageError("Corrupt", f"cannot be decoded: {error}") from None
+    return image
 
 
 def _turned(image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 class Board:
@@ -30,8 +31,12 @@ class Board:
 
 
 def start_board() -> Any:
-    """Handle of a new Board; workers call `board.add.remote(...)` and `board.say.remote(...)`."""
-    return ray.remote(Board).options(num_cpus=0).remote()
+    """Handle of a new Board; workers call `board.add.remote(...)` and `board.say.remote(...)`.
+
+    It lives on the driver's node: the loss of another one, which the run survives, does not take it along.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 @contextmanager

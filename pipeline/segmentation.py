@@ -92,7 +92,7 @@ def _run(config: SegmentConfig, model: Checkpoint, todo: pa.Table, summary: Summ
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=1,
-            concurrency=stages.decode_tasks,
+            concurrency=min(stages.decode_tasks, len(blocks)),  # Ray warns of tasks that cannot be
         )
         .map_batches(
             Segmenter,

@@ -19,6 +19,8 @@ SMALL = ["--num-train", "16", "--num-val", "4", "--num-photos", "12", "--optimiz
 
 @pytest.mark.timeout(900)
 def test_it_runs_twice_shows_everything_and_leaves_no_process(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "mine.txt").write_text("not the demo's")
     for _ in range(2):
         mark = {"SCENEPARSE_TEST_MARK": str(tmp_path)}
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
@@ -32,6 +34,7 @@ def test_it_runs_twice_shows_everything_and_leaves_no_process(tmp_path: Path) ->
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert not _processes_with(mark), "the demo left processes behind"
+    assert (tmp_path / "demo" / "mine.txt").exists(), "the demo removed what it had not made"
     printed = done.stdout
     assert "15 of 15 images" in printed
     assert "broken-text.jpg: NotAnImage at decode" in printed
