@@ -3,6 +3,7 @@
 Shape suffixes: N batch, C channels, H W rows and columns, P processes.
 """
 
+import copy
 import re
 from itertools import pairwise
 from typing import Any
@@ -149,23 +150,33 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
                 name = f"{parent_name}.{bn_name}".lstrip(".")
                 raise ValueError(f"{name} is in training mode and cannot be folded; call model.eval() first.")
             if bn.running_mean is not None:
-                _fold(conv, bn)
+                setattr(parent, conv_name, folded(conv, bn))
                 setattr(parent, bn_name, nn.Identity())
     return model
 
 
 @torch.no_grad()
-def _fold(conv: nn.Conv2d, bn: _BatchNorm) -> None:
-    assert bn.running_mean is not None
-    assert bn.running_var is not None
-    scale = (bn.running_var.double() + bn.eps).rsqrt()
-    if bn.affine:
-        scale = scale * bn.weight.double()
-    bias = -bn.running_mean.double() if conv.bias is None else conv.bias.double() - bn.running_mean.double()
-    bias = bias * scale + bn.bias.double() if bn.affine else bias * scale
-    weight = conv.weight.double() * scale[:, None, None, None]
-    conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
+def folded(conv: nn.Conv2d, batch_norm: nn.Module) -> nn.Conv2d:
+    """Return a convolution with bias that equals `batch_norm(conv(x))` in evaluation mode; no gradients."""
+    assert isinstance(batch_norm, _BatchNorm)
+    assert batch_norm.running_mean is not None
+    assert batch_norm.running_var is not None
+    scale = (batch_norm.running_var.double() + batch_norm.eps).rsqrt()
+    shift = -batch_norm.running_mean.double() if conv.bias is None else conv.bias.double() - batch_norm.running_mean
+    if batch_norm.affine:
+        scale = scale * batch_norm.weight.double()
+    shift = shift * scale
+    if batch_norm.affine:
+        shift = shift + batch_norm.bias.double()
+    # In the weight's own precision but for the factor: twice the memory of the largest weight would show.
+    weight = conv.weight * scale.to(conv.weight.dtype)[:, None, None, None]
+
+    result = copy.copy(conv)
+    result._parameters = {
+        name: nn.Parameter(value.to(conv.weight.dtype), requires_grad=False)
+        for name, value in (("weight", weight), ("bias", shift))
+    }
+    return result
 
 
 def _convert(module: nn.Module, process_group: Any) -> nn.Module:

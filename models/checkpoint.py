@@ -4,16 +4,21 @@ import hashlib
 import json
 import math
 import os
+import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from models.convolution import Convolution
+from models.inference import InferenceNetwork
 from models.pspnet import Architecture, PSPNet
 
 WEIGHTS = "model.safetensors"
@@ -22,14 +27,20 @@ FORMAT_VERSION = 1
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
+# Fields of Architecture that are younger than the first model ids. Where they have their default, which is what
+# every older model does, they do not count.
+YOUNGER_FIELDS = ("dilate_second",)
+
 
 @dataclass
 class Metadata:
     """What a model's weights do not say about it.
 
     `mean` and `std` are of RGB in units of 0 to 255; `colors` are [r, g, b], one per class; `preprocessing`
-    says how an image becomes the network's input, for example {"long_side": 1024}. Raises ValueError where
-    these disagree.
+    says how an image becomes the network's input, for example {"long_side": 1024}. `int8` is empty, or how to
+    compute in int8 and how good that is: {"ranges": what `activation_ranges` returned, "images": the number of
+    images behind it, "agreement": share of labelled pixels with the label of float32, "miou": {"float32": ...,
+    "int8": ...}}. Raises ValueError naming a field that is out of range, or where these disagree.
     """
 
     classes: list[str]
@@ -40,33 +51,59 @@ class Metadata:
     preprocessing: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     code_version: str = ""
+    int8: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.classes = [str(name) for name in self.classes]
-        self.colors = [[int(value) for value in color] for color in self.colors]
-        self.mean = [float(value) for value in self.mean]
-        self.std = [float(value) for value in self.std]
+        for name in ("preprocessing", "metrics", "int8"):
+            self._require(name, isinstance(getattr(self, name), dict), "an object with named entries")
+        self._check_classes()
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            three = isinstance(values, (list, tuple)) and len(values) == 3 and all(map(_is_finite, values))
+            self._require(name, three, "three finite numbers, for R, G and B in units of 0 to 255")
+            setattr(self, name, [float(value) for value in values])
+        self._require("std", min(self.std) > 0, "above zero")
+        self._require("ignore_index", _is_int(self.ignore_index), "a whole number")
+        long_side = self.preprocessing.get("long_side")
+        if long_side is not None and not (_is_int(long_side) and long_side > 0):
+            raise ValueError(
+                f"Metadata: preprocessing.long_side is {long_side!r}; it must be a number of pixels above zero, or "
+                "null for the full size."
+            )
+        if self.int8:
+            _require_calibration(self.int8)
+
+    def _check_classes(self) -> None:
+        for name in ("classes", "colors"):
+            self._require(name, isinstance(getattr(self, name), (list, tuple)), "a list")
+        self._require("classes", all(isinstance(name, str) for name in self.classes), "a list of names")
+        self.classes = list(self.classes)
+        if repeated := [name for name, count in Counter(self.classes).items() if count > 1]:
+            raise ValueError(f"Metadata: class names must differ; given more than once: {', '.join(repeated)}.")
         if len(self.colors) != len(self.classes):
             raise ValueError(
                 f"Metadata: {len(self.classes)} classes but {len(self.colors)} colors; give one per class."
             )
-        if any(len(color) != 3 or min(color) < 0 or max(color) > 255 for color in self.colors):
-            raise ValueError("Metadata: colors must be [r, g, b] with values from 0 to 255.")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
-            raise ValueError(
-                f"Metadata: mean {self.mean} and std {self.std} must be three numbers each, for R, G and B "
-                "in units of 0 to 255, std above zero."
-            )
+        self._require("colors", all(map(_is_color, self.colors)), "[r, g, b] for each class, from 0 to 255")
+        self.colors = [[int(value) for value in color] for color in self.colors]
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ValueError(f"Metadata: {name} is {_short(getattr(self, name))}; it must be {allowed}.")
 
 
 def save(folder: str | Path, model: PSPNet, metadata: Metadata) -> None:
     """Write a checkpoint folder, each file whole or not at all.
 
-    Raises ValueError for weights that are not finite, naming the tensor, or when classes and model disagree.
+    Raises ValueError for weights that are not float32 or not finite, naming the tensor, or when classes and model
+    disagree.
     """
     folder = Path(folder)
     _require_matching_classes(model.architecture, metadata, "the metadata")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ValueError(f"the model: tensor {name} is {_dtype(tensor)}; call model.float() before it is saved.")
     _require_finite(tensors, "the model")
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -81,8 +118,8 @@ def load(folder: str | Path, classes: Sequence[str] | None = None) -> tuple[PSPN
     """Read a checkpoint folder; return the model in evaluation mode on the CPU, and its metadata.
 
     `classes`, where given, are the names the caller expects, in order. Raises FileNotFoundError for a missing
-    file and ValueError for one that is damaged, of another format, or does not fit the architecture or
-    `classes`.
+    file and ValueError for one that is damaged, of another format or number type, or does not fit the architecture
+    or `classes`.
     """
     folder = Path(folder)
     architecture, metadata = _read_config(folder)
@@ -92,8 +129,10 @@ def load(folder: str | Path, classes: Sequence[str] | None = None) -> tuple[PSPN
 
     with torch.device("meta"):
         model = PSPNet(architecture)
-    _require_fit({name: t.shape for name, t in model.state_dict().items()}, tensors, folder / WEIGHTS)
+    _require_fit(model.state_dict(), tensors, folder / WEIGHTS)
     _require_finite(tensors, str(folder / WEIGHTS))
+    if metadata.int8:
+        _require_ranges_of(model, metadata.int8["ranges"], folder / CONFIG)
     model.load_state_dict(tensors, assign=True)
     return model.eval(), metadata
 
@@ -102,8 +141,8 @@ def model_id(source: PSPNet | str | Path, metadata: Metadata | None = None) -> s
     """Return 32 hexadecimal digits that stand for what a model computes.
 
     `source` is a checkpoint folder, or a model along with its metadata. Weights, architecture, normalisation
-    and preprocessing count; class names, colors, metrics and code version do not. The same before and after
-    `save`.
+    and preprocessing count; class names, colors, metrics, code version and calibration for int8 do not, since the
+    precision is chosen by who predicts. The same before and after `save`.
     """
     if isinstance(source, PSPNet):
         if metadata is None:
@@ -115,7 +154,7 @@ def model_id(source: PSPNet | str | Path, metadata: Metadata | None = None) -> s
 
     digest = hashlib.sha256()
     about = {
-        "architecture": architecture.to_dict(),
+        "architecture": _what_counts(architecture),
         "mean": metadata.mean,
         "std": metadata.std,
         "preprocessing": metadata.preprocessing,
@@ -126,6 +165,14 @@ def model_id(source: PSPNet | str | Path, metadata: Metadata | None = None) -> s
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
+
+
+def _what_counts(architecture: Architecture) -> dict[str, Any]:
+    values = architecture.to_dict()
+    for about in fields(architecture):
+        if about.name in YOUNGER_FIELDS and values[about.name] == about.default:
+            del values[about.name]
+    return values
 
 
 def _to_config(architecture: Architecture, metadata: Metadata) -> dict[str, Any]:
@@ -143,7 +190,7 @@ def _read_config(folder: Path) -> tuple[Architecture, Metadata]:
     path = _require_file(folder, CONFIG)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); copy the checkpoint again.") from error
     version = config.get("format_version") if isinstance(config, dict) else None
     if version != FORMAT_VERSION:
@@ -151,15 +198,19 @@ def _read_config(folder: Path) -> tuple[Architecture, Metadata]:
             f"{path} has format_version {version!r}, this code reads {FORMAT_VERSION}; use a checkpoint that "
             "Sceneparse wrote, or a matching version of it."
         )
+    config.setdefault("int8", {})  # younger than the format
     try:
+        for name in ("architecture", "id2label"):
+            if not isinstance(config[name], dict):
+                raise ValueError(f"{name} is {_short(config[name])}; it must be an object with named entries.")
         architecture = Architecture.from_dict(config["architecture"])
         id2label = config["id2label"]
-        about = {name: config[name] for name in Metadata.__dataclass_fields__ if name != "classes"}
+        about = {entry.name: config[entry.name] for entry in fields(Metadata) if entry.name != "classes"}
         metadata = Metadata(classes=[id2label[str(index)] for index in range(len(id2label))], **about)
     except KeyError as error:
         raise ValueError(f"{path} lacks the entry {error}; copy the checkpoint again.") from error
-    except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error} Correct the entry, or copy the checkpoint again.") from error
     _require_matching_classes(architecture, metadata, str(path))
     return architecture, metadata
 
@@ -213,16 +264,15 @@ def _require_classes(expected: list[str], found: list[str], folder: Path) -> Non
     )
 
 
-def _require_fit(expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor], path: Path) -> None:
+def _require_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
     missing, left_over = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
-    shapes = [
-        f"{name} {list(tensors[name].shape)} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
+    both = [(name, tensors[name], wanted) for name, wanted in expected.items() if name in tensors]
+    shapes = [f"{name} {list(t.shape)} instead of {list(w.shape)}" for name, t, w in both if t.shape != w.shape]
+    dtypes = [f"{name} {_dtype(t)} instead of {_dtype(w)}" for name, t, w in both if t.dtype != w.dtype]
+    kinds = {"missing": missing, "left over": left_over, "of another shape": shapes, "of another type": dtypes}
     problems = [
         f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for what, names in (("missing", missing), ("left over", left_over), ("of another shape", shapes))
+        for what, names in kinds.items()
         if names
     ]
     if problems:
@@ -239,6 +289,73 @@ def _require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
                 f"{where}: tensor {name} has values that are NaN or infinite; training diverged, use an "
                 "earlier checkpoint or a lower learning rate."
             )
+
+
+def _require_calibration(int8: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the entries are those that Metadata describes."""
+    again = "calibrate the checkpoint again (jobs/calibrate.py)"
+    try:
+        numbers = {
+            "images": int8["images"],
+            "agreement": int8["agreement"],
+            "miou.float32": int8["miou"]["float32"],
+            "miou.int8": int8["miou"]["int8"],
+            **{
+                f"ranges.{convolution}.{tensor}[{end}]": values[end]
+                for convolution, ranges in int8["ranges"].items()
+                for tensor, values in ranges.items()
+                for end in (0, 1)
+            },
+        }
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"Metadata: int8 is damaged ({error}); {again}.") from error
+    for name, value in numbers.items():
+        if not _is_finite(value):
+            raise ValueError(f"Metadata: int8.{name} is {_short(value)}; it must be a finite number; {again}.")
+
+
+def _require_ranges_of(model: PSPNet, ranges: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Raise ValueError unless there are ranges for every convolution. `model` may be on the meta device."""
+    names: list[str] = []
+
+    def make(name: str, *_: Any) -> Convolution:
+        names.append(name)
+        return cast(Convolution, name)
+
+    network = InferenceNetwork(model, torch.ones(3), make, torch.device("meta"))
+    adding = {cast(str, block.convolutions[-1]) for block in network.blocks}
+    missing = [
+        f"{name}.{tensor}"
+        for name in names
+        for tensor in ("input", "output", *(["shortcut"] if name in adding else []))
+        if tensor not in ranges.get(name, {})
+    ]
+    if missing:
+        raise ValueError(
+            f"{path}: int8.ranges lacks {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; calibrate the "
+            "checkpoint again (jobs/calibrate.py)."
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_color(color: Any) -> bool:
+    return isinstance(color, (list, tuple)) and len(color) == 3 and all(_is_int(v) and 0 <= v <= 255 for v in color)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + " ..."
 
 
 def _finite_or_none(value: Any) -> Any:

@@ -23,7 +23,8 @@ BACKBONES = tuple(f"resnet{depth}" for depth in STAGE_BLOCKS)
 class Architecture:
     """Everything that decides the network's function and the shapes of its parameters.
 
-    `stem_channels` matters to the deep stem only. Raises ValueError naming a field that is out of range.
+    `stem_channels` matters to the deep stem only, `dilate_second` to ResNet-18 and 34. Raises
+    ValueError naming a field that is out of range.
     """
 
     backbone: str
@@ -31,6 +32,7 @@ class Architecture:
     stem: Stem = "plain"
     stem_channels: tuple[int, int, int] = (64, 64, 128)
     contract_dilation: bool = False
+    dilate_second: bool = True
     bins: tuple[int, ...] = (1, 2, 3, 6)
     pooling: Pooling = "average"
     reduce: bool = True
@@ -57,7 +59,7 @@ class Architecture:
             isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1,
             "at least 0 and below 1",
         )
-        for name in ("contract_dilation", "reduce", "auxiliary", "align_corners"):
+        for name in ("contract_dilation", "dilate_second", "reduce", "auxiliary", "align_corners"):
             self._require(name, isinstance(getattr(self, name), bool), "true or false")
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,7 +106,7 @@ class PSPNet(nn.Module):
         super().__init__()
         self.architecture = a = architecture
         depth = int(a.backbone.removeprefix("resnet"))
-        self.backbone = DilatedResNet(depth, a.stem, a.stem_channels, a.contract_dilation)
+        self.backbone = DilatedResNet(depth, a.stem, a.stem_channels, a.contract_dilation, a.dilate_second)
         self.head = PyramidHead(
             self.backbone.res5_channels,
             a.num_classes,

@@ -15,14 +15,16 @@ level, O channels of the head, B cells along one side of a level. R counts the r
 levels together, 3 * sum(bins), and S the columns (dx, j) of the widest level, 3 * max(bins).
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.batch_norm import synchronized_processes
+from models.resnet import initialise
 
 Pooling = Literal["average", "max"]
 
@@ -56,6 +58,17 @@ def _build_matrices(
 _cached_matrices = lru_cache(maxsize=64)(_build_matrices)
 
 
+def interpolation_matrices(*key: Any) -> tuple[Tensor, Tensor]:
+    """Return `_build_matrices` of the same arguments, kept for the next time."""
+    # Under a compiler sizes may be symbolic and tensors fake: neither belongs in a cache.
+    return _build_matrices(*key) if torch.compiler.is_compiling() else _cached_matrices(*key)
+
+
+def constant_interpolation_matrices(*key: Any) -> tuple[Tensor, Tensor]:
+    """The same, for a graph that a compiler makes for one size: marked by its caller, the result is a part of it."""
+    return _cached_matrices(*key)
+
+
 class PyramidHead(nn.Module):
     """Pyramid pooling, the fusing 3x3 convolution and the classifier (PSPNet section 3.2).
 
@@ -83,7 +96,7 @@ class PyramidHead(nn.Module):
         self.bins = tuple(bins)
         self.reduce = reduce
         self.align_corners = align_corners
-        self.pool = F.adaptive_avg_pool2d if pooling == "average" else F.adaptive_max_pool2d
+        self.average = pooling == "average"
         head_channels = in_channels // 4
         self.level_channels = in_channels // max(1, len(self.bins)) if reduce else in_channels
 
@@ -105,22 +118,22 @@ class PyramidHead(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(head_channels, num_classes, 1)
 
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
+        initialise(self)
+        if not self.classifier.weight.is_meta:
+            nn.init.normal_(self.classifier.weight, std=0.01)
+            nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
 
     def forward(self, features_NCHW: Tensor) -> Tensor:
         fused_NOHW = self._fuse(features_NCHW, self._pool_levels(features_NCHW))
         return self.classifier(self.dropout(self.relu(self.bn(fused_NOHW))))
 
     def _pool_levels(self, features_NCHW: Tensor) -> list[Tensor]:
+        pool = F.adaptive_avg_pool2d if self.average else F.adaptive_max_pool2d
         levels_NLBB = []
         for bin_, level in zip(self.bins, self.levels, strict=True):
             if self.reduce:
                 self._require_statistics(features_NCHW.shape[0], bin_, level[1])  # type: ignore[index]
-            levels_NLBB.append(level(self.pool(features_NCHW, bin_)))
+            levels_NLBB.append(level(pool(features_NCHW, bin_)))
         return levels_NLBB
 
     def _fuse(self, features_NCHW: Tensor, levels_NLBB: list[Tensor]) -> Tensor:
@@ -134,23 +147,16 @@ class PyramidHead(nn.Module):
             return fused_NOHW
 
         num_images, head_channels, height, width = fused_NOHW.shape
-        key = (height, width, self.bins, self.align_corners, fused_NOHW.dtype, fused_NOHW.device)
-        # Under a compiler sizes may be symbolic and tensors fake: neither belongs in a cache.
-        build = _build_matrices if torch.compiler.is_compiling() else _cached_matrices
-        rows_HR, columns_RWS = build(*key)
-
-        num_columns = columns_RWS.shape[-1]
-        taps_NRSO = torch.cat(
-            [_tap_products(p, w, num_columns) for p, w in zip(levels_NLBB, level_weights_OL33, strict=True)],
-            dim=1,
+        rows_HR, columns_RWS = interpolation_matrices(
+            height, width, self.bins, self.align_corners, fused_NOHW.dtype, fused_NOHW.device
         )
-        strips_NRWO = torch.matmul(columns_RWS, taps_NRSO)
-        fused_NHO = torch.baddbmm(
+        strips_NRX = interpolated_levels(levels_NLBB, level_weights_OL33, columns_RWS)
+        fused_NHX = torch.baddbmm(
             fused_NOHW.permute(0, 2, 3, 1).reshape(num_images, height, width * head_channels),
             rows_HR.expand(num_images, -1, -1),
-            strips_NRWO.flatten(2),
+            strips_NRX,
         )
-        return fused_NHO.view(num_images, height, width, head_channels).permute(0, 3, 1, 2)
+        return fused_NHX.view(num_images, height, width, head_channels).permute(0, 3, 1, 2)
 
     def _require_statistics(self, num_images: int, bin_: int, batch_norm: nn.Module) -> None:
         normalises = isinstance(batch_norm, nn.modules.batchnorm._BatchNorm) and batch_norm.training
@@ -160,6 +166,18 @@ class PyramidHead(nn.Module):
                 "batch of one image and has no variance to learn from. Train with two or more images per "
                 "worker, with more workers and synchronized BatchNorm, or without bin 1."
             )
+
+
+def interpolated_levels(levels_NLBB: Sequence[Tensor], weights_OL33: Sequence[Tensor], columns_RWS: Tensor) -> Tensor:
+    """Return (N, R, W * O); rows_HR times it is the convolution of all upsampled levels, for every image.
+
+    `weights_OL33` are the levels' slices of the kernel, rows_HR and `columns_RWS` the interpolation matrices.
+    """
+    num_columns = columns_RWS.shape[-1]
+    taps_NRSO = torch.cat(
+        [_tap_products(p, w, num_columns) for p, w in zip(levels_NLBB, weights_OL33, strict=True)], dim=1
+    )
+    return torch.matmul(columns_RWS, taps_NRSO).flatten(2)
 
 
 def _tap_products(level_NLBB: Tensor, weight_OL33: Tensor, num_columns: int) -> Tensor:

@@ -22,6 +22,14 @@ STAGE_STRIDES = (1, 2, 1, 1)
 STAGE_DILATIONS = (1, 1, 2, 4)
 
 
+def initialise(module: nn.Module) -> None:
+    """Draw every convolution's weights as He et al. 2015 do, by fan out."""
+    for conv in module.modules():
+        # Weights on the meta device are about to be loaded; drawing them would import half of torch's compiler.
+        if isinstance(conv, nn.Conv2d) and not conv.weight.is_meta:
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+
+
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, bias=False)
 
@@ -57,6 +65,14 @@ class BasicBlock(nn.Module):
         return self.relu(y_NCHW + shortcut_NCHW)
 
 
+class OnceDilatedBasicBlock(BasicBlock):
+    """BasicBlock whose second convolution is not dilated, the convention of MMSegmentation."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
+        super().__init__(in_channels, channels, stride, dilation)
+        self.conv2 = _conv3x3(channels, channels)
+
+
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 around a shortcut (He et al. 2016, figure 5 right), the stride on the 3x3."""
 
@@ -89,6 +105,7 @@ class DilatedResNet(nn.Module):
     torchvision's ResNets, without `fc`; the deep stem is three 3x3 of `stem_channels`. With
     `contract_dilation` the first block of a dilated stage has half the stage's dilation, the convention of
     MMSegmentation and torchvision; without it every block has the stage's, as in the paper's released code.
+    `dilate_second`: whether the second convolution of a basic block (depth 18 and 34) is dilated as the first.
 
     Source: PSPNet section 3.2; dilation after Yu and Koltun 2016.
     """
@@ -99,13 +116,15 @@ class DilatedResNet(nn.Module):
         stem: Stem = "plain",
         stem_channels: tuple[int, int, int] = (64, 64, 128),
         contract_dilation: bool = False,
+        dilate_second: bool = True,
     ) -> None:
         super().__init__()
         if depth not in STAGE_BLOCKS:
             raise ValueError(f"ResNet depth {depth!r} is unknown; use one of {sorted(STAGE_BLOCKS)}.")
         if stem not in ("plain", "deep"):
             raise ValueError(f"ResNet stem {stem!r} is unknown; use 'plain' or 'deep'.")
-        block: type[BasicBlock | Bottleneck] = BasicBlock if depth < 50 else Bottleneck
+        basic_block = BasicBlock if dilate_second else OnceDilatedBasicBlock
+        block: type[BasicBlock | Bottleneck] = basic_block if depth < 50 else Bottleneck
 
         self.stem = stem
         if stem == "plain":
@@ -136,9 +155,7 @@ class DilatedResNet(nn.Module):
         self.res4_channels = STAGE_CHANNELS[2] * block.expansion
         self.res5_channels = in_channels
 
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise(self)
 
     def forward(self, images_N3HW: Tensor) -> tuple[Tensor, Tensor]:
         """Return (res4_NCHW, res5_NCHW), the outputs of layer3 and layer4, each ceil(H / 8) x ceil(W / 8)."""

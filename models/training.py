@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from models.loss import upsampled_cross_entropy
 from models.predictor import has_native_bfloat16
 from models.pspnet import PSPNet
 
@@ -103,10 +103,4 @@ class TrainingStep:
         return main.detach()
 
     def _sum_of_losses(self, logits_NKhw: Tensor, labels_NHW: Tensor) -> Tensor:
-        logits_NKHW = F.interpolate(
-            logits_NKhw.to(torch.promote_types(logits_NKhw.dtype, torch.float32)),
-            size=labels_NHW.shape[1:],
-            mode="bilinear",
-            align_corners=self._align_corners,
-        )
-        return F.cross_entropy(logits_NKHW, labels_NHW.long(), ignore_index=self.ignore_index, reduction="sum")
+        return upsampled_cross_entropy(logits_NKhw, labels_NHW, self.ignore_index, self._align_corners)

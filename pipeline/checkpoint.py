@@ -3,6 +3,7 @@
 Imports torch only when a checkpoint is loaded, so that processes which merely decode or write do not pay for it.
 """
 
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,11 @@ class Checkpoint:
                 network, metadata = models.load(folder)
             except (ValueError, FileNotFoundError) as error:
                 raise UserError(f"checkpoint {uri}: {error}") from error
+            except OSError as error:
+                raise UserError(
+                    f"checkpoint {uri}: {error.filename or folder} cannot be read: {error.strerror or error}; check "
+                    "the path and who may read it"
+                ) from error
         if long_side is not None:
             # Another preprocessing makes other masks, so it counts as another model.
             metadata.preprocessing = {**metadata.preprocessing, "long_side": long_side}
@@ -49,6 +55,53 @@ class Checkpoint:
         return np.array(self.metadata.colors, np.uint8)
 
     def predictor(self, device: str, precision: Any) -> Any:
+        """A `models.Predictor`; int8 only if the checkpoint is calibrated."""
         from models import Predictor
 
-        return Predictor(self.network, self.metadata.mean, self.metadata.std, device=device, precision=precision)
+        return Predictor(
+            self.network,
+            self.metadata.mean,
+            self.metadata.std,
+            device=device,
+            precision=precision,
+            activation_ranges=self.metadata.int8.get("ranges"),
+        )
+
+
+def write_checkpoint(uri: str, network: Any, metadata: Any) -> None:
+    """Write a checkpoint folder, local or remote; of a model that lies there, only what is said about it."""
+    import models
+    from models.checkpoint import CONFIG, WEIGHTS
+
+    present = holds_checkpoint(uri, models.model_id(network, metadata), metadata)
+    with tempfile.TemporaryDirectory(prefix="sceneparse-") as folder:
+        models.save(folder, network, metadata)
+        # CONFIG last: what has it is a whole checkpoint.
+        storage.copy_files(folder, uri, (CONFIG,) if present else (WEIGHTS, CONFIG))
+
+
+def holds_checkpoint(uri: str, model_id: str, metadata: Any) -> bool:
+    """Whether the folder holds this model, with these classes, already.
+
+    Raises: UserError if it holds another checkpoint, or a part of one.
+    """
+    import models
+    from models.checkpoint import CONFIG, WEIGHTS
+
+    found = [name for name in (WEIGHTS, CONFIG) if storage.exists(storage.join(uri, name))]
+    if not found:
+        return False
+    way_out = "nothing was written; choose another folder, or delete this one first"
+    if len(found) == 1:
+        raise UserError(f"output {uri}: holds {found[0]} but no whole checkpoint; {way_out}")
+    with storage.local_copy(uri) as folder:
+        try:
+            model, before = models.load(folder)
+        except (ValueError, OSError) as error:
+            raise UserError(f"output {uri}: holds a checkpoint that cannot be read ({error}); {way_out}") from error
+    other_id = models.model_id(model, before)
+    if other_id != model_id:
+        raise UserError(f"output {uri}: holds another checkpoint, model id {other_id} not {model_id}; {way_out}")
+    if (before.classes, before.colors) != (metadata.classes, metadata.colors):
+        raise UserError(f"output {uri}: holds these weights with other class names or colours; {way_out}")
+    return True

@@ -28,15 +28,20 @@ class ClassEntry(Section):
     color: tuple[Channel, Channel, Channel] = Field(description="Red, green, blue, 0 to 255.")
 
 
-class DataConfig(Section):
+class DataFolder(Section):
     """Images and annotations, laid out as ROOT/images/SPLIT/NAME.jpg and ROOT/annotations/SPLIT/NAME.png."""
 
     root: str = Field(description="Folder or bucket prefix that holds images/ and annotations/, a path or URI.")
     train_split: str = Field("train", description="Name of the split to train on.")
     val_split: str = Field("val", description="Name of the split to validate on.")
+    label_map: dict[int, int] = Field({}, description="Label id in the files -> id to use; ids not named stay.")
+
+
+class DataConfig(DataFolder):
+    """A dataset, and what a model is to make of it."""
+
     classes: list[ClassEntry] = Field(min_length=2, description="Classes in the order of their ids, from 0.")
     ignore_index: int = Field(255, ge=0, le=65535, description="Label id that counts neither in loss nor metrics.")
-    label_map: dict[int, int] = Field({}, description="Label id in the files -> id to use; ids not named stay.")
     long_side: int | None = Field(
         None,
         ge=64,
@@ -55,6 +60,17 @@ class DataConfig(Section):
         if repeated:
             raise ValueError(f"class names must differ; given more than once: {', '.join(repeated)}")
         return self
+
+
+class CalibrationData(DataFolder):
+    """The dataset of a model that is there; the classes are the checkpoint's."""
+
+    ignore_index: int | None = Field(
+        None, ge=0, le=65535, description="Label id that does not count; none: the checkpoint's."
+    )
+    long_side: int | None = Field(
+        None, ge=64, description="Images are shrunk to this long side (pixels); none: as the checkpoint says."
+    )
 
 
 class ModelConfig(Section):
@@ -175,8 +191,10 @@ class SegmentConfig(JobSettings):
     predictor_cpus: int | None = Field(
         None, ge=1, description="CPUs of each predictor; none: 1 with a GPU, otherwise all of a node's."
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Arithmetic of the network; auto: bfloat16 where the hardware computes in it."
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto",
+        description="Arithmetic of the network; auto: bfloat16 where the hardware computes in it; int8: CPUs, for a "
+        "checkpoint that jobs/calibrate.py has calibrated.",
     )
     batch_size: int = Field(8, ge=1, description="Most images of one size that are predicted together.")
     rows_per_part: int = Field(1024, ge=1, description="Images per Parquet part, at the least.")
@@ -185,6 +203,23 @@ class SegmentConfig(JobSettings):
         None,
         ge=64,
         description="Shrink images to this long side to predict them, pixels; none: as the checkpoint says.",
+    )
+
+    @model_validator(mode="after")
+    def _int8_on_cpus(self) -> "SegmentConfig":
+        if self.precision == "int8" and self.gpu:
+            raise ValueError("precision int8 is for CPUs; leave out --gpu, or use --precision bfloat16 with it")
+        return self
+
+
+class CalibrateConfig(JobSettings):
+    """Find out how to label in int8 on CPUs, and whether that is good enough; if so, note it in the checkpoint."""
+
+    checkpoint: str = Field(description="Checkpoint folder: RUN/best of a training run, a path or URI.")
+    output: str = Field(description="Folder or URI for the calibrated checkpoint; may be the same folder.")
+    data: CalibrationData
+    calibration_images: int = Field(
+        32, ge=1, description="Images of the training split that show the ranges of activations, at the most."
     )
 
 

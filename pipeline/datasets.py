@@ -40,16 +40,21 @@ def list_pairs(data: DataConfig, split: str) -> list[Pair]:
     return [Pair(uri, labels[stem]) for stem, uri in images.items()]
 
 
+def load_image(pair: Pair) -> NDArray[np.uint8]:
+    """Download and decode a pair's image, H x W x 3 uint8 RGB. Raises UserError naming the file."""
+    try:
+        return decode_image(storage.read_bytes(pair.image_uri))
+    except ImageError as error:
+        raise UserError(f"image {pair.image_uri}: {error}; repair or remove it and its annotation") from None
+
+
 def load_pair(pair: Pair, data: DataConfig) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
     """Download and decode one pair, with `label_map` applied.
 
     Returns: image H x W x 3 uint8 RGB and label H x W int32 of class ids and ignore_index.
     Raises: UserError naming the file: unreadable, of another size than its image, or with an id outside the classes.
     """
-    try:
-        image_HW3 = decode_image(storage.read_bytes(pair.image_uri))
-    except ImageError as error:
-        raise UserError(f"image {pair.image_uri}: {error}; repair or remove it and its annotation") from None
+    image_HW3 = load_image(pair)
     try:
         label_HW = decode_label(storage.read_bytes(pair.label_uri))
     except ImageError as error:

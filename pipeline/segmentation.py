@@ -59,6 +59,11 @@ def segment(config: SegmentConfig) -> Summary:
     output = storage.absolute(config.output)
     refuse_output_inside_input(config.input, output)
     model = Checkpoint.load(config.checkpoint, config.long_side)
+    if config.precision == "int8" and not model.metadata.int8:
+        raise UserError(
+            f"checkpoint {config.checkpoint}: is not calibrated, which precision int8 needs; run python "
+            f"jobs/calibrate.py --checkpoint {config.checkpoint} --data.root URI --output URI, or leave out --precision"
+        )
     images = list_images(config.input)
     claim_output(output, model)
     reconciled = parts.reconcile(output)

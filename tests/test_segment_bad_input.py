@@ -26,8 +26,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(input_uri: object, output: object, checkpoint: object) -> Summary:
-    arguments = ["--input", str(input_uri), "--output", str(output), "--checkpoint", str(checkpoint)]
+def run(input_uri: object, output: object, checkpoint: object, *options: str) -> Summary:
+    arguments = ["--input", str(input_uri), "--output", str(output), "--checkpoint", str(checkpoint), *options]
     try:
         return segment(load_settings(SegmentConfig, arguments, "jobs/segment_bucket.py"))
     finally:
@@ -89,6 +89,21 @@ def test_a_checkpoint_that_is_none(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "damaged" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"checkpoint .*not a readable safetensors file"):
         run(tmp_path / "photos", tmp_path / "out", tmp_path / "damaged")
+
+
+def test_a_checkpoint_that_cannot_be_read(tmp_path: Path, checkpoint: Path) -> None:
+    write_photos(str(tmp_path / "photos"), 1)
+    with pytest.raises(UserError, match=r"config\.json cannot be read: File name too long; check the path"):
+        run(tmp_path / "photos", tmp_path / "out", tmp_path / ("long" * 100))
+
+
+def test_int8_without_a_calibration_or_with_a_gpu(tmp_path: Path, checkpoint: Path) -> None:
+    write_photos(str(tmp_path / "photos"), 1)
+    with pytest.raises(UserError, match=r"is not calibrated, .* python jobs/calibrate\.py --checkpoint"):
+        run(tmp_path / "photos", tmp_path / "out", checkpoint, "--precision", "int8")
+    with pytest.raises(UserError, match=r"precision int8 is for CPUs; leave out --gpu"):
+        run(tmp_path / "photos", tmp_path / "out", checkpoint, "--precision", "int8", "--gpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_whose_weights_are_of_other_classes(tmp_path: Path, checkpoint: Path) -> None:

@@ -16,7 +16,8 @@ def concatenated(head: PyramidHead, features_NCHW: Tensor) -> Tensor:
     """What the head must compute, with `head`'s own parameters: pool, upsample, concatenate, convolve."""
     maps = [features_NCHW]
     for bin_, level in zip(head.bins, head.levels, strict=True):
-        cells = level(head.pool(features_NCHW, bin_))
+        pool = F.adaptive_avg_pool2d if head.average else F.adaptive_max_pool2d
+        cells = level(pool(features_NCHW, bin_))
         size = features_NCHW.shape[2:]
         maps.append(F.interpolate(cells, size, mode="bilinear", align_corners=head.align_corners))
     fused = head.conv(torch.cat(maps, 1))
@@ -166,3 +167,19 @@ def test_gradients_reach_every_parameter() -> None:
     head = make_head().train()
     head(torch.randn(2, CHANNELS, 8, 8)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_torchs_compiler_takes_the_head_as_one_graph(dynamic: bool) -> None:
+    torch.manual_seed(0)
+    head = PyramidHead(32, 5).eval()
+    compiled = torch.compile(head, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for size in ((9, 12), (17, 11)):
+        features = torch.randn(2, 32, *size)
+        eager, graph = (features.clone().requires_grad_() for _ in range(2))
+        expected, result = head(eager), compiled(graph)
+        expected.square().sum().backward()
+        result.square().sum().backward()
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(graph.grad, eager.grad, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,29 @@
+"""Calibrate a checkpoint for int8: `python jobs/calibrate.py --checkpoint URI --data.root URI --output URI`."""
+
+from pipeline.config import CalibrateConfig, load_settings
+from pipeline.entry import run_job
+
+
+def main(argv: list[str]) -> None:
+    config = load_settings(CalibrateConfig, argv, prog="jobs/calibrate.py")
+    from pipeline.calibration import calibrate
+    from pipeline.errors import UserError
+    from pipeline.progress import say
+
+    calibration = calibrate(config)
+    say(f"Ranges       cover {calibration.share:.2%} of the activations of {calibration.num_images:,} images")
+    say(f"Validation   {calibration.num_validated:,} images")
+    say("  precision  labels as float32      mIoU  images/s, one at a time")
+    for precision, result in calibration.results.items():
+        say(f"  {precision:<9}  {result.agreement:>17.2%}  {result.miou:>8.4f}  {result.images_per_second:>8.2f}")
+    if calibration.problem is not None:
+        raise UserError(calibration.problem)
+    say(f"Checkpoint   {config.output}")
+    say(
+        f"Next         python jobs/segment_bucket.py --input URI --output URI --checkpoint {config.output} "
+        "--precision int8"
+    )
+
+
+if __name__ == "__main__":
+    run_job(main)

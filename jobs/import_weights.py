@@ -1,0 +1,65 @@
+"""Import published weights: `python jobs/import_weights.py SOURCE OUT --classes wall,building,sky`."""
+
+import argparse
+
+from pipeline.entry import run_job
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="jobs/import_weights.py",
+        description="Make a checkpoint folder of PSPNet weights from hszhao/semseg or MMSegmentation, or of an "
+        "ImageNet ResNet (torchvision) as the backbone of a new PSPNet.",
+    )
+    parser.add_argument("source", help=".pth, .pt or .safetensors file, path or URI")
+    parser.add_argument("out", help="folder or URI for the checkpoint")
+    parser.add_argument(
+        "--classes",
+        help="class names, separated by commas, or a text file or URI with one per line; default: the file's",
+    )
+    parser.add_argument(
+        "--bins", type=_bins, help="pyramid levels, cells per side; default: the file's, or 1,2,3,6 for four levels"
+    )
+    parser.add_argument(
+        "--align-corners",
+        choices=["true", "false"],
+        help="grid convention of upsampling; default: that of the kind of weights",
+    )
+    arguments = parser.parse_args(argv)
+    from pipeline.importing import import_checkpoint, read_classes
+
+    summary = import_checkpoint(
+        arguments.source,
+        arguments.out,
+        read_classes(arguments.classes) if arguments.classes is not None else None,
+        arguments.bins,
+        None if arguments.align_corners is None else arguments.align_corners == "true",
+    )
+    model, metadata = summary.imported.model, summary.imported.metadata
+    a = model.architecture
+    stem = f"deep stem {'-'.join(map(str, a.stem_channels))}" if a.stem == "deep" else "plain stem"
+    names = ", ".join(metadata.classes[:4]) + (", ..." if len(metadata.classes) > 4 else "")
+    print(f"Recognised    {summary.imported.kind}")
+    print(
+        f"Architecture  {a.backbone}, {stem}, bins {','.join(map(str, a.bins)) or 'none'}, "
+        f"{'an' if a.auxiliary else 'no'} auxiliary head, align_corners {str(a.align_corners).lower()}"
+    )
+    print(f"Classes       {len(metadata.classes):,}: {names}")
+    print(f"Parameters    {sum(parameter.numel() for parameter in model.parameters()):,}")
+    print(f"Model id      {summary.model_id}")
+    print(f"Checkpoint    {summary.output}{'' if summary.written else ' (was there already)'}")
+    for note in summary.imported.notes:
+        print(f"Note          {note}")
+    if summary.imported.is_trained:
+        print(f"Next          python jobs/segment_bucket.py --input URI --output URI --checkpoint {summary.output}")
+
+
+def _bins(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 1,2,3,6") from None
+
+
+if __name__ == "__main__":
+    run_job(main)

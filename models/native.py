@@ -1,0 +1,144 @@
+"""C sources beside this file, compiled at first use for the CPU at hand and shared by the machine's processes.
+
+A compiled library lies in a cache folder under a name that says what it was made from and what it contains: a
+hash of source, compiler, flags and CPU, and one of its own bytes. A library made for something else is never
+found, a damaged one never loaded. Processes that start at once compile at worst once each, all the same.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SOURCES = Path(__file__).parent
+# Plain SIMD pragmas and no OpenMP runtime: a second pool of threads would fight with torch's.
+FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-fopenmp-simd")
+# The first that the compiler takes counts. gcc avoids 512-bit vectors unless told.
+TARGETS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
+TIMEOUT = 120
+
+
+@functools.cache
+def library(name: str) -> ctypes.CDLL | None:
+    """Return `models/NAME.c` as a loaded library; None, after one warning, where it cannot be compiled.
+
+    The compiler is `cc`, or the command in the environment variable CC. The cache is the folder in
+    SCENEPARSE_CACHE or else ~/.cache/sceneparse; where that is not writable, or others than this user and root
+    may write there, it is one in the system's folder for temporary files.
+    """
+    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    source = SOURCES / f"{name}.c"
+    if shutil.which(compiler[0]) is None:
+        problem = f"there is no C compiler {compiler[0]!r}; install gcc or clang, or name one in CC"
+    else:
+        try:
+            return _load(source, compiler)
+        except (OSError, subprocess.SubprocessError) as error:
+            problem = str(getattr(error, "stderr", None) or error).strip()
+    warnings.warn(
+        f"models/{source.name} could not be compiled, so slower torch code does its work: {problem}.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def in_threads(function: Callable[..., Any], *arguments: Any, count: int) -> None:
+    """Call `function(*arguments, first, end)` on parts of 0 to `count`, one for each of torch's threads."""
+    num_threads = max(1, min(torch.get_num_threads(), count))
+    edges = [count * n // num_threads for n in range(num_threads + 1)]
+    first, *others = pairwise(edges)
+    running = [threads(num_threads - 1).submit(function, *arguments, *part) for part in others]
+    function(*arguments, *first)
+    for future in running:
+        future.result()
+
+
+@functools.cache
+def threads(count: int) -> ThreadPoolExecutor:
+    """Return the pool of this many threads; a call of a library's function does not hold the interpreter."""
+    return ThreadPoolExecutor(count, "native")
+
+
+def _load(source: Path, compiler: list[str]) -> ctypes.CDLL:
+    prefix = f"{source.stem}-{_key(source, compiler)}-"
+    problem: OSError = PermissionError("no cache folder is writable; set SCENEPARSE_CACHE to one that is")
+    for folder in _folders():
+        for path in sorted(folder.glob(f"{prefix}*.so")):
+            if _is_private(path) and path.name == _library_name(prefix, path):
+                return ctypes.CDLL(str(path))
+        try:
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                made = _compile(source, compiler, Path(scratch))
+                path = folder / _library_name(prefix, made)
+                os.replace(made, path)
+            return ctypes.CDLL(str(path))
+        except OSError as error:  # Full, read-only, or mounted without the right to execute: the next one.
+            problem = error
+    raise problem
+
+
+def _key(source: Path, compiler: list[str]) -> str:
+    version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, timeout=TIMEOUT).stdout
+    command = repr((compiler, FLAGS, TARGETS)).encode()
+    headers = [path.read_bytes() for path in sorted(source.parent.glob("*.h"))]
+    return hashlib.sha256(b"\0".join([source.read_bytes(), *headers, version, command, _cpu()])).hexdigest()[:16]
+
+
+def _cpu() -> bytes:
+    """Return what decides which instructions "native" stands for."""
+    try:
+        about = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        about = []
+    fields = ("model name", "flags", "CPU implementer", "CPU part", "Features")
+    lines = sorted({line for line in about if line.startswith(fields)})
+    return "\n".join([platform.machine(), platform.processor(), *lines]).encode()
+
+
+def _folders() -> Iterator[Path]:
+    """Yield the folders that only this user can write, best first, made where they are missing."""
+    chosen = os.environ.get("SCENEPARSE_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "sceneparse")
+    for folder in (Path(chosen).resolve(), Path(tempfile.gettempdir()) / f"sceneparse-{os.getuid()}"):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if _is_private(folder):
+                yield folder
+        except OSError:
+            continue
+
+
+def _is_private(path: Path) -> bool:
+    """Return whether a file or folder, not a link, can have been written by this user and root alone."""
+    about = path.lstat()
+    written_by_others = about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or about.st_uid not in (0, os.getuid())
+    return not stat.S_ISLNK(about.st_mode) and not written_by_others
+
+
+def _library_name(prefix: str, path: Path) -> str:
+    return f"{prefix}{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.so"
+
+
+def _compile(source: Path, compiler: list[str], folder: Path) -> Path:
+    made = folder / f"{source.stem}.so"
+    for target in TARGETS:
+        command = [*compiler, *FLAGS, *target, "-o", str(made), str(source), "-lm"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        if result.returncode == 0:
+            made.chmod(0o700)
+            return made
+    raise subprocess.CalledProcessError(result.returncode, command, result.stdout, result.stderr)

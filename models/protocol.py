@@ -1,0 +1,342 @@
+"""The test protocol of the PSPNet paper: sliding crops, mirrored average, several scales.
+
+At every scale the image is resized bilinearly, so that its long side is scale * base_size, padded with the mean
+colour on both sides where it is smaller than the crop, and covered by square crops that overlap by a third. The
+network sees every crop, and its mirror image too; the softmax of the logits, upsampled to the crop, is averaged
+over both, over the crops that cover a pixel and, resized bilinearly to the output, over the scales. The largest
+probability decides. Source: Zhao et al. 2017, section 5.1, and the authors' evaluation code, hszhao/semseg.
+
+A 12-megapixel image has 7 GB of probabilities at 150 classes. They never exist: kept are the logits, at stride 8,
+of the crops that the current band of output rows needs. Rows of a scaled image are computed from those, few at a
+time, and rows of the output mixed from them: on a CPU by the kernel in labelling.c, else by torch in strips.
+
+Shape suffixes: N batch, H W rows and columns of the output, K classes, h w rows and columns of the logits, S rows
+of a strip, R rows of a scaled image that the strip needs, V columns of a scaled image, P pixels of a crop's side.
+"""
+
+import ctypes
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models import labelling
+from models.inputs import checked_images, checked_output_size, padded_size
+from models.labelling import Output, Prediction, Taps, TapsStruct, TorchOutput, mix
+from models.predictor import Predictor
+from models.pspnet import MIN_SIZE, feature_size
+
+# Logits are kept up to this size, and beyond it those of one image's current band alone.
+LOGITS_BYTES_CPU, LOGITS_BYTES_GPU = 128 * 2**20, 4 * 2**30
+STRIP_BYTES_CPU, STRIP_BYTES_GPU = 128 * 2**20, 2 * 2**30
+
+
+class SlidingPredictor:
+    """Takes a Predictor's place and follows the paper's test protocol, at many forward passes per image.
+
+    `base_size` is the image's long side at scale 1 in pixels (None: as it is), `crop` the side of the crops,
+    `stride` the part of it by which they advance; `mirror` and `scales` say what is averaged. Up to `max_batch`
+    crops, of all images and scales, go through the network at once. Raises ValueError for a value out of range.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        base_size: int | None = 512,
+        crop: int = 473,
+        stride: float = 2 / 3,
+        mirror: bool = False,
+        scales: Sequence[float] = (1.0,),
+        max_batch: int | None = None,
+    ) -> None:
+        _require(base_size is None or base_size >= 1, f"base_size is {base_size}; it must be at least 1, or None")
+        _require(crop >= MIN_SIZE, f"crop is {crop}; it must be at least {MIN_SIZE} pixels")
+        _require(0 < stride <= 1, f"stride is {stride}; it must be a part of the crop, above 0 and up to 1")
+        valid = len(scales) > 0 and all(0 < scale < math.inf for scale in scales)
+        _require(valid, f"scales are {list(scales)}; they must be one or more numbers above 0")
+        _require(max_batch is None or max_batch >= 1, f"max_batch is {max_batch}; it must be at least 1, or None")
+        on_cpu = predictor.device.type == "cpu"
+        self.predictor = predictor
+        self.base_size = base_size
+        self.crop = crop
+        self.stride = math.ceil(crop * stride)
+        self.mirrors = 2 if mirror else 1
+        self.scales = tuple(scales)
+        self.max_batch = (1 if on_cpu else 16) if max_batch is None else max_batch
+        self.logits_bytes = LOGITS_BYTES_CPU if on_cpu else LOGITS_BYTES_GPU
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        images_NHWC: Tensor | NDArray[np.uint8],
+        output_size: tuple[int, int] | None = None,
+        with_confidence_map: bool = False,
+    ) -> Prediction:
+        """Label every pixel of a batch of RGB images of one size, with the arguments of `Predictor.predict`.
+
+        Confidence and entropy are those of the averaged probabilities.
+        """
+        images_NHWC = checked_images(images_NHWC).to(self.predictor.device)
+        output_size = checked_output_size(output_size, images_NHWC)
+        size = images_NHWC.shape[1], images_NHWC.shape[2]
+        grid = self._grid(size, output_size)
+
+        num_classes = self.predictor.architecture.num_classes
+        image_bytes = len(grid.crops_of(range(output_size[0]))) * grid.cells**2 * 4 * num_classes
+        fits = image_bytes <= self.logits_bytes
+        together = self.logits_bytes // image_bytes if fits else 1
+        masks = [
+            _new_mask(grid, output_size, num_classes, with_confidence_map, self.predictor.device) for _ in images_NHWC
+        ]
+        for start in range(0, len(masks), together):
+            group = slice(start, start + together)
+            self._label(grid, images_NHWC[group], masks[group], in_one_band=fits)
+        return labelling.stacked([mask.fields(with_confidence_map) for mask in masks])
+
+    def _grid(self, size: tuple[int, int], output_size: tuple[int, int]) -> "Grid":
+        align_corners = self.predictor.architecture.align_corners
+        long_side = max(size)
+        scales = []
+        for scale in self.scales:
+            scaled_long_side = max(1, round(scale * (self.base_size or long_side)))
+            scaled = [max(1, round(scaled_long_side * length / long_side)) for length in size]
+            rows, columns = (Axis.make(size[i], scaled[i], output_size[i], self.crop, self.stride) for i in (0, 1))
+            scales.append((rows, columns))
+        padded, _ = padded_size((self.crop, self.crop), align_corners)
+        cells, _ = feature_size(padded, padded)
+        taps = labelling.taps(self.crop, padded, cells, self.crop, align_corners)
+        return Grid(scales, taps, cells, self.mirrors)
+
+    def _label(self, grid: "Grid", images_NHWC: Tensor, masks: "Sequence[_Mask]", in_one_band: bool) -> None:
+        """Fill the masks, the same band of all images in turn."""
+        num_units, unit_rows = masks[0].num_units, masks[0].unit_rows
+        band_units = num_units if in_one_band else torch.get_num_threads()
+        bands = [range(start, min(start + band_units, num_units)) for start in range(0, num_units, band_units)]
+        crops_of_bands = [grid.crops_of(range(band.start * unit_rows, band.stop * unit_rows)) for band in bands]
+
+        # One allocation: many that come and go between the network's would scatter over twice the memory.
+        most = len(masks) * max(map(len, crops_of_bands))
+        shape = most, grid.cells, grid.cells, self.predictor.architecture.num_classes
+        logits_NhwK = torch.empty(shape, device=self.predictor.device)
+        places: dict[tuple[int, CropKey], int] = {}
+        for band, crops in zip(bands, crops_of_bands, strict=True):
+            needed = [(n, key) for n in range(len(masks)) for key in crops]
+            places = {key: places[key] for key in needed if key in places}
+            free = sorted(set(range(most)) - set(places.values()))
+            missing = [key for key in needed if key not in places]
+            for first in range(0, len(missing), self.max_batch):
+                batch = missing[first : first + self.max_batch]
+                crops_NPP3 = torch.stack([self._crop_image(grid, images_NHWC[n], key) for n, key in batch])
+                for key, logits_hwK in zip(batch, self.predictor.logits(crops_NPP3), strict=True):
+                    places[key] = free.pop()
+                    logits_NhwK[places[key]] = logits_hwK
+            for n, mask in enumerate(masks):
+                mask.label(band, {key: logits_NhwK[places[n, key]] for key in crops})
+
+    def _crop_image(self, grid: "Grid", image_HWC: Tensor, key: "CropKey") -> Tensor:
+        """Return a crop of the scaled image, (P, P, 3), float32 from 0 to 255."""
+        axes = grid.scales[key.scale]
+        crop_PP3 = self.predictor.mean_3.expand(self.crop, self.crop, 3).contiguous()
+        inside: list[slice] = []
+        window = image_HWC
+        for dim, (axis, index) in enumerate(zip(axes, (key.row, key.column), strict=True)):
+            start = int(axis.starts[index])
+            pixels = slice(max(start, 0), min(start + self.crop, axis.size))
+            inside.append(slice(pixels.start - start, pixels.stop - start))
+            window = mix(window, axis.image.part(pixels).tensors(window.device), dim)
+        crop_PP3[inside[0], inside[1]] = window
+        return crop_PP3.flip(1) if key.mirror else crop_PP3
+
+
+class CropKey(NamedTuple):
+    """One pass through the network: indices of the scale, of the crop's row and column, and 1 if mirrored."""
+
+    scale: int
+    row: int
+    column: int
+    mirror: int
+
+
+class _AxisStruct(ctypes.Structure):
+    _fields_ = [
+        ("output", TapsStruct),
+        ("size", ctypes.c_int64),
+        ("crops", ctypes.c_int64),
+        ("starts", ctypes.c_void_p),
+        ("share", ctypes.c_void_p),
+    ]
+
+
+class _ScaleStruct(ctypes.Structure):
+    _fields_ = [("rows", _AxisStruct), ("columns", _AxisStruct), ("logits", ctypes.c_void_p)]
+
+
+class _CropStruct(ctypes.Structure):
+    _fields_ = [("taps", TapsStruct), *((name, ctypes.c_int64) for name in ("size", "cells", "mirrors"))]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Rows or columns of an image at one scale, and the crops that cover them.
+
+    `starts` are where crops of `crop` pixels begin, below zero where the image is padded; `share` is each crop's
+    part in a pixel. `image` samples scaled pixels from the image's, `output` the output's from scaled ones.
+    """
+
+    size: int
+    crop: int
+    starts: NDArray[np.int32]
+    share: NDArray[np.float32]
+    image: Taps
+    output: Taps
+
+    @classmethod
+    def make(cls, image_size: int, size: int, output_size: int, crop: int, stride: int) -> "Axis":
+        padded = max(size, crop)
+        num_crops = -(-(padded - crop) // stride) + 1
+        starts = np.minimum(np.arange(num_crops) * stride, padded - crop) - (padded - size) // 2
+        pixels = np.arange(size)[:, None]
+        num_covering = ((starts <= pixels) & (pixels < starts + crop)).sum(1)
+        return cls(
+            size,
+            crop,
+            starts.astype(np.int32),
+            (1 / num_covering).astype(np.float32),
+            Taps.at(labelling.half_pixel_positions(image_size, size), image_size),
+            Taps.at(labelling.half_pixel_positions(size, output_size), size),
+        )
+
+    def covering(self, first: int, last: int) -> range:
+        """Return the indices of the crops with a pixel from `first` to `last`."""
+        covers = np.flatnonzero((self.starts <= last) & (self.starts + self.crop > first))
+        return range(int(covers[0]), int(covers[-1]) + 1)
+
+    def struct(self) -> _AxisStruct:
+        """Return the view of labelling.c, valid as long as this object."""
+        pointers = self.starts.ctypes.data, self.share.ctypes.data
+        return _AxisStruct(self.output.struct(), self.size, len(self.starts), *pointers)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All crops of an image: rows and columns of every scale, and how a crop is sampled from (cells, cells) logits."""
+
+    scales: list[tuple[Axis, Axis]]
+    crop: Taps
+    cells: int
+    mirrors: int
+
+    def crops_of(self, output_rows: range) -> list[CropKey]:
+        """Return the crops that these rows of the output depend on."""
+        return [
+            CropKey(scale, row, column, mirror)
+            for scale, (rows, columns) in enumerate(self.scales)
+            for taps in [rows.output.part(slice(output_rows.start, output_rows.stop))]
+            for row in rows.covering(taps.low[0], taps.high[-1])
+            for column in range(len(columns.starts))
+            for mirror in range(self.mirrors)
+        ]
+
+
+Logits = Mapping[CropKey, Tensor]
+
+
+class _KernelMask:
+    """The mask of one image, by the kernel; a unit is a chunk of Output."""
+
+    def __init__(self, grid: Grid, size: tuple[int, int], num_classes: int, with_confidence_map: bool) -> None:
+        self._grid = grid
+        self._output = Output(size, num_classes, with_confidence_map)
+        self.unit_rows, self.num_units = self._output.chunk_rows, self._output.num_chunks
+
+    def label(self, units: range, logits: Logits) -> None:
+        grid, library = self._grid, labelling.library()
+        assert library is not None
+        structs, pointers = (_ScaleStruct * len(grid.scales))(), []
+        for scale, (rows, columns) in enumerate(grid.scales):
+            shape = len(rows.starts), len(columns.starts), grid.mirrors
+            keys = (CropKey(scale, *index) for index in np.ndindex(*shape))
+            addresses = [logits[key].data_ptr() if key in logits else None for key in keys]
+            pointers.append((ctypes.c_void_p * len(addresses))(*addresses))
+            structs[scale] = _ScaleStruct(rows.struct(), columns.struct(), ctypes.addressof(pointers[-1]))
+        crop = _CropStruct(grid.crop.struct(), len(grid.crop), grid.cells, grid.mirrors)
+        self._output.fill(library.label_crops, structs, len(structs), ctypes.byref(crop), chunks=units)
+
+    def fields(self, with_confidence_map: bool) -> dict[str, Any]:
+        return self._output.fields()
+
+
+class _TorchMask:
+    """The mask of one image, by torch; a unit is a strip of rows."""
+
+    def __init__(self, grid: Grid, size: tuple[int, int], num_classes: int, device: torch.device) -> None:
+        self._grid, self._device = grid, device
+        self._output = TorchOutput(1, size, num_classes, device)
+        strip_bytes = STRIP_BYTES_CPU if device.type == "cpu" else STRIP_BYTES_GPU
+        # The sum over scales, both neighbours of what is added to it, and the rows these come from.
+        self.unit_rows = min(size[0], max(1, strip_bytes // (4 * 4 * size[1] * num_classes)))
+        self.num_units = -(-size[0] // self.unit_rows)
+
+    def label(self, units: range, logits: Logits) -> None:
+        for unit in units:
+            strip = slice(unit * self.unit_rows, (unit + 1) * self.unit_rows)
+            probability_SWK = self._at_scale(0, strip, logits)
+            for scale in range(1, len(self._grid.scales)):
+                probability_SWK += self._at_scale(scale, strip, logits)
+            probability_SWK /= len(self._grid.scales)
+            top_SW, ids_SW = probability_SWK.max(-1)
+            entropy_SW = torch.special.entr(probability_SWK).sum(-1)
+            self._output.put(strip, ids_SW[None], top_SW[None], entropy_SW[None])
+
+    def fields(self, with_confidence_map: bool) -> dict[str, Any]:
+        return labelling.only_image(self._output.fields(with_confidence_map))
+
+    def _at_scale(self, scale: int, strip: slice, logits: Logits) -> Tensor:
+        """Return the probabilities of a strip of the output, (S, W, K), as one scale has them."""
+        rows, columns = self._grid.scales[scale]
+        taps = rows.output.part(strip)
+        first, last = int(taps.low[0]), int(taps.high[-1])
+        scaled_RVK = self._scaled_rows(scale, first, last, logits)
+        taps = Taps(taps.low - first, taps.high - first, taps.weight)
+        return mix(mix(scaled_RVK, taps.tensors(self._device), 0), columns.output.tensors(self._device), 1)
+
+    def _scaled_rows(self, scale: int, first: int, last: int, logits: Logits) -> Tensor:
+        """Return the averaged probabilities of rows `first` to `last` of a scaled image."""
+        grid, (rows, columns) = self._grid, self._grid.scales[scale]
+        num_classes = next(iter(logits.values())).shape[-1]
+        sum_RVK = torch.zeros(last - first + 1, columns.size, num_classes, device=self._device)
+        for key in (key for key in logits if key.scale == scale):
+            y, x = int(rows.starts[key.row]), int(columns.starts[key.column])
+            top, bottom = max(first, y), min(last + 1, y + rows.crop)
+            left, right = max(0, x), min(columns.size, x + rows.crop)
+            across = (grid.crop.mirrored() if key.mirror else grid.crop).part(slice(left - x, right - x))
+            if top < bottom:
+                crop_RVK = mix(logits[key], grid.crop.part(slice(top - y, bottom - y)).tensors(self._device), 0)
+                probability_RVK = mix(crop_RVK, across.tensors(self._device), 1).softmax(-1)
+                sum_RVK[top - first : bottom - first, left:right] += probability_RVK
+        share_R11, share_V1 = (
+            torch.from_numpy(share).to(self._device)
+            for share in (rows.share[first : last + 1, None, None] / grid.mirrors, columns.share[:, None])
+        )
+        return sum_RVK.mul_(share_R11).mul_(share_V1)
+
+
+_Mask = _KernelMask | _TorchMask
+
+
+def _new_mask(
+    grid: Grid, size: tuple[int, int], num_classes: int, with_confidence_map: bool, device: torch.device
+) -> _Mask:
+    if device.type == "cpu" and labelling.library() is not None:
+        return _KernelMask(grid, size, num_classes, with_confidence_map)
+    return _TorchMask(grid, size, num_classes, device)
+
+
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise ValueError(f"SlidingPredictor: {problem}.")

@@ -1,0 +1,114 @@
+"""Reading weights that others published, without running anything that their files contain."""
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+class _Ignored:
+    """Stands in for an object that accompanies the weights; takes what it is given and does nothing with it."""
+
+    def __new__(cls, *_: Any) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+# What training logs in MMSegmentation's checkpoints are made of. Every one of these names, `getattr` included,
+# becomes the class above, so that nothing of them is imported or called.
+_NUMPY = ("scalar", "_reconstruct")
+_LOGS = (
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in _NUMPY),
+    *("numpy.ndarray", "numpy.dtype", "builtins.getattr", "mmengine.logging.history_buffer.HistoryBuffer"),
+)
+
+_RESAVE = (
+    "If you trust its origin, keep only the tensors, on a machine that has what the file needs: "
+    "state = torch.load(FILE, map_location='cpu', weights_only=False); "
+    "torch.save(state.get('state_dict', state), 'tensors.pth'). Then import tensors.pth, naming its classes."
+)
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a .safetensors file or of one that torch.save wrote, and what it says about itself.
+
+    The tensors are those of "state_dict" where the file has it, on the CPU, without the `module.` that
+    DataParallel puts before every name; the other is the file's "meta", empty where there is none. Pickles are
+    read by torch's restricted unpickler, which builds tensors and plain values only.
+
+    Raises FileNotFoundError, and ValueError for a file that is no such file, is damaged, or contains code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; pass the file with the weights.")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; pass a .pth, .pt or .safetensors file.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not weights by name; pass a state dict's file.")
+    tensors, meta = content.get("state_dict", content), content.get("meta")
+    if not isinstance(tensors, Mapping) or not tensors:
+        raise ValueError(f"{path} holds no weights by name; pass a state dict's file.")
+    foreign = [str(name) for name, value in tensors.items() if not (isinstance(name, str) and _is_plain(value))]
+    if foreign:
+        raise ValueError(
+            f"{path} holds {listed(foreign)} that are not plain tensors; pass a state dict's file, "
+            "or one that has it under 'state_dict'."
+        )
+    prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
+    named = {name.removeprefix(prefix): tensor.detach() for name, tensor in tensors.items()}
+    return named, dict(meta) if isinstance(meta, Mapping) else {}
+
+
+def listed(names: list[str], shown: int = 5) -> str:
+    """`listed(["a", "b"])` -> "2 (a, b)"; the first few names where there are many."""
+    return f"{len(names)} ({', '.join(names[:shown])}{', ...' if len(names) > shown else ''})"
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}); download it again.") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        try:
+            with torch.serialization.safe_globals([(_Ignored, name) for name in _LOGS]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # advice for whoever wrote the file
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # foreign bytes can make the reader fail in any way
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            if found:
+                raise ValueError(
+                    f"{path} contains code or objects that are not tensors ({found[1]}), and loading those could "
+                    f"run anything; nothing was loaded. {_RESAVE}"
+                ) from error
+            if "TorchScript" in str(error):
+                raise ValueError(
+                    f"{path} is a TorchScript program, not weights; save its state_dict() and pass that file."
+                ) from error
+            reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0] or type(error).__name__
+            raise ValueError(
+                f"{path} is not a readable file of torch.save ({reason}); it is damaged or something else: "
+                "download it again."
+            ) from error
+
+
+def _is_plain(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_quantized or value.is_complex())
+        and value.device.type == "cpu"
+    )

@@ -1,0 +1,126 @@
+import pytest
+import torch
+
+import models.inference
+from models import Architecture, Predictor, PSPNet, winograd
+from models.backend import maker
+from models.inference import InferenceNetwork, compiled
+from models.inputs import NetworkInputs
+
+CPU = torch.device("cpu")
+MEAN, STD = torch.tensor([120.0, 115, 100]), torch.tensor([60.0, 57, 55])
+ARCHITECTURES = {
+    "plain": Architecture("resnet18", 7),
+    "deep": Architecture("resnet50", 7, stem="deep", stem_channels=(16, 16, 32), contract_dilation=True),
+    "max": Architecture("resnet18", 7, pooling="max", align_corners=False, bins=(1, 4)),
+    "wide levels": Architecture("resnet34", 7, reduce=False, bins=(2,), dilate_second=False),
+    "no pyramid": Architecture("resnet18", 7, bins=()),
+}
+
+
+def make_model(architecture: Architecture) -> PSPNet:
+    torch.manual_seed(0)
+    model = PSPNet(architecture).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1)
+            torch.nn.init.normal_(module.bias, std=0.1)
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+    return model
+
+
+def make_images(height: int, width: int, batch: int = 1) -> torch.Tensor:
+    """RGB minus the mean, (N, 3, H, W)."""
+    torch.manual_seed(1)
+    return torch.randint(0, 256, (batch, 3, height, width)) - MEAN.view(3, 1, 1)
+
+
+def inputs(images: torch.Tensor) -> NetworkInputs:
+    """The same images, to be read row by row."""
+    return NetworkInputs(images.permute(0, 2, 3, 1), images.shape[2:], torch.zeros(3))
+
+
+def expected_logits(model: PSPNet, images: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(images / STD.view(3, 1, 1)).permute(0, 2, 3, 1)
+
+
+def network(model: PSPNet, precision: str = "float32") -> InferenceNetwork:
+    return InferenceNetwork(model, STD, maker(precision, CPU), CPU)
+
+
+def difference(result: torch.Tensor, expected: torch.Tensor) -> float:
+    assert result.shape == expected.shape
+    assert result.dtype == torch.float32
+    return ((result - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_it_is_the_networks_function(name: str) -> None:
+    model, images = make_model(ARCHITECTURES[name]), make_images(97, 121, batch=2)
+    expected = expected_logits(model, images)
+    with torch.inference_mode():
+        assert difference(network(model)(images), expected) < 2e-5
+        assert difference(network(model, "bfloat16")(images), expected) < 3e-2
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("height", [64, 65, 121, 200])
+def test_strips_of_rows_make_the_whole(name: str, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.inference, "STRIP_BYTES", 1)  # eight rows of the image at a time
+    model, images = make_model(ARCHITECTURES[name]), make_images(height, 73, batch=2)
+    for precision in ("float32", "bfloat16"):
+        made = network(model, precision)
+        with torch.inference_mode():
+            assert difference(made.streamed(inputs(images)), made(images)) < 2e-5
+
+
+def test_without_a_compiler_it_is_the_same_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "library", lambda: None)
+    model, images = make_model(ARCHITECTURES["plain"]), make_images(65, 65)
+    with torch.inference_mode():
+        assert difference(network(model)(images), expected_logits(model, images)) < 5e-6
+
+
+def test_without_onednn_it_is_the_same_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    model, images = make_model(ARCHITECTURES["deep"]), make_images(65, 81)
+    expected = expected_logits(model, images)
+    made = network(model)
+    with torch.inference_mode():
+        assert difference(made(images), expected) < 5e-6
+        assert difference(made.streamed(inputs(images)), expected) < 5e-6
+
+
+@pytest.mark.slow
+def test_torchs_compiler_takes_the_network_of_a_gpu_as_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a GPU convolutions are torch's own, as here without oneDNN; the rest of the graph is the same.
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    for name in ("plain", "max"):
+        model, images = make_model(ARCHITECTURES[name]), make_images(65, 81)
+        call = compiled(network(model), backend="aot_eager")
+        with torch.inference_mode():
+            assert difference(call(images), expected_logits(model, images)) < 5e-6
+
+
+def test_the_model_is_left_alone() -> None:
+    model = make_model(ARCHITECTURES["plain"]).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.inference_mode():
+        network(model)(make_images(65, 65))
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_large_image_gets_the_labels_of_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(ARCHITECTURES["plain"])
+    images = torch.randint(0, 256, (2, 150, 130, 3), dtype=torch.uint8)
+    made = Predictor(model, MEAN.tolist(), STD.tolist())
+    whole = made.predict(images)
+    monkeypatch.setattr(models.inference, "STRIP_BYTES", 1)
+    made.max_feature_bytes = 1
+    strips = made.predict(images)
+    assert (whole.class_ids_NHW == strips.class_ids_NHW).mean() > 0.9999

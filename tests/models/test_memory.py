@@ -1,0 +1,53 @@
+"""Peak memory of whole processes, at the size where other implementations need many gigabytes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import Architecture, Metadata, PSPNet, save
+
+LIMIT_SINGLE, LIMIT_SIX_SCALES = 1.5e9, 2.5e9
+PROGRAM = """
+import sys, torch
+from pathlib import Path
+from models import Predictor, SlidingPredictor, load
+
+model, metadata = load(sys.argv[1])
+predictor = Predictor(model, metadata.mean, metadata.std, precision="float32")
+del model
+if sys.argv[2] == "single":
+    predictor = SlidingPredictor(predictor)
+elif sys.argv[2] == "six scales":
+    predictor = SlidingPredictor(predictor, mirror=True, scales=(0.5, 0.75, 1, 1.25, 1.5, 1.75))
+image = torch.randint(0, 256, (1, 3000, 4000, 3), dtype=torch.uint8)
+assert predictor.predict(image).class_ids_NHW.shape == (1, 3000, 4000)
+(peak,) = (text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith("VmHWM"))
+print(int(peak.split()[1]) * 1024)
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pspnet50")
+    classes = [f"class {k}" for k in range(150)]
+    torch.manual_seed(0)
+    save(folder, PSPNet(Architecture("resnet50", 150, stem="deep")), Metadata(classes, [[k, k, k] for k in range(150)]))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+@pytest.mark.parametrize(
+    ("mode", "limit"), [("whole", LIMIT_SINGLE), ("single", LIMIT_SINGLE), ("six scales", LIMIT_SIX_SCALES)]
+)
+def test_twelve_megapixels_and_150_classes_fit(checkpoint: Path, mode: str, limit: float) -> None:
+    command = [sys.executable, "-c", PROGRAM, str(checkpoint), mode]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    peak = int(result.stdout)
+    print(f"{mode}: {peak / 1e9:.2f} GB")
+    assert peak < limit

@@ -1,0 +1,145 @@
+"""jobs/import_weights.py as a user runs it: from a published file to a checkpoint that labels images."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from jobs.import_weights import main
+from pipeline import storage
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import UserError
+from tests.conftest import REPOSITORY
+from tests.models.reference_networks import MMSeg
+from tests.models.seeded import seeded_state_dict
+
+CLASSES = ["wall", "building", "sky"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small MMSegmentation PSPNet of three classes that the file does not name."""
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in MMSeg(18, 3).state_dict().items()}
+    path = tmp_path_factory.mktemp("published") / "pspnet_r18-d8.pth"
+    torch.save({"meta": {"epoch": 1}, "state_dict": seeded_state_dict(shapes)}, path)
+    return path
+
+
+def assert_predicts(uri: str) -> None:
+    checkpoint = Checkpoint.load(uri, long_side=None)
+    assert checkpoint.class_names == CLASSES
+    images = np.random.default_rng(0).integers(0, 256, (1, 64, 80, 3), np.uint8)
+    assert set(np.unique(checkpoint.predictor("cpu", "float32").predict(images).class_ids_NHW)) <= {0, 1, 2}
+
+
+def test_an_import_prints_what_it_is_and_can_predict(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    main([str(source), out, "--classes", "wall, building,sky"])
+    printed = capsys.readouterr().out
+    assert "Recognised    MMSegmentation PSPNet, deep stem" in printed
+    assert "resnet18, deep stem 32-32-64, bins 1,2,3,6, an auxiliary head, align_corners false" in printed
+    assert "Classes       3: wall, building, sky\n" in printed
+    assert models.model_id(out) in printed
+    assert f"jobs/segment_bucket.py --input URI --output URI --checkpoint {out}" in printed
+    assert sorted(path.name for path in Path(out).iterdir()) == ["config.json", "model.safetensors"]
+    assert_predicts(out)
+
+
+def test_from_bucket_to_bucket_with_class_names_in_a_file(
+    source: Path, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage.write_bytes(f"{bucket}/published/net.pth", source.read_bytes())
+    storage.write_bytes(f"{bucket}/names.txt", "\ufeffwall\r\nbuilding\n\nsky\n".encode())
+    arguments = [f"{bucket}/published/net.pth", f"{bucket}/out", "--classes", f"{bucket}/names.txt"]
+    main(arguments)
+    assert f"Checkpoint    {bucket}/out\n" in capsys.readouterr().out
+    assert_predicts(f"{bucket}/out")
+
+    main(arguments)
+    assert "(was there already)" in capsys.readouterr().out
+    with pytest.raises(UserError, match=rf"^{bucket}/published: not found"):
+        main([f"{bucket}/published", f"{bucket}/new"])
+    with pytest.raises(UserError, match=rf"^{bucket}/names.txt is not a readable file of torch.save"):
+        main([f"{bucket}/names.txt", f"{bucket}/new"])
+
+
+def test_another_checkpoint_is_never_overwritten(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main([str(source), str(out), "--classes", ",".join(CLASSES)])
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(UserError, match=r"holds another checkpoint, .* choose another folder, or delete"):
+        main([str(source), str(out), "--classes", ",".join(CLASSES), "--align-corners", "true"])
+    with pytest.raises(UserError, match="holds these weights with other class names"):
+        main([str(source), str(out), "--classes", "a,b,c"])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+    (out / "config.json").write_text("{")
+    with pytest.raises(UserError, match="holds a checkpoint that cannot be read"):
+        main([str(source), str(out)])
+    (out / "config.json").unlink()
+    with pytest.raises(UserError, match=r"holds model\.safetensors but no whole checkpoint"):
+        main([str(source), str(out)])
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("wall,sky", "2 class names given, but the classifier has 3 classes"),
+        ("wall,,sky", "a name is empty"),
+        ("wall,sky,wall", "given more than once: wall"),
+        ("nowhere.txt", r"nowhere\.txt: not found"),
+    ],
+)
+def test_class_names_that_do_not_fit(classes: str, message: str, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        main([str(source), str(tmp_path / "out"), "--classes", classes])
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_class_names_that_are_none(source: Path, tmp_path: Path) -> None:
+    for content, message in ((b"\xff\xfe\x00", "not a text file in UTF-8"), (b"\n \n", "the file is empty")):
+        (tmp_path / "names").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            main([str(source), str(tmp_path / "out"), "--classes", str(tmp_path / "names")])
+
+
+def test_a_backbone_is_not_announced_as_ready_to_segment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with torch.device("meta"):
+        shapes = models.PSPNet(models.Architecture("resnet18", 2)).backbone.state_dict()
+    state = {name: torch.tensor(0.5).expand(tensor.shape) for name, tensor in shapes.items()}
+    torch.save(state, tmp_path / "resnet18.pth")
+    main([str(tmp_path / "resnet18.pth"), str(tmp_path / "out"), "--classes", "a,b", "--bins", "1,4"])
+    printed = capsys.readouterr().out
+    assert "ImageNet ResNet" in printed
+    assert "bins 1,4" in printed
+    assert "train before labelling" in printed
+    assert "segment_bucket" not in printed
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "jobs/import_weights.py", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_the_exit_code_tells_success_from_what_the_user_can_mend(source: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    done = run(str(source), out, "--classes", ",".join(CLASSES))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_predicts(out)
+
+    missing = run(str(tmp_path / "nowhere.pth"), out)
+    assert missing.returncode == 2
+    assert missing.stderr == (
+        f"error: {tmp_path / 'nowhere.pth'} does not exist; pass a .pth, .pt or .safetensors file.\n"
+    )
+    misspelt = run(str(source), out, "--bins", "one")
+    assert misspelt.returncode == 2
+    assert "'one' is no list of whole numbers such as 1,2,3,6" in misspelt.stderr
