@@ -162,7 +162,7 @@ class SegmentationGraph(nn.Module):
         return _crop(class_ids_NHW, height, width), _crop(confidence_NHW, height, width)
 
     def _padded(self, length: int) -> int:
-        """Return what models.predictor.padded_size does, also for a length that torch.export leaves open."""
+        """Return what models.inputs.padded_size does, also for a length that torch.export leaves open."""
         extra = 1 if self.align_corners else 0
         # Rounded up by a sum that stays positive: ONNX divides towards zero, Python downwards.
         return torch.sym_max(MIN_SIZE + extra, (length - extra + 7) // 8 * 8 + extra)  # type: ignore[return-value]

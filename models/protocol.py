@@ -28,6 +28,7 @@ from torch import Tensor
 from models import labelling
 from models.inputs import checked_images, checked_output_size, padded_size
 from models.labelling import Output, Prediction, Taps, TapsStruct, TorchOutput, mix
+from models.memory import return_large_blocks
 from models.predictor import Predictor
 from models.pspnet import MIN_SIZE, feature_size
 
@@ -81,6 +82,7 @@ class SlidingPredictor:
 
         Confidence and entropy are those of the averaged probabilities.
         """
+        return_large_blocks()
         images_NHWC = checked_images(images_NHWC).to(self.predictor.device)
         output_size = checked_output_size(output_size, images_NHWC)
         size = images_NHWC.shape[1], images_NHWC.shape[2]

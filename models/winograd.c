@@ -31,14 +31,8 @@ static Place place_of(const Grid *grid, int64_t tile) {
     return (Place){tile, row * step + phase_y, column * step + phase_x};
 }
 
-static int64_t count_tiles(const Grid *grid) {
-    return grid->images * grid->dilation * grid->dilation * grid->tile_rows * grid->tile_columns;
-}
-
-/* Where point p of a tile begins in (4 shares, T, 9 points, C). */
-static int64_t offset_of(int64_t tiles, int64_t tile, int p, int64_t channels) {
-    return ((p / SHARE * tiles + tile) * SHARE + p % SHARE) * channels;
-}
+/* Where point p of a tile begins in its share (T, 9 points, C). */
+static int64_t offset_of(int64_t tile, int p, int64_t channels) { return (tile * SHARE + p % SHARE) * channels; }
 
 /* points = B' d of six values, `step` vectors apart. */
 static inline void to_points(const Vector *d, int step, Vector *points, int points_step) {
@@ -62,10 +56,10 @@ static inline void to_pixels(const Vector *m, int step, Vector *pixels, int pixe
     pixels[3 * pixels_step] = difference1 + 8.0f * difference2 + m[5 * step];
 }
 
-/* input (N, H, W, C) -> points (4, T, 9, C) */
-void winograd_input(const Grid *grid, const float *input, float *points, int64_t first, int64_t end) {
+/* input (N, H, W, C) -> points, 4 shares of (T, 9, C) */
+void winograd_input(const Grid *grid, const float *input, float *const *points, int64_t first, int64_t end) {
     static const float zeros[LANES];
-    const int64_t channels = grid->channels, d = grid->dilation, tiles = count_tiles(grid);
+    const int64_t channels = grid->channels, d = grid->dilation;
     for (int64_t tile = first; tile < end; tile++) {
         const Place place = place_of(grid, tile);
         const float *pixels[POINTS * POINTS];
@@ -83,23 +77,23 @@ void winograd_input(const Grid *grid, const float *input, float *points, int64_t
             for (int j = 0; j < POINTS; j++) to_points(values + j, POINTS, half + j, POINTS);
             for (int i = 0; i < POINTS; i++) to_points(half + i * POINTS, 1, values + i * POINTS, 1);
             for (int p = 0; p < POINTS * POINTS; p++) 
-                *(Vector *)(points + offset_of(tiles, tile, p, channels) + c) = values[p];
+                *(Vector *)(points[p / SHARE] + offset_of(tile, p, channels) + c) = values[p];
         }
     }
 }
 
-/* products (4, T, 9, O) -> output (N, H, W, O) = tiles + bias + shortcut, rectified if `relu`. The shortcut may be
+/* products, 4 shares of (T, 9, O), -> output (N, H, W, O) = tiles + bias + shortcut, rectified if `relu`. The shortcut may be
  * NULL, or `output` itself.
  */
-void winograd_output(const Grid *grid, const float *products, const float *bias, const float *shortcut, int64_t relu,
+void winograd_output(const Grid *grid, const float *const *products, const float *bias, const float *shortcut, int64_t relu,
                      float *output, int64_t first, int64_t end) {
-    const int64_t channels = grid->channels, d = grid->dilation, tiles = count_tiles(grid);
+    const int64_t channels = grid->channels, d = grid->dilation;
     for (int64_t tile = first; tile < end; tile++) {
         const Place place = place_of(grid, tile);
         for (int64_t c = 0; c < channels; c += LANES) {
             Vector values[POINTS * POINTS], half[TILE * POINTS], pixels[TILE * TILE];
             for (int p = 0; p < POINTS * POINTS; p++) 
-                values[p] = *(const Vector *)(products + offset_of(tiles, tile, p, channels) + c);
+                values[p] = *(const Vector *)(products[p / SHARE] + offset_of(tile, p, channels) + c);
             for (int j = 0; j < POINTS; j++) to_pixels(values + j, POINTS, half + j, POINTS);
             for (int i = 0; i < TILE; i++) to_pixels(half + i * POINTS, 1, pixels + i * TILE, 1);
             const Vector offset = *(const Vector *)(bias + c);

@@ -12,7 +12,9 @@ A the shares of a tile's 36 points, B the points of a share, Q the 9 values of a
 import ctypes
 import functools
 import math
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,10 +73,10 @@ class WinogradConvolution(OneDnnConvolution):
             self._weights = list(_packed(self._weight.to_dense()))
         x_NHWC = x_NCHW.permute(0, 2, 3, 1).contiguous()
         num_images, height, width, channels = x_NHWC.shape
-        points_ATBC = torch.empty(SHARES, num_tiles, POINTS // SHARES, channels)
+        points_TBC = _scratch.shares(num_tiles, POINTS // SHARES, channels)
         in_grid = ctypes.byref(_Grid(num_images, height, width, channels, *grid))
-        native.in_threads(kernels.winograd_input, in_grid, x_NHWC.data_ptr(), points_ATBC.data_ptr(), count=num_tiles)
-        products_ATBO = self._multiply(points_ATBC)
+        native.in_threads(kernels.winograd_input, in_grid, x_NHWC.data_ptr(), _pointers(points_TBC), count=num_tiles)
+        products_TBO = [_product(*pair) for pair in zip(points_TBC, self._weights, strict=True)]
         out_channels = len(self._float_bias_O)
         if shortcut_NOHW is None:
             out_NHWO = torch.empty(num_images, height, width, out_channels)
@@ -83,7 +85,7 @@ class WinogradConvolution(OneDnnConvolution):
         native.in_threads(
             kernels.winograd_output,
             ctypes.byref(_Grid(num_images, height, width, out_channels, *grid)),
-            products_ATBO.data_ptr(),
+            _pointers(products_TBO),
             self._float_bias_O.data_ptr(),
             None if shortcut_NOHW is None else out_NHWO.data_ptr(),
             self.relu,
@@ -92,16 +94,33 @@ class WinogradConvolution(OneDnnConvolution):
         )
         return out_NHWO.permute(0, 3, 1, 2).to(self.out_dtype)
 
-    def _multiply(self, points_ATBC: Tensor) -> Tensor:
-        """A grouped 1x1 convolution is a batched matrix product in the layout that needs no copy."""
-        _, num_tiles, points, _ = points_ATBC.shape
-        assert self._weights is not None
-        products_ATBO = torch.empty(SHARES, num_tiles, points, len(self._float_bias_O))
-        for points_TBC, weight, products_TBO in zip(points_ATBC, self._weights, products_ATBO, strict=True):
-            x = points_TBC.view(1, 1, num_tiles, -1).permute(0, 3, 1, 2)
-            y = torch.ops.mkldnn._convolution_pointwise(x, weight, None, *_PRODUCT, points, "none", [], "")
-            products_TBO.copy_(y.permute(0, 2, 3, 1).view(products_TBO.shape))
-        return products_ATBO
+
+class _Scratch(threading.local):
+    """Memory for the points, kept from one convolution to the next: getting it anew costs a tenth of the time."""
+
+    def __init__(self) -> None:
+        self._values = torch.empty(0)
+
+    def shares(self, *shape: int) -> list[Tensor]:
+        count = SHARES * math.prod(shape)
+        if len(self._values) < count:
+            self._values = torch.empty(count)
+        return list(self._values[:count].view(SHARES, *shape))
+
+
+_scratch = _Scratch()
+
+
+def _product(points_TBC: Tensor, weight: Tensor) -> Tensor:
+    """Return (T, B, O). A grouped 1x1 convolution is a batched matrix product in the layout that needs no copy."""
+    num_tiles, points, _ = points_TBC.shape
+    x = points_TBC.view(1, 1, num_tiles, -1).permute(0, 3, 1, 2)
+    y = torch.ops.mkldnn._convolution_pointwise(x, weight, None, *_PRODUCT, points, "none", [], "")
+    return y.permute(0, 2, 3, 1).view(num_tiles, points, -1)
+
+
+def _pointers(shares: list[Tensor]) -> Any:
+    return (ctypes.c_void_p * len(shares))(*(share.data_ptr() for share in shares))
 
 
 def _packed(weight_OC33: Tensor) -> Iterator[Tensor]:
@@ -111,6 +130,7 @@ def _packed(weight_OC33: Tensor) -> Iterator[Tensor]:
     kernel = torch.tensor(_KERNEL, dtype=torch.float64)
     matrix_ABQ = torch.einsum("ai,bj->abij", kernel, kernel).reshape(SHARES, points, 9)
     weight_QE = weight_OC33.flatten(2).permute(2, 0, 1).reshape(9, -1)
+    del weight_OC33
     for matrix_BQ in matrix_ABQ:
         weight_BE = torch.empty(points, weight_QE.shape[1])
         for some_BE, some_QE in zip(weight_BE.split(2**16, 1), weight_QE.split(2**16, 1), strict=True):

@@ -66,10 +66,12 @@ class Segmenter:
 
         if device == "cpu":
             torch.set_num_threads(min(threads, os.cpu_count() or 1))
-        self._model = Checkpoint.load(checkpoint, long_side)
-        if self._model.model_id != model_id:
+        # Not kept: the predictor has packed its own weights.
+        model = Checkpoint.load(checkpoint, long_side)
+        if model.model_id != model_id:
             raise UserError(f"checkpoint {checkpoint}: changed while the run was starting; start it again")
-        self._predictor = self._model.predictor(device, precision)
+        self._predictor = model.predictor(device, precision)
+        self._palette = model.palette
         self._batch_size = batch_size
         self._board = board
         # Masks are compressed (outside the interpreter's lock) while the next batch is predicted.
@@ -108,7 +110,7 @@ class Segmenter:
             row["mean_entropy"] = float(prediction.mean_entropy_N[n])
             row["low_confidence_fraction"] = float(prediction.low_confidence_fraction_N[n])
             row["classes"] = _class_rows(prediction, n)
-            masks.append((row, self._encoders.submit(encode_mask, prediction.class_ids_NHW[n], self._model.palette)))
+            masks.append((row, self._encoders.submit(encode_mask, prediction.class_ids_NHW[n], self._palette)))
         return masks
 
 

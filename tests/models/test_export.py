@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from models import Architecture, Metadata, PSPNet, model_id
 from models import export as exporter
 from models.batch_norm import fold_batch_norm
-from models.predictor import padded_size
+from models.inputs import padded_size
 from models.pyramid import PyramidHead
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 55.0, 50.0]
