@@ -21,7 +21,6 @@ import ctypes
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,7 +205,7 @@ class Output:
         self._struct.next_chunk, self._struct.end_chunk = chunks.start, chunks.stop
         arguments = (*arguments, ctypes.byref(self._struct))
         num_helpers = min(torch.get_num_threads(), len(chunks)) - 1
-        helpers = [_helpers(num_helpers).submit(function, *arguments) for _ in range(num_helpers)]
+        helpers = [native.threads(num_helpers).submit(function, *arguments) for _ in range(num_helpers)]
         failures = [function(*arguments), *(helper.result() for helper in helpers)]
         if any(failures):
             raise MemoryError("labelling: no memory for the upsampled rows; use fewer threads or a smaller image.")
@@ -245,11 +244,6 @@ def library() -> ctypes.CDLL | None:
         kernels.label_logits.argtypes = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 3]
         kernels.label_crops.argtypes = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 2]
     return kernels
-
-
-@functools.cache
-def _helpers(num_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(num_threads, "labelling")
 
 
 def label_in_strips(
