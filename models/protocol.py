@@ -32,8 +32,9 @@ from models.memory import return_large_blocks
 from models.predictor import Predictor
 from models.pspnet import MIN_SIZE, feature_size
 
+# One crop of the paper's keeps a CPU busy, and little memory; of smaller ones, as many pixels.
+CPU_BATCH_PIXELS, GPU_BATCH = 473**2, 16
 # Logits are kept up to this size, and beyond it those of one image's current band alone.
-CPU_BATCH_PIXELS = 473**2
 LOGITS_BYTES_CPU, LOGITS_BYTES_GPU = 128 * 2**20, 4 * 2**30
 STRIP_BYTES_CPU, STRIP_BYTES_GPU = 128 * 2**20, 2 * 2**30
 
@@ -69,8 +70,7 @@ class SlidingPredictor:
         self.stride = math.ceil(crop * stride)
         self.mirrors = 2 if mirror else 1
         self.scales = tuple(scales)
-        # One crop of the paper's keeps a CPU busy, and little memory; of smaller ones, as many pixels.
-        default_batch = max(1, CPU_BATCH_PIXELS // crop**2) if on_cpu else 16
+        default_batch = max(1, CPU_BATCH_PIXELS // crop**2) if on_cpu else GPU_BATCH
         self.max_batch = default_batch if max_batch is None else max_batch
         self.logits_bytes = LOGITS_BYTES_CPU if on_cpu else LOGITS_BYTES_GPU
 
