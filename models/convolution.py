@@ -15,14 +15,7 @@ class Convolution:
     strip by strip with the rows around. A shortcut is overwritten.
     """
 
-    def __init__(
-        self,
-        conv: nn.Conv2d,
-        relu: bool,
-        dtype: torch.dtype,
-        device: torch.device,
-        out_dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, conv: nn.Conv2d, relu: bool, dtype: torch.dtype, device: torch.device) -> None:
         self.kernel_size = int(conv.kernel_size[0])
         self.stride = int(conv.stride[0])
         self.padding = int(conv.padding[0])
@@ -30,7 +23,6 @@ class Convolution:
         self.relu = relu
         self.in_scale = 1.0  # of one unit of the input, where that is quantized
         self.dtype = dtype
-        self.out_dtype = out_dtype or dtype
         self._pack(conv.weight.detach(), conv.bias.detach(), device)  # type: ignore[union-attr]
 
     def _pack(self, weight_OCkk: Tensor, bias_O: Tensor, device: torch.device) -> None:
@@ -56,7 +48,18 @@ class Convolution:
 
 
 class OneDnnConvolution(Convolution):
-    """The same by oneDNN's fused operations, which torch's compiler emits for CPUs too."""
+    """The same by oneDNN's fused operations, which torch's compiler emits for CPUs too; returns `out_dtype`."""
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        relu: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        out_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(conv, relu, dtype, device)
+        self.out_dtype = out_dtype or dtype
 
     def _pack(self, weight_OCkk: Tensor, bias_O: Tensor, device: torch.device) -> None:
         self._geometry = [self.stride] * 2, [self.dilation] * 2, 1

@@ -181,8 +181,7 @@ class ExportableHead(nn.Module):
         self.align_corners = head.align_corners
         self.pooling = pooling
         self.levels = head.levels
-        sizes = [head.in_channels] + [head.level_channels] * len(self.bins)
-        feature_weight_OC33, *level_weights_OL33 = head.conv.weight.detach().split(sizes, dim=1)
+        feature_weight_OC33, *level_weights_OL33 = head.split(head.conv.weight.detach())
         self.weight_OC33 = _constant(feature_weight_OC33)
         self.bias_O = head.conv.bias
         # A 1x1 convolution to every output channel and tap, as (O, dy, dx).

@@ -24,8 +24,7 @@ class InferenceHead:
 
     def __init__(self, head: PyramidHead, make: Maker, device: torch.device) -> None:
         fused = folded(head.conv, head.bn)
-        sizes = [head.in_channels] + [head.level_channels] * len(head.bins)
-        feature_weight_OC33, *level_weights_OL33 = fused.weight.split(sizes, dim=1)
+        feature_weight_OC33, *level_weights_OL33 = head.split(fused.weight)
         self.convolve = make("head.conv", _with_weight(fused, feature_weight_OC33), False)
         # Copies, so that the weight they are slices of can go.
         self._level_weights_OL33 = [

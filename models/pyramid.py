@@ -127,6 +127,11 @@ class PyramidHead(nn.Module):
         fused_NOHW = self._fuse(features_NCHW, self._pool_levels(features_NCHW))
         return self.classifier(self.dropout(self.relu(self.bn(fused_NOHW))))
 
+    def split(self, weight_OC33: Tensor) -> tuple[Tensor, ...]:
+        """Return the part of a kernel like `conv`'s that meets the features, and that of each level."""
+        # One split, not a slice per level: its backward is one concatenation, not five zero-filled weights.
+        return weight_OC33.split([self.in_channels] + [self.level_channels] * len(self.bins), dim=1)
+
     def _pool_levels(self, features_NCHW: Tensor) -> list[Tensor]:
         pool = F.adaptive_avg_pool2d if self.average else F.adaptive_max_pool2d
         levels_NLBB = []
@@ -139,9 +144,7 @@ class PyramidHead(nn.Module):
     def _fuse(self, features_NCHW: Tensor, levels_NLBB: list[Tensor]) -> Tensor:
         """Return what `conv` makes of the features concatenated with the upsampled levels, (N, O, H, W)."""
         features_NCHW = features_NCHW.contiguous(memory_format=torch.channels_last)
-        sizes = [self.in_channels] + [self.level_channels] * len(levels_NLBB)
-        # One split, not a slice per level: its backward is one concatenation, not five zero-filled weights.
-        feature_weight_OC33, *level_weights_OL33 = self.conv.weight.split(sizes, dim=1)
+        feature_weight_OC33, *level_weights_OL33 = self.split(self.conv.weight)
         fused_NOHW = F.conv2d(features_NCHW, feature_weight_OC33, self.conv.bias, padding=1)
         if not levels_NLBB:
             return fused_NOHW
