@@ -1,7 +1,8 @@
 """Calibrate a checkpoint for int8: `python jobs/calibrate.py --checkpoint URI --data.root URI --output URI`."""
 
-from pipeline.config import CalibrateConfig, load_settings
+from pipeline.config import CalibrateConfig
 from pipeline.entry import run_job
+from pipeline.settings import load_settings
 
 
 def main(argv: list[str]) -> None:

@@ -1,7 +1,8 @@
 """Label a bucket: `python jobs/segment_bucket.py --input URI --output URI --checkpoint URI`."""
 
-from pipeline.config import SegmentConfig, load_settings
+from pipeline.config import SegmentConfig
 from pipeline.entry import run_job
+from pipeline.settings import load_settings
 
 
 def main(argv: list[str]) -> int:

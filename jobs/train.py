@@ -1,7 +1,8 @@
 """Train a PSPNet: `python jobs/train.py --config configs/NAME.yaml --output URI`."""
 
-from pipeline.config import TrainConfig, load_settings
+from pipeline.config import TrainConfig
 from pipeline.entry import run_job
+from pipeline.settings import load_settings
 
 
 def main(argv: list[str]) -> None:

@@ -21,7 +21,8 @@ from models.calibration import activation_ranges
 from models.inputs import checked_images
 from models.predictor import has_native_bfloat16
 from pipeline.checkpoint import Checkpoint, holds_checkpoint, write_checkpoint
-from pipeline.config import CalibrateConfig, DataConfig
+from pipeline.config import CalibrateConfig
+from pipeline.data_config import DataConfig
 from pipeline.datasets import Pair, list_pairs, load_image, load_pair
 from pipeline.errors import UserError
 from pipeline.images import shrink

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.config import DataConfig
+from pipeline.data_config import DataConfig
 from pipeline.errors import UserError
 from pipeline.images import ImageError, decode_image, decode_label
 

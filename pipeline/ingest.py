@@ -14,8 +14,9 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from pipeline.config import AugmentConfig, DataConfig
+from pipeline.data_config import DataConfig
 from pipeline.datasets import Pair, load_pair
+from pipeline.recipe import AugmentConfig
 from pipeline.warp import random_crop
 
 BATCHES_AHEAD = 2  # per CPU of ingest: one being made, one waiting

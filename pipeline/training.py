@@ -25,13 +25,14 @@ from models.checkpoint import IMAGENET_MEAN as MEAN
 from models.checkpoint import IMAGENET_STD as STD
 from models.training import TrainingStep, poly_rate, sgd
 from pipeline import cluster, storage
-from pipeline.config import TrainConfig, WorkersConfig
+from pipeline.config import TrainConfig
 from pipeline.datasets import Pair, list_pairs, load_pair
 from pipeline.errors import UserError, user_error
 from pipeline.images import shrink
 from pipeline.ingest import Batch, share, training_batches, validation_pairs
 from pipeline.metrics import Metrics, confusion_matrix
 from pipeline.progress import duration, say, start_board, watched
+from pipeline.recipe import WorkersConfig
 
 TRAINING_STATE = "training_state.pt"  # beside the model, for resuming only
 
@@ -73,7 +74,7 @@ def train(config: TrainConfig) -> TrainSummary:
     _check_capacity(config.workers, cluster.resources())
     say(
         f"Training {config.model.backbone} PSPNet on {len(train_pairs):,} images, validating on {len(val_pairs):,}, "
-        f"{config.workers.count} {'GPU' if config.workers.gpu else 'CPU'} worker(s); output {output}"
+        f"{config.workers.most} {'GPU' if config.workers.gpu else 'CPU'} worker(s); output {output}"
     )
     board = start_board()
     filesystem, path = storage.arrow_filesystem(output)
@@ -81,7 +82,7 @@ def train(config: TrainConfig) -> TrainSummary:
         train_worker,  # type: ignore[arg-type]  # Ray's types know no return value
         train_loop_config={"config": config, "train": train_pairs, "val": val_pairs, "board": board},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers.count,
+            num_workers=config.workers.most,
             use_gpu=config.workers.gpu,
             resources_per_worker={"CPU": config.workers.cpus, **({"GPU": 1} if config.workers.gpu else {})},
         ),
@@ -167,7 +168,7 @@ class _Worker:
             STD,
             self.device,
             self.config.data.ignore_index,
-            recipe.auxiliary_weight,
+            self.config.loss.auxiliary_weight,
             recipe.precision,
         )
 
@@ -365,15 +366,15 @@ def _refuse_another_configuration(output: str, config: TrainConfig) -> None:
 
 
 def _check_capacity(workers: WorkersConfig, have: cluster.Resources) -> None:
-    needed = workers.count * workers.cpus + 1
+    needed = workers.fewest * workers.cpus + 1
     if have.max_cpus < needed:
         raise UserError(
-            f"workers: {workers.count} with {workers.cpus} CPU(s) each and one CPU to decode images need {needed} "
+            f"workers: {workers.fewest} with {workers.cpus} CPU(s) each and one CPU to decode images need {needed} "
             f"CPUs, the cluster has {have.max_cpus}; lower workers.count or workers.cpus, or add nodes"
         )
-    if workers.gpu and have.max_gpus < workers.count:
+    if workers.gpu and have.max_gpus < workers.fewest:
         raise UserError(
-            f"workers.count: {workers.count} GPU workers asked for, but the cluster has {have.max_gpus} GPU(s); "
+            f"workers.count: {workers.fewest} GPU workers asked for, but the cluster has {have.max_gpus} GPU(s); "
             "lower it, add GPU nodes, or set workers.gpu: false"
         )
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import AugmentConfig
+from pipeline.recipe import AugmentConfig
 
 BLUR_KERNEL = (5, 5)
 

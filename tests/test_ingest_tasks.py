@@ -8,10 +8,11 @@ import pytest
 import ray
 
 from pipeline import cluster
-from pipeline.config import TrainConfig, load_settings
+from pipeline.config import TrainConfig
 from pipeline.datasets import list_pairs
 from pipeline.errors import UserError, user_error
 from pipeline.ingest import Batch, training_batches, validation_pairs
+from pipeline.settings import load_settings
 from tests.ray_head import RayHead
 from tests.scene_data import SIZE, TRAIN_OPTIONS, write_training_set
 

@@ -10,10 +10,11 @@ import s3fs
 import models
 from pipeline import storage
 from pipeline.cluster import Resources
-from pipeline.config import SegmentConfig, load_settings
+from pipeline.config import SegmentConfig
 from pipeline.errors import UserError
 from pipeline.parts import write_table
 from pipeline.segmentation import Summary, plan_stages, segment
+from pipeline.settings import load_settings
 from pipeline.tables import CLASSES, SCHEMA_VERSION, table
 from tests.scene_data import write_photos
 from tests.test_segment_job import save_checkpoint

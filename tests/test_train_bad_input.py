@@ -2,8 +2,9 @@
 
 import pytest
 
-from pipeline.config import TrainConfig, load_settings
+from pipeline.config import TrainConfig
 from pipeline.errors import UserError
+from pipeline.settings import load_settings
 from pipeline.training import train
 from tests.scene_data import TRAIN_OPTIONS, write_training_set
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.config import ClassEntry, DataConfig
+from pipeline.data_config import ClassEntry, DataConfig
 from pipeline.datasets import Pair, list_pairs, load_pair
 from pipeline.errors import UserError
 from tests.pipeline.samples import encoded, random_image, write_file

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.config import AugmentConfig
+from pipeline.recipe import AugmentConfig
 from pipeline.warp import random_affine, random_crop
 from tests.pipeline.samples import random_image
 
