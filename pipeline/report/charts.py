@@ -3,6 +3,7 @@
 import io
 from typing import Any
 
+import cycler
 import matplotlib
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,12 +14,12 @@ from matplotlib.figure import Figure
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 INK = "#808890"  # lines and letters, legible on both backgrounds
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sceneparse",  # the same chart is the same file
     "font.family": "sans-serif",
     "font.size": 9,
-    "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+    "axes.prop_cycle": cycler.cycler(color=COLORS),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
