@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM")
 class ImageError(Exception):
     """An image that cannot be used; `kind` is one of a few words that tables can be grouped by."""
 
-    kind: str  # Empty, NotAnImage, Corrupt, TooLarge
+    kind: str  # Empty, NotAnImage, Corrupt, TooLarge; of a label: NotALabelMap, UnknownColor
     message: str
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -43,13 +44,19 @@ def decode_image(content: bytes, max_pixels: int | None = None) -> NDArray[np.ui
     return np.asarray(_as_rgb(_turned(_opened(content, max_pixels))))
 
 
-def decode_label(content: bytes) -> NDArray[np.int32]:
-    """Decode an annotation whose samples (or palette indices) are label ids.
+def decode_label(content: bytes, colors: Mapping[tuple[int, int, int], int] | None = None) -> NDArray[np.int32]:
+    """Decode an annotation whose samples (or palette indices) are label ids, or whose colours stand for them.
+
+    Args:
+        content: the file.
+        colors: red, green, blue -> label id; without it a colour image is refused, since its samples are no ids.
 
     Returns: H x W int32.
-    Raises: ImageError, also for a colour image, whose samples are no ids.
+    Raises: ImageError.
     """
     image = _opened(content, None)
+    if colors and image.mode in ("RGB", "RGBA"):
+        return _ids_of_colors(np.asarray(image.convert("RGB")), colors)
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise ImageError(
             "NotALabelMap",
@@ -125,6 +132,23 @@ def _opened(content: bytes, max_pixels: int | None) -> Image.Image:
         except Exception as error:  # Pillow's decoders raise whatever their parsing runs into
             raise ImageError("Corrupt", f"cannot be decoded: {error}") from None
     return image
+
+
+def _ids_of_colors(colored_HW3: NDArray[np.uint8], colors: Mapping[tuple[int, int, int], int]) -> NDArray[np.int32]:
+    listed = sorted(((red << 16) + (green << 8) + blue, label_id) for (red, green, blue), label_id in colors.items())
+    codes_C, ids_C = (np.array(column, np.int32) for column in zip(*listed, strict=True))
+    codes_HW = colored_HW3.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    places_HW = np.searchsorted(codes_C, codes_HW).clip(max=len(codes_C) - 1)
+    unknown = np.argwhere(codes_C[places_HW] != codes_HW)
+    if len(unknown):
+        y, x = unknown[0]
+        red, green, blue = colored_HW3[y, x]
+        raise ImageError(
+            "UnknownColor",
+            f"is in colour, and its colour ({red}, {green}, {blue}) at column {x}, row {y}, "
+            "is that of no class, or of two",
+        )
+    return ids_C[places_HW]
 
 
 def _turned(image: Image.Image) -> Image.Image:

@@ -86,9 +86,9 @@ def test_images_without_annotation_are_counted_and_named(tmp_path: Path) -> None
     with pytest.raises(UserError) as caught:
         list_pairs(data_config(tmp_path), "train")
     message = str(caught.value)
-    assert "7 of 8 images in images/train have no annotation of the same name in annotations/train" in message
-    assert f"file://{tmp_path}/images/train/lonely0.jpg" in message
-    assert "lonely4.jpg ..." in message
+    assert f"data.root {tmp_path}, split 'train':\n  missing annotation (7): " in message
+    assert f"file://{tmp_path}/images/train/lonely0.jpg: there is no annotations/train/lonely0.*" in message
+    assert "lonely4.* ..." in message
     assert "lonely5" not in message
     assert "add the annotations or remove the images" in message
 
@@ -105,7 +105,9 @@ def test_two_files_for_one_name_are_named(tmp_path: Path, folder: str) -> None:
 
 def test_no_images_name_the_folder_and_the_split(tmp_path: Path) -> None:
     add_pair(tmp_path)
-    with pytest.raises(UserError, match=r"no images in images/test; check the folder and the split's name") as caught:
+    with pytest.raises(
+        UserError, match=r"no images in images/test; check the folder, data.format and the split"
+    ) as caught:
         list_pairs(data_config(tmp_path), "test")
     assert str(tmp_path) in str(caught.value)
 
@@ -156,7 +158,7 @@ def test_ids_outside_the_classes_are_named_with_the_file_and_what_to_set(tmp_pat
 
 def test_at_most_five_wrong_ids_are_shown(tmp_path: Path) -> None:
     pair = add_pair(tmp_path, label_HW=labels(list(range(10, 20))))
-    assert "label id(s) 10, 11, 12, 13, 14 are outside" in complaint(pair, data_config(tmp_path))
+    assert "label id(s) 10, 11, 12, 13, 14 ... are outside" in complaint(pair, data_config(tmp_path))
 
 
 @pytest.mark.parametrize("label_id", [-1, 20_000_000])
@@ -221,10 +223,14 @@ def test_an_annotation_of_another_size_is_named_with_both_sizes(tmp_path: Path) 
     assert f"its image {pair.image_uri} is {WIDTH} x {HEIGHT}" in message
 
 
-def test_an_annotation_in_colour_is_refused_by_name(tmp_path: Path) -> None:
-    pair = add_pair(tmp_path, label_HW=random_image(HEIGHT, WIDTH))
+def test_a_colour_of_no_class_is_named_with_its_file_and_place(tmp_path: Path) -> None:
+    colored_HW3 = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    colored_HW3[2, 5] = 200, 100, 50
+    pair = add_pair(tmp_path, label_HW=colored_HW3)
     message = complaint(pair, data_config(tmp_path))
-    assert message.startswith(f"annotation {pair.label_uri}: has mode RGB, but label ids need one channel")
+    assert message.startswith(
+        f"annotation {pair.label_uri}: is in colour, and its colour (200, 100, 50) at column 5, row 2"
+    )
 
 
 @pytest.mark.parametrize("folder", ["images", "annotations"])

@@ -1,0 +1,167 @@
+"""Where the images and annotations of a split are, layout by layout. docs/datasets.md shows the folder trees."""
+
+import posixpath
+from dataclasses import dataclass
+
+from pipeline import storage
+from pipeline.data_config import DataFolder
+from pipeline.datasets.pairs import Listing, Pair
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that was listed."""
+
+    uri: str
+    stamp: str  # size and, where the storage has one, ETag
+    coding: str | None  # of an annotation, see dataset_formats.coding
+
+
+Codings = tuple[tuple[str, str | None], ...]  # end of a file's name and its coding, the preferred one first
+IMAGES: Codings = (("", None),)
+
+
+def list_folder(data: DataFolder, split: str) -> Listing:
+    """ROOT/images/SPLIT and ROOT/annotations/SPLIT, matched by path without extension."""
+    return _two_folders(data, f"images/{split}", f"annotations/{split}", (("", None),))
+
+
+def list_ade20k(data: DataFolder, split: str) -> Listing:
+    """ADEChallengeData2016."""
+    return _two_folders(data, f"images/{split}", f"annotations/{split}", (("", "ade20k"),))
+
+
+def list_cityscapes(data: DataFolder, split: str) -> Listing:
+    """leftImg8bit and gtFine by city."""
+    codings = (("_gtFine_labelTrainIds", "cityscapes_train_ids"), ("_gtFine_labelIds", "cityscapes"))
+    return _two_folders(data, f"leftImg8bit/{split}", f"gtFine/{split}", codings, image_suffix="_leftImg8bit")
+
+
+def list_coco_stuff(data: DataFolder, split: str) -> Listing:
+    """COCO-Stuff 164k."""
+    codings = (("_labelTrainIds", "coco_stuff_train_ids"), ("", "coco_stuff"))
+    return _two_folders(data, f"images/{split}", f"annotations/{split}", codings)
+
+
+def list_camvid(data: DataFolder, split: str) -> Listing:
+    """CamVid: images/ and annotations/ as in `folder`, SPLIT/ beside SPLIT_labels/ or SPLITannot/, or the original."""
+    codings = (("_L", "camvid"), ("", "camvid"))
+    if storage.exists(storage.join(data.root, "701_StillsRaw_full")):
+        return _named(data, f"{split}.txt", "701_StillsRaw_full", "LabeledApproved_full", codings)
+    for annotations in (f"{split}_labels", f"{split}annot"):
+        if storage.exists(storage.join(data.root, annotations)):
+            return _two_folders(data, split, annotations, codings)
+    return _two_folders(data, f"images/{split}", f"annotations/{split}", codings)
+
+
+def list_voc(data: DataFolder, split: str) -> Listing:
+    """VOCdevkit/VOC2012; a split whose name ends in `aug` has its annotations in SegmentationClassAug."""
+    annotations = "SegmentationClassAug" if split.endswith("aug") else "SegmentationClass"
+    return _named(data, f"ImageSets/Segmentation/{split}.txt", "JPEGImages", annotations, (("", "voc"),))
+
+
+def list_lines(data: DataFolder, split: str) -> Listing:
+    """A file of lines `image annotation`, paths below ROOT or URIs; whether they exist shows when they are read."""
+    listing = Listing()
+    for where, line in _lines(data, split if posixpath.splitext(split)[1] else f"{split}.txt"):
+        paths = line.split("\t") if "\t" in line else line.split()
+        uris = [storage.absolute(under(data.root, path)) for path in paths]
+        if len(uris) == 2:
+            listing.pairs.append(Pair(uris[0], uris[1]))
+        elif len(uris) == 1:
+            listing.add("missing annotation", uris[0], f"{where} names no annotation")
+        else:
+            listing.add("unreadable list", where, f"{line!r} is not one image and one annotation; separate by a tab")
+    return listing
+
+
+def under(root: str, path: str) -> str:
+    """`path` below `root`, unless it is a URI or an absolute path itself."""
+    return path if storage.SCHEME.match(path) or path.startswith("/") else storage.join(root, path)
+
+
+def stamp(details: dict) -> str:
+    """What storage knows of a file without reading it."""
+    etag = details.get("ETag") or details.get("etag") or ""
+    return f"{details.get('size')} {etag}".replace('"', "").strip()
+
+
+def _two_folders(data: DataFolder, images_at: str, labels_at: str, codings: Codings, image_suffix: str = "") -> Listing:
+    """Images of one folder with the annotations of the same name in the other, in name order."""
+    listing = Listing()
+    images = _files(data, images_at, listing, ((image_suffix, None),))
+    labels = _files(data, labels_at, listing, codings)
+    for name, image in images.items():
+        label = labels.get(name)
+        if label:
+            listing.pairs.append(_pair(image, label))
+        else:
+            wanted = " or ".join(f"{labels_at}/{name}{suffix}.*" for suffix, _ in codings)
+            listing.add("missing annotation", image.uri, f"there is no {wanted}")
+    for name, label in labels.items():
+        if name not in images:
+            listing.add("annotation without image", label.uri, f"there is no {images_at}/{name}{image_suffix}.*")
+    if not images:
+        listing.add("no images", data.root, f"no images in {images_at}")
+    return listing
+
+
+def _named(data: DataFolder, list_at: str, images_at: str, labels_at: str, codings: Codings) -> Listing:
+    """The images that a file lists, by name or, as some lists do, by the paths of image and annotation."""
+    listing = Listing()
+    images = _files(data, images_at, listing, IMAGES)
+    labels = _files(data, labels_at, listing, codings)
+    for where, line in _lines(data, list_at):
+        name = posixpath.splitext(posixpath.basename(line.split()[0]))[0]
+        image, label = images.get(name), labels.get(name)
+        if image and label:
+            listing.pairs.append(_pair(image, label))
+            continue
+        if not image:
+            listing.add("missing image", where, f"there is no {images_at}/{name}.*")
+        if not label:
+            uri = image.uri if image else where
+            listing.add("missing annotation", uri, f"there is no {labels_at}/{name}.*")
+    if not listing.pairs and not listing.findings:
+        listing.add("no images", data.root, f"{list_at} names no images")
+    return listing
+
+
+def _pair(image: File, label: File) -> Pair:
+    return Pair(image.uri, label.uri, label.coding, stamp=f"{image.stamp}, {label.stamp}")
+
+
+def _files(data: DataFolder, folder: str, listing: Listing, codings: Codings) -> dict[str, File]:
+    """Files below a folder whose names end as the first fitting one of `codings`; hidden ones are left out."""
+    base = storage.absolute(storage.join(data.root, folder)).rstrip("/") + "/"
+    found: dict[tuple[str, str], File] = {}
+    for uri, details in storage.find(base).items():
+        path = uri.removeprefix(base)
+        if posixpath.basename(path).startswith(".") or path.endswith("/"):
+            continue
+        stem = posixpath.splitext(path)[0]
+        match = next(((suffix, coding) for suffix, coding in codings if stem.endswith(suffix)), None)
+        if match is None:
+            continue
+        suffix, coding = match
+        key = stem.removesuffix(suffix), suffix
+        if key in found:
+            message = f"{uri} and {found[key].uri} differ in extension alone"
+            listing.add("two files for one name", uri, message)
+            continue
+        found[key] = File(uri, stamp(details), coding)
+    best: dict[str, File] = {}
+    for suffix, _ in reversed(codings):
+        best |= {name: file for (name, end), file in found.items() if end == suffix}
+    return dict(sorted(best.items(), key=lambda item: item[1].uri))
+
+
+def _lines(data: DataFolder, path: str) -> list[tuple[str, str]]:
+    """Lines of a list file that are not empty, each with its place."""
+    uri = storage.absolute(under(data.root, path))
+    try:
+        text = storage.read_bytes(uri).decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{uri}: is not a text file in UTF-8, but must list the images of a split") from None
+    return [(f"{uri} line {number}", line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]

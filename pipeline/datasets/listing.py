@@ -1,0 +1,64 @@
+"""The pairs of a split, whatever the dataset's layout."""
+
+from collections.abc import Callable
+
+from pipeline.data_config import DataConfig
+from pipeline.datasets import layouts
+from pipeline.datasets.pairs import KINDS, SHOWN, Finding, Listing, Pair
+from pipeline.datasets.tables import list_tables
+from pipeline.errors import UserError
+
+LAYOUTS: dict[str, Callable[[DataConfig, str], Listing]] = {
+    "folder": layouts.list_folder,
+    "ade20k": layouts.list_ade20k,
+    "cityscapes": layouts.list_cityscapes,
+    "voc": layouts.list_voc,
+    "coco_stuff": layouts.list_coco_stuff,
+    "camvid": layouts.list_camvid,
+    "list": layouts.list_lines,
+    "parquet": list_tables,
+}
+
+
+def list_split(data: DataConfig, split: str) -> Listing:
+    """The pairs of a split and everything that is wrong with its listing; reads no image.
+
+    Raises: UserError where storage fails, or a file that the whole listing hangs on is missing.
+    """
+    listing = LAYOUTS[data.format](data, split)
+    if not listing.pairs and not listing.findings:
+        listing.add("no images", data.root, f"split {split!r} has no images")
+    return listing
+
+
+def list_pairs(data: DataConfig, split: str) -> list[Pair]:
+    """The pairs of a split, in an order that is the same each time.
+
+    Raises: UserError if there is no image, or an image has no annotation or two, naming the first ones.
+    """
+    listing = list_split(data, split)
+    errors = [finding for finding in listing.findings if finding.is_error]
+    if errors:
+        told = "".join(f"\n  {_told(kind, errors)}" for kind in dict.fromkeys(finding.kind for finding in errors))
+        raise UserError(f"data.root {data.root}, split {split!r}:{told}")
+    return listing.pairs
+
+
+def _told(kind: str, errors: list[Finding]) -> str:
+    """How many findings of a kind there are, the first of them, and what to do."""
+    found = [f"{finding.where}: {finding.message}" for finding in errors if finding.kind == kind]
+    count = f" ({len(found)})" if len(found) > 1 else ""
+    more = " ..." if len(found) > SHOWN else ""
+    return f"{kind}{count}: {'; '.join(found[:SHOWN])}{more}; {KINDS[kind].remedy}"
+
+
+def refuse_shared_images(data: DataConfig, train_pairs: list[Pair], val_pairs: list[Pair]) -> None:
+    """Raise UserError if an image that validates also trains, by its URI; reads no image, so it sees no copies."""
+    training = {pair.image for pair in train_pairs}
+    shared = [pair.image_uri for pair in val_pairs if pair.image in training]
+    if shared:
+        raise UserError(
+            f"data.root {data.root}: {len(shared)} of the {len(val_pairs)} images of split {data.val_split!r} are in "
+            f"split {data.train_split!r} too: {', '.join(shared[:SHOWN])}{' ...' if len(shared) > SHOWN else ''}; "
+            f"{KINDS['duplicate between splits'].remedy}"
+        )

@@ -1,0 +1,136 @@
+"""One pair as arrays: read, decoded, and its label ids turned into class ids."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.data_config import DataConfig
+from pipeline.dataset_formats import Color, coding, distinct_colors
+from pipeline.datasets.pairs import KINDS, SHOWN, Cell, Finding, Pair, PairError
+from pipeline.datasets.tables import read_cell
+from pipeline.images import ImageError, decode_image, decode_label
+
+OUTSIDE = -1  # in the place of a class id: the label id stands for no class
+
+Decoded = TypeVar("Decoded")
+
+
+def load_image(pair: Pair) -> NDArray[np.uint8]:
+    """Read and decode a pair's image, H x W x 3 uint8 RGB. Raises UserError naming the file."""
+    return open_image(pair, read(pair.image))
+
+
+def load_pair(pair: Pair, data: DataConfig) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Read and decode one pair, its label ids mapped as the dataset's format and `label_map` say.
+
+    Returns: image H x W x 3 uint8 RGB and label H x W int32 of class ids and ignore_index.
+    Raises: UserError naming the file: unreadable, of another size than its image, or with an id outside the classes.
+    """
+    image_HW3 = load_image(pair)
+    label_HW = open_label(pair, read(pair.label), data)
+    check_sizes(pair, image_HW3, label_HW)
+    raw_ids, _ = label_counts(label_HW)
+    class_ids = class_ids_of(raw_ids, pair, data)
+    check_ids(pair, raw_ids[class_ids == OUTSIDE], data)
+    return image_HW3, _replaced(label_HW, raw_ids, class_ids)
+
+
+def read(source: str | Cell) -> bytes:
+    """The bytes of an image or annotation. Raises UserError."""
+    return read_cell(source) if isinstance(source, Cell) else storage.read_bytes(source)
+
+
+def open_image(pair: Pair, content: bytes) -> NDArray[np.uint8]:
+    """Decode a pair's image. Raises PairError."""
+    return _opened("image", pair.image_uri, lambda: decode_image(content))
+
+
+def open_label(pair: Pair, content: bytes, data: DataConfig) -> NDArray[np.int32]:
+    """Decode a pair's annotation to the label ids in the file, H x W. Raises PairError."""
+    return _opened("annotation", pair.label_uri, lambda: decode_label(content, _colors(pair, data)))
+
+
+def check_sizes(pair: Pair, image_HW3: NDArray[np.uint8], label_HW: NDArray[np.int32]) -> None:
+    """Raise PairError unless both have one size."""
+    if label_HW.shape != image_HW3.shape[:2]:
+        raise PairError(
+            f"annotation {pair.label_uri} is {_size(label_HW)} pixels but its image {pair.image_uri} is "
+            f"{_size(image_HW3)}; they must be of one size",
+            Finding("sizes differ", pair.label_uri, f"{_size(label_HW)}, but its image is {_size(image_HW3)}"),
+        )
+
+
+def check_ids(pair: Pair, outside: NDArray[np.integer], data: DataConfig) -> None:
+    """Raise PairError unless the list of label ids that stand for no class is empty."""
+    if len(outside):
+        ids = f"label id(s) {', '.join(map(str, outside[:SHOWN]))}{' ...' if len(outside) > SHOWN else ''}"
+        problem = (
+            f"{ids} are outside the {len(data.classes)} classes (0 to {len(data.classes) - 1}) and not the "
+            f"ignore_index {data.ignore_index}"
+            if pair.coding is None
+            else f"{ids} are not among the ids that {pair.coding} annotations have, nor in data.label_map"
+        )
+        raise PairError(
+            f"annotation {pair.label_uri}: {problem}; add the classes to data.classes, or map the ids with "
+            f"data.label_map (such as {outside[0]}: {data.ignore_index})",
+            Finding("ids outside the classes", pair.label_uri, problem),
+        )
+
+
+def label_counts(label_HW: NDArray[np.int32]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """The label ids in a file, ascending, and how many pixels each has."""
+    # A table for every id would take gigabytes for a 32-bit file that is no label map.
+    if label_HW.min() >= 0 and label_HW.max() < 2**16:
+        counts = np.bincount(label_HW.ravel())
+        return np.flatnonzero(counts), counts[counts > 0]
+    return np.unique(label_HW, return_counts=True)
+
+
+def class_ids_of(raw_ids: Iterable[int], pair: Pair, data: DataConfig) -> NDArray[np.int64]:
+    """What label ids of a pair's file stand for: a class id, ignore_index, or OUTSIDE."""
+    return np.array([_class_id(int(raw_id), pair, data) for raw_id in raw_ids], np.int64)
+
+
+def _class_id(raw_id: int, pair: Pair, data: DataConfig) -> int:
+    if raw_id in pair.ignored:
+        return data.ignore_index
+    if raw_id in data.label_map or pair.coding is None:
+        class_id = data.label_map.get(raw_id, raw_id)
+    else:
+        known = coding(pair.coding).class_ids.get(raw_id, OUTSIDE)
+        class_id = data.ignore_index if known is None else known
+    return class_id if 0 <= class_id < len(data.classes) or class_id == data.ignore_index else OUTSIDE
+
+
+def _replaced(
+    label_HW: NDArray[np.int32], raw_ids: NDArray[np.integer], class_ids: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    if raw_ids[0] < 0 or raw_ids[-1] >= 2**16:
+        return class_ids.astype(np.int32)[np.searchsorted(raw_ids, label_HW)]
+    lookup = np.zeros(raw_ids[-1] + 1, np.int32)
+    lookup[raw_ids] = class_ids
+    return lookup[label_HW]
+
+
+def _colors(pair: Pair, data: DataConfig) -> dict[Color, int]:
+    """Colour -> label id, for an annotation in colour; black is void unless a class is black."""
+    if pair.coding is not None:
+        return coding(pair.coding).colors
+    colors = [entry.color for entry in data.classes]
+    void = {} if (0, 0, 0) in colors else {(0, 0, 0): data.ignore_index}
+    return void | distinct_colors(colors)
+
+
+def _opened(what: str, uri: str, decode: Callable[[], Decoded]) -> Decoded:
+    try:
+        return decode()
+    except ImageError as error:
+        kind = f"unreadable {what}"
+        raise PairError(f"{what} {uri}: {error}; {KINDS[kind].remedy}", Finding(kind, uri, str(error))) from None
+
+
+def _size(array: NDArray[np.generic]) -> str:
+    return f"{array.shape[1]} x {array.shape[0]}"

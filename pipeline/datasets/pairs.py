@@ -1,0 +1,113 @@
+"""What a dataset's listing is made of: pairs of image and annotation, and what is wrong with it."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pipeline.errors import UserError
+
+SHOWN = 5  # examples in an error message
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in a Parquet file that holds a file's bytes."""
+
+    file: str
+    row_group: int
+    row: int  # in the file, from 0
+    column: str
+
+    def __str__(self) -> str:
+        return f"{self.file}#row={self.row}&column={self.column}"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its annotation: URIs, or cells of a Parquet file."""
+
+    image: str | Cell
+    label: str | Cell
+    coding: str | None = None  # of the annotation, see dataset_formats.coding; None: label ids are class ids
+    ignored: tuple[int, ...] = ()  # label ids of this annotation that are not trusted
+    stamp: str = field(default="", compare=False)  # sizes and ETags when it was listed, where storage tells them
+
+    @property
+    def image_uri(self) -> str:
+        """The image's name in messages."""
+        return str(self.image)
+
+    @property
+    def label_uri(self) -> str:
+        """The annotation's name in messages."""
+        return str(self.label)
+
+
+def fingerprint(pairs: Iterable[Pair]) -> str:
+    """Short hash of a listing; it changes when a file is added, removed, renamed, resized or, on S3, written anew."""
+    hashed = hashlib.sha256()
+    for pair in pairs:
+        entry = (pair.image_uri, pair.label_uri, pair.coding, pair.ignored, pair.stamp)
+        hashed.update(repr(entry).encode("utf-8", "surrogatepass"))
+    return hashed.hexdigest()[:16]
+
+
+class Kind(NamedTuple):
+    """A kind of thing that can be wrong with a dataset."""
+
+    is_error: bool  # or a warning
+    remedy: str
+
+
+KINDS = {
+    "no images": Kind(True, "check the folder, data.format and the split's name"),
+    "unreadable list": Kind(True, "mend the lines"),
+    "missing image": Kind(True, "add the images or take them off the list"),
+    "missing annotation": Kind(True, "add the annotations or remove the images"),
+    "two files for one name": Kind(True, "keep one of them"),
+    "unreadable image": Kind(True, "repair or remove it and its annotation"),
+    "unreadable annotation": Kind(True, "repair or remove it and its image"),
+    "sizes differ": Kind(True, "make image and annotation of one size"),
+    "ids outside the classes": Kind(True, "add the classes to data.classes or map the ids with data.label_map"),
+    "duplicate between splits": Kind(True, "keep the image in one split"),
+    "duplicate within a split": Kind(False, "keep it once, unless it is meant to count more"),
+    "annotation without image": Kind(False, "add the image or remove the annotation"),
+    "nothing labelled": Kind(False, "check ignore_index and label_map if this is not meant"),
+    "class that never occurs": Kind(False, "add images of it, or take it out of data.classes"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, of one of KINDS."""
+
+    kind: str
+    where: str  # file, and row or line in it
+    message: str
+
+    @property
+    def is_error(self) -> bool:
+        return KINDS[self.kind].is_error
+
+
+class PairError(UserError):
+    """A pair that cannot be used; `finding` says the same for a report."""
+
+    def __init__(self, message: str, finding: Finding) -> None:
+        super().__init__(message, finding)
+        self.finding = finding
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass
+class Listing:
+    """A split: its pairs in order, and everything that keeps other files from being pairs."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, kind: str, where: str, message: str) -> None:
+        self.findings.append(Finding(kind, where, message))
