@@ -13,53 +13,48 @@ import time
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from models.batch_norm import synchronize
 from models.pspnet import Architecture, PSPNet
-from models.training import TrainingStep, sgd
+from models.training import BatchNorm, Precision, StepOptions, TrainingStep, sgd
 
 STEPS = 4
 
 
-def make_step(arguments: argparse.Namespace, precision: str, synchronized: bool) -> TrainingStep:
+def make_step(arguments: argparse.Namespace, precision: Precision, batch_norm: BatchNorm) -> TrainingStep:
     torch.manual_seed(0)
-    model: nn.Module = PSPNet(Architecture(arguments.backbone, 19)).to(memory_format=torch.channels_last).train()
-    if synchronized:
-        model = synchronize(model)
-    assert isinstance(model, PSPNet)
+    model = PSPNet(Architecture(arguments.backbone, 19))
     optimizer = sgd(model, 0.01, 10, 0.9, 1e-4)
-    wrapped = DistributedDataParallel(model) if dist.is_initialized() else model
-    return TrainingStep(wrapped, optimizer, (120,) * 3, (60,) * 3, torch.device("cpu"), 255, 0.4, precision)
+    options = StepOptions(precision=precision, batch_norm=batch_norm)
+    return TrainingStep(model, optimizer, (120,) * 3, (60,) * 3, torch.device("cpu"), 255, options)
 
 
 def images_per_second(arguments: argparse.Namespace, step: TrainingStep) -> float:
     """Of this process; the first step, which allocates, is not counted."""
     shape = (arguments.batch, arguments.crop, arguments.crop)
     images, labels = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8), torch.randint(0, 19, shape)
-    labelled = step.count_labelled(labels)
-    step(images, labels, labelled, 1e-3)
+    step(images, labels, 1e-3)
     start = time.perf_counter()
     for _ in range(STEPS):
-        step(images, labels, labelled, 1e-3)
+        step(images, labels, 1e-3)
     return STEPS * arguments.batch / (time.perf_counter() - start)
 
 
 def worker(rank: int, folder: str, arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     measured: dict[str, list[float]] = {}
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    kinds: tuple[BatchNorm, ...] = ("plain", "synchronized")
     for number in range(arguments.rounds):
-        for precision in ("float32", "bfloat16"):
+        for precision in precisions:
             if rank == 0:
                 name = f"{precision}, one process"
                 measured.setdefault(name, []).append(
-                    images_per_second(arguments, make_step(arguments, precision, False))
+                    images_per_second(arguments, make_step(arguments, precision, "plain"))
                 )
-            for kind in ("plain", "synchronized"):
+            for kind in kinds:
                 store = f"file://{folder}/{number}-{precision}-{kind}"
                 dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-                rate = images_per_second(arguments, make_step(arguments, precision, kind == "synchronized"))
+                rate = images_per_second(arguments, make_step(arguments, precision, kind))
                 dist.destroy_process_group()
                 measured.setdefault(f"{precision}, two processes, {kind} batch norm", []).append(2 * rate)
     if rank == 0:

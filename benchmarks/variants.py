@@ -14,7 +14,7 @@ from benchmarks import textbook
 from models import Architecture, Predictor, PSPNet
 from models.calibration import activation_ranges
 from models.checkpoint import IMAGENET_MEAN, IMAGENET_STD
-from models.training import TrainingStep, sgd
+from models.training import StepOptions, TrainingStep, sgd
 
 TASKS = ("forward", "labels", "training")
 BASELINE = "textbook float32"
@@ -114,21 +114,12 @@ class Case:
         return lambda: predictor.predict(self.images_NHW3, with_confidence_map=True)
 
     def _our_step(self, precision: str) -> Callable[[], Any]:
-        model = self._copy().to(memory_format=torch.channels_last).train()
+        model = self._copy()
         optimizer = sgd(model, RECIPE["lr"], 1, RECIPE["momentum"], RECIPE["weight_decay"])
-        step = TrainingStep(
-            model,
-            optimizer,
-            IMAGENET_MEAN,
-            IMAGENET_STD,
-            self.device,
-            255,
-            0.4,
-            precision,  # type: ignore[arg-type]
-        )
-        images_NHW3 = self.images_NHW3.to(self.device)
-        labelled = step.count_labelled(self.labels_NHW)
-        return lambda: step(images_NHW3, self.labels_NHW, labelled, RECIPE["lr"])
+        options = StepOptions(precision=precision)  # type: ignore[arg-type]
+        step = TrainingStep(model, optimizer, IMAGENET_MEAN, IMAGENET_STD, self.device, 255, options)
+        images_NHW3, labels_NHW = self.images_NHW3.to(self.device), self.labels_NHW.cpu()
+        return lambda: step(images_NHW3, labels_NHW, RECIPE["lr"])
 
     def _copy(self) -> PSPNet:
         copy = PSPNet(self.model.architecture)

@@ -1,12 +1,13 @@
-"""Batch normalisation over several processes, and folding it away for inference.
+"""Batch normalisation over several processes, freezing it, and folding it away for inference.
 
 Shape suffixes: N batch, C channels, H W rows and columns, P processes.
 """
 
 import copy
 import re
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,18 +16,40 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+Layer = TypeVar("Layer", bound=nn.BatchNorm2d)
+
 
 def synchronize(model: nn.Module, process_group: Any = None) -> nn.Module:
     """Make every BatchNorm2d use the statistics of all processes; return the model, its state dict unchanged.
 
     Call before wrapping in DistributedDataParallel. One process, or none initialised: nothing changes. CUDA
-    parameters get torch's SyncBatchNorm; CPU parameters, which that one refuses, get SyncBatchNorm2d.
+    parameters get torch's SyncBatchNorm; CPU parameters, which that one refuses, get SyncBatchNorm2d. Frozen layers
+    stay frozen.
     """
     if _world_size(process_group) == 1:
         return model
-    if any(parameter.is_cuda for parameter in model.parameters()):
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model, process_group)
-    return _convert(model, process_group)
+    on_cuda = any(parameter.is_cuda for parameter in model.parameters())
+
+    def synchronized(layer: nn.BatchNorm2d) -> nn.Module:
+        if on_cuda:
+            return nn.SyncBatchNorm.convert_sync_batchnorm(layer, process_group)
+        synced = _as(SyncBatchNorm2d, layer)
+        synced.process_group = process_group
+        return synced
+
+    return _replace(model, synchronized)
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Keep every BatchNorm2d as it is: running statistics, weight and bias; return the model, its state dict unchanged.
+
+    Call before `synchronize` and before wrapping in DistributedDataParallel.
+    """
+
+    def frozen(layer: nn.BatchNorm2d) -> nn.Module:
+        return _as(FrozenBatchNorm2d, layer).requires_grad_(False).eval()
+
+    return _replace(model, frozen)
 
 
 def synchronized_processes(batch_norm: nn.Module) -> int:
@@ -34,6 +57,13 @@ def synchronized_processes(batch_norm: nn.Module) -> int:
     if isinstance(batch_norm, (nn.SyncBatchNorm, SyncBatchNorm2d)):
         return _world_size(batch_norm.process_group)
     return 1
+
+
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d that stays in evaluation mode."""
+
+    def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
+        return super().train(False)
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -179,16 +209,20 @@ def folded(conv: nn.Conv2d, batch_norm: nn.Module) -> nn.Conv2d:
     return result
 
 
-def _convert(module: nn.Module, process_group: Any) -> nn.Module:
+def _replace(module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> nn.Module:
+    """Replace each plain BatchNorm2d."""
+    if type(module) is nn.BatchNorm2d:
+        return make(module)
     for name, child in module.named_children():
-        setattr(module, name, _convert(child, process_group))
-    if type(module) is not nn.BatchNorm2d:
-        return module
-    synced = SyncBatchNorm2d.__new__(SyncBatchNorm2d)
-    # Same attributes, so the same parameter and buffer objects, hooks and mode: optimizers stay valid.
-    synced.__dict__ = module.__dict__.copy()
-    synced.process_group = process_group
-    return synced
+        setattr(module, name, _replace(child, make))
+    return module
+
+
+def _as(kind: type[Layer], layer: nn.BatchNorm2d) -> Layer:
+    """Return a layer of another kind with the same parameter and buffer objects and hooks: optimizers stay valid."""
+    other = kind.__new__(kind)
+    other.__dict__ = layer.__dict__.copy()
+    return other
 
 
 def _world_size(process_group: Any) -> int:

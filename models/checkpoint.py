@@ -30,6 +30,8 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 # Fields of Architecture that are younger than the first model ids. Where they have their default, which is what
 # every older model does, they do not count.
 YOUNGER_FIELDS = ("dilate_second",)
+# Entries of config.json that are younger than the format, and what they are where they lack.
+YOUNGER_ENTRIES: dict[str, Any] = {"int8": {}, "temperature": 1.0}
 
 
 @dataclass
@@ -40,7 +42,8 @@ class Metadata:
     says how an image becomes the network's input, for example {"long_side": 1024}. `int8` is empty, or how to
     compute in int8 and how good that is: {"ranges": what `activation_ranges` returned, "images": the number of
     images behind it, "agreement": share of labelled pixels with the label of float32, "miou": {"float32": ...,
-    "int8": ...}}. Raises ValueError naming a field that is out of range, or where these disagree.
+    "int8": ...}}. `temperature` is what logits are divided by, for confidences that are right as often as they say.
+    Raises ValueError naming a field that is out of range, or where these disagree.
     """
 
     classes: list[str]
@@ -52,6 +55,7 @@ class Metadata:
     metrics: dict[str, Any] = field(default_factory=dict)
     code_version: str = ""
     int8: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("preprocessing", "metrics", "int8"):
@@ -64,6 +68,9 @@ class Metadata:
             setattr(self, name, [float(value) for value in values])
         self._require("std", min(self.std) > 0, "above zero")
         self._require("ignore_index", _is_int(self.ignore_index), "a whole number")
+        valid = _is_finite(self.temperature) and self.temperature > 0
+        self._require("temperature", valid, "a finite number above zero")
+        self.temperature = float(self.temperature)
         long_side = self.preprocessing.get("long_side")
         if long_side is not None and not (_is_int(long_side) and long_side > 0):
             raise ValueError(
@@ -140,9 +147,9 @@ def load(folder: str | Path, classes: Sequence[str] | None = None) -> tuple[PSPN
 def model_id(source: PSPNet | str | Path, metadata: Metadata | None = None) -> str:
     """Return 32 hexadecimal digits that stand for what a model computes.
 
-    `source` is a checkpoint folder, or a model along with its metadata. Weights, architecture, normalisation
-    and preprocessing count; class names, colors, metrics, code version and calibration for int8 do not, since the
-    precision is chosen by who predicts. The same before and after `save`.
+    `source` is a checkpoint folder, or a model along with its metadata. Weights, architecture, normalisation,
+    preprocessing and temperature count; class names, colors, metrics, code version and calibration for int8 do not,
+    since the precision is chosen by who predicts. The same before and after `save`.
     """
     if isinstance(source, PSPNet):
         if metadata is None:
@@ -153,12 +160,14 @@ def model_id(source: PSPNet | str | Path, metadata: Metadata | None = None) -> s
         tensors = _read_weights(Path(source))
 
     digest = hashlib.sha256()
-    about = {
+    about: dict[str, Any] = {
         "architecture": _what_counts(architecture),
         "mean": metadata.mean,
         "std": metadata.std,
         "preprocessing": metadata.preprocessing,
     }
+    if metadata.temperature != 1:  # younger than the first model ids
+        about["temperature"] = metadata.temperature
     digest.update(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -198,7 +207,8 @@ def _read_config(folder: Path) -> tuple[Architecture, Metadata]:
             f"{path} has format_version {version!r}, this code reads {FORMAT_VERSION}; use a checkpoint that "
             "Sceneparse wrote, or a matching version of it."
         )
-    config.setdefault("int8", {})  # younger than the format
+    for name, default in YOUNGER_ENTRIES.items():
+        config.setdefault(name, default)
     try:
         for name in ("architecture", "id2label"):
             if not isinstance(config[name], dict):

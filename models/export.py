@@ -2,8 +2,8 @@
 
 The graph is the whole way from photo to mask. It takes `images`, uint8 RGB (N, H, W, 3), and returns
 `class_ids` (N, H, W), uint8 up to 256 classes and int32 beyond, and `confidence` (N, H, W), float32, each
-pixel's largest softmax probability: what Predictor says at the images' own size, in float32. Normalisation
-and padding happen inside; BatchNorm is folded and the auxiliary head left out.
+pixel's largest softmax probability: what Predictor says at the images' own size, in float32. Normalisation,
+padding and the checkpoint's temperature are inside; BatchNorm is folded and the auxiliary head left out.
 
 Shape suffixes: N batch, C channels, H W rows and columns of an image or a feature map, K classes, L channels
 of one level, O channels of the head, B cells along one side of a level, R rows (dy, i) of all levels together.
@@ -144,6 +144,8 @@ class SegmentationGraph(nn.Module):
         network = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
         network.auxiliary = None
         fold_batch_norm(network)
+        for parameter in network.head.classifier.parameters():
+            parameter.div_(metadata.temperature)
         network.head = ExportableHead(network.head, model.architecture.pooling)  # type: ignore[assignment]
         self.network = network
 

@@ -28,6 +28,7 @@ from models.streaming import WaitingRows, convolved, windows
 
 # Strips of features of about this size keep the matrix products large and the memory small.
 STRIP_BYTES = 8 * 2**20
+COMPILED_SIZES = 8  # of batches, as many as torch keeps of one function
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,12 @@ class InferenceNetwork:
     """Maps images (N, 3, H, W), RGB 0 to 255 minus the mean, float32, to logits (N, h, w, K), float32.
 
     `std` is that of R, G, B. `make` turns folded convolutions into what computes them; the model stays as it is.
+    The logits are divided by `temperature`.
     """
 
-    def __init__(self, model: PSPNet, std: Tensor, make: Maker, device: torch.device) -> None:
+    def __init__(self, model: PSPNet, std: Tensor, make: Maker, device: torch.device, temperature: float = 1.0) -> None:
         # The head first: packing its weight takes the most memory for a moment.
-        self.head = InferenceHead(model.head, make, device)
+        self.head = InferenceHead(model.head, make, device, temperature)
         self.stem = list(_stem(model, std, make))
         self.blocks = list(_blocks(model, make))
         self.num_features = model.backbone.res5_channels
@@ -102,11 +104,23 @@ class InferenceNetwork:
 
 
 def compiled(network: InferenceNetwork, **options: Any) -> Callable[[Tensor], Tensor]:
-    """Return the network's call, compiled by torch for each size with `options`: one graph, matrices included."""
+    """Return the network's call, compiled by torch with `options`: one graph for each size, matrices included.
+
+    Of more than COMPILED_SIZES sizes the later ones run as they are: torch would refuse them, and compiling one takes
+    longer than a few images do.
+    """
     for function in (constant_interpolation_matrices, averaging):
         # Not a decorator, which would load the compiler into every process.
         torch.compiler.assume_constant_result(function)
-    return torch.compile(network.__call__, fullgraph=True, dynamic=False, **options)
+    run = torch.compile(network.__call__, fullgraph=True, dynamic=False, **options)
+    sizes: set[torch.Size] = set()
+
+    def compiled_or_not(images_N3HW: Tensor) -> Tensor:
+        if len(sizes) < COMPILED_SIZES:
+            sizes.add(images_N3HW.shape)
+        return run(images_N3HW) if images_N3HW.shape in sizes else network(images_N3HW)
+
+    return compiled_or_not
 
 
 def _through_block(strips_NCSW: Iterator[Tensor], block: Block, max_rows: int) -> Iterator[Tensor]:

@@ -22,7 +22,7 @@ STRIP_BYTES_CPU = 4 * 2**20
 class InferenceHead:
     """Use: `convolve` the features, give the same rows to `pooling`, then `finish`."""
 
-    def __init__(self, head: PyramidHead, make: Maker, device: torch.device) -> None:
+    def __init__(self, head: PyramidHead, make: Maker, device: torch.device, temperature: float = 1.0) -> None:
         fused = folded(head.conv, head.bn)
         feature_weight_OC33, *level_weights_OL33 = head.split(fused.weight)
         self.convolve = make("head.conv", _with_weight(fused, feature_weight_OC33), False)
@@ -31,7 +31,7 @@ class InferenceHead:
             weight.to(device, torch.float32).clone(memory_format=torch.channels_last) for weight in level_weights_OL33
         ]
         self._levels = [_folded_level(level, device) for level in head.levels]
-        self._classify = make("head.classifier", head.classifier, False)
+        self._classify = make("head.classifier", _divided(head.classifier, temperature), False)
         self._num_classes = head.classifier.out_channels
         self._bins, self._average = head.bins, head.average
         self._align_corners = head.align_corners
@@ -156,6 +156,16 @@ def _folded_level(level: nn.Module, device: torch.device) -> nn.Conv2d | None:
     conv, batch_norm, _ = level
     assert isinstance(conv, nn.Conv2d)
     return folded(conv, batch_norm).to(device, torch.float32)
+
+
+def _divided(conv: nn.Conv2d, divisor: float) -> nn.Conv2d:
+    """Return what computes the convolution's outputs divided by a number."""
+    result = copy.copy(conv)
+    result._parameters = {
+        name: None if value is None else nn.Parameter(value.detach() / divisor, requires_grad=False)
+        for name, value in conv._parameters.items()
+    }
+    return result
 
 
 def _with_weight(conv: nn.Conv2d, weight: Tensor) -> nn.Conv2d:

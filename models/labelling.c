@@ -37,7 +37,8 @@ typedef struct {
 /* One axis of a scaled image that is covered by crops. */
 typedef struct {
     Taps output; /* output pixels from scaled ones */
-    int64_t size, crops;
+    Taps crop;   /* pixels of a crop from cells of its logits */
+    int64_t size, crops, crop_size, cells;
     const int32_t *starts; /* where each crop begins, below 0 where it is padded */
     const float *share;    /* of one crop in a scaled pixel */
 } Axis;
@@ -46,11 +47,6 @@ typedef struct {
     Axis rows, columns;
     const float *const *logits; /* (crop rows, crop columns, mirrors), NULL where no row of this call needs it */
 } Scale;
-
-typedef struct {
-    Taps taps; /* pixels of a crop from cells of its logits, the same for both axes */
-    int64_t size, cells, mirrors;
-} Crop;
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -215,15 +211,16 @@ typedef struct {
 } CropScratch;
 
 /* Add row `u` of one crop's softmax to the scaled row `sum`. */
-static void add_crop_row(const float *logits, const Crop *crop, int64_t u, const Axis *columns, int64_t start,
-                         int mirrored, float share, int64_t classes, const CropScratch *scratch, float *sum) {
-    const int64_t stride = stride_of(classes), row = crop->cells * classes;
-    const Taps *taps = &crop->taps;
-    mix_rows(logits + taps->low[u] * row, logits + taps->high[u] * row, taps->weight[u], crop->cells, classes,
+static void add_crop_row(const float *logits, const Scale *scale, int64_t u, int64_t start, int mirrored, float share,
+                         int64_t classes, const CropScratch *scratch, float *sum) {
+    const Axis *columns = &scale->columns;
+    const int64_t stride = stride_of(classes), row = columns->cells * classes;
+    const Taps *rows = &scale->rows.crop, *taps = &columns->crop;
+    mix_rows(logits + rows->low[u] * row, logits + rows->high[u] * row, rows->weight[u], columns->cells, classes,
              scratch->cells);
-    const int64_t end = smaller(start + crop->size, columns->size);
+    const int64_t end = smaller(start + columns->crop_size, columns->size);
     for (int64_t x = start > 0 ? start : 0; x < end; x++) {
-        const int64_t v = mirrored ? crop->size - 1 - (x - start) : x - start;
+        const int64_t v = mirrored ? columns->crop_size - 1 - (x - start) : x - start;
         const float *left = scratch->cells + taps->low[v] * stride, *right = scratch->cells + taps->high[v] * stride;
         float top = mix_cells(left, right, taps->weight[v], stride, scratch->mixed);
         add_softmax(scratch->mixed, top, share * columns->share[x], stride, sum + x * stride);
@@ -231,17 +228,17 @@ static void add_crop_row(const float *logits, const Crop *crop, int64_t u, const
 }
 
 /* Compute row y of a scaled image's averaged probabilities, (columns, stride), times `share`. */
-static void scaled_row(const Scale *scale, const Crop *crop, int64_t y, float share, int64_t classes,
+static void scaled_row(const Scale *scale, int64_t mirrors, int64_t y, float share, int64_t classes,
                        const CropScratch *scratch, float *sum) {
     const Axis *rows = &scale->rows, *columns = &scale->columns;
     memset(sum, 0, (size_t)(columns->size * stride_of(classes)) * sizeof(float));
-    share *= rows->share[y] / (float)crop->mirrors;
+    share *= rows->share[y] / (float)mirrors;
     for (int64_t i = 0; i < rows->crops; i++) {
         const int64_t u = y - rows->starts[i];
-        if (u < 0 || u >= crop->size) continue;
-        for (int64_t j = 0; j < columns->crops * crop->mirrors; j++)
-            add_crop_row(scale->logits[i * columns->crops * crop->mirrors + j], crop, u, columns,
-                         columns->starts[j / crop->mirrors], j % crop->mirrors == 1, share, classes, scratch, sum);
+        if (u < 0 || u >= rows->crop_size) continue;
+        for (int64_t j = 0; j < columns->crops * mirrors; j++)
+            add_crop_row(scale->logits[i * columns->crops * mirrors + j], scale, u, columns->starts[j / mirrors],
+                         j % mirrors == 1, share, classes, scratch, sum);
     }
 }
 
@@ -267,14 +264,14 @@ static void scale_free(ScaleScratch *scratch) {
 }
 
 /* Bring output row y of one scale into scratch->mixed. Rows stay for the next y: consecutive ones share them. */
-static void prepare_scale(const Scale *scale, const Crop *crop, int64_t y, float share, int64_t classes,
+static void prepare_scale(const Scale *scale, int64_t mirrors, int64_t y, float share, int64_t classes,
                           const CropScratch *crop_scratch, ScaleScratch *scratch) {
     const Taps *taps = &scale->rows.output;
     const int32_t needed[2] = {taps->low[y], taps->high[y]};
     for (int i = 0; i < 2; i++) {
         const int slot = needed[i] % 2;
         if (scratch->which[slot] == needed[i]) continue;
-        scaled_row(scale, crop, needed[i], share, classes, crop_scratch, scratch->rows[slot]);
+        scaled_row(scale, mirrors, needed[i], share, classes, crop_scratch, scratch->rows[slot]);
         scratch->which[slot] = needed[i];
     }
     const float *low = scratch->rows[needed[0] % 2], *high = scratch->rows[needed[1] % 2];
@@ -295,11 +292,15 @@ __attribute__((noinline)) static void add_scale(const Scale *scale, const ScaleS
     for (int64_t k = 0; k < stride; k++) sum[k] += low[k] + weight * (high[k] - low[k]);
 }
 
-/* Label an image from the logits (cells, cells, classes) of crops at several scales. Returns as label_logits. */
-int label_crops(const Scale *scales, int64_t num_scales, const Crop *crop, Output *out) {
+/* Label an image from the logits (row cells, column cells, classes) of crops at several scales, each crop and then
+ * its mirror image if `mirrors` is 2. Returns as label_logits. */
+int label_crops(const Scale *scales, int64_t num_scales, int64_t mirrors, Output *out) {
     const int64_t classes = out->classes, stride = stride_of(classes);
     const float share = 1.0f / (float)num_scales;
-    CropScratch crop_scratch = {allocate(crop->cells * stride), allocate(stride)};
+    int64_t most_cells = 0;
+    for (int64_t s = 0; s < num_scales; s++)
+        if (scales[s].columns.cells > most_cells) most_cells = scales[s].columns.cells;
+    CropScratch crop_scratch = {allocate(most_cells * stride), allocate(stride)};
     ScaleScratch *scratch = calloc((size_t)num_scales, sizeof(ScaleScratch));
     float *sum = allocate(stride);
     Row row;
@@ -312,7 +313,7 @@ int label_crops(const Scale *scales, int64_t num_scales, const Crop *crop, Outpu
         const int64_t end = smaller(y + out->chunk_rows, out->height);
         for (; y < end; y++) {
             for (int64_t s = 0; s < num_scales; s++)
-                prepare_scale(&scales[s], crop, y, share, classes, &crop_scratch, &scratch[s]);
+                prepare_scale(&scales[s], mirrors, y, share, classes, &crop_scratch, &scratch[s]);
             for (int64_t x = 0; x < out->width; x++) {
                 memset(sum, 0, (size_t)stride * sizeof(float));
                 for (int64_t s = 0; s < num_scales; s++) add_scale(&scales[s], &scratch[s], x, stride, sum);

@@ -131,7 +131,7 @@ class Taps:
     def __len__(self) -> int:
         return len(self.weight)
 
-    def part(self, rows: slice) -> "Taps":
+    def part(self, rows: slice | NDArray[np.integer]) -> "Taps":
         return Taps(self.low[rows], self.high[rows], self.weight[rows])
 
     def mirrored(self) -> "Taps":
@@ -242,7 +242,7 @@ def library() -> ctypes.CDLL | None:
     kernels = native.library("labelling")
     if kernels is not None:
         kernels.label_logits.argtypes = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 3]
-        kernels.label_crops.argtypes = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 2]
+        kernels.label_crops.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
     return kernels
 
 

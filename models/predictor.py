@@ -4,6 +4,7 @@ Shape suffixes: N batch, H W rows and columns of the output, K classes, h w rows
 are at rest: (N, height, width, 3), uint8, RGB.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import get_args
 
@@ -16,7 +17,7 @@ from models.backend import Maker, Precision, maker
 from models.inference import InferenceNetwork, compiled
 from models.inputs import NetworkInputs, checked_images, checked_output_size, padded_size
 from models.int8 import Ranges
-from models.labelling import Prediction, label_batch
+from models.labelling import Prediction, label_batch, taps
 from models.pspnet import PSPNet, feature_size
 
 # What the last features of a batch may take; beyond it images go one by one, and large ones in strips of rows.
@@ -28,7 +29,8 @@ class Predictor:
     """A PSPNet made ready for inference: folded, packed, without auxiliary head. The model itself stays as it is.
 
     `mean` and `std` are of RGB in units of 0 to 255. `precision` "auto" is bfloat16 where the device computes
-    in it natively, else float32; logits, upsampling and statistics are float32 always. Of an image of any size
+    in it natively, else float32; logits, upsampling and statistics are float32 always. Logits are divided by
+    `temperature`, which changes confidence and entropy but no label. Of an image of any size
     only the 512-channel map of the head is held whole. `max_strip_bytes` bounds the memory of upsampled logits
     where they are evaluated in strips (no C compiler, or a GPU); by default it suits the device.
     """
@@ -43,6 +45,7 @@ class Predictor:
         max_strip_bytes: int | None = None,
         activation_ranges: Mapping[str, Ranges] | None = None,
         make: Maker | None = None,
+        temperature: float = 1.0,
     ) -> None:
         if precision not in get_args(Precision):
             raise ValueError(
@@ -57,6 +60,8 @@ class Predictor:
             )
         if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
             raise ValueError(f"Predictor: mean {mean}, std {std} must be three numbers each, std above zero.")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"Predictor: temperature is {temperature}; it must be a finite number above zero.")
         self.device = torch.device(device)
         if precision == "auto":
             precision = "bfloat16" if has_native_bfloat16(self.device) else "float32"
@@ -66,7 +71,7 @@ class Predictor:
         self.mean_3 = torch.tensor(mean, dtype=torch.float32, device=self.device)
         with torch.inference_mode():
             make = make or maker(precision, self.device, activation_ranges)
-            self.network = InferenceNetwork(model, torch.tensor(std), make, self.device)
+            self.network = InferenceNetwork(model, torch.tensor(std), make, self.device, temperature)
         on_cpu = self.device.type == "cpu"
         self.max_feature_bytes = MAX_FEATURE_BYTES_CPU if on_cpu else MAX_FEATURE_BYTES_GPU
         self._run: Callable[[Tensor], Tensor] = self.network.__call__
@@ -100,6 +105,30 @@ class Predictor:
             with_confidence_map,
             self.max_strip_bytes,
         )
+
+    @torch.inference_mode()
+    def logits_at(
+        self,
+        image_HW3: NDArray[np.uint8],
+        output_size: tuple[int, int],
+        rows_P: NDArray[np.integer],
+        columns_P: NDArray[np.integer],
+    ) -> Tensor:
+        """Return (P, K) float32 on the predictor's device: the logits behind P pixels of an image's mask.
+
+        The mask has `output_size`; the pixels are at `rows_P` and `columns_P`.
+        """
+        image_1HW3 = checked_images(image_HW3[None])
+        size, align_corners = (image_1HW3.shape[1], image_1HW3.shape[2]), self.architecture.align_corners
+        padded = padded_size(size, align_corners)
+        logits_hwK = self.logits(image_1HW3)[0]
+        ys, xs = (taps(size[i], padded[i], logits_hwK.shape[i], output_size[i], align_corners) for i in (0, 1))
+        top_P, bottom_P, down_P = ys.part(rows_P).tensors(self.device)
+        left_P, right_P, along_P = xs.part(columns_P).tensors(self.device)
+        upper_PK, lower_PK = (
+            torch.lerp(logits_hwK[y_P, left_P], logits_hwK[y_P, right_P], along_P[:, None]) for y_P in (top_P, bottom_P)
+        )
+        return torch.lerp(upper_PK, lower_PK, down_P[:, None])
 
     @torch.inference_mode()
     def logits(self, images_NHWC: Tensor) -> Tensor:

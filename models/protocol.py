@@ -5,18 +5,22 @@ colour on both sides where it is smaller than the crop, and covered by square cr
 network sees every crop, and its mirror image too; the softmax of the logits, upsampled to the crop, is averaged
 over both, over the crops that cover a pixel and, resized bilinearly to the output, over the scales. The largest
 probability decides. Source: Zhao et al. 2017, section 5.1, and the authors' evaluation code, hszhao/semseg.
+Without crops the network sees each scaled image, and its mirror image, whole; the rest is the same.
 
 A 12-megapixel image has 7 GB of probabilities at 150 classes. They never exist: kept are the logits, at stride 8,
 of the crops that the current band of output rows needs. Rows of a scaled image are computed from those, few at a
 time, and rows of the output mixed from them: on a CPU by the kernel in labelling.c, else by torch in strips.
 
 Shape suffixes: N batch, H W rows and columns of the output, K classes, h w rows and columns of the logits, S rows
-of a strip, R rows of a scaled image that the strip needs, V columns of a scaled image, P pixels of a crop's side.
+of a strip, R rows of a scaled image that the strip needs, V columns of a scaled image, P Q rows and columns of a crop.
 """
 
 import ctypes
+import functools
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,7 +37,7 @@ from models.predictor import Predictor
 from models.pspnet import MIN_SIZE, feature_size
 
 # One crop of the paper's keeps a CPU busy, and little memory; of smaller ones, as many pixels.
-CPU_BATCH_PIXELS, GPU_BATCH = 473**2, 16
+CPU_BATCH_PIXELS, GPU_BATCH, GPU_BATCH_PIXELS = 473**2, 16, 16 * 473**2
 # Logits are kept up to this size, and beyond it those of one image's current band alone.
 LOGITS_BYTES_CPU, LOGITS_BYTES_GPU = 128 * 2**20, 4 * 2**30
 STRIP_BYTES_CPU, STRIP_BYTES_GPU = 128 * 2**20, 2 * 2**30
@@ -42,23 +46,24 @@ STRIP_BYTES_CPU, STRIP_BYTES_GPU = 128 * 2**20, 2 * 2**30
 class SlidingPredictor:
     """Takes a Predictor's place and follows the paper's test protocol, at many forward passes per image.
 
-    `base_size` is the image's long side at scale 1 in pixels (None: as it is), `crop` the side of the crops,
-    `stride` the part of it by which they advance; `mirror` and `scales` say what is averaged. Up to `max_batch`
-    crops, of all images and scales, go through the network at once. Raises ValueError for a value out of range.
+    `base_size` is the image's long side at scale 1 in pixels (None: as it is), `crop` the side of the crops (None:
+    one crop, which is the whole scaled image), `stride` the part of it by which they advance; `mirror` and `scales`
+    say what is averaged. Up to `max_batch` crops of one size, of all images and scales, go through the network at
+    once. Raises ValueError for a value out of range.
     """
 
     def __init__(
         self,
         predictor: Predictor,
         base_size: int | None = 512,
-        crop: int = 473,
+        crop: int | None = 473,
         stride: float = 2 / 3,
         mirror: bool = False,
         scales: Sequence[float] = (1.0,),
         max_batch: int | None = None,
     ) -> None:
         _require(base_size is None or base_size >= 1, f"base_size is {base_size}; it must be at least 1, or None")
-        _require(crop >= MIN_SIZE, f"crop is {crop}; it must be at least {MIN_SIZE} pixels")
+        _require(crop is None or crop >= MIN_SIZE, f"crop is {crop}; it must be at least {MIN_SIZE} pixels, or None")
         _require(0 < stride <= 1, f"stride is {stride}; it must be a part of the crop, above 0 and up to 1")
         valid = len(scales) > 0 and all(0 < scale < math.inf for scale in scales)
         _require(valid, f"scales are {list(scales)}; they must be one or more numbers above 0")
@@ -67,11 +72,10 @@ class SlidingPredictor:
         self.predictor = predictor
         self.base_size = base_size
         self.crop = crop
-        self.stride = math.ceil(crop * stride)
+        self.stride = stride
         self.mirrors = 2 if mirror else 1
         self.scales = tuple(scales)
-        default_batch = max(1, CPU_BATCH_PIXELS // crop**2) if on_cpu else GPU_BATCH
-        self.max_batch = default_batch if max_batch is None else max_batch
+        self.max_batch = max_batch
         self.logits_bytes = LOGITS_BYTES_CPU if on_cpu else LOGITS_BYTES_GPU
 
     @torch.inference_mode()
@@ -92,7 +96,8 @@ class SlidingPredictor:
         grid = self._grid(size, output_size)
 
         num_classes = self.predictor.architecture.num_classes
-        image_bytes = len(grid.crops_of(range(output_size[0]))) * grid.cells**2 * 4 * num_classes
+        cells = sum(math.prod(grid.cells_of(key)) for key in grid.crops_of(range(output_size[0])))
+        image_bytes = cells * 4 * num_classes
         fits = image_bytes <= self.logits_bytes
         together = self.logits_bytes // image_bytes if fits else 1
         masks = [
@@ -110,12 +115,12 @@ class SlidingPredictor:
         for scale in self.scales:
             scaled_long_side = max(1, round(scale * (self.base_size or long_side)))
             scaled = [max(1, round(scaled_long_side * length / long_side)) for length in size]
-            rows, columns = (Axis.make(size[i], scaled[i], output_size[i], self.crop, self.stride) for i in (0, 1))
+            rows, columns = (
+                Axis.make(size[i], scaled[i], output_size[i], self.crop or scaled[i], self.stride, align_corners)
+                for i in (0, 1)
+            )
             scales.append((rows, columns))
-        padded, _ = padded_size((self.crop, self.crop), align_corners)
-        cells, _ = feature_size(padded, padded)
-        taps = labelling.taps(self.crop, padded, cells, self.crop, align_corners)
-        return Grid(scales, taps, cells, self.mirrors)
+        return Grid(scales, self.mirrors)
 
     def _label(self, grid: "Grid", images_NHWC: Tensor, masks: "Sequence[_Mask]", in_one_band: bool) -> None:
         """Fill the masks, the same band of all images in turn."""
@@ -124,38 +129,61 @@ class SlidingPredictor:
         bands = [range(start, min(start + band_units, num_units)) for start in range(0, num_units, band_units)]
         crops_of_bands = [grid.crops_of(range(band.start * unit_rows, band.stop * unit_rows)) for band in bands]
 
-        # One allocation: many that come and go between the network's would scatter over twice the memory.
-        most = len(masks) * max(map(len, crops_of_bands))
-        shape = most, grid.cells, grid.cells, self.predictor.architecture.num_classes
-        logits_NhwK = torch.empty(shape, device=self.predictor.device)
-        places: dict[tuple[int, CropKey], int] = {}
+        free = self._room(grid, crops_of_bands, len(masks))
+        logits: dict[tuple[int, CropKey], Tensor] = {}
         for band, crops in zip(bands, crops_of_bands, strict=True):
             needed = [(n, key) for n in range(len(masks)) for key in crops]
-            places = {key: places[key] for key in needed if key in places}
-            free = sorted(set(range(most)) - set(places.values()))
-            missing = [key for key in needed if key not in places]
-            for first in range(0, len(missing), self.max_batch):
-                batch = missing[first : first + self.max_batch]
-                crops_NPP3 = torch.stack([self._crop_image(grid, images_NHWC[n], key) for n, key in batch])
-                for key, logits_hwK in zip(batch, self.predictor.logits(crops_NPP3), strict=True):
-                    places[key] = free.pop()
-                    logits_NhwK[places[key]] = logits_hwK
+            for n, key in logits.keys() - set(needed):
+                free[grid.cells_of(key)].append(logits.pop((n, key)))
+            missing = [key for key in needed if key not in logits]
+            for batch in self._batches(grid, missing):
+                crops_NPQ3 = torch.stack([self._crop_image(grid, images_NHWC[n], key) for n, key in batch])
+                for (n, key), logits_hwK in zip(batch, self.predictor.logits(crops_NPQ3), strict=True):
+                    logits[n, key] = free[grid.cells_of(key)].pop().copy_(logits_hwK)
             for n, mask in enumerate(masks):
-                mask.label(band, {key: logits_NhwK[places[n, key]] for key in crops})
+                mask.label(band, {key: logits[n, key] for key in crops})
+
+    def _room(
+        self, grid: "Grid", crops_of_bands: "list[list[CropKey]]", num_images: int
+    ) -> dict[tuple[int, int], list[Tensor]]:
+        """Return tensors for the logits of the most crops that a band needs, by their rows and columns of cells."""
+        # One allocation for each size: many that come and go between the network's would scatter over twice the memory.
+        counts = [Counter(map(grid.cells_of, crops)) for crops in crops_of_bands]
+        most = functools.reduce(operator.or_, counts)
+        num_classes, device = self.predictor.architecture.num_classes, self.predictor.device
+        return {
+            cells: list(torch.empty(num_images * count, *cells, num_classes, device=device))
+            for cells, count in most.items()
+        }
+
+    def _batches(self, grid: "Grid", keys: "list[tuple[int, CropKey]]") -> "Iterator[list[tuple[int, CropKey]]]":
+        """Divide (image, crop) into batches of one size of crops."""
+        by_size = defaultdict(list)
+        for n, key in keys:
+            by_size[grid.size_of(key)].append((n, key))
+        for size, of_size in by_size.items():
+            count = self.max_batch or self._default_batch(math.prod(size))
+            for first in range(0, len(of_size), count):
+                yield of_size[first : first + count]
+
+    def _default_batch(self, crop_pixels: int) -> int:
+        if self.predictor.device.type == "cpu":
+            return max(1, CPU_BATCH_PIXELS // crop_pixels)
+        return GPU_BATCH if self.crop else max(1, min(GPU_BATCH, GPU_BATCH_PIXELS // crop_pixels))
 
     def _crop_image(self, grid: "Grid", image_HWC: Tensor, key: "CropKey") -> Tensor:
-        """Return a crop of the scaled image, (P, P, 3), float32 from 0 to 255."""
+        """Return a crop of the scaled image, (P, Q, 3), float32 from 0 to 255."""
         axes = grid.scales[key.scale]
-        crop_PP3 = self.predictor.mean_3.expand(self.crop, self.crop, 3).contiguous()
+        crop_PQ3 = self.predictor.mean_3.expand(*grid.size_of(key), 3).contiguous()
         inside: list[slice] = []
         window = image_HWC
         for dim, (axis, index) in enumerate(zip(axes, (key.row, key.column), strict=True)):
             start = int(axis.starts[index])
-            pixels = slice(max(start, 0), min(start + self.crop, axis.size))
+            pixels = slice(max(start, 0), min(start + len(axis.crop), axis.size))
             inside.append(slice(pixels.start - start, pixels.stop - start))
             window = mix(window, axis.image.part(pixels).tensors(window.device), dim)
-        crop_PP3[inside[0], inside[1]] = window
-        return crop_PP3.flip(1) if key.mirror else crop_PP3
+        crop_PQ3[inside[0], inside[1]] = window
+        return crop_PQ3.flip(1) if key.mirror else crop_PQ3
 
 
 class CropKey(NamedTuple):
@@ -170,8 +198,8 @@ class CropKey(NamedTuple):
 class _AxisStruct(ctypes.Structure):
     _fields_ = [
         ("output", TapsStruct),
-        ("size", ctypes.c_int64),
-        ("crops", ctypes.c_int64),
+        ("crop", TapsStruct),
+        *((name, ctypes.c_int64) for name in ("size", "crops", "crop_size", "cells")),
         ("starts", ctypes.c_void_p),
         ("share", ctypes.c_void_p),
     ]
@@ -181,60 +209,73 @@ class _ScaleStruct(ctypes.Structure):
     _fields_ = [("rows", _AxisStruct), ("columns", _AxisStruct), ("logits", ctypes.c_void_p)]
 
 
-class _CropStruct(ctypes.Structure):
-    _fields_ = [("taps", TapsStruct), *((name, ctypes.c_int64) for name in ("size", "cells", "mirrors"))]
-
-
 @dataclass(frozen=True)
 class Axis:
     """Rows or columns of an image at one scale, and the crops that cover them.
 
-    `starts` are where crops of `crop` pixels begin, below zero where the image is padded; `share` is each crop's
-    part in a pixel. `image` samples scaled pixels from the image's, `output` the output's from scaled ones.
+    `starts` are where crops begin, below zero where the image is padded; `share` is each crop's part in a pixel.
+    `image` samples scaled pixels from the image's, `output` the output's from scaled ones, and `crop` a crop's
+    pixels from the `cells` of its logits.
     """
 
     size: int
-    crop: int
+    cells: int
     starts: NDArray[np.int32]
     share: NDArray[np.float32]
     image: Taps
     output: Taps
+    crop: Taps
 
     @classmethod
-    def make(cls, image_size: int, size: int, output_size: int, crop: int, stride: int) -> "Axis":
+    def make(
+        cls, image_size: int, size: int, output_size: int, crop: int, stride: float, align_corners: bool
+    ) -> "Axis":
+        step = math.ceil(crop * stride)
         padded = max(size, crop)
-        num_crops = -(-(padded - crop) // stride) + 1
-        starts = np.minimum(np.arange(num_crops) * stride, padded - crop) - (padded - size) // 2
+        num_crops = -(-(padded - crop) // step) + 1
+        starts = np.minimum(np.arange(num_crops) * step, padded - crop) - (padded - size) // 2
         pixels = np.arange(size)[:, None]
         num_covering = ((starts <= pixels) & (pixels < starts + crop)).sum(1)
+        padded_crop, _ = padded_size((crop, crop), align_corners)
+        cells, _ = feature_size(padded_crop, padded_crop)
         return cls(
             size,
-            crop,
+            cells,
             starts.astype(np.int32),
             (1 / num_covering).astype(np.float32),
             Taps.at(labelling.half_pixel_positions(image_size, size), image_size),
             Taps.at(labelling.half_pixel_positions(size, output_size), size),
+            labelling.taps(crop, padded_crop, cells, crop, align_corners),
         )
 
     def covering(self, first: int, last: int) -> range:
         """Return the indices of the crops with a pixel from `first` to `last`."""
-        covers = np.flatnonzero((self.starts <= last) & (self.starts + self.crop > first))
+        covers = np.flatnonzero((self.starts <= last) & (self.starts + len(self.crop) > first))
         return range(int(covers[0]), int(covers[-1]) + 1)
 
     def struct(self) -> _AxisStruct:
         """Return the view of labelling.c, valid as long as this object."""
         pointers = self.starts.ctypes.data, self.share.ctypes.data
-        return _AxisStruct(self.output.struct(), self.size, len(self.starts), *pointers)
+        counts = self.size, len(self.starts), len(self.crop), self.cells
+        return _AxisStruct(self.output.struct(), self.crop.struct(), *counts, *pointers)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """All crops of an image: rows and columns of every scale, and how a crop is sampled from (cells, cells) logits."""
+    """All crops of an image: rows and columns of every scale, 2 mirrors or 1."""
 
     scales: list[tuple[Axis, Axis]]
-    crop: Taps
-    cells: int
     mirrors: int
+
+    def size_of(self, key: CropKey) -> tuple[int, int]:
+        """Return a crop's rows and columns of pixels."""
+        rows, columns = self.scales[key.scale]
+        return len(rows.crop), len(columns.crop)
+
+    def cells_of(self, key: CropKey) -> tuple[int, int]:
+        """Return a crop's rows and columns of logits."""
+        rows, columns = self.scales[key.scale]
+        return rows.cells, columns.cells
 
     def crops_of(self, output_rows: range) -> list[CropKey]:
         """Return the crops that these rows of the output depend on."""
@@ -269,8 +310,7 @@ class _KernelMask:
             addresses = [logits[key].data_ptr() if key in logits else None for key in keys]
             pointers.append((ctypes.c_void_p * len(addresses))(*addresses))
             structs[scale] = _ScaleStruct(rows.struct(), columns.struct(), ctypes.addressof(pointers[-1]))
-        crop = _CropStruct(grid.crop.struct(), len(grid.crop), grid.cells, grid.mirrors)
-        self._output.fill(library.label_crops, structs, len(structs), ctypes.byref(crop), chunks=units)
+        self._output.fill(library.label_crops, structs, len(structs), grid.mirrors, chunks=units)
 
     def fields(self, with_confidence_map: bool) -> dict[str, Any]:
         return self._output.fields()
@@ -317,11 +357,11 @@ class _TorchMask:
         sum_RVK = torch.zeros(last - first + 1, columns.size, num_classes, device=self._device)
         for key in (key for key in logits if key.scale == scale):
             y, x = int(rows.starts[key.row]), int(columns.starts[key.column])
-            top, bottom = max(first, y), min(last + 1, y + rows.crop)
-            left, right = max(0, x), min(columns.size, x + rows.crop)
-            across = (grid.crop.mirrored() if key.mirror else grid.crop).part(slice(left - x, right - x))
+            top, bottom = max(first, y), min(last + 1, y + len(rows.crop))
+            left, right = max(0, x), min(columns.size, x + len(columns.crop))
+            across = (columns.crop.mirrored() if key.mirror else columns.crop).part(slice(left - x, right - x))
             if top < bottom:
-                crop_RVK = mix(logits[key], grid.crop.part(slice(top - y, bottom - y)).tensors(self._device), 0)
+                crop_RVK = mix(logits[key], rows.crop.part(slice(top - y, bottom - y)).tensors(self._device), 0)
                 probability_RVK = mix(crop_RVK, across.tensors(self._device), 1).softmax(-1)
                 sum_RVK[top - first : bottom - first, left:right] += probability_RVK
         share_R11, share_V1 = (

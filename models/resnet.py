@@ -5,7 +5,10 @@ Shape suffixes: N batch, C channels, H W rows and columns of the tensor at hand.
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
+
+from models.recomputation import recomputed
 
 Stem = Literal["plain", "deep"]
 
@@ -154,6 +157,8 @@ class DilatedResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.res4_channels = STAGE_CHANNELS[2] * block.expansion
         self.res5_channels = in_channels
+        # In training, compute each block's activations again in the backward pass instead of keeping them.
+        self.activation_checkpointing = False
 
         initialise(self)
 
@@ -164,5 +169,12 @@ class DilatedResNet(nn.Module):
             x_NCHW = self.relu(self.bn2(self.conv2(x_NCHW)))
             x_NCHW = self.relu(self.bn3(self.conv3(x_NCHW)))
         x_NCHW = self.maxpool(x_NCHW)
-        res4_NCHW = self.layer3(self.layer2(self.layer1(x_NCHW)))
-        return res4_NCHW, self.layer4(res4_NCHW)
+        res4_NCHW = self._run(self.layer3, self._run(self.layer2, self._run(self.layer1, x_NCHW)))
+        return res4_NCHW, self._run(self.layer4, res4_NCHW)
+
+    def _run(self, stage: nn.Module, x_NCHW: Tensor) -> Tensor:
+        if not (self.activation_checkpointing and self.training and torch.is_grad_enabled()):
+            return stage(x_NCHW)
+        for block in stage.children():
+            x_NCHW = recomputed(block, x_NCHW)
+        return x_NCHW

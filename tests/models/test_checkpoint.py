@@ -126,6 +126,8 @@ def test_unreadable_json_is_refused(folder: Path, content: bytes) -> None:
         ({"mean": ["120", 0, 0]}, r"mean is \['120', 0, 0\]; it must be three finite numbers"),
         ({"mean": [10**400, 0, 0]}, "it must be three finite numbers"),
         ({"mean": 120}, "mean is 120; it must be three finite numbers"),
+        ({"temperature": 0}, "temperature is 0; it must be a finite number above zero"),
+        ({"temperature": "warm"}, "temperature is 'warm'; it must be a finite number above zero"),
         ({"ignore_index": "255"}, "ignore_index is '255'; it must be a whole number"),
         ({"ignore_index": None}, "ignore_index is None; it must be a whole number"),
         ({"preprocessing": None}, "preprocessing is None; it must be an object"),
@@ -263,12 +265,13 @@ def test_a_calibration_comes_back_and_is_no_part_of_the_id(
     assert model_id(tmp_path) == model_id(loaded, metadata) == model_id(model, make_metadata())
 
 
-def test_a_checkpoint_from_before_calibration_loads(folder: Path) -> None:
+def test_a_checkpoint_from_before_calibration_and_temperature_loads(folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    del config["int8"]
+    del config["int8"], config["temperature"]
     path.write_text(json.dumps(config))
-    assert load(folder)[1].int8 == {}
+    metadata = load(folder)[1]
+    assert (metadata.int8, metadata.temperature) == ({}, 1.0)
 
 
 def test_a_damaged_calibration_is_explained(folder: Path, calibration: dict[str, Any]) -> None:

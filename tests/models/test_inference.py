@@ -4,6 +4,7 @@ import torch
 import models.inference
 from models import Architecture, Predictor, PSPNet, winograd
 from models.backend import maker
+from models.convolution import Convolution
 from models.inference import InferenceNetwork, compiled
 from models.inputs import NetworkInputs
 
@@ -124,3 +125,25 @@ def test_a_large_image_gets_the_labels_of_a_small_one(monkeypatch: pytest.Monkey
     made.max_feature_bytes = 1
     strips = made.predict(images)
     assert (whole.class_ids_NHW == strips.class_ids_NHW).mean() > 0.9999
+
+
+def test_sizes_beyond_those_that_torch_compiles_run_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.inference, "COMPILED_SIZES", 1)
+    network_ = InferenceNetwork(
+        make_model(ARCHITECTURES["no pyramid"]),
+        STD,
+        lambda _, conv, relu: Convolution(conv, relu, torch.float32, CPU),
+        CPU,
+    )
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    call = compiled(network_, backend=backend)
+    with torch.inference_mode():
+        for side in (65, 73, 65):
+            images_N3HW = make_images(side, 65)
+            torch.testing.assert_close(call(images_N3HW), network_(images_N3HW))
+    assert len(graphs) == 1

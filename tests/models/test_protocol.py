@@ -39,15 +39,15 @@ def make_images(num_images: int, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(coarse.repeat(16, 1).repeat(16, 2)[:, :height, :width])
 
 
-def crop_probabilities(model: SmallNetwork | PSPNet, crop_3PP: Tensor, mirror: bool) -> Tensor:
-    side, align_corners = crop_3PP.shape[-1], model.architecture.align_corners
-    padded = padded_size((side, side), align_corners)
+def crop_probabilities(model: SmallNetwork | PSPNet, crop_3PQ: Tensor, mirror: bool) -> Tensor:
+    (height, width), align_corners = crop_3PQ.shape[1:], model.architecture.align_corners
+    padded = padded_size((height, width), align_corners)
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
-    x = F.pad((crop_3PP - mean) / std, (0, padded[1] - side, 0, padded[0] - side))
+    x = F.pad((crop_3PQ - mean) / std, (0, padded[1] - width, 0, padded[0] - height))
     logits = F.interpolate(model(x[None]), padded, mode="bilinear", align_corners=align_corners)
-    probabilities = logits[0, :, :side, :side].softmax(0)
+    probabilities = logits[0, :, :height, :width].softmax(0)
     if mirror:
-        probabilities = (probabilities + crop_probabilities(model, crop_3PP.flip(2), False).flip(2)) / 2
+        probabilities = (probabilities + crop_probabilities(model, crop_3PQ.flip(2), False).flip(2)) / 2
     return probabilities
 
 
@@ -56,7 +56,7 @@ def plain_protocol(
     model: SmallNetwork | PSPNet,
     image: np.ndarray,
     base_size: int | None,
-    crop: int,
+    crop: int | None,
     mirror: bool,
     scales: Any,
     output: Any,
@@ -64,12 +64,16 @@ def plain_protocol(
     """Return the averaged probabilities (K, H, W) of one image."""
     image_3HW = torch.from_numpy(image).permute(2, 0, 1).float()
     height, width = image.shape[:2]
-    stride = math.ceil(crop * 2 / 3)
     average = torch.zeros(())
     for scale in scales:
         long_side = round(scale * (base_size or max(height, width)))
         size = [max(1, round(long_side * side / max(height, width))) for side in (height, width)]
         scaled = F.interpolate(image_3HW[None], size, mode="bilinear", align_corners=False)[0]
+        if crop is None:
+            probabilities = crop_probabilities(model, scaled, mirror)
+            average = average + F.interpolate(probabilities[None], output, mode="bilinear", align_corners=False)[0]
+            continue
+        stride = math.ceil(crop * 2 / 3)
         extra = [max(0, crop - side) for side in size]
         padded = torch.tensor(MEAN).view(3, 1, 1).repeat(1, size[0] + extra[0], size[1] + extra[1])
         top, left = extra[0] // 2, extra[1] // 2
@@ -137,10 +141,10 @@ class PlainNetwork:
         self.mean_3 = torch.tensor(MEAN)
 
     def logits(self, images_NHWC: Tensor) -> Tensor:
-        side = images_NHWC.shape[1]
-        padded, _ = padded_size((side, side), self.architecture.align_corners)
+        height, width = images_NHWC.shape[1:3]
+        padded = padded_size((height, width), self.architecture.align_corners)
         x_N3HW = ((images_NHWC - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
-        logits_NKhw = self._model(F.pad(x_N3HW, (0, padded - side, 0, padded - side)))
+        logits_NKhw = self._model(F.pad(x_N3HW, (0, padded[1] - width, 0, padded[0] - height)))
         return logits_NKhw.permute(0, 2, 3, 1).contiguous()
 
 
@@ -157,6 +161,9 @@ CASES = {
     "wider than the crop, not higher": {"base_size": 90, "crop": 80, "mirror": True},
     "six scales": {"scales": SIX_SCALES, "base_size": 100, "mirror": True},
     "a scale of one pixel": {"scales": (0.01,)},
+    "whole": {"crop": None},
+    "whole and mirrored, at a base size": {"crop": None, "mirror": True, "base_size": 131},
+    "whole at six scales": {"crop": None, "scales": SIX_SCALES, "mirror": True},
 }
 
 
@@ -202,6 +209,25 @@ def test_crops_of_several_images_share_batches(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sliding.predictor, "logits", lambda x: (sizes.append(len(x)), original(x))[1])
     sliding.predict(make_images(3, 80, 150))
     assert sizes == [5] * 7 + [1]  # 3 images, 2 x 3 crops, 2 mirrors
+
+
+def test_whole_images_share_batches_with_those_of_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sliding, sizes = predictor(crop=None, scales=(0.5, 1.0), mirror=True, max_batch=4), []
+    original = sliding.predictor.logits
+    monkeypatch.setattr(sliding.predictor, "logits", lambda x: (sizes.append(tuple(x.shape[:3])), original(x))[1])
+    sliding.predict(make_images(3, 80, 150))
+    assert sizes == [(4, 40, 75), (2, 40, 75), (4, 80, 150), (2, 80, 150)]
+
+
+def test_one_whole_image_without_mirror_is_what_the_predictor_says() -> None:
+    torch.manual_seed(0)
+    model = PSPNet(Architecture("resnet18", 7)).eval()
+    torch.nn.init.normal_(model.head.classifier.weight, std=0.6)
+    single, images = Predictor(model, MEAN, STD), make_images(2, 70, 101)
+    averaged = SlidingPredictor(single, base_size=None, crop=None).predict(images)
+    expected = single.predict(images)
+    assert (averaged.class_ids_NHW != expected.class_ids_NHW).mean() < 1e-3
+    np.testing.assert_allclose(averaged.mean_confidence_N, expected.mean_confidence_N, rtol=1e-5)
 
 
 def test_large_images_keep_few_crops_and_change_nothing(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
