@@ -1,0 +1,336 @@
+"""PSPNet on CamVid from scratch, on one device in a given time, without Ray: the best that so many minutes give.
+
+    python benchmarks/camvid.py --data FOLDER --minutes 10 --device cuda --ema 0.999 --json result.json
+
+FOLDER has images/{train,val} and annotations/{train,val} of one size, label ids 0 to 10, 11 for void. Needs torch,
+torchvision, NumPy, Pillow and safetensors alone. All images lie in the device's memory and are augmented there. The
+clock begins before the first step, so compilation and validations on the way count. The weights with the highest
+validation mIoU are the result; they are measured again by the Predictor that labels buckets and, if asked for, by the
+paper's protocol of several scales and mirror images.
+
+Shape suffixes: N batch, H W rows and columns of an image, h w those of a crop, K classes.
+"""
+
+import argparse
+import copy
+import json
+import math
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import models
+from benchmarks import machine
+from benchmarks.device_data import Augment, Split, load_split, median_frequency_weights, training_batches
+from models.checkpoint import IMAGENET_MEAN as MEAN
+from models.checkpoint import IMAGENET_STD as STD
+from models.inputs import padded_size
+from models.objective import LossOptions
+from models.predictor import has_native_bfloat16
+from models.training import Precision, StepOptions, TrainingStep, sgd
+
+CLASSES = {
+    "sky": [128, 128, 128],
+    "building": [128, 0, 0],
+    "pole": [192, 192, 128],
+    "road": [128, 64, 128],
+    "pavement": [60, 40, 222],
+    "tree": [128, 128, 0],
+    "sign": [192, 128, 128],
+    "fence": [64, 64, 128],
+    "car": [64, 0, 128],
+    "pedestrian": [64, 64, 0],
+    "bicyclist": [0, 128, 192],
+}
+IGNORE = 11
+STEPS_AT_ONCE = 10  # between looks at the loss, which wait for the device
+VALIDATION_BATCH = 8
+PATHS = ("data", "output", "json")  # options that say where, not what
+
+
+def main() -> None:
+    options = parse()
+    device = torch.device(options.device)
+    torch.manual_seed(options.seed)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+
+    begin = time.perf_counter()
+    train, val = (load_split(Path(options.data), name, len(CLASSES), IGNORE, device) for name in ("train", "val"))
+    on_gpu = device.type == "cuda"
+    report: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": options.commit or machine.commit(),
+        "machine": torch.cuda.get_device_name(device) if on_gpu else machine.processor(),
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        "images": {"train": len(train.names), "val": len(val.names), "size": list(train.labels_NHW.shape[1:])},
+        "options": {key: value for key, value in vars(options).items() if key not in PATHS},
+        "seconds": {"load": time.perf_counter() - begin},
+    }
+    say(f"{len(train.names)} training and {len(val.names)} validation images; {report['machine']}")
+
+    run = Run(options, train, val, device)
+    run.train()
+    run.add_to(report)
+    # What there is, before anything else can go wrong.
+    write(report, options.json)
+    if options.output:
+        models.save(options.output, run.best, metadata(report["metrics"]))
+    add_predictions(report, run.best, val, options, device)
+    write(report, options.json)
+    show(report["metrics"])
+
+
+class Run:
+    """A training run within its time. `best` is the network of the highest validation mIoU so far."""
+
+    def __init__(self, options: argparse.Namespace, train: Split, val: Split, device: torch.device) -> None:
+        self.options, self.val, self.device = options, val, device
+        architecture = models.Architecture(
+            options.backbone, len(CLASSES), stem=options.stem, auxiliary=options.auxiliary > 0, dropout=options.dropout
+        )
+        network = models.PSPNet(architecture).to(device)
+        self.best, self.best_miou = copy.deepcopy(network).to(memory_format=torch.channels_last).eval(), -1.0
+        self.step = training_step(network, train, options, device)
+        crop, scale = tuple(options.crop), tuple(options.scale)
+        augment = Augment(crop, scale, options.rotation, options.mirror, options.blur, options.jitter, options.padding)
+        self.batches = training_batches(train, augment, MEAN, IGNORE, options.batch, options.seed)
+        self.num_images = len(train.names)
+        self.history: list[dict[str, float]] = []
+        self.num_steps, self.seconds_stepping = 0, 0.0
+
+    def train(self) -> None:
+        """Step until the time is over, which is what the schedule follows, and validate every so many seconds."""
+        options, budget = self.options, 60 * self.options.minutes
+        started, next_validation = time.perf_counter(), options.every
+        while True:
+            begin = time.perf_counter()
+            loss = self._some_steps(started, budget)
+            end = time.perf_counter()
+            self.seconds_stepping += end - begin
+            if not math.isfinite(loss):
+                raise SystemExit(f"The loss became {loss} by step {self.num_steps}; lower --learning-rate.")
+            seconds = end - started
+            if seconds >= min(next_validation, budget):
+                self._validate(loss, seconds)
+                next_validation = time.perf_counter() - started + options.every
+            if seconds >= budget:
+                return
+
+    def _some_steps(self, started: float, budget: float) -> float:
+        """Return the mean loss of STEPS_AT_ONCE steps, or of as many as the time allows, one at least."""
+        losses: list[Tensor] = []
+        while len(losses) < STEPS_AT_ONCE:
+            passed = (time.perf_counter() - started) / budget
+            if passed >= 1 and losses:
+                break
+            rate = self.options.learning_rate * (1 - min(passed, 1.0)) ** self.options.power
+            rate *= min(1.0, (self.num_steps + 1) / (self.options.warmup + 1))
+            losses.append(self.step(*next(self.batches), rate).main)
+            self.num_steps += 1
+        return float(torch.stack(losses).mean())
+
+    def _validate(self, loss: float, seconds: float) -> None:
+        network = self.step.averaged
+        scores = metrics(confusion(network, self.val, self.device))
+        if scores["miou"] > self.best_miou:
+            self.best_miou = scores["miou"]
+            self.best.load_state_dict(network.state_dict())
+        epochs = self.num_steps * self.options.batch / self.num_images
+        self.history.append(
+            {"seconds": seconds, "steps": self.num_steps, "epochs": epochs, "loss": loss, "miou": scores["miou"]}
+        )
+        say(
+            f"{seconds:6.0f} s · step {self.num_steps} · epoch {epochs:.1f} · loss {loss:.4f} · "
+            f"mIoU {scores['miou']:.4f} · pixel accuracy {scores['pixel_accuracy']:.4f}"
+        )
+
+    def add_to(self, report: dict[str, Any]) -> None:
+        """Add times, rate, history, and metrics of the best network in the arithmetic of training."""
+        report["seconds"] |= {"train": self.history[-1]["seconds"], "steps": self.seconds_stepping}
+        report |= {"steps": self.num_steps, "history": self.history, "last_miou": self.history[-1]["miou"]}
+        report["images_per_second"] = self.num_steps * self.options.batch / self.seconds_stepping
+        if self.device.type == "cuda":
+            report["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        report["metrics"] = {"network": metrics(confusion(self.best, self.val, self.device))}
+
+
+def training_step(
+    network: models.PSPNet, train: Split, options: argparse.Namespace, device: torch.device
+) -> TrainingStep:
+    """Return the step that the options ask for."""
+    weights = median_frequency_weights(train.labels_NHW, len(CLASSES), options.balance) if options.balance else []
+    loss = LossOptions(
+        auxiliary_weight=options.auxiliary,
+        class_weights=tuple(weights),
+        label_smoothing=options.smoothing,
+        ohem_threshold=options.ohem,
+        dice_weight=options.dice,
+        lovasz_weight=options.lovasz,
+    )
+    step_options = StepOptions(
+        loss=loss,
+        batch_norm="plain",
+        precision=options.precision,
+        clip_norm=options.clip,
+        ema_decay=options.ema,
+        compile=options.compile,
+    )
+    optimizer = sgd(network, options.learning_rate, options.head_factor, options.momentum, options.weight_decay)
+    return TrainingStep(network, optimizer, MEAN, STD, device, IGNORE, step_options)
+
+
+@torch.inference_mode()
+def confusion(network: models.PSPNet, split: Split, device: torch.device) -> Tensor:
+    """Return pixel counts K x K, rows the truth, of whole images, as the Predictor labels them.
+
+    Not by a Predictor, which on a GPU would be compiled anew for every validation.
+    """
+    mean_311, std_311 = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
+    height, width = split.labels_NHW.shape[1:]
+    align_corners = network.architecture.align_corners
+    rows, columns = padded_size((height, width), align_corners)
+    counts = torch.zeros(len(CLASSES) ** 2, dtype=torch.int64, device=device)
+    was_training = network.training
+    network.eval()
+    for part_N3HW, labels_NHW in zip(
+        split.images_N3HW.split(VALIDATION_BATCH), split.labels_NHW.split(VALIDATION_BATCH), strict=True
+    ):
+        images_N3HW = F.pad((part_N3HW - mean_311) / std_311, (0, columns - width, 0, rows - height))
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_native_bfloat16(device)):
+            # Not by __call__, which may be compiled, and for the training crops.
+            logits_NKhw = network.forward(images_N3HW.contiguous(memory_format=torch.channels_last))
+        assert isinstance(logits_NKhw, Tensor)
+        logits_NKHW = F.interpolate(logits_NKhw.float(), (rows, columns), mode="bilinear", align_corners=align_corners)
+        class_ids_NHW = logits_NKHW[..., :height, :width].argmax(1)
+        counts += counted(labels_NHW, class_ids_NHW)
+    network.train(was_training)
+    return counts.view(len(CLASSES), len(CLASSES)).cpu()
+
+
+def counted(labels_NHW: Tensor, class_ids_NHW: Tensor) -> Tensor:
+    """Return pixel counts by true and predicted class, K * K."""
+    labelled_NHW = labels_NHW != IGNORE
+    pairs = labels_NHW[labelled_NHW].long() * len(CLASSES) + class_ids_NHW[labelled_NHW].long()
+    return torch.bincount(pairs, minlength=len(CLASSES) ** 2)
+
+
+def metrics(confusion_KK: Tensor) -> dict[str, Any]:
+    """Return mIoU over the classes that occur in truth or prediction, pixel accuracy, and each class's IoU."""
+    correct_K = confusion_KK.diagonal().double()
+    union_K = confusion_KK.sum(0) + confusion_KK.sum(1) - correct_K
+    iou_K = correct_K / union_K
+    return {
+        "miou": float(iou_K[union_K > 0].mean()),
+        "pixel_accuracy": float(correct_K.sum() / confusion_KK.sum()),
+        "iou": {name: float(iou) for name, iou, union in zip(CLASSES, iou_K, union_K, strict=True) if union},
+    }
+
+
+def add_predictions(
+    report: dict[str, Any], network: models.PSPNet, val: Split, options: argparse.Namespace, device: torch.device
+) -> None:
+    """Add the metrics of the best network by models.Predictor and, if asked for, models.SlidingPredictor."""
+    predictor = models.Predictor(network, MEAN, STD, device, "auto")
+    predictors: dict[str, Any] = {"predictor": predictor}
+    if options.protocol_scales:
+        predictors["protocol"] = models.SlidingPredictor(
+            predictor, None, options.protocol_crop, mirror=True, scales=options.protocol_scales
+        )
+    for name, each in predictors.items():
+        begin = time.perf_counter()
+        counts = torch.zeros(len(CLASSES) ** 2, dtype=torch.int64)
+        for image_3HW, label_HW in zip(val.images_N3HW, val.labels_NHW.cpu(), strict=True):
+            prediction = each.predict(image_3HW.permute(1, 2, 0)[None].contiguous())
+            counts += counted(label_HW[None], torch.from_numpy(prediction.class_ids_NHW))
+        report["metrics"][name] = metrics(counts.view(len(CLASSES), len(CLASSES)))
+        report["seconds"][name] = time.perf_counter() - begin
+
+
+def metadata(found: dict[str, Any]) -> models.Metadata:
+    colors = list(CLASSES.values())
+    return models.Metadata(list(CLASSES), colors, ignore_index=IGNORE, metrics={"split": "val", **found["network"]})
+
+
+def show(found: dict[str, dict[str, Any]]) -> None:
+    """Print a table: a column for each way of predicting, a row for each class."""
+    say("".join(f"{name:>12}" for name in ("", *found)))
+    for row in ("miou", "pixel_accuracy"):
+        say("".join([f"{row.replace('_', ' '):>14}", *(f"{scores[row]:12.4f}" for scores in found.values())]))
+    for name in CLASSES:
+        say("".join([f"{name:>14}", *(f"{scores['iou'].get(name, math.nan):12.4f}" for scores in found.values())]))
+
+
+def write(report: dict[str, Any], path: str | None) -> None:
+    if path:
+        Path(path).write_text(json.dumps(report, indent=1) + "\n")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", required=True, help="folder with images/ and annotations/")
+    add("--output", help="checkpoint folder to write")
+    add("--json", help="file to write the result to")
+    add("--commit", help="the code's commit, where git cannot tell")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda if there is one, else cpu")
+    add("--minutes", type=float, default=10, help="of training (10)")
+    add("--every", type=float, default=60, help="seconds from one validation to the next (60)")
+    add("--seed", type=int, default=0, help="of weights, order and augmentation (0)")
+    network = parser.add_argument_group("network")
+    add = network.add_argument
+    add("--backbone", default="resnet50", choices=models.pspnet.BACKBONES, help="resnet50 (default)")
+    add("--stem", default="deep", choices=("plain", "deep"), help="one 7x7 convolution or three 3x3 (deep)")
+    add("--dropout", type=float, default=0.1, help="share of channels before each classifier (0.1)")
+    add("--auxiliary", type=float, default=0.4, help="weight of the auxiliary head's loss; 0 for no head (0.4)")
+    augment = parser.add_argument_group("augmentation")
+    add = augment.add_argument
+    add("--crop", type=int, nargs=2, default=(361, 481), help="rows and columns, 8n + 1 each (361 481)")
+    add("--scale", type=float, nargs=2, default=(0.5, 2.0), help="smallest and largest (0.5 2)")
+    add("--rotation", type=float, default=10, help="degrees either way (10)")
+    add("--mirror", type=float, default=0.5, help="chance of a mirror (0.5)")
+    add("--blur", type=float, default=0.0, help="chance of a blur (0)")
+    add("--jitter", type=float, default=0.0, help="change of brightness, contrast and saturation, share (0)")
+    add("--padding", default="mean", choices=("mean", "reflect"), help="image outside its borders (mean)")
+    recipe = parser.add_argument_group("recipe")
+    add = recipe.add_argument
+    add("--batch", type=int, default=16, help="crops a step (16)")
+    add("--learning-rate", type=float, default=0.02, help="of the backbone at the start (0.02)")
+    add("--head-factor", type=float, default=2.0, help="learning rate of the heads over the backbone's (2)")
+    add("--warmup", type=int, default=0, help="steps of linear warm-up (0)")
+    add("--power", type=float, default=0.9, help="of the poly schedule (0.9)")
+    add("--momentum", type=float, default=0.9, help="(0.9)")
+    add("--weight-decay", type=float, default=1e-4, help="(1e-4)")
+    add("--clip", type=float, help="largest norm of the gradients (no limit)")
+    add("--ema", type=float, help="decay of the weights' moving average (no average)")
+    add("--precision", default="auto", choices=get_args(Precision), help="of the forward pass (auto)")
+    add("--compile", action="store_true", help="compile the network for training")
+    loss = parser.add_argument_group("loss")
+    add = loss.add_argument
+    add("--balance", type=float, default=0.0, help="exponent of median-frequency class weights; 0 for none, 1 (0)")
+    add("--ohem", type=float, help="mine hard pixels: those below this probability (no mining)")
+    add("--smoothing", type=float, default=0.0, help="label smoothing (0)")
+    add("--dice", type=float, default=0.0, help="weight of the Dice loss (0)")
+    add("--lovasz", type=float, default=0.0, help="weight of the Lovasz loss (0)")
+    final = parser.add_argument_group("the paper's test protocol, at the end")
+    add = final.add_argument
+    add("--protocol-scales", type=float, nargs="+", default=(), help="scales to average, mirrored too; none: skip it")
+    add("--protocol-crop", type=int, default=473, help="side of its crops, pixels (473)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
