@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor
 
 from models import Predictor
@@ -76,7 +75,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     if not torch.backends.mkldnn.is_available():
         raise UserError("this PyTorch has no oneDNN, which int8 needs; calibrate on an x86 machine")
     model = Checkpoint.load(config.checkpoint, long_side=None)
-    data = _data_config(config, model)
+    data = model.data_config(config.checkpoint, config.data)
     holds_checkpoint(config.output, model.model_id, model.metadata)  # another one there is refused before the work
     train_pairs, val_pairs = (list_pairs(data, split) for split in (data.train_split, data.val_split))
     num_images = min(config.calibration_images, len(train_pairs))
@@ -101,25 +100,6 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         }
         write_checkpoint(config.output, model.network, replace(model.metadata, int8=int8_about))
     return calibration
-
-
-def _data_config(config: CalibrateConfig, model: Checkpoint) -> DataConfig:
-    """The dataset with the checkpoint's classes and, where the user says nothing else, its preparation of images."""
-    of_model = {"ignore_index": model.metadata.ignore_index, "long_side": model.long_side}
-    classes = [
-        {"name": name, "color": color} for name, color in zip(model.class_names, model.metadata.colors, strict=True)
-    ]
-    try:
-        asked = config.data.model_dump(exclude_none=True)
-        return DataConfig.model_validate({**of_model, **asked, "classes": classes})
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, item['loc'])) or 'data'}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        ]
-        raise UserError(
-            f"checkpoint {config.checkpoint}: {'; '.join(problems)}; set --data.ignore-index or --data.long-side"
-        ) from None
 
 
 def _best_ranges(model: Checkpoint, float32: Predictor, images_1HW3: list[Tensor]) -> tuple[float, Any]:

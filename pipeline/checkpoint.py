@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from pipeline import storage
+from pipeline.data_config import CalibrationData, DataConfig
 from pipeline.errors import UserError
 
 
@@ -54,6 +56,34 @@ class Checkpoint:
     def palette(self) -> NDArray[np.uint8]:
         return np.array(self.metadata.colors, np.uint8)
 
+    def data_config(self, uri: str, asked: CalibrationData) -> DataConfig:
+        """The dataset with the checkpoint's classes and, where the user says nothing else, its preparation of images.
+
+        Raises: UserError where the two do not go together; `uri` is the checkpoint's.
+        """
+        of_model = {"ignore_index": self.metadata.ignore_index, "long_side": self.long_side}
+        classes = [
+            {"name": name, "color": color} for name, color in zip(self.class_names, self.metadata.colors, strict=True)
+        ]
+        try:
+            return DataConfig.model_validate({**of_model, **asked.model_dump(exclude_none=True), "classes": classes})
+        except ValidationError as error:
+            problems = [
+                f"{'.'.join(map(str, item['loc'])) or 'data'}: {item['msg'].removeprefix('Value error, ')}"
+                for item in error.errors()
+            ]
+            raise UserError(
+                f"checkpoint {uri}: {'; '.join(problems)}; set --data.ignore-index or --data.long-side"
+            ) from None
+
+    def require_precision(self, uri: str, precision: str) -> None:
+        """Raise UserError where the checkpoint, of this `uri`, is not calibrated for the precision."""
+        if precision == "int8" and not self.metadata.int8:
+            raise UserError(
+                f"checkpoint {uri}: is not calibrated, which precision int8 needs; run python jobs/calibrate.py "
+                f"--checkpoint {uri} --data.root URI --output URI, or leave out --precision"
+            )
+
     def predictor(self, device: str, precision: Any) -> Any:
         """A `models.Predictor`; int8 only if the checkpoint is calibrated."""
         from models import Predictor
@@ -65,6 +95,7 @@ class Checkpoint:
             device=device,
             precision=precision,
             activation_ranges=self.metadata.int8.get("ranges"),
+            temperature=self.metadata.temperature,
         )
 
 

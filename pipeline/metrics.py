@@ -28,23 +28,54 @@ class Metrics:
     """What a confusion matrix says. Ratios from 0 to 1; nan where nothing was counted."""
 
     iou_K: NDArray[np.float64]
+    accuracy_K: NDArray[np.float64]  # share of a class's true pixels that are found; nan without any
+    precision_K: NDArray[np.float64]  # share of a class's predicted pixels that are true; nan without any
     miou: float  # over the classes that occur in the truth or the prediction
+    mean_accuracy: float  # over the classes that occur in the truth
     pixel_accuracy: float
+    frequency_weighted_iou: float  # each class as often as it occurs in the truth
 
     @classmethod
     def of(cls, confusion_KK: NDArray[np.int64]) -> "Metrics":
-        correct_K = np.diag(confusion_KK)
-        union_K = confusion_KK.sum(0) + confusion_KK.sum(1) - correct_K
+        correct_K, true_K, predicted_K = np.diag(confusion_KK), confusion_KK.sum(1), confusion_KK.sum(0)
+        iou_K = ratio(correct_K, true_K + predicted_K - correct_K)
+        accuracy_K = ratio(correct_K, true_K)
+        occurs_K = true_K > 0
         total = confusion_KK.sum()
-        iou_K = np.divide(correct_K, union_K, out=np.full(len(union_K), np.nan), where=union_K > 0)
-        miou = float(np.nanmean(iou_K)) if (union_K > 0).any() else float("nan")
-        return cls(iou_K, miou, float(correct_K.sum() / total) if total else float("nan"))
+        weighted = float((true_K[occurs_K] * iou_K[occurs_K]).sum() / total) if total else float("nan")
+        return cls(
+            iou_K,
+            accuracy_K,
+            ratio(correct_K, predicted_K),
+            mean_of_known(iou_K),
+            mean_of_known(accuracy_K),
+            float(correct_K.sum() / total) if total else float("nan"),
+            weighted,
+        )
 
     def as_dict(self, class_names: list[str]) -> dict[str, Any]:
         """For a checkpoint's config.json; a class that never occurred has no IoU."""
         ious = {name: round(float(iou), 4) for name, iou in zip(class_names, self.iou_K, strict=True) if iou == iou}
-        return {"miou": _rounded(self.miou), "pixel_accuracy": _rounded(self.pixel_accuracy), "iou": ious}
+        return {
+            "miou": rounded(self.miou),
+            "mean_accuracy": rounded(self.mean_accuracy),
+            "pixel_accuracy": rounded(self.pixel_accuracy),
+            "frequency_weighted_iou": rounded(self.frequency_weighted_iou),
+            "iou": ious,
+        }
 
 
-def _rounded(ratio: float) -> float | None:
-    return None if ratio != ratio else round(ratio, 4)
+def ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return part / whole, nan where the whole is 0."""
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+
+def mean_of_known(values: NDArray[np.float64]) -> float:
+    """Return the mean of those that are not nan; nan if all are."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def rounded(value: float) -> float | None:
+    """Return the ratio as JSON has it: four digits, None for nan."""
+    return None if value != value else round(float(value), 4)

@@ -20,7 +20,7 @@ import ray.data
 
 from pipeline import cluster, parts, storage
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import SegmentConfig
+from pipeline.config import EvaluateConfig, SegmentConfig
 from pipeline.errors import UserError, user_error
 from pipeline.manifest import list_images, refuse_output_inside_input
 from pipeline.output import claim_output, first_failures
@@ -59,11 +59,7 @@ def segment(config: SegmentConfig) -> Summary:
     output = storage.absolute(config.output)
     refuse_output_inside_input(config.input, output)
     model = Checkpoint.load(config.checkpoint, config.long_side)
-    if config.precision == "int8" and not model.metadata.int8:
-        raise UserError(
-            f"checkpoint {config.checkpoint}: is not calibrated, which precision int8 needs; run python "
-            f"jobs/calibrate.py --checkpoint {config.checkpoint} --data.root URI --output URI, or leave out --precision"
-        )
+    model.require_precision(config.checkpoint, config.precision)
     images = list_images(config.input)
     claim_output(output, model)
     reconciled = parts.reconcile(output)
@@ -143,7 +139,7 @@ class Stages:
     write_tasks: int
 
 
-def plan_stages(config: SegmentConfig, have: cluster.Resources) -> Stages:
+def plan_stages(config: SegmentConfig | EvaluateConfig, have: cluster.Resources) -> Stages:
     """Size the stages so that each can always run: predictors never reserve the CPUs that feed them.
 
     A CPU predictor reserves half of its node and computes with all of it: decoding takes little beside it.

@@ -1,11 +1,19 @@
-"""Metrics: exact counts, checked against counting pixel by pixel."""
+"""Metrics: exact counts, checked against counting pixel by pixel, torchmetrics and scikit-learn."""
 
 import json
 import math
 
 import numpy as np
 import pytest
+import sklearn.metrics
+import torch
 from numpy.typing import NDArray
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_confusion_matrix,
+    multiclass_jaccard_index,
+    multiclass_precision,
+)
 
 from pipeline.metrics import Metrics, confusion_matrix
 
@@ -95,7 +103,10 @@ def test_nothing_to_count_is_no_number_and_no_warning(recwarn: pytest.WarningsRe
     metrics = Metrics.of(confusion_KK)
     assert math.isnan(metrics.miou)
     assert math.isnan(metrics.pixel_accuracy)
-    assert np.isnan(metrics.iou_K).all()
+    assert math.isnan(metrics.mean_accuracy)
+    assert math.isnan(metrics.frequency_weighted_iou)
+    for ratios_K in (metrics.iou_K, metrics.accuracy_K, metrics.precision_K):
+        assert np.isnan(ratios_K).all()
     assert len(recwarn) == 0
 
 
@@ -103,7 +114,9 @@ def test_as_a_dictionary_classes_have_names_and_absent_ones_are_left_out() -> No
     metrics = Metrics.of(confusion_matrix(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 0]), 3, IGNORE))
     assert metrics.as_dict(["sky", "road", "car"]) == {
         "miou": 0.5833,
+        "mean_accuracy": 0.75,
         "pixel_accuracy": 0.75,
+        "frequency_weighted_iou": 0.5833,
         "iou": {"sky": 0.6667, "road": 0.5},
     }
 
@@ -113,3 +126,75 @@ def test_as_a_dictionary_metrics_of_nothing_are_valid_json() -> None:
     metrics = Metrics.of(np.zeros((2, 2), np.int64))
     written = json.dumps(metrics.as_dict(["sky", "road"]))
     json.loads(written, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def random_case(seed: int) -> tuple[NDArray[np.integer], NDArray[np.integer], int]:
+    """Truth, prediction and number of classes: of many or few classes, absent ones among them, many ignored."""
+    rng = np.random.default_rng(seed)
+    num_classes = int(rng.choice([2, 3, 7, 150]))
+    true_classes, predicted_classes = (
+        rng.choice(num_classes, rng.integers(1, num_classes + 1), replace=False) for _ in range(2)
+    )
+    truth, predicted = rng.choice(true_classes, (40, 50)), rng.choice(predicted_classes, (40, 50))
+    predicted = np.where(rng.random(truth.shape) < rng.random(), truth, predicted)
+    return np.where(rng.random(truth.shape) < rng.choice([0, 0.3, 0.99]), IGNORE, truth), predicted, num_classes
+
+
+FLAT = np.zeros((4, 5), np.int64)
+CASES = {
+    **{f"random {seed}": random_case(seed) for seed in range(12)},
+    "one class alone": (FLAT, FLAT, 1),
+    "one of two classes": (FLAT, FLAT, 2),
+    "predicted but never true": (FLAT, FLAT + np.arange(5), 5),
+    "true but never predicted": (FLAT + np.arange(5), FLAT, 5),
+    "nothing right": (FLAT, FLAT + 1, 3),
+    "one pixel": (np.where(np.arange(20).reshape(4, 5) == 7, 2, IGNORE), FLAT, 3),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_torchmetrics_says_the_same(case: str) -> None:
+    truth, predicted, num_classes = CASES[case]
+    confusion_KK = confusion_matrix(truth, predicted, num_classes, IGNORE)
+    metrics = Metrics.of(confusion_KK)
+    if num_classes == 1:  # which torchmetrics refuses: as one of two
+        num_classes = 2
+        confusion_KK = np.pad(confusion_KK, ((0, 1), (0, 1)))
+    pair = torch.from_numpy(predicted), torch.from_numpy(truth)
+    options = {"num_classes": num_classes, "ignore_index": IGNORE}
+    np.testing.assert_array_equal(multiclass_confusion_matrix(*pair, **options), confusion_KK)
+
+    # It says 0 where nothing was counted.
+    for ratios_K, theirs in (
+        (metrics.iou_K, multiclass_jaccard_index(*pair, average="none", **options)),
+        (metrics.accuracy_K, multiclass_accuracy(*pair, average="none", **options)),
+        (metrics.precision_K, multiclass_precision(*pair, average="none", **options)),
+    ):
+        np.testing.assert_allclose(np.nan_to_num(ratios_K), theirs.numpy()[: len(ratios_K)], rtol=1e-5)
+    assert metrics.miou == pytest.approx(float(multiclass_jaccard_index(*pair, average="macro", **options)), rel=1e-5)
+    assert metrics.pixel_accuracy == pytest.approx(float(multiclass_accuracy(*pair, average="micro", **options)))
+    weighted = float(multiclass_jaccard_index(*pair, average="weighted", **options))
+    assert metrics.frequency_weighted_iou == pytest.approx(weighted, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.parametrize("case", CASES)
+def test_scikit_learn_says_the_same(case: str) -> None:
+    truth, predicted, num_classes = CASES[case]
+    confusion_KK = confusion_matrix(truth, predicted, num_classes, IGNORE)
+    metrics = Metrics.of(confusion_KK)
+    counted = truth != IGNORE
+    pair, labels = (truth[counted], predicted[counted]), list(range(num_classes))
+    np.testing.assert_array_equal(sklearn.metrics.confusion_matrix(*pair, labels=labels), confusion_KK)
+    assert metrics.pixel_accuracy == pytest.approx(sklearn.metrics.accuracy_score(*pair))
+    options = {"labels": labels, "average": None, "zero_division": np.nan}
+    np.testing.assert_allclose(metrics.accuracy_K, sklearn.metrics.recall_score(*pair, **options))
+    np.testing.assert_allclose(metrics.precision_K, sklearn.metrics.precision_score(*pair, **options))
+    jaccard_K = sklearn.metrics.jaccard_score(*pair, labels=labels, average=None, zero_division=0)
+    np.testing.assert_allclose(np.nan_to_num(metrics.iou_K), jaccard_K)
+    true_classes = np.unique(pair[0])
+    recall = sklearn.metrics.recall_score(*pair, labels=true_classes, average="macro")
+    assert metrics.mean_accuracy == pytest.approx(recall)
+    # Its average over all labels counts 0 for those that never occur.
+    present = sorted(set(np.unique(pair[0])) | set(np.unique(pair[1])))
+    assert metrics.miou == pytest.approx(sklearn.metrics.jaccard_score(*pair, labels=present, average="macro"))
