@@ -20,6 +20,7 @@ STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.prop_cycle": cycler.cycler(color=COLORS),
+    "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
