@@ -11,9 +11,10 @@ def main(argv: list[str]) -> None:
     from pipeline.progress import say
     from pipeline.training import train
 
-    summary = train(config)
+    summary = train(config, argv)
     say(f"Best checkpoint  {summary.best}")
     say(f"Last checkpoint  {summary.last}")
+    say(f"Report           {summary.report}")
     say(f"Validation mIoU  {summary.metrics['miou']:.4f}, pixel accuracy {summary.metrics['pixel_accuracy']:.4f}")
     for name, iou in summary.metrics["iou"].items():
         say(f"  {iou:.4f}  {name}")

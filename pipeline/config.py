@@ -1,8 +1,9 @@
 """The settings of every job, one pydantic model each."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from pipeline.data_config import CalibrationData, DataConfig
 from pipeline.recipe import (
@@ -10,6 +11,7 @@ from pipeline.recipe import (
     LossConfig,
     ModelConfig,
     OptimizationConfig,
+    ProtocolConfig,
     TrackingConfig,
     ValidationConfig,
     WorkersConfig,
@@ -50,6 +52,7 @@ class TrainConfig(JobSettings):
                 f"optimization.batch_size {self.optimization.batch_size} leaves some of the "
                 f"{self.workers.most} workers without an image; raise it or lower workers.count"
             )
+        self._require_statistics()
         weights = self.loss.class_weights
         if weights and len(weights) != len(self.data.classes):
             raise ValueError(
@@ -59,6 +62,64 @@ class TrainConfig(JobSettings):
             raise ValueError(
                 "optimization.batch_norm: frozen keeps the statistics that the backbone was loaded with, but weights "
                 "names none; set weights, or use synchronized"
+            )
+        return self
+
+    def _require_statistics(self) -> None:
+        """Raise ValueError if pyramid bin 1 would be normalised over a single image."""
+        recipe = self.optimization
+        share = recipe.batch_size // self.workers.most
+        passes = -(-share // recipe.micro_batch) if recipe.micro_batch else 1
+        together = share // passes * (1 if recipe.batch_norm == "plain" else self.workers.fewest)
+        if together == 1 and 1 in self.model.bins and self.model.reduce:
+            raise ValueError(
+                f"optimization: batch_size {recipe.batch_size} over {self.workers.most} worker(s), with micro_batch "
+                f"{recipe.micro_batch} and batch_norm {recipe.batch_norm}, gives the BatchNorm of pyramid bin 1 a "
+                "single value per channel; use a larger batch_size or micro_batch, or synchronized batch_norm over "
+                "more workers"
+            )
+
+
+class AblateConfig(TrainConfig):
+    """Train variations of a recipe as the paper's ablations do and print its tables. Run again to resume."""
+
+    output: str = Field(description="Folder or URI of the ablation: runs/, results.parquet and ablation.md.")
+    experiments: tuple[Literal["pooling", "auxiliary", "depth", "scales"], ...] = Field(
+        ("pooling", "auxiliary", "depth", "scales"), min_length=1, description="Which of the paper's tables to fill."
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2), min_length=1, description="Each setting is trained once with each; optimization.seed is not used."
+    )
+    auxiliary_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (0, 0.3, 0.4, 0.6, 0.9),
+        min_length=1,
+        description="auxiliary: weights of that loss, on the network without pooling; 0: without that head.",
+    )
+    backbones: tuple[Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet269"], ...] = Field(
+        ("resnet50", "resnet101", "resnet152", "resnet269"),
+        min_length=1,
+        description="depth and scales: backbones of the whole PSPNet; `{backbone}` in weights stands for their names.",
+    )
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), min_length=1, description="scales: those of multi-scale testing, mirrored."
+    )
+    trials_at_once: int | None = Field(
+        None, ge=1, description="Trainings that run at the same time; none: as many as the cluster holds."
+    )
+
+    @model_validator(mode="after")
+    def _grid(self) -> "AblateConfig":
+        for name in ("experiments", "seeds", "auxiliary_weights", "backbones", "scales"):
+            values = getattr(self, name)
+            if twice := sorted({str(value) for value in values if values.count(value) > 1}):
+                raise ValueError(f"{name} names {', '.join(twice)} more than once; name each once")
+        trained = {*self.backbones} if {"depth", "scales"} & {*self.experiments} else set()
+        if {"pooling", "auxiliary"} & {*self.experiments}:
+            trained.add(self.model.backbone)
+        if self.weights and len(trained) > 1 and "{backbone}" not in self.weights:
+            raise ValueError(
+                f"weights {self.weights} can fit one backbone only, and the experiments train {len(trained)}; write "
+                "{backbone} in place of its name, as in s3://bucket/imagenet-{backbone}"
             )
         return self
 
@@ -97,6 +158,21 @@ class SegmentConfig(JobSettings):
         return self
 
 
+class ValidateDatasetConfig(JobSettings):
+    """Read a whole dataset once on the cluster and report all that is wrong with it. Exit code 1: there are errors."""
+
+    # A training's recipe serves as it is: its other sections are not looked at.
+    model_config = SettingsConfigDict(extra="ignore")
+
+    data: DataConfig
+    splits: list[str] | None = Field(
+        None, min_length=1, description="Splits to read; none: those to train and to validate on."
+    )
+    output: str | None = Field(
+        None, description="Folder or URI for dataset.json and dataset.html; none: print the summary alone."
+    )
+
+
 class CalibrateConfig(JobSettings):
     """Find out how to label in int8 on CPUs, and whether that is good enough; if so, note it in the checkpoint."""
 
@@ -106,3 +182,39 @@ class CalibrateConfig(JobSettings):
     calibration_images: int = Field(
         32, ge=1, description="Images of the training split that show the ranges of activations, at the most."
     )
+
+
+class EvaluateConfig(JobSettings):
+    """Compare a checkpoint's labels with the annotations of a dataset's validation split."""
+
+    checkpoint: str = Field(description="Checkpoint folder: RUN/best of a training run, a path or URI.")
+    output: str | None = Field(
+        None, description="Folder or URI for metrics, tables, pictures and evaluation.html; none: print alone."
+    )
+    data: CalibrationData
+    protocol: ProtocolConfig = ProtocolConfig()
+    gpu: bool = Field(False, description="Predict on GPUs, one for each predictor; otherwise CPU.")
+    predictors: int | None = Field(
+        None, ge=1, description="Number of predictor actors; none: one for each GPU, or each CPU node, that is up."
+    )
+    predictor_cpus: int | None = Field(
+        None, ge=1, description="CPUs of each predictor; none: 1 with a GPU, otherwise all of a node's."
+    )
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto",
+        description="Arithmetic of the network; auto: bfloat16 where the hardware computes in it; int8: CPUs, for a "
+        "checkpoint that jobs/calibrate.py has calibrated.",
+    )
+    boundary: bool = Field(True, description="Boundary IoU, too, which takes some time for large images.")
+    worst: int = Field(6, ge=0, description="Images of the lowest mIoU that evaluation.html shows.")
+    fit_temperature: str | None = Field(
+        None,
+        description="Fit a temperature that makes confidences as right as they say, and write the checkpoint with it "
+        "to this folder or URI; none: no.",
+    )
+
+    @model_validator(mode="after")
+    def _int8_on_cpus(self) -> "EvaluateConfig":
+        if self.precision == "int8" and self.gpu:
+            raise ValueError("precision int8 is for CPUs; leave out --gpu, or use --precision bfloat16 with it")
+        return self

@@ -1,17 +1,22 @@
-"""Feeds training: tasks anywhere in the cluster decode and augment, each worker receives its batches in order.
+"""Feeds training: Ray Data decodes and augments anywhere in the cluster, each worker receives its batches in order.
 
-What a batch holds is a function of (seed, epoch, step, worker) alone, so that a resumed run sees what an
-uninterrupted one would have seen. That is why this is Ray tasks in a fixed order and not a streaming split of
-Ray Data, which hands out blocks as they come (docs/decisions/0001-ingest.md).
+What a batch holds is a function of (seed, step, worker) alone, so that a resumed run sees what an uninterrupted one
+would have seen. That is why every worker reads an ordered dataset of its own, of step numbers, and not a streaming
+split of one, which hands out blocks as they come (docs/decisions/0001-ingest.md).
 """
 
-from collections import deque
-from collections.abc import Iterator
+import functools
+import pickle
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import ray
+import ray.data
 from numpy.typing import NDArray
 
 from pipeline.data_config import DataConfig
@@ -19,14 +24,20 @@ from pipeline.datasets import Pair, load_pair
 from pipeline.recipe import AugmentConfig
 from pipeline.warp import random_crop
 
-BATCHES_AHEAD = 2  # per CPU of ingest: one being made, one waiting
+# A task makes several batches, since starting one costs as much as some crops; but not so many that they pile up.
+TASK_BYTES, TASK_STEPS = 64_000_000, 16
+# Ray Data slows down with thousands of tasks in a dataset, so a run is fed by one after the other; starting the next
+# one takes less than a second of this many steps.
+DATASET_STEPS = 1024
+THREADS = 4  # per task: one decodes while others wait for storage
+BATCHES_AHEAD = 2
 
 
 class Batch(NamedTuple):
-    """Images N x H x W x 3 uint8 RGB and their labels N x H x W int32, of one size."""
+    """Images N x H x W x 3 uint8 RGB and their labels N x H x W of an integer type, of one size."""
 
     images_NHW3: NDArray[np.uint8]
-    labels_NHW: NDArray[np.int32]
+    labels_NHW: NDArray[np.integer]
 
 
 def share(total: int, rank: int, world_size: int) -> slice:
@@ -34,64 +45,105 @@ def share(total: int, rank: int, world_size: int) -> slice:
     return slice(total * rank // world_size, total * (rank + 1) // world_size)
 
 
+@functools.lru_cache(maxsize=4)
 def epoch_order(num_pairs: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order in which an epoch visits the pairs."""
     return np.random.default_rng([seed, epoch]).permutation(num_pairs)
 
 
+def stored(pairs: Sequence[Pair]) -> Any:
+    """A reference to the pairs in the object store, from which a task reads those that it needs and no others."""
+    return ray.put(pa.array([pickle.dumps(pair) for pair in pairs], pa.large_binary()))
+
+
+def picked(stored_pairs: Any, indices: Sequence[int] | NDArray[np.int64]) -> list[Pair]:
+    """Some of the `stored` pairs."""
+    table = ray.get(stored_pairs)
+    return [pickle.loads(table[int(index)].as_buffer()) for index in indices]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images make up which step, and what is done to them. A last batch that would not be full is left out."""
+
+    num_pairs: int
+    batch_size: int  # over all workers
+    seed: int
+    data: DataConfig
+    augment: AugmentConfig
+    fill: tuple[float, float, float]  # colour outside an image, R, G, B
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_pairs // self.batch_size
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Indices of a step's pairs, of all workers in turn."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order = epoch_order(self.num_pairs, self.seed, epoch)
+        return order[index * self.batch_size : (index + 1) * self.batch_size]
+
+    @property
+    def label_type(self) -> np.dtype[Any]:
+        """The smallest type of all labels: a byte a pixel travels in a quarter of the time of four."""
+        return np.dtype(np.uint8 if max(len(self.data.classes) - 1, self.data.ignore_index) < 256 else np.int32)
+
+    @property
+    def batch_bytes(self) -> int:
+        """Of all workers together."""
+        height, width = self.augment.crop
+        return self.batch_size * height * width * (3 + self.label_type.itemsize)
+
+    def crop(self, step: int, pair: Pair, index: int) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+        """A pair's crop in this step's epoch."""
+        image_HW3, label_HW = load_pair(pair, self.data)
+        rng = np.random.default_rng([self.seed, step // self.steps_per_epoch, index])
+        return random_crop(image_HW3, label_HW, self.augment, self.fill, self.data.ignore_index, rng)
+
+
 def training_batches(
-    pairs: list[Pair],
-    data: DataConfig,
-    augment: AugmentConfig,
-    fill: tuple[float, float, float],
-    *,
-    seed: int,
-    epoch: int,
-    batch_size: int,
-    rank: int,
-    world_size: int,
-    cpus: int,
+    plan: Plan, stored_pairs: Any, *, first_step: int, total_steps: int, rank: int, world_size: int, cpus: int
 ) -> Iterator[Batch]:
-    """One worker's share of each global batch of an epoch; a last batch that would not be full is left out."""
-    order = epoch_order(len(pairs), seed, epoch)
-    shares = []
-    for start in range(0, len(pairs) - batch_size + 1, batch_size):
-        indices = order[start : start + batch_size][share(batch_size, rank, world_size)]
-        shares.append([(pairs[index], [seed, epoch, int(index)]) for index in indices])
-    return _in_order(_training_batch, shares, (data, augment, fill), cpus)
+    """One worker's share of each global batch from `first_step` on; `cpus` tasks at once make them ahead.
+
+    Raises: what `load_pair` raises, wrapped by Ray, at the batch that needs the pair.
+    """
+    part = share(plan.batch_size, rank, world_size)
+    for start in range(first_step, total_steps, DATASET_STEPS):
+        yield from _dataset(plan, stored_pairs, start, min(start + DATASET_STEPS, total_steps), part, cpus)
 
 
-def validation_pairs(pairs: list[Pair], data: DataConfig, *, cpus: int) -> Iterator[Batch]:
-    """Whole images in the order of `pairs`, one in each batch."""
-    return _in_order(_validation_pair, [[pair] for pair in pairs], (data,), cpus)
+def _dataset(plan: Plan, stored_pairs: Any, first_step: int, end: int, part: slice, cpus: int) -> Iterator[Batch]:
+    batch_bytes = max(1, plan.batch_bytes * (part.stop - part.start) // plan.batch_size)
+    steps_per_task = min(TASK_STEPS, max(1, TASK_BYTES // batch_bytes))
+    num_steps = end - first_step
+    num_tasks = -(-num_steps // steps_per_task)
+    dataset = ray.data.range(num_steps, override_num_blocks=num_tasks)
+    options = dataset.context.execution_options
+    options.preserve_order = True
+    options.resource_limits = options.resource_limits.copy(
+        object_store_memory=2 * (cpus + 1) * steps_per_task * batch_bytes
+    )
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+    batches = dataset.map_batches(
+        _make_batches,  # type: ignore[arg-type]  # Ray's types know no extra arguments
+        fn_kwargs={"plan": plan, "stored_pairs": stored_pairs, "first_step": first_step, "part": part},
+        batch_size=None,
+        num_cpus=1,
+        concurrency=min(cpus, num_tasks),  # Ray warns of tasks that cannot be
+    )
+    for row in batches.iter_batches(batch_size=1, prefetch_batches=BATCHES_AHEAD):
+        yield Batch(row["images"][0], row["labels"][0])
 
 
-def _in_order(task: Any, work: list[Any], arguments: tuple[Any, ...], cpus: int) -> Iterator[Batch]:
-    """Results of `task` for each piece of work, in order, a few of them made ahead."""
-    remote = ray.remote(task).options(num_cpus=1, scheduling_strategy="SPREAD")
-    pieces = iter(work)
-    underway: deque[Any] = deque()
-    for piece in pieces:
-        underway.append(remote.remote(piece, *arguments))
-        if len(underway) >= BATCHES_AHEAD * cpus:
-            yield ray.get(underway.popleft())
-    while underway:
-        yield ray.get(underway.popleft())
-
-
-def _training_batch(
-    work: list[tuple[Pair, list[int]]], data: DataConfig, augment: AugmentConfig, fill: tuple[float, float, float]
-) -> Batch:
+def _make_batches(
+    block: dict[str, NDArray[np.int64]], plan: Plan, stored_pairs: Any, first_step: int, part: slice
+) -> Iterator[dict[str, NDArray[Any]]]:
     cv2.setNumThreads(1)
-    crops = []
-    for pair, seeds in work:
-        image_HW3, label_HW = load_pair(pair, data)
-        rng = np.random.default_rng(seeds)
-        crops.append(random_crop(image_HW3, label_HW, augment, fill, data.ignore_index, rng))
-    images, labels = zip(*crops, strict=True)
-    return Batch(np.stack(images), np.stack(labels))
-
-
-def _validation_pair(work: list[Pair], data: DataConfig) -> Batch:
-    image_HW3, label_HW = load_pair(work[0], data)
-    return Batch(image_HW3[None], label_HW[None])
+    with ThreadPoolExecutor(THREADS) as pool:
+        for step in block["id"] + first_step:
+            indices = plan.indices(int(step))[part]
+            crop = functools.partial(plan.crop, int(step))
+            images, labels = zip(*pool.map(crop, picked(stored_pairs, indices), indices.tolist()), strict=True)
+            yield {"images": np.stack(images)[None], "labels": np.stack(labels).astype(plan.label_type)[None]}

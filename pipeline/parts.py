@@ -112,7 +112,7 @@ def _names(output: str, table: str, result: Reconciled) -> set[str]:
     names = set()
     for uri in storage.find(storage.join(output, table)):
         name = posixpath.basename(uri)
-        if name.startswith(".partial-"):
+        if name.startswith(storage.PARTIAL):
             storage.remove(uri)
             result.mended.append(f"removed {table}/{name}: half written")
         elif name.endswith(".parquet"):

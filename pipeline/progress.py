@@ -5,18 +5,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
+class News(NamedTuple):
+    """What a driver reads off the board."""
+
+    counts: dict[str, int]  # in all
+    lines: list[str]  # since the last reading
+    records: list[dict[str, Any]]  # since the last reading
+
+
 class Board:
-    """Actor that collects counts and lines from workers, for the driver to read. Made by `start_board`."""
+    """Actor that collects counts, lines and records from workers, for the driver to read. Made by `start_board`."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._lines: list[str] = []
+        self._records: list[dict[str, Any]] = []
+        self._problem: str | None = None
 
     def add(self, **counts: int) -> None:
         self._counts.update(counts)
@@ -24,10 +34,20 @@ class Board:
     def say(self, line: str) -> None:
         self._lines.append(line)
 
-    def read(self) -> tuple[dict[str, int], list[str]]:
-        """Counts so far, and the lines since the last reading."""
+    def record(self, **entry: Any) -> None:
+        self._records.append(entry)
+
+    def complain(self, problem: str) -> None:
+        """Note what the user has to mend; the first complaint counts."""
+        self._problem = self._problem or problem
+
+    def problem(self) -> str | None:
+        return self._problem
+
+    def read(self) -> News:
         lines, self._lines = self._lines, []
-        return dict(self._counts), lines
+        records, self._records = self._records, []
+        return News(dict(self._counts), lines, records)
 
 
 def start_board() -> Any:
@@ -40,13 +60,13 @@ def start_board() -> Any:
 
 
 @contextmanager
-def watched(board: Any, show: Callable[[dict[str, int], list[str]], None], every: float = 1.0) -> Iterator[None]:
+def watched(board: Any, show: Callable[[News], None], every: float = 1.0) -> Iterator[None]:
     """Call `show` with the board's content every so many seconds while the block runs, and once at its end."""
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(every):
-            show(*ray.get(board.read.remote()))
+            show(ray.get(board.read.remote()))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -55,7 +75,7 @@ def watched(board: Any, show: Callable[[dict[str, int], list[str]], None], every
     finally:
         stop.set()
         thread.join()
-        show(*ray.get(board.read.remote()))
+        show(ray.get(board.read.remote()))
 
 
 class SegmentationLine:
@@ -69,7 +89,8 @@ class SegmentationLine:
         self._last_printed = -every
         self._last_done = -1
 
-    def show(self, counts: dict[str, int], lines: list[str]) -> None:
+    def show(self, news: News) -> None:
+        counts = news.counts
         now = time.monotonic() - self._start
         failed = {kind: count for kind, count in counts.items() if kind != "ok"}
         done = min(counts.get("ok", 0) + sum(failed.values()), self._total)

@@ -1,5 +1,6 @@
 """How a network is built, trained and validated: the sections of jobs/train.py's configuration beside the dataset's."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -174,3 +175,12 @@ class TrackingConfig(Section):
     tensorboard: bool = Field(True, description="Write TensorBoard events to OUTPUT/tensorboard.")
     mlflow: str | None = Field(None, description="MLflow tracking URI to log to as well; none: no.")
     panel: int = Field(4, ge=0, description="Validation images shown with truth and prediction, always the same.")
+
+    @model_validator(mode="after")
+    def _no_password(self) -> "TrackingConfig":
+        if self.mlflow and re.search(r"://[^/]*@", self.mlflow):
+            raise ValueError(
+                "the URI of mlflow must not hold a user or password, which would be written down with the run; "
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
+        return self

@@ -4,9 +4,11 @@ Endpoint, region and credentials of S3 come from the standard AWS environment (A
 AWS_ACCESS_KEY_ID, instance roles ...) and from nowhere else.
 """
 
+import io
 import os
 import posixpath
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +35,8 @@ FETCHES = 16  # at once, from one process
 
 NO_CREDENTIALS = (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)
 UNREACHABLE = (*NO_CREDENTIALS, botocore.exceptions.EndpointConnectionError)
+# Hidden, so that no reader takes it for a part; reconcile removes what a kill leaves.
+PARTIAL = ".partial-"
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -125,18 +129,8 @@ def write_bytes(uri: str, content: bytes) -> None:
             _put(filesystem, path, content)
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        # Hidden, so that no reader takes it for a part; reconcile removes what a kill leaves.
-        handle, temporary = tempfile.mkstemp(prefix=".partial-", dir=os.path.dirname(path))
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with _WholeFile(path) as file:
+            file.write(content)
 
 
 def _put(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
@@ -174,6 +168,15 @@ def remove(uri: str) -> None:
         filesystem.rm_file(path)  # `rm` takes names with * ? [ for patterns
 
 
+def remove_folder(uri: str) -> None:
+    """Delete a folder and all below it; one that is gone already is fine. Raises UserError."""
+    filesystem, path = open_filesystem(uri)
+    for name in find(uri):
+        remove(name)
+    if isinstance(filesystem, LocalFileSystem):
+        shutil.rmtree(path, ignore_errors=True)  # the empty folders that are left
+
+
 def copy_files(source: str, target: str, names: Iterable[str]) -> None:
     """Copy files by name from one folder to another. Raises UserError."""
     for name in names:
@@ -195,9 +198,48 @@ def local_copy(uri: str) -> Iterator[Path]:
         yield Path(folder)
 
 
+class _WholeFile(io.BufferedWriter):
+    """A local file that appears under its name when it is closed."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._is_whole = path, True
+        handle, self._temporary = tempfile.mkstemp(prefix=PARTIAL, dir=os.path.dirname(path))
+        super().__init__(io.FileIO(handle, "w"))
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self._is_whole = kind is None
+        self.close()
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        try:
+            self.flush()
+            os.fsync(self.fileno())
+            super().close()
+            os.chmod(self._temporary, 0o644)
+            if self._is_whole:
+                os.replace(self._temporary, self._path)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(self._temporary)
+
+
+class _WholeFiles(LocalFileSystem):
+    """Local files that appear when they are complete, as objects in a store do."""
+
+    def _open(self, path: str, mode: str = "rb", block_size: Any = None, **options: Any) -> Any:
+        if mode != "wb":
+            return super()._open(path, mode, block_size, **options)
+        self.makedirs(self._parent(path), exist_ok=True)
+        return _WholeFile(path)
+
+
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The same door for libraries that take a pyarrow file system."""
+    """The same door for libraries that take a pyarrow file system; a kill leaves no half-written file."""
     filesystem, path = open_filesystem(uri)
+    if isinstance(filesystem, LocalFileSystem):
+        filesystem = _WholeFiles()
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
 
 

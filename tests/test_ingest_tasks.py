@@ -1,4 +1,4 @@
-"""Training batches made by tasks of a Ray cluster."""
+"""Training batches made by Ray Data on a cluster."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import ray
 
-from pipeline import cluster
+from pipeline import cluster, ingest
 from pipeline.config import TrainConfig
 from pipeline.datasets import list_pairs
 from pipeline.errors import UserError, user_error
-from pipeline.ingest import Batch, training_batches, validation_pairs
+from pipeline.ingest import Batch, Plan, stored, training_batches
 from pipeline.settings import load_settings
 from tests.ray_head import RayHead
 from tests.scene_data import SIZE, TRAIN_OPTIONS, write_training_set
@@ -37,42 +37,60 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     return load_settings(TrainConfig, arguments, "test")
 
 
-def batches(config: TrainConfig, epoch: int, rank: int, world_size: int, cpus: int = 2) -> list[Batch]:
-    return list(
-        training_batches(
-            list_pairs(config.data, "train"),
-            config.data,
-            config.augment,
-            (0.0, 0.0, 0.0),
-            seed=3,
-            epoch=epoch,
-            batch_size=4,
-            rank=rank,
-            world_size=world_size,
-            cpus=cpus,
-        )
+PER_EPOCH = 2  # steps; the ninth pair is left out
+
+
+def plan_of(config: TrainConfig) -> Plan:
+    pairs = list_pairs(config.data, "train")
+    return Plan(len(pairs), batch_size=4, seed=3, data=config.data, augment=config.augment, fill=(0.0, 0.0, 0.0))
+
+
+def batches(
+    config: TrainConfig, first: int = 0, total: int = PER_EPOCH, rank: int = 0, world_size: int = 1, cpus: int = 2
+) -> list[Batch]:
+    found = training_batches(
+        plan_of(config),
+        stored(list_pairs(config.data, "train")),
+        first_step=first,
+        total_steps=total,
+        rank=rank,
+        world_size=world_size,
+        cpus=cpus,
     )
+    # Copied: what Ray hands out is a view of its store.
+    return [Batch(*(array.copy() for array in batch)) for batch in found]
 
 
 def test_workers_share_what_one_worker_would_see(connected: None, config: TrainConfig) -> None:
-    alone = batches(config, epoch=0, rank=0, world_size=1)
-    assert [batch.images_NHW3.shape for batch in alone] == [(4, SIZE, SIZE, 3)] * 2  # the ninth pair is left out
-    shares = [batches(config, epoch=0, rank=rank, world_size=3, cpus=1) for rank in range(3)]
+    alone = batches(config)
+    assert [batch.images_NHW3.shape for batch in alone] == [(4, SIZE, SIZE, 3)] * PER_EPOCH
+    assert {batch.labels_NHW.dtype for batch in alone} == {np.dtype(np.uint8)}
+    shares = [batches(config, rank=rank, world_size=3, cpus=1) for rank in range(3)]
     for step, whole in enumerate(alone):
         assert np.array_equal(np.concatenate([share[step].images_NHW3 for share in shares]), whole.images_NHW3)
         assert np.array_equal(np.concatenate([share[step].labels_NHW for share in shares]), whole.labels_NHW)
 
 
-def test_epochs_differ_and_repeat_exactly(connected: None, config: TrainConfig) -> None:
-    first, again, second = (batches(config, epoch=epoch, rank=0, world_size=1) for epoch in (0, 0, 1))
-    assert np.array_equal(first[1].images_NHW3, again[1].images_NHW3)
-    assert not np.array_equal(first[1].images_NHW3, second[1].images_NHW3)
+def test_a_resumed_run_sees_what_an_uninterrupted_one_does_and_epochs_differ(
+    connected: None, config: TrainConfig
+) -> None:
+    """Nine steps of four epochs and a half: more than one task makes."""
+    monkey = pytest.MonkeyPatch()
+    whole = batches(config, total=9)
+    with monkey.context() as patch:
+        patch.setattr(ingest, "TASK_STEPS", 2)  # other tasks and datasets, the same batches
+        patch.setattr(ingest, "DATASET_STEPS", 4)
+        resumed = batches(config, first=3, total=9)
+    assert len(whole) == 9
+    assert len(resumed) == 6
+    for before, after in zip(whole[3:], resumed, strict=True):
+        assert np.array_equal(before.images_NHW3, after.images_NHW3)
+        assert np.array_equal(before.labels_NHW, after.labels_NHW)
+    assert len({batch.images_NHW3.tobytes() for batch in whole}) == 9
 
 
-def test_validation_keeps_order_and_size(connected: None, config: TrainConfig) -> None:
-    pairs = list_pairs(config.data, "val")
-    found = list(validation_pairs(pairs, config.data, cpus=2))
-    assert [batch.images_NHW3.shape for batch in found] == [(1, SIZE, SIZE, 3)] * 3
+def test_nothing_is_left_to_do_after_the_last_step(connected: None, config: TrainConfig) -> None:
+    assert batches(config, first=4, total=4) == []
 
 
 def test_a_failure_arrives_with_the_users_message(connected: None, config: TrainConfig) -> None:
@@ -80,9 +98,8 @@ def test_a_failure_arrives_with_the_users_message(connected: None, config: Train
     content = label.read_bytes()
     label.write_bytes(b"")
     try:
-        with pytest.raises(ray.exceptions.RayTaskError) as raised:
-            # Each epoch leaves out one pair of nine.
-            _ = [batches(config, epoch=epoch, rank=0, world_size=1) for epoch in range(4)]
+        with pytest.raises(ray.exceptions.RayError) as raised:
+            batches(config, total=4 * PER_EPOCH)  # each epoch leaves out one pair of nine
         assert f"annotation {label.as_uri()}: the file has no bytes" in str(user_error(raised.value))
     finally:
         label.write_bytes(content)

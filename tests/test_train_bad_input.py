@@ -1,16 +1,24 @@
 """What jobs/train.py says, before any worker starts, about input that cannot work."""
 
+import itertools
+
+import numpy as np
 import pytest
 
+from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.errors import UserError
+from pipeline.images import encode_mask
 from pipeline.settings import load_settings
 from pipeline.training import train
-from tests.scene_data import TRAIN_OPTIONS, write_training_set
+from tests.scene_data import PALETTE, TRAIN_OPTIONS, write_training_set
 
 
 def config(root: str, output: str, *options: str) -> TrainConfig:
-    arguments = ["--data.root", root, "--output", output, *TRAIN_OPTIONS, *options]
+    """A small run's, with `options` in place of its own."""
+    kept = dict(zip(TRAIN_OPTIONS[::2], TRAIN_OPTIONS[1::2], strict=True))
+    kept |= dict(zip(options[::2], options[1::2], strict=True))
+    arguments = ["--data.root", root, "--output", output, *itertools.chain(*kept.items())]
     return load_settings(TrainConfig, arguments, "jobs/train.py")
 
 
@@ -38,3 +46,59 @@ def test_a_wrong_secret_key(bucket: str, tmp_path, monkeypatch: pytest.MonkeyPat
             train(config(bucket, str(tmp_path / "run")))
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_an_annotation_of_another_size_than_its_image(tmp_path) -> None:
+    root = str(tmp_path / "set")
+    write_training_set(root, num_train=4, num_val=1)
+    storage.write_bytes(f"{root}/annotations/train/0000.png", encode_mask(np.zeros((9, 12), np.uint8), PALETTE))
+    with pytest.raises(UserError, match=r"train/0000.png is 12 x 9 pixels but its image .*0000.jpg is 65 x 65"):
+        train(config(root, str(tmp_path / "run")))
+
+
+def test_an_image_without_annotation(tmp_path) -> None:
+    root = str(tmp_path / "set")
+    write_training_set(root, num_train=4, num_val=1)
+    storage.remove(f"{root}/annotations/val/1000.png")
+    with pytest.raises(UserError, match=r"1000.jpg"):
+        train(config(root, str(tmp_path / "run")))
+
+
+def test_a_crop_too_small_for_the_pyramid_names_the_key(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"augment: crop \[33, 33\] is too small for the pyramid; use at least 64"):
+        config("set", str(tmp_path / "run"), "--augment.crop", "33,33")
+
+
+def test_frozen_batch_norm_without_weights(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"optimization.batch_norm: frozen .* weights names none"):
+        config("set", str(tmp_path / "run"), "--optimization.batch-norm", "frozen")
+
+
+def test_class_weights_for_other_classes(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"loss.class_weights has 2 numbers for 11 classes"):
+        config("set", str(tmp_path / "run"), "--loss.class-weights", "1,2")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        # One image for each of two workers, each normalising alone.
+        ["--optimization.batch-size", "2", "--optimization.batch-norm", "plain"],
+        # One worker that takes its images one by one.
+        ["--workers.count", "1", "--optimization.micro-batch", "1"],
+        # Three images in two passes: one goes alone.
+        ["--workers.count", "1", "--optimization.batch-size", "3", "--optimization.micro-batch", "2"],
+    ],
+)
+def test_a_batch_norm_that_would_see_one_value(tmp_path, options: list[str]) -> None:
+    with pytest.raises(UserError, match=r"BatchNorm of pyramid bin 1 a single value per channel.*micro_batch"):
+        config("set", str(tmp_path / "run"), *options)
+
+
+def test_batch_norms_that_see_enough(tmp_path) -> None:
+    for options in (
+        ["--optimization.batch-size", "2"],  # synchronized over two workers
+        ["--workers.count", "1", "--optimization.micro-batch", "2"],
+        ["--workers.count", "1", "--optimization.micro-batch", "1", "--model.bins", "2,3"],
+    ):
+        config("set", str(tmp_path / "run"), *options)

@@ -104,7 +104,7 @@ def test_resumes_with_the_same_command_after_a_kill_and_ends_with_the_same_weigh
     done = run_job(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     if "loss" in done.stdout:  # otherwise the kill came after the last epoch
-        assert "Resuming after epoch 1 of 2" in done.stdout
+        assert "Resuming after step 3 of 6" in done.stdout
     with storage.local_copy(f"{output}/last") as folder:
         resumed, metadata = models.load(folder)
     assert metadata.metrics["epoch"] == 2

@@ -1,0 +1,246 @@
+"""A training that loses workers, nodes, its driver or one storage request in ten ends as one that loses nothing."""
+
+import contextlib
+import itertools
+import os
+import posixpath
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from ray.cluster_utils import Cluster
+
+from pipeline import storage
+from pipeline.local_s3 import s3_environment
+from pipeline.processes import free_ports
+from pipeline.run_folder import recorded_checkpoints
+from pipeline.train_worker import TRAINING_STATE
+from tests.conftest import REPOSITORY, make_bucket
+from tests.faulty_storage import faulty_storage
+from tests.ray_head import ACCESS, RayHead
+from tests.scene_data import TRAIN_OPTIONS, write_training_set
+from tests.swift import KEY, SECRET, SwiftServer
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+EPOCHS, STEPS = 3, 12
+# With everything that a resumed run has to go on with: a moving average, warm-up, clipping, unfinished epochs.
+OPTIONS = [
+    *TRAIN_OPTIONS,
+    *("--optimization.epochs", str(EPOCHS), "--optimization.log-every", "1", "--checkpoint-every", "3"),
+    *("--optimization.ema-decay", "0.9", "--optimization.warmup-steps", "2", "--optimization.clip-norm", "5"),
+    *("--optimization.micro-batch", "1", "--tracking.panel", "1"),
+]
+
+
+def with_changes(changes: dict[str, str]) -> list[str]:
+    """OPTIONS with other values for some of them."""
+    options = dict(zip(OPTIONS[::2], OPTIONS[1::2], strict=True))
+    return list(itertools.chain(*(options | changes).items()))
+
+
+@dataclass
+class Run:
+    """A jobs/train.py that is going on."""
+
+    process: "subprocess.Popen[str]"
+    output: str
+    log: Path
+
+    def printed(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, text: str) -> None:
+        """Until the run has printed this."""
+        self._until(lambda: text in self.printed())
+
+    def wait_for_checkpoint(self) -> None:
+        """Until Ray Train has recorded one; until then there is nothing to resume from."""
+        self._until(lambda: bool(recorded_checkpoints(self.output)))
+
+    def finish(self) -> str:
+        """Wait for the end; what was printed."""
+        assert self.process.wait(600) == 0, self.printed()
+        return self.printed()
+
+    def _until(self, holds: Any) -> None:
+        deadline = time.monotonic() + 300
+        while not holds():
+            assert self.process.poll() is None, self.printed()
+            assert time.monotonic() < deadline, self.printed()
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def root(swift: SwiftServer) -> str:
+    bucket = make_bucket()
+    write_training_set(f"{bucket}/scenes", num_train=16, num_val=2)
+    return f"{bucket}/scenes"
+
+
+@pytest.fixture
+def start(root: str, tmp_path: Path) -> Iterator[Any]:
+    """Start a run of the same configuration; it ends with the test."""
+    runs: list[Run] = []
+
+    def run(output: str, environment: dict[str, str], changes: dict[str, str] | None = None) -> Run:
+        log = tmp_path / f"run-{len(runs)}.log"
+        with log.open("w") as file:
+            options = ["--data.root", root, "--output", output, *with_changes(changes or {})]
+            process = subprocess.Popen(
+                [sys.executable, "jobs/train.py", *options],
+                cwd=REPOSITORY,
+                env={**os.environ, **environment},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        runs.append(Run(process, output, log))
+        return runs[-1]
+
+    yield run
+    for one in runs:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(root: str, head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Output of a run that nothing happened to."""
+    output = posixpath.join(posixpath.dirname(root), "uninterrupted")
+    command = [sys.executable, "jobs/train.py", "--data.root", root, "--output", output, *OPTIONS]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, **head.environment}, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output
+
+
+def test_a_driver_that_is_killed_and_started_again_twice(
+    start: Any, root: str, head: RayHead, uninterrupted: str
+) -> None:
+    output = posixpath.join(posixpath.dirname(root), "driver")
+    first = start(output, head.environment)
+    first.wait_for_checkpoint()
+    first.process.send_signal(signal.SIGKILL)
+    first.process.wait()
+    second = start(output, head.environment)
+    second.wait_for("step 1/4 · loss")  # of the second or third epoch
+    second.process.send_signal(signal.SIGKILL)
+    second.process.wait()
+    last = start(output, head.environment)
+    printed = last.finish()
+    assert "Resuming after step" in printed
+    assert_ended_alike(output, uninterrupted)
+
+
+def test_a_worker_that_is_killed(start: Any, root: str, head: RayHead, uninterrupted: str) -> None:
+    output = posixpath.join(posixpath.dirname(root), "worker")
+    run = start(output, head.environment)
+    run.wait_for_checkpoint()
+    os.kill(train_workers(head.environment["RAY_ADDRESS"])[-1], signal.SIGKILL)
+    assert "Resuming after step" in run.finish()
+    assert_ended_alike(output, uninterrupted)
+
+
+def test_storage_that_fails_one_request_in_ten(start: Any, root: str, swift: SwiftServer, uninterrupted: str) -> None:
+    output = posixpath.join(posixpath.dirname(root), "faulty")
+    with faulty_storage(swift.environment["AWS_ENDPOINT_URL"]) as faulty:
+        # A Ray of its own, whose workers have the address of the faulty storage.
+        environment = {**s3_environment(faulty.endpoint, KEY, SECRET), "RAY_ADDRESS": ""}
+        start(output, environment).finish()
+    assert min(faulty.refused, faulty.cut) > 5
+    assert_ended_alike(output, uninterrupted)
+
+
+def test_a_node_that_is_lost_and_fewer_workers_that_go_on(start: Any, root: str, swift: SwiftServer) -> None:
+    """Elastic: two workers on two nodes, then one; the batches stay what they were, and every step is taken once."""
+    output = posixpath.join(posixpath.dirname(root), "node")
+    with cluster_of_nodes([4, 2, 2]) as (cluster, nodes, environment):
+        # One worker alone normalises what goes through the network at once, so two images or more.
+        changes = {"--workers.count": "1,2", "--workers.cpus": "2", "--optimization.micro-batch": "2"}
+        run = start(output, environment, changes)
+        run.wait_for_checkpoint()
+        cluster.remove_node(nodes[-1], allow_graceful=False)
+        printed = run.finish()
+    assert "Resuming after step" in printed
+    state = training_state(output)
+    assert state["steps"] == STEPS
+    assert_no_orphans(output)
+
+
+def assert_ended_alike(output: str, other: str) -> None:
+    """The same parameters, optimizer, moving average, step and best mIoU, bit for bit, and no checkpoint left over."""
+    assert_equal(training_state(output), training_state(other), "")
+    for name in ("best", "last"):
+        for file in ("model.safetensors", "config.json"):
+            assert storage.read_bytes(f"{output}/{name}/{file}") == storage.read_bytes(f"{other}/{name}/{file}"), file
+    assert recorded_checkpoints(output) == recorded_checkpoints(other)
+    assert_no_orphans(output)
+
+
+def assert_no_orphans(output: str) -> None:
+    folders = {uri.removeprefix(f"{output}/").split("/")[0] for uri in storage.find(output)}
+    assert {name for name in folders if name.startswith("checkpoint_0")} == recorded_checkpoints(output)
+
+
+def assert_equal(ours: Any, theirs: Any, where: str) -> None:
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in ours:
+            assert_equal(ours[key], theirs[key], f"{where}.{key}")
+    elif isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), where
+    else:
+        assert ours == theirs, where
+
+
+def training_state(output: str) -> dict[str, Any]:
+    with storage.local_copy(f"{output}/checkpoint_{STEPS:08d}") as folder:
+        return torch.load(folder / TRAINING_STATE, weights_only=True)
+
+
+def train_workers(cluster: str) -> list[int]:
+    """Process ids of the training workers of the cluster at this address, and of no other on this machine."""
+    own = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if any("ray::RayTrainWorker" in part for part in process.cmdline()):
+                raylet = process.parent()
+                if raylet and any(part == f"--gcs-address={cluster}" for part in raylet.cmdline()):
+                    own.append(process.pid)
+    assert own, "no training worker is running"
+    return own
+
+
+class cluster_of_nodes:
+    """A Ray cluster of several nodes with so many CPUs on this machine; the first is the head."""
+
+    def __init__(self, cpus: list[int]) -> None:
+        self.cpus = cpus
+
+    def __enter__(self) -> tuple[Cluster, list[Any], dict[str, str]]:
+        self.cluster = Cluster()
+        nodes = []
+        for number, cpus in enumerate(self.cpus):
+            (agent,) = free_ports(1)
+            options: dict[str, Any] = {"include_dashboard": False} if number == 0 else {}
+            nodes.append(
+                self.cluster.add_node(
+                    num_cpus=cpus, object_store_memory=2**28, dashboard_agent_listen_port=agent, **options
+                )
+            )
+        self.cluster.wait_for_nodes()
+        return self.cluster, nodes, {**ACCESS, "RAY_ADDRESS": self.cluster.address}
+
+    def __exit__(self, *_: Any) -> None:
+        self.cluster.shutdown()
