@@ -116,6 +116,7 @@ class _Worker:
         self.speed = _Speed(self.plan.batch_size)
         self.steps_taken = 0
         self.last_checkpoint: str | None = None
+        self.going_nodes: set[str] = set()  # that are about to be taken away
         self._build()
 
     def _build(self) -> None:
@@ -232,11 +233,14 @@ class _Worker:
         )
 
     def _is_preempted(self) -> bool:
-        """Whether a node is about to be taken away, so that a checkpoint is due at once."""
+        """Whether a node is about to be taken away, so that a checkpoint is due at once; true once for each node."""
         info = ray.train.get_preemption_info()
-        if info is not None:
+        going = set(info.preempted_node_ids) if info else set()
+        is_news = not going <= self.going_nodes
+        self.going_nodes |= going
+        if is_news:
             self._say("A node is about to be taken away: writing a checkpoint now")
-        return info is not None
+        return is_news
 
     def _checkpoint(self, validate: bool) -> None:
         """Report a checkpoint; on return it is in storage."""

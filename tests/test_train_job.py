@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import re
 import signal
 import subprocess
 import sys
@@ -124,10 +125,33 @@ def test_a_bad_annotation_met_by_one_worker_stops_all_with_its_name(run_job: Run
     assert "Traceback" not in done.stderr
 
 
+def test_a_loss_that_is_not_finite_stops_with_the_step_the_images_and_the_last_checkpoint(
+    root: str, run_job: RunJob
+) -> None:
+    output = posixpath.join(posixpath.dirname(root), "nan")
+    options = ["--optimization.learning-rate", "1e30", "--checkpoint-every", "1", "--optimization.precision", "float32"]
+    done = run_job("jobs/train.py", "--data.root", root, "--output", output, *TRAIN_OPTIONS, *options)
+    assert done.returncode == 2
+    assert re.search(
+        r"error: the loss became (nan|inf).* in step \d, epoch 1; lower optimization.learning_rate", done.stderr
+    )
+    assert f"the last good checkpoint is {output}/checkpoint_0000000" in done.stderr
+    named = re.findall(rf"^  {root}/images/train/\d+.jpg$", done.stderr, re.MULTILINE)
+    assert len(named) == 4  # the batch's images
+    assert "Traceback" not in done.stderr
+    checkpoint = re.search(r"last good checkpoint is (\S+),", done.stderr)
+    assert checkpoint
+    with storage.local_copy(checkpoint[1]) as folder:
+        models.load(folder)
+
+
 def test_more_workers_than_the_cluster_holds_are_refused(root: str, run_job: RunJob) -> None:
     done = run_job(
         *("jobs/train.py", "--data.root", root, "--output", f"{root}-big", *TRAIN_OPTIONS),
         *("--workers.count", "2", "--workers.cpus", "50"),
     )
     assert done.returncode == 2
-    assert "2 with 50 CPU(s) each and one CPU to decode images need 101 CPUs, the cluster has 8" in done.stderr
+    assert (
+        "2 with 50 CPU(s) each, 1 CPU(s) for validation and one to decode images need 102 CPUs, the cluster has 8"
+        in done.stderr
+    )

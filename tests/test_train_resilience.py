@@ -147,7 +147,7 @@ def test_a_worker_that_is_killed(start: Any, root: str, head: RayHead, uninterru
     output = posixpath.join(posixpath.dirname(root), "worker")
     run = start(output, head.environment)
     run.wait_for_checkpoint()
-    os.kill(train_workers(head.environment["RAY_ADDRESS"])[-1], signal.SIGKILL)
+    train_workers(head.environment["RAY_ADDRESS"])[-1].kill()
     assert "Resuming after step" in run.finish()
     assert_ended_alike(output, uninterrupted)
 
@@ -165,17 +165,42 @@ def test_storage_that_fails_one_request_in_ten(start: Any, root: str, swift: Swi
 def test_a_node_that_is_lost_and_fewer_workers_that_go_on(start: Any, root: str, swift: SwiftServer) -> None:
     """Elastic: two workers on two nodes, then one; the batches stay what they were, and every step is taken once."""
     output = posixpath.join(posixpath.dirname(root), "node")
-    with cluster_of_nodes([4, 2, 2]) as (cluster, nodes, environment):
+    with cluster_of_nodes([2, 3, 3]) as (cluster, nodes, environment):
         # One worker alone normalises what goes through the network at once, so two images or more.
         changes = {"--workers.count": "1,2", "--workers.cpus": "2", "--optimization.micro-batch": "2"}
         run = start(output, environment, changes)
         run.wait_for_checkpoint()
-        cluster.remove_node(nodes[-1], allow_graceful=False)
+        cluster.remove_node(node_that_trains(cluster, nodes), allow_graceful=False)
         printed = run.finish()
     assert "Resuming after step" in printed
     state = training_state(output)
     assert state["steps"] == STEPS
     assert_no_orphans(output)
+
+
+def test_a_node_that_is_about_to_be_taken_away_gets_a_checkpoint_first(
+    start: Any, root: str, swift: SwiftServer
+) -> None:
+    output = posixpath.join(posixpath.dirname(root), "preempted")
+    with cluster_of_nodes([2, 3, 3]) as (cluster, nodes, environment):
+        # No checkpoint is due before the run's last steps, but for the one that the notice asks for.
+        changes = {"--workers.count": "1,2", "--workers.cpus": "2", "--optimization.micro-batch": "2"}
+        run = start(output, environment, {**changes, "--checkpoint-every": "11", "--optimization.epochs": "40"})
+        run.wait_for("step 1/4 · loss")
+        going = node_that_trains(cluster, nodes)
+        subprocess.run(
+            [
+                *(str(Path(sys.executable).parent / "ray"), "drain-node", "--address", cluster.address),
+                *("--node-id", going.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
+                *("--reason-message", "spot", "--deadline-remaining-seconds", "120"),
+            ],
+            check=True,
+            env={**os.environ, **ACCESS},
+        )
+        run.wait_for("A node is about to be taken away: writing a checkpoint now")
+        run.wait_for_checkpoint()
+        cluster.remove_node(going, allow_graceful=False)
+        run.wait_for("Resuming after step")
 
 
 def assert_ended_alike(output: str, other: str) -> None:
@@ -209,17 +234,23 @@ def training_state(output: str) -> dict[str, Any]:
         return torch.load(folder / TRAINING_STATE, weights_only=True)
 
 
-def train_workers(cluster: str) -> list[int]:
-    """Process ids of the training workers of the cluster at this address, and of no other on this machine."""
+def train_workers(cluster: str) -> list[psutil.Process]:
+    """The training workers of the cluster at this address, and of no other on this machine."""
     own = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if any("ray::RayTrainWorker" in part for part in process.cmdline()):
                 raylet = process.parent()
                 if raylet and any(part == f"--gcs-address={cluster}" for part in raylet.cmdline()):
-                    own.append(process.pid)
+                    own.append(process)
     assert own, "no training worker is running"
     return own
+
+
+def node_that_trains(cluster: Cluster, nodes: list[Any]) -> Any:
+    """A node, other than the head, on which a worker trains."""
+    raylets = {process.ppid() for process in train_workers(cluster.address)}
+    return next(node for node in nodes[1:] if node.all_processes["raylet"][0].process.pid in raylets)
 
 
 class cluster_of_nodes:

@@ -1,0 +1,22 @@
+"""Run the paper's ablations over a recipe: `python jobs/ablate.py --config configs/NAME.yaml --output URI`."""
+
+from pipeline.config import AblateConfig
+from pipeline.entry import run_job
+from pipeline.settings import load_settings
+
+
+def main(argv: list[str]) -> None:
+    config = load_settings(AblateConfig, argv, prog="jobs/ablate.py")
+    # Only now, since the network takes seconds to import and the options may be wrong.
+    from pipeline.ablation import ablate
+    from pipeline.progress import say
+
+    ablation = ablate(config)
+    for table in ablation.tables:
+        say(f"\n{table.text()}")
+    say(f"\nTables   {ablation.report}")
+    say(f"Results  {ablation.results}")
+
+
+if __name__ == "__main__":
+    run_job(main)

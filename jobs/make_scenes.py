@@ -1,0 +1,42 @@
+"""Write the built-in scenes as a dataset: `python jobs/make_scenes.py build/scenes --num-train 1200 --num-val 96`."""
+
+import argparse
+
+from pipeline.entry import run_job
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="jobs/make_scenes.py",
+        description="Write built-in scenes with their annotations, to train on with configs/scenes_pspnet18.yaml.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("root", help="folder or URI, for --data.root")
+    parser.add_argument("--num-train", type=_count, default=480, help="scenes to train on, at most 100,000")
+    parser.add_argument("--num-val", type=_count, default=24, help="scenes to validate on")
+    parser.add_argument("--size", type=_side, default=129, help="height and width, pixels")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes: other seeds give others")
+    options = parser.parse_args(argv)
+    from pipeline.progress import say
+    from pipeline.scene_files import write_scenes
+
+    write_scenes(options.root, options.num_train, options.num_val, options.seed, options.size)
+    say(f"{options.num_train} scenes to train on and {options.num_val} to validate on in {options.root}")
+
+
+def _count(text: str) -> int:
+    return _whole(text, 1, 100_000)
+
+
+def _side(text: str) -> int:
+    return _whole(text, 64, 4096)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not (text.isdecimal() and least <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_job(main)
