@@ -14,13 +14,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("root", help="folder or URI, for --data.root")
     parser.add_argument("--num-train", type=_count, default=480, help="scenes to train on, at most 100,000")
     parser.add_argument("--num-val", type=_count, default=24, help="scenes to validate on")
-    parser.add_argument("--size", type=_side, default=129, help="height and width, pixels")
+    parser.add_argument("--height", type=_side, default=129, help="pixels")
+    parser.add_argument("--width", type=_side, default=129, help="pixels")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes: other seeds give others")
     options = parser.parse_args(argv)
     from pipeline.progress import say
     from pipeline.scene_files import write_scenes
 
-    write_scenes(options.root, options.num_train, options.num_val, options.seed, options.size)
+    write_scenes(options.root, options.num_train, options.num_val, options.seed, options.height, options.width)
     say(f"{options.num_train} scenes to train on and {options.num_val} to validate on in {options.root}")
 
 

@@ -8,12 +8,15 @@ from typing import Any
 
 import ray
 import ray._private.state
+import ray._private.worker
 
 from pipeline.errors import UserError
 
 # A local Ray counts CPUs logically. With fewer than this, the stages of a pipeline wait for one another's CPUs.
 LOCAL_CPUS = 8
 CONNECT_TIMEOUT = 10  # seconds
+# On a machine of two cores Ray warns of ten processes, which a training with its ingest and validation has.
+MANY_PROCESSES = "worker processes have been started on node"
 
 
 def connect(verbose: bool = False) -> None:
@@ -34,6 +37,19 @@ def connect(verbose: bool = False) -> None:
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(level)
+    if not verbose:
+        _leave_out(MANY_PROCESSES)
+
+
+def _leave_out(notice: str) -> None:
+    """Keep one of the raylet's notices from the terminal; Ray has no setting for it, and prints all others."""
+    show = ray._private.worker.print_to_stdstream
+
+    def show_others(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
+        if not any(notice in line for line in data.get("lines", ())):
+            show(data, *arguments, **options)
+
+    ray._private.worker.print_to_stdstream = show_others
 
 
 def _require_listener(address: str) -> None:

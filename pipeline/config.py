@@ -124,11 +124,9 @@ class AblateConfig(TrainConfig):
         return self
 
 
-class SegmentConfig(JobSettings):
-    """Label every image under a prefix or glob; write masks and statistics to Parquet. Run again to resume."""
+class PredictConfig(JobSettings):
+    """What every job says that predicts on a cluster."""
 
-    input: str = Field(description="Prefix or glob of images, a path or URI: s3://bucket/photos/ or .../*.jpg.")
-    output: str = Field(description="Folder or URI of the tables.")
     checkpoint: str = Field(description="Checkpoint folder: RUN/best of a training run, a path or URI.")
     gpu: bool = Field(False, description="Predict on GPUs, one for each predictor; otherwise CPU.")
     predictors: int | None = Field(
@@ -142,6 +140,19 @@ class SegmentConfig(JobSettings):
         description="Arithmetic of the network; auto: bfloat16 where the hardware computes in it; int8: CPUs, for a "
         "checkpoint that jobs/calibrate.py has calibrated.",
     )
+
+    @model_validator(mode="after")
+    def _int8_on_cpus(self) -> "PredictConfig":
+        if self.precision == "int8" and self.gpu:
+            raise ValueError("precision int8 is for CPUs; leave out --gpu, or use --precision bfloat16 with it")
+        return self
+
+
+class SegmentConfig(PredictConfig):
+    """Label every image under a prefix or glob; write masks and statistics to Parquet. Run again to resume."""
+
+    input: str = Field(description="Prefix or glob of images, a path or URI: s3://bucket/photos/ or .../*.jpg.")
+    output: str = Field(description="Folder or URI of the tables.")
     batch_size: int = Field(8, ge=1, description="Most images of one size that are predicted together.")
     rows_per_part: int = Field(1024, ge=1, description="Images per Parquet part, at the least.")
     max_pixels: int = Field(100_000_000, ge=1, description="Larger images become error rows, pixels.")
@@ -150,12 +161,6 @@ class SegmentConfig(JobSettings):
         ge=64,
         description="Shrink images to this long side to predict them, pixels; none: as the checkpoint says.",
     )
-
-    @model_validator(mode="after")
-    def _int8_on_cpus(self) -> "SegmentConfig":
-        if self.precision == "int8" and self.gpu:
-            raise ValueError("precision int8 is for CPUs; leave out --gpu, or use --precision bfloat16 with it")
-        return self
 
 
 class ValidateDatasetConfig(JobSettings):
@@ -184,27 +189,14 @@ class CalibrateConfig(JobSettings):
     )
 
 
-class EvaluateConfig(JobSettings):
+class EvaluateConfig(PredictConfig):
     """Compare a checkpoint's labels with the annotations of a dataset's validation split."""
 
-    checkpoint: str = Field(description="Checkpoint folder: RUN/best of a training run, a path or URI.")
     output: str | None = Field(
         None, description="Folder or URI for metrics, tables, pictures and evaluation.html; none: print alone."
     )
     data: CalibrationData
     protocol: ProtocolConfig = ProtocolConfig()
-    gpu: bool = Field(False, description="Predict on GPUs, one for each predictor; otherwise CPU.")
-    predictors: int | None = Field(
-        None, ge=1, description="Number of predictor actors; none: one for each GPU, or each CPU node, that is up."
-    )
-    predictor_cpus: int | None = Field(
-        None, ge=1, description="CPUs of each predictor; none: 1 with a GPU, otherwise all of a node's."
-    )
-    precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
-        "auto",
-        description="Arithmetic of the network; auto: bfloat16 where the hardware computes in it; int8: CPUs, for a "
-        "checkpoint that jobs/calibrate.py has calibrated.",
-    )
     boundary: bool = Field(True, description="Boundary IoU, too, which takes some time for large images.")
     worst: int = Field(6, ge=0, description="Images of the lowest mIoU that evaluation.html shows.")
     fit_temperature: str | None = Field(
@@ -212,9 +204,3 @@ class EvaluateConfig(JobSettings):
         description="Fit a temperature that makes confidences as right as they say, and write the checkpoint with it "
         "to this folder or URI; none: no.",
     )
-
-    @model_validator(mode="after")
-    def _int8_on_cpus(self) -> "EvaluateConfig":
-        if self.precision == "int8" and self.gpu:
-            raise ValueError("precision int8 is for CPUs; leave out --gpu, or use --precision bfloat16 with it")
-        return self

@@ -13,11 +13,11 @@ FIRST_VAL = 100_000  # index of the first validation scene: more are not trained
 WRITES = 8  # at once
 
 
-def write_scenes(root: str, num_train: int, num_val: int, seed: int, size: int) -> None:
-    """Write square scenes to ROOT/images/SPLIT/NNNNNN.jpg, and their annotations. Raises UserError."""
+def write_scenes(root: str, num_train: int, num_val: int, seed: int, height: int, width: int) -> None:
+    """Write scenes to ROOT/images/SPLIT/NNNNNN.jpg, and their annotations. Raises UserError."""
 
     def write(split: str, index: int) -> None:
-        image_HW3, label_HW = scene(seed, index, size, size)
+        image_HW3, label_HW = scene(seed, index, height, width)
         storage.write_bytes(f"{root}/images/{split}/{index:06d}.jpg", encode_image(image_HW3))
         storage.write_bytes(f"{root}/annotations/{split}/{index:06d}.png", encode_mask(label_HW, PALETTE))
 

@@ -20,7 +20,7 @@ import ray.data
 
 from pipeline import cluster, parts, storage
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import EvaluateConfig, SegmentConfig
+from pipeline.config import PredictConfig, SegmentConfig
 from pipeline.errors import UserError, user_error
 from pipeline.manifest import list_images, refuse_output_inside_input
 from pipeline.output import claim_output, first_failures
@@ -139,7 +139,7 @@ class Stages:
     write_tasks: int
 
 
-def plan_stages(config: SegmentConfig | EvaluateConfig, have: cluster.Resources) -> Stages:
+def plan_stages(config: PredictConfig, have: cluster.Resources) -> Stages:
     """Size the stages so that each can always run: predictors never reserve the CPUs that feed them.
 
     A CPU predictor reserves half of its node and computes with all of it: decoding takes little beside it.

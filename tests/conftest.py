@@ -53,6 +53,21 @@ def head(swift: SwiftServer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield running
 
 
+@pytest.fixture(scope="module")
+def connected(head: RayHead) -> Iterator[None]:
+    """This process connected to the head, for a module."""
+    import ray  # reads ACCESS from the environment as it is imported
+
+    from pipeline import cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in head.environment.items():
+            patch.setenv(name, value)
+        cluster.connect()
+        yield
+        ray.shutdown()
+
+
 @pytest.fixture(scope="session")
 def run_job(head: RayHead) -> RunJob:
     """Run a job's script on the head and return what it printed; `environment` adds to the test's own."""

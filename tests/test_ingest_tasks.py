@@ -1,6 +1,5 @@
 """Training batches made by Ray Data on a cluster."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +12,9 @@ from pipeline.datasets import list_pairs
 from pipeline.errors import UserError, user_error
 from pipeline.ingest import Batch, Plan, stored, training_batches
 from pipeline.settings import load_settings
-from tests.ray_head import RayHead
 from tests.scene_data import SIZE, TRAIN_OPTIONS, write_training_set
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def connected(head: RayHead) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in head.environment.items():
-            patch.setenv(name, value)
-        cluster.connect()
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

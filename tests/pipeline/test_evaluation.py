@@ -1,13 +1,12 @@
 """Evaluation on a cluster: exact whatever its shape, and what the user can mend comes out as such."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 
-from pipeline import cluster, storage
+from pipeline import storage
 from pipeline.checkpoint import Checkpoint
 from pipeline.data_config import DataConfig
 from pipeline.datasets import Pair, list_pairs, load_pair
@@ -17,22 +16,11 @@ from pipeline.images import encode_mask
 from pipeline.metrics import confusion_matrix
 from pipeline.recipe import ProtocolConfig
 from tests.evaluation_samples import dataset_of, save_model
-from tests.ray_head import RayHead
 from tests.scene_data import PALETTE, write_training_set
 
 pytestmark = pytest.mark.slow
 
 NUM_IMAGES = 10  # three blocks, the last one of two images
-
-
-@pytest.fixture(scope="module")
-def connected(head: RayHead) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in head.environment.items():
-            patch.setenv(name, value)
-        cluster.connect()
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
