@@ -146,7 +146,8 @@ def _pooling(config: AblateConfig) -> list[Case]:
     cases = [Case(f"{_title(config.model.backbone)}-Baseline", _baseline(config), paper=PAPER_BASELINE)]
     for reduce in (False, True):
         for bins in ((1,), PYRAMID):
-            for pooling, short in (("max", "MAX"), ("average", "AVE")):
+            for pooling in config.poolings:
+                short = "MAX" if pooling == "max" else "AVE"
                 setting = Setting(config.model.backbone, bins, pooling, reduce, _weight(config))
                 label = f"+ B{''.join(map(str, bins))} + {short}" + " + DR" * reduce
                 cases.append(Case(label, setting, paper=PAPER_POOLING.get((bins, pooling, reduce))))

@@ -90,6 +90,9 @@ class AblateConfig(TrainConfig):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (0, 1, 2), min_length=1, description="Each setting is trained once with each; optimization.seed is not used."
     )
+    poolings: tuple[Literal["max", "average"], ...] = Field(
+        ("max", "average"), min_length=1, description="pooling: what to do inside a pyramid cell."
+    )
     auxiliary_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (0, 0.3, 0.4, 0.6, 0.9),
         min_length=1,
@@ -109,7 +112,7 @@ class AblateConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _grid(self) -> "AblateConfig":
-        for name in ("experiments", "seeds", "auxiliary_weights", "backbones", "scales"):
+        for name in ("experiments", "seeds", "poolings", "auxiliary_weights", "backbones", "scales"):
             values = getattr(self, name)
             if twice := sorted({str(value) for value in values if values.count(value) > 1}):
                 raise ValueError(f"{name} names {', '.join(twice)} more than once; name each once")

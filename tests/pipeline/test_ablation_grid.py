@@ -47,6 +47,16 @@ def test_pooling_has_the_papers_rows_and_one_bin_with_dimension_reduction() -> N
     ]
 
 
+def test_one_kind_of_pooling_alone_leaves_the_other_out() -> None:
+    assert names(configured("--experiments", "pooling", "--seeds", "0", "--poolings", "average")) == [
+        "resnet18-none-aux0.4-seed0",
+        "resnet18-b1-average-aux0.4-seed0",
+        "resnet18-b1236-average-aux0.4-seed0",
+        "resnet18-b1-average-dr-aux0.4-seed0",
+        "resnet18-b1236-average-dr-aux0.4-seed0",
+    ]
+
+
 def test_auxiliary_is_on_the_network_without_pooling() -> None:
     assert names(configured("--experiments", "auxiliary", "--seeds", "0")) == [
         "resnet18-none-noaux-seed0",
@@ -148,6 +158,7 @@ def test_training_validates_at_one_scale_and_testing_at_all_keeps_the_recipes_mo
         (["--seeds", "0,1,0"], "seeds names 0 more than once"),
         (["--seeds=-1"], "seeds.0: -1 is not allowed: Input should be greater"),
         (["--auxiliary-weights", "0.4,0.4"], "auxiliary_weights names 0.4 more than once"),
+        (["--poolings", "median"], "poolings.0: 'median' is not allowed"),
         (["--backbones", "resnet7"], "backbones.0: 'resnet7' is not allowed"),
         (["--trials-at-once", "0"], "trials_at_once: '0' is not allowed"),
         (["--weights", "s3://w/imagenet"], "weights s3://w/imagenet can fit one backbone only, and the experiments"),
