@@ -118,11 +118,11 @@ def test_resumes_with_the_same_command_after_a_kill_and_ends_with_the_same_weigh
 def test_a_bad_annotation_met_by_one_worker_stops_all_with_its_name(run_job: RunJob) -> None:
     root = make_bucket()
     write_training_set(root)
-    storage.write_bytes(f"{root}/annotations/train/0007.png", encode_image(np.zeros((SIZE, SIZE, 3), np.uint8)))
+    storage.write_bytes(f"{root}/annotations/train/0007.png", encode_image(np.full((SIZE, SIZE, 3), 7, np.uint8)))
     done = run_job("jobs/train.py", "--data.root", root, "--output", f"{root}/run", *TRAIN_OPTIONS)
     assert done.returncode == 2
     assert f"error: annotation {root}/annotations/train/0007.png: " in done.stderr
-    assert "0, 0, 0" in done.stderr  # its colour, which is no class's
+    assert "(7, 7, 7)" in done.stderr  # its colour, which is no class's
     assert "Traceback" not in done.stderr
 
 
