@@ -26,9 +26,10 @@ from pipeline.warp import random_crop
 
 # A task makes several batches, since starting one costs as much as some crops; but not so many that they pile up.
 TASK_BYTES, TASK_STEPS = 64_000_000, 16
-# Ray Data slows down with thousands of tasks in a dataset, so a run is fed by one after the other; starting the next
-# one takes less than a second of this many steps.
-DATASET_STEPS = 1024
+# A run is fed by one dataset after the other: Ray Data slows down with thousands of tasks in one. Nothing but its size
+# holds a dataset's tasks back, for where a limit on memory does, Ray Data's scheduler spins in the trainer's process.
+# Starting the next one takes less than a second of this many steps.
+DATASET_STEPS, DATASET_BYTES = 1024, 512_000_000
 THREADS = 4  # per task: one decodes while others wait for storage
 BATCHES_AHEAD = 2
 
@@ -109,21 +110,20 @@ def training_batches(
     Raises: what `load_pair` raises, wrapped by Ray, at the batch that needs the pair.
     """
     part = share(plan.batch_size, rank, world_size)
-    for start in range(first_step, total_steps, DATASET_STEPS):
-        yield from _dataset(plan, stored_pairs, start, min(start + DATASET_STEPS, total_steps), part, cpus)
-
-
-def _dataset(plan: Plan, stored_pairs: Any, first_step: int, end: int, part: slice, cpus: int) -> Iterator[Batch]:
     batch_bytes = max(1, plan.batch_bytes * (part.stop - part.start) // plan.batch_size)
+    steps = min(DATASET_STEPS, max(1, DATASET_BYTES // batch_bytes))
+    for start in range(first_step, total_steps, steps):
+        yield from _dataset(plan, stored_pairs, start, min(start + steps, total_steps), part, batch_bytes, cpus)
+
+
+def _dataset(
+    plan: Plan, stored_pairs: Any, first_step: int, end: int, part: slice, batch_bytes: int, cpus: int
+) -> Iterator[Batch]:
     steps_per_task = min(TASK_STEPS, max(1, TASK_BYTES // batch_bytes))
     num_steps = end - first_step
     num_tasks = -(-num_steps // steps_per_task)
     dataset = ray.data.range(num_steps, override_num_blocks=num_tasks)
-    options = dataset.context.execution_options
-    options.preserve_order = True
-    options.resource_limits = options.resource_limits.copy(
-        object_store_memory=2 * (cpus + 1) * steps_per_task * batch_bytes
-    )
+    dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
     batches = dataset.map_batches(
