@@ -153,7 +153,7 @@ def run_trial(grid: _Grid, trial: Trial) -> float:
                 gpu=validation.gpu,
                 predictors=validation.predictors,
                 predictor_cpus=validation.predictor_cpus,
-                precision="auto" if config.optimization.precision == "float16" else config.optimization.precision,
+                precision=config.optimization.prediction_precision,
                 calibration=False,
             ).as_dict([entry.name for entry in config.data.classes])
     protocols = grid.tests(trial)

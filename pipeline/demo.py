@@ -11,20 +11,19 @@ import ray
 from numpy.typing import NDArray
 
 from pipeline import query, storage
-from pipeline.images import decode_image, decode_label, encode_image, encode_mask, overlay
+from pipeline.images import decode_image, decode_label, encode_image, overlay
 from pipeline.local_s3 import local_s3
 from pipeline.metrics import Metrics, confusion_matrix
 from pipeline.progress import say
+from pipeline.scene_files import FIRST_VAL, PALETTE, write_scenes
 from pipeline.scenes import CLASSES, IGNORE_INDEX, scene
 
 CONFIG = "configs/scenes_pspnet18.yaml"
 BUCKET = "s3://sceneparse-demo"
 SEED = 0
-# Far apart, so that no photo is a scene that was trained on.
-FIRST_TRAIN, FIRST_VAL, FIRST_PHOTO = 0, 100_000, 200_000
+FIRST_PHOTO = 2 * FIRST_VAL  # so that no photo is a scene that was trained or validated on
 # Landscape, portrait and square, as a bucket of photos has them.
 PHOTO_SIZES = [(129, 193), (193, 129), (129, 129)]
-PALETTE = np.array([entry.color for entry in CLASSES], np.uint8)
 NUM_SHOWN = 4  # photos in the picture
 RESULTS = ("runs/scenes/best", "labels")  # folders of the bucket that are copied
 
@@ -47,7 +46,8 @@ def run_demo(
         _heading(f"S3 server on {server.endpoint}; writing scenes to {BUCKET}")
         filesystem, bucket = storage.open_filesystem(BUCKET)
         filesystem.mkdir(bucket)
-        _write_scenes(num_train, num_val, num_photos)
+        write_scenes(f"{BUCKET}/scenes", num_train, num_val, SEED, height=129, width=129)
+        _write_photos(num_photos)
         say(f"{num_train} scenes to train on, {num_val} to validate, {num_photos} photos and 3 broken files to label")
         try:
             options = ["--config", CONFIG, "--data.root", f"{BUCKET}/scenes", "--output", f"{BUCKET}/runs/scenes"]
@@ -102,15 +102,8 @@ def _photos(count: int) -> Iterator[tuple[str, tuple[NDArray[np.uint8], NDArray[
         yield f"{BUCKET}/photos/photo-{number:04d}.jpg", scene(SEED, FIRST_PHOTO + number, *size)
 
 
-def _write_scenes(num_train: int, num_val: int, num_photos: int) -> None:
-    files: dict[str, bytes] = {}
-    for split, first, count in (("train", FIRST_TRAIN, num_train), ("val", FIRST_VAL, num_val)):
-        for index in range(first, first + count):
-            image_HW3, label_HW = scene(SEED, index)
-            files[f"{BUCKET}/scenes/images/{split}/{index:06d}.jpg"] = encode_image(image_HW3)
-            files[f"{BUCKET}/scenes/annotations/{split}/{index:06d}.png"] = encode_mask(label_HW, PALETTE)
-    for uri, (image_HW3, _) in _photos(num_photos):
-        files[uri] = encode_image(image_HW3)
+def _write_photos(num_photos: int) -> None:
+    files = {uri: encode_image(image_HW3) for uri, (image_HW3, _) in _photos(num_photos)}
     # What every large bucket has somewhere.
     files[f"{BUCKET}/photos/broken-empty.jpg"] = b""
     files[f"{BUCKET}/photos/broken-half.jpg"] = files[f"{BUCKET}/photos/photo-0000.jpg"][:2000]

@@ -108,6 +108,11 @@ class OptimizationConfig(Section):
     seed: int = Field(0, ge=0, description="Of weights, shuffling and augmentation.")
     log_every: int = Field(10, ge=1, description="Steps between progress lines.")
 
+    @property
+    def prediction_precision(self) -> str:
+        """For `models.Predictor`, which has no float16: it needs no scaler, and bfloat16 has float32's range."""
+        return "auto" if self.precision == "float16" else self.precision
+
 
 class WorkersConfig(Section):
     """Ray Train workers: one process and one model replica each."""

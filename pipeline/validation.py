@@ -49,8 +49,7 @@ class Validator:
             gpu=settings.gpu,
             predictors=settings.predictors,
             predictor_cpus=settings.predictor_cpus,
-            # Prediction has no float16: it needs no scaler, and bfloat16 has float32's range.
-            precision="auto" if config.optimization.precision == "float16" else config.optimization.precision,
+            precision=config.optimization.prediction_precision,
             panel=config.tracking.panel,
             worst=NUM_WORST,
         )
