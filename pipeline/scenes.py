@@ -1,24 +1,23 @@
 """Built-in data: small synthetic scenes, a pure function of (seed, index), for demos, tests and ablations.
 
 Every scene is a town cut by hedges into one or more regions side by side. Context decides three pairs of
-classes, each pair drawn by the same code with the same random draws: no small window tells them apart.
+classes, each pair drawn by the same code with the same random draws: no pixel of theirs tells them apart.
 
     road  / water        the wet, streaked surface of a region
     car   / boat         what stands or floats on it
     house / skyscraper   the facades along its horizon
 
-Two landmarks say which of a pair it is, for their own region only, from the far end of the picture:
+Cues all over a region say which of a pair it is, and they contradict each other: seven of ten are right.
 
-    at the top       a tower's head: a lantern (harbour: water, boat) or a spire (street: road, car)
-    at the bottom    a green verge: blossoms (village: house) or a mown pattern (city: skyscraper)
+    above    birds: white ones over skyscrapers and black ones over houses, mostly
+    below    flowers: yellow ones along water and red ones along roads, mostly
 
-Two fifths of the picture's height or more lie between a landmark and what it decides, and adjacent regions
-mostly disagree. So a network that sees windows stays near chance on the pairs, one that averages the whole
-picture knows what there is but not where, and one that pools by region can tell. Sky, grass, tree, person and
-tower are plain from nearby. A crop without the landmarks cannot be answered: train on whole scenes.
+So a network that sees a window counts the few cues in it and is often wrong, one that averages the whole picture
+counts those of other regions too, and adjacent regions mostly disagree; one that pools by region can tell. Sky,
+grass, tree, person and tower are plain from nearby. A crop loses cues: train on whole scenes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -55,8 +54,11 @@ SKY, GRASS, TREE, PERSON, TOWER, ROAD, WATER, CAR, BOAT, HOUSE, SKYSCRAPER = ran
 
 AMBIGUOUS_PAIRS = (("road", "water"), ("car", "boat"), ("house", "skyscraper"))
 
-# Rows, as fractions of the height: the feet of tower heads, facades and the green bank; then the surface.
+# Rows, as fractions of the height: the feet of spires, facades and the green bank; then the surface.
 NECK, HORIZON, SHORE, FIRST_LANE, VERGE = 0.145, 0.46, 0.59, 0.76, 0.91
+
+# Birds, and flowers, in a stretch of a region as wide as the canvas's shorter side, and the share that is right.
+NUM_CUES, CUES_RIGHT = 20, 0.7
 
 SKIES = (
     ((96, 160, 216), (214, 230, 238)),
@@ -67,9 +69,10 @@ FACADES = ((222, 178, 140), (201, 124, 98), (226, 205, 168), (168, 182, 190), (2
 HULLS = ((196, 58, 52), (44, 98, 158), (240, 178, 52), (56, 140, 124), (232, 228, 218))
 COATS = ((178, 48, 120), (236, 112, 40), (64, 56, 140), (24, 120, 168))
 SKINS = ((240, 200, 170), (150, 100, 70), (210, 160, 120))
-BLOSSOMS = ((236, 60, 84), (252, 212, 60), (250, 246, 240), (190, 90, 210))
+GULL, CROW = (250, 250, 250), (30, 30, 40)
+DAISY, POPPY = (252, 222, 60), (228, 46, 52)
 CLOUD, GLASS, DARK, STONE, SLATE = (244, 244, 246), (70, 92, 118), (38, 36, 44), (236, 228, 212), (62, 74, 96)
-RED, LAMP, BARK, LAWN, MOWN = (206, 52, 48), (250, 224, 110), (98, 72, 50), (118, 166, 74), (78, 124, 60)
+LAMP, BARK, LAWN, MOWN = (250, 224, 110), (98, 72, 50), (118, 166, 74), (78, 124, 60)
 
 
 class Dice:
@@ -162,7 +165,7 @@ def scene(seed: int, index: int, height: int = 129, width: int = 129) -> tuple[n
 
     Labels are positions in `CLASSES`, or IGNORE_INDEX on the outlines of vehicles. The same arguments give
     the same bytes everywhere: the random bits are PCG64's and pixels are computed in integers. Raises
-    ValueError for sides below 64 pixels, where landmarks are no longer seen.
+    ValueError for sides below 64 pixels, where cues are no longer seen.
     """
     if min(height, width) < 64:
         raise ValueError(f"scene: height {height} and width {width} must both be at least 64 pixels")
@@ -188,13 +191,14 @@ def plan(dice: Dice, height: int, width: int) -> list[Region]:
 def paint(regions: list[Region], dice: Dice, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Paints a plan, back to front, as image_HW3 and label_HW.
 
-    No throw of the dice depends on a context, so nothing but the landmarks shows it.
+    No throw of the dice depends on a context, so nothing but the colours of cues shows it.
     """
     canvas = Canvas(height, width)
     paint_sky(canvas, dice)
     for region in regions:
         paint_surface(canvas, dice, region)
         paint_tower(canvas, dice, region)
+        paint_birds(canvas, dice, region)
         paint_skyline(canvas, dice, region)
         paint_verge(canvas, dice, region)
     for region in regions[1:]:
@@ -235,19 +239,37 @@ def paint_surface(canvas: Canvas, dice: Dice, region: Region) -> None:
 
 
 def paint_tower(canvas: Canvas, dice: Dice, region: Region) -> None:
-    """A plain shaft that carries the region's landmark: a harbour's lantern or a street's spire."""
+    """A plain shaft with a spire."""
     x = region.left.top + (region.right.top - region.left.top) * dice.real(0.3, 0.7)
     brush = Brush(canvas, x * canvas.width, NECK * canvas.height, canvas.unit, TOWER)
     foot = (NECK - HORIZON) * canvas.height / canvas.unit
     brush.polygon([(-0.03, 0), (0.03, 0), (0.042, foot), (-0.042, foot)], STONE)
-    if region.harbour:
-        for stripe, color in enumerate((RED, STONE, RED)):
-            brush.box(-0.04, 0.026 * stripe, 0.04, 0.026 * (stripe + 1), color)
-        brush.box(-0.026, 0.08, 0.026, 0.11, LAMP)
-        brush.disc(0, 0.112, 0.022, RED)
-    else:
-        brush.polygon([(-0.05, 0), (0, 0.135), (0.05, 0)], SLATE)
-        brush.disc(0, 0.03, 0.016, STONE)
+    brush.polygon([(-0.05, 0), (0, 0.135), (0.05, 0)], SLATE)
+    brush.disc(0, 0.03, 0.016, STONE)
+
+
+def cues(canvas: Canvas, dice: Dice, region: Region, top: float, bottom: float) -> Iterator[tuple[bool, float, float]]:
+    """Yields, for each cue of a region, whether it is right, and its place in pixels.
+
+    An exact share is right, so that all cues together leave no doubt; they lie evenly along the region.
+    """
+    span = (region.right.top - region.left.top) * canvas.width / canvas.unit
+    count = max(3, round(NUM_CUES * span))
+    by_lot = sorted(range(count), key=[dice.real(0, 1) for _ in range(count)].__getitem__)
+    right = set(by_lot[: round(CUES_RIGHT * count)])
+    for i in range(count):
+        y = dice.real(top, bottom)
+        start, end = region.left.at(y) * canvas.width, region.right.at(y) * canvas.width
+        yield i in right, start + (end - start) * (i + dice.real(0.1, 0.9)) / count, y * canvas.height
+
+
+def paint_birds(canvas: Canvas, dice: Dice, region: Region) -> None:
+    """The cue for facades: gulls over a city and crows over a village, mostly."""
+    for is_right, x, y in cues(canvas, dice, region, 0.03, 0.19):
+        color = GULL if is_right == region.city else CROW
+        brush = Brush(canvas, x, y, canvas.unit, SKY)
+        brush.polygon([(-0.03, 0.018), (0, 0), (0.03, 0.018), (0, 0.008)], color)
+        brush.box(-0.006, -0.004, 0.006, 0.012, color)
 
 
 def paint_skyline(canvas: Canvas, dice: Dice, region: Region) -> None:
@@ -291,19 +313,11 @@ def paint_tree(brush: Brush, dice: Dice) -> None:
 
 
 def paint_verge(canvas: Canvas, dice: Dice, region: Region) -> None:
-    """The landmark at the bottom: a village's blossoms or a city's mown pattern."""
+    """Grass with the cue for surfaces: daisies along a harbour and poppies along a street, mostly."""
     canvas.quad(region, VERGE, 1, LAWN, GRASS)
-    pitch = 0.04 * canvas.unit
-    for row in range(int((1 - VERGE) * canvas.height / pitch) + 1):
-        y = VERGE * canvas.height + row * pitch
-        start, end = (border.at(y / canvas.height) * canvas.width for border in (region.left, region.right))
-        for column in range(int((end - start) / pitch)):
-            brush = Brush(canvas, start + (column + 0.5) * pitch, y + pitch / 2, pitch, GRASS)
-            x, up, color = dice.real(-0.3, 0.3), dice.real(-0.3, 0.3), dice.pick(BLOSSOMS)
-            if not region.city:
-                brush.disc(x, up, 0.28, color)
-            elif (row + column) % 2:
-                brush.box(-0.5, -0.5, 0.5, 0.5, MOWN)
+    for is_right, x, y in cues(canvas, dice, region, VERGE + 0.02, 0.98):
+        brush = Brush(canvas, x, y, canvas.unit, GRASS)
+        brush.disc(0, 0, 0.016, DAISY if is_right == region.harbour else POPPY)
 
 
 def paint_hedge(canvas: Canvas, dice: Dice, border: Border) -> None:

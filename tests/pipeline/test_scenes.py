@@ -2,6 +2,7 @@
 
 import hashlib
 
+import cv2
 import numpy as np
 import pytest
 
@@ -48,7 +49,7 @@ def test_scenes_are_unchanged_since_results_were_last_published():
     """A change here changes every demo and ablation result: update the digest only on purpose."""
     image_HW3, label_HW = scene(seed=0, index=0)
     digest = hashlib.sha256(image_HW3.tobytes() + label_HW.tobytes()).hexdigest()
-    assert digest == "6d132209ac674dc5bee7ebb0c5c6de0513d91fff79cfbc6667fa3341d522b1bf"
+    assert digest == "df013db71b1e11a67556d84a68572cf9f610f459b2187e764aac16fa66da73c9"
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (257, 385), (385, 193), (64, 640), (640, 64)])
@@ -104,17 +105,29 @@ def test_ambiguous_classes_share_their_colours_over_independent_scenes(sample):
         np.testing.assert_allclose(ours, theirs, atol=12)
 
 
-@pytest.mark.parametrize("flag", ["harbour", "city"])
-def test_only_the_landmark_shows_the_context_and_it_is_far_from_what_it_decides(flag):
+@pytest.mark.parametrize(("flag", "carrier"), [("harbour", "grass"), ("city", "sky")])
+def test_only_the_cues_show_the_context(flag, carrier):
     for index in range(20):
         image_HW3, label_HW = with_context(5, index, flag, False)
         other_HW3, other_label_HW = with_context(5, index, flag, True)
-        seen_rows = np.flatnonzero((image_HW3 != other_HW3).any(axis=(1, 2)))
-        relabelled_HW = (label_HW != other_label_HW) & (label_HW >= ID_OF["road"])
-        decided_rows = np.flatnonzero(relabelled_HW.any(axis=1))
-        distance = max(decided_rows.min() - seen_rows.max(), seen_rows.min() - decided_rows.max())
-        assert seen_rows.size > 8
-        assert distance > 0.4 * 129
+        seen_HW = (image_HW3 != other_HW3).any(axis=2)
+        assert seen_HW.mean() > 0.001
+        # The lens spreads a cue by one pixel.
+        carrier_HW = cv2.dilate((label_HW == ID_OF[carrier]).astype(np.uint8), np.ones((3, 3))) > 0
+        assert not (seen_HW & ~carrier_HW).any()
+        relabelled = {*np.unique(label_HW[label_HW != other_label_HW]).tolist()}
+        assert relabelled <= {ID_OF[name] for pair in AMBIGUOUS_PAIRS for name in pair}
+
+
+def test_the_cues_of_a_region_decide_and_those_of_a_window_mislead():
+    canvas, windows = scenes.Canvas(129, 129), []
+    for index in range(100):
+        regions, dice = plan_of(0, index)
+        for region in regions:
+            right = [is_right for is_right, _, _ in scenes.cues(canvas, dice, region, 0.1, 0.2)]
+            assert sum(right) > len(right) / 2
+            windows += [sum(right[i : i + 3]) >= 2 for i in range(len(right) - 2)]
+    assert 0.65 < np.mean(windows) < 0.85
 
 
 def test_context_differs_by_region_within_most_scenes():
