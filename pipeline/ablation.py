@@ -31,7 +31,7 @@ from pipeline.history import read_history
 from pipeline.parts import write_table
 from pipeline.progress import duration, say
 from pipeline.run_folder import differing_keys, fixed_keys
-from pipeline.training import train
+from pipeline.training import located, train
 
 CONFIG, RECORD, RESULTS_FILE, TABLES = "ablation.yaml", "ablation.json", "results.parquet", "ablation.md"
 TUNE = "tune"  # Ray Tune's own files, which are of no use once it has ended
@@ -57,7 +57,7 @@ def ablate(config: AblateConfig) -> Ablation:
     output = storage.absolute(config.output)
     num_images = {split: len(list_pairs(config.data, split)) for split in _splits(config)}
     _claim(output, config, num_images)
-    grid = _Grid(config, output, num_images)
+    grid = _Grid(located(config), output, num_images)
     finished = {trial.name: record for trial in grid.trials if (record := grid.record(trial))}
     waiting = [trial for trial in grid.trials if trial.name not in finished]
     problems: dict[str, str] = {}

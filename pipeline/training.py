@@ -3,7 +3,7 @@
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -38,6 +38,9 @@ class TrainSummary:
     images_per_second: float | None  # of the training steps alone; None if nothing was left to train
 
 
+AnyConfig = TypeVar("AnyConfig", bound=TrainConfig)
+
+
 def train(config: TrainConfig, command: Sequence[str] = ()) -> TrainSummary:
     """Train, or go on with a run that was interrupted, on the cluster that this process can reach.
 
@@ -69,13 +72,20 @@ def train(config: TrainConfig, command: Sequence[str] = ()) -> TrainSummary:
             tracker.add(news.records)
 
         with watched(board, show):
-            result = _fit(config, output, train_pairs, validator, board)
+            result = _fit(located(config), output, train_pairs, validator, board)
             outcome: dict[str, Any] = result.return_value or {}
             problem = outcome.get("problem") or ray.get(board.problem.remote())
             if problem:
                 raise UserError(problem)
             remove_orphans(output)
             return _publish(output, result, validator, outcome.get("images_per_second"))
+
+
+def located(config: AnyConfig) -> AnyConfig:
+    """The configuration with absolute places: a relative path means another one in the folder that a worker runs in."""
+    data = config.data.model_copy(update={"root": storage.absolute(config.data.root)})
+    weights = config.weights and storage.absolute(config.weights)
+    return config.model_copy(update={"data": data, "weights": weights})
 
 
 def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validator, board: Any) -> Any:

@@ -1,5 +1,6 @@
 """jobs/ablate.py on a Ray cluster and a bucket, as a user runs it."""
 
+import os
 import subprocess
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from pipeline import storage
 from pipeline.ablation_tables import RESULTS
 from pipeline.parts import read_table
-from tests.conftest import RunJob, make_bucket
+from tests.conftest import REPOSITORY, RunJob, make_bucket
 from tests.ray_head import RayHead
 from tests.scene_data import TRAIN_OPTIONS, write_training_set
 
@@ -21,22 +22,28 @@ RUNS = ["resnet18-none-aux0.4-seed3", "resnet18-none-noaux-seed3"]
 
 @pytest.fixture(scope="module")
 def root(head: RayHead) -> str:
-    bucket = make_bucket()
-    write_training_set(f"{bucket}/scenes")
-    return bucket
+    return make_bucket()
 
 
 @pytest.fixture(scope="module")
-def ablated(root: str, run_job: RunJob) -> subprocess.CompletedProcess[str]:
-    done = ablate(root, run_job)
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset at a relative path, which means something else in the folders that Ray's processes run in."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_training_set(str(folder))
+    return os.path.relpath(folder, REPOSITORY)
+
+
+@pytest.fixture(scope="module")
+def ablated(root: str, scenes: str, run_job: RunJob) -> subprocess.CompletedProcess[str]:
+    done = ablate(root, scenes, run_job)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
 def ablate(
-    root: str, run_job: RunJob, *options: str, experiments: str = "auxiliary", output: str = "ablation"
+    root: str, scenes: str, run_job: RunJob, *options: str, experiments: str = "auxiliary", output: str = "ablation"
 ) -> subprocess.CompletedProcess[str]:
-    data = ["--data.root", f"{root}/scenes", "--output", f"{root}/{output}"]
+    data = ["--data.root", scenes, "--output", f"{root}/{output}"]
     return run_job("jobs/ablate.py", *data, "--experiments", experiments, *SMALL, *GRID, *options)
 
 
@@ -86,10 +93,10 @@ def test_prints_and_keeps_the_papers_table_with_its_numbers(
 
 
 def test_the_same_command_again_trains_nothing_and_says_the_same(
-    root: str, ablated: subprocess.CompletedProcess[str], run_job: RunJob
+    root: str, scenes: str, ablated: subprocess.CompletedProcess[str], run_job: RunJob
 ) -> None:
     before = {uri: storage.read_bytes(uri) for uri in storage.find(f"{root}/ablation/runs")}
-    again = ablate(root, run_job)
+    again = ablate(root, scenes, run_job)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "all 2 trainings were done before" in again.stdout
     assert {uri: storage.read_bytes(uri) for uri in storage.find(f"{root}/ablation/runs")} == before
@@ -97,14 +104,14 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(
 
 
 def test_multi_scale_testing_of_what_is_trained_and_an_interrupted_training_goes_on(
-    root: str, ablated: subprocess.CompletedProcess[str], run_job: RunJob
+    root: str, scenes: str, ablated: subprocess.CompletedProcess[str], run_job: RunJob
 ) -> None:
     """A second experiment adds its own training only; the one whose results are missing is not trained again."""
     storage.remove(f"{root}/ablation/runs/{RUNS[0]}/ablation.json")
     weights = storage.read_bytes(f"{root}/ablation/runs/{RUNS[0]}/last/model.safetensors")
     steps = storage.read_bytes(f"{root}/ablation/runs/{RUNS[0]}/history.jsonl").count(b'"kind": "step"')
     options = ["--backbones", "resnet18", "--scales", "1,1.5"]
-    more = ablate(root, run_job, *options, experiments="auxiliary,scales")
+    more = ablate(root, scenes, run_job, *options, experiments="auxiliary,scales")
     assert more.returncode == 0, more.stdout + more.stderr
     assert "3 trainings of 3 settings, 1 done before" in more.stdout
     assert f"begins: {RUNS[1]}" not in more.stdout
@@ -118,10 +125,10 @@ def test_multi_scale_testing_of_what_is_trained_and_an_interrupted_training_goes
 
 
 def test_another_base_recipe_is_refused_with_the_differing_keys(
-    root: str, ablated: subprocess.CompletedProcess[str], run_job: RunJob
+    root: str, scenes: str, ablated: subprocess.CompletedProcess[str], run_job: RunJob
 ) -> None:
     other = ablate(
-        root, run_job, "--optimization.learning-rate", "0.5", "--model.bins", "1", "--optimization.seed", "9"
+        root, scenes, run_job, "--optimization.learning-rate", "0.5", "--model.bins", "1", "--optimization.seed", "9"
     )
     assert other.returncode == 2
     assert (
@@ -131,21 +138,21 @@ def test_another_base_recipe_is_refused_with_the_differing_keys(
     assert "seed:" not in other.stderr
 
 
-def test_more_trials_at_once_than_the_cluster_holds_are_refused(root: str, run_job: RunJob) -> None:
-    done = ablate(root, run_job, "--trials-at-once", "3", output="too-many")
+def test_more_trials_at_once_than_the_cluster_holds_are_refused(root: str, scenes: str, run_job: RunJob) -> None:
+    done = ablate(root, scenes, run_job, "--trials-at-once", "3", output="too-many")
     assert done.returncode == 2
     assert "trials_at_once: 3 training(s) at once need 12 CPUs" in done.stderr
     assert "the cluster has 8" in done.stderr
 
 
 def test_a_training_that_fails_is_named_and_leaves_the_results_of_the_others(
-    root: str, ablated: subprocess.CompletedProcess[str], run_job: RunJob
+    root: str, scenes: str, ablated: subprocess.CompletedProcess[str], run_job: RunJob
 ) -> None:
     folder = f"{root}/ablation/runs/{RUNS[1]}"
     record, config = (storage.read_bytes(f"{folder}/{name}") for name in ("ablation.json", "config.yaml"))
     storage.remove(f"{folder}/ablation.json")
     storage.write_bytes(f"{folder}/config.yaml", config.replace(b"momentum: 0.9", b"momentum: 0.8"))
-    failed = ablate(root, run_job)
+    failed = ablate(root, scenes, run_job)
     storage.write_bytes(f"{folder}/ablation.json", record)
     storage.write_bytes(f"{folder}/config.yaml", config)
     assert failed.returncode == 2
