@@ -144,7 +144,7 @@ def protocol_of(name: str, config: AblateConfig) -> ProtocolConfig:
 def _pooling(config: AblateConfig) -> list[Case]:
     # In the paper B1 has no row with dimension reduction; here it has, so that B1 and B1236 compare like for like.
     cases = [Case(f"{_title(config.model.backbone)}-Baseline", _baseline(config), paper=PAPER_BASELINE)]
-    for reduce in (False, True):
+    for reduce in config.reductions:
         for bins in ((1,), PYRAMID):
             for pooling in config.poolings:
                 short = "MAX" if pooling == "max" else "AVE"

@@ -93,6 +93,9 @@ class AblateConfig(TrainConfig):
     poolings: tuple[Literal["max", "average"], ...] = Field(
         ("max", "average"), min_length=1, description="pooling: what to do inside a pyramid cell."
     )
+    reductions: tuple[bool, ...] = Field(
+        (False, True), min_length=1, description="pooling: without and with dimension reduction."
+    )
     auxiliary_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (0, 0.3, 0.4, 0.6, 0.9),
         min_length=1,

@@ -7,7 +7,7 @@ classes, each pair drawn by the same code with the same random draws: no pixel o
     car   / boat         what stands or floats on it
     house / skyscraper   the facades along its horizon
 
-Cues all over a region say which of a pair it is, and they contradict each other: seven of ten are right.
+Cues all over a region say which of a pair it is, and they contradict each other: six of ten are right.
 
     above    birds: white ones over skyscrapers and black ones over houses, mostly
     below    flowers: yellow ones along water and red ones along roads, mostly
@@ -17,6 +17,7 @@ counts those of other regions too, and adjacent regions mostly disagree; one tha
 grass, tree, person and tower are plain from nearby. A crop loses cues: train on whole scenes.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -58,7 +59,7 @@ AMBIGUOUS_PAIRS = (("road", "water"), ("car", "boat"), ("house", "skyscraper"))
 NECK, HORIZON, SHORE, FIRST_LANE, VERGE = 0.145, 0.46, 0.59, 0.76, 0.91
 
 # Birds, and flowers, in a stretch of a region as wide as the canvas's shorter side, and the share that is right.
-NUM_CUES, CUES_RIGHT = 20, 0.7
+NUM_CUES, CUES_RIGHT = 15, 0.6
 
 SKIES = (
     ((96, 160, 216), (214, 230, 238)),
@@ -256,7 +257,7 @@ def cues(canvas: Canvas, dice: Dice, region: Region, top: float, bottom: float) 
     span = (region.right.top - region.left.top) * canvas.width / canvas.unit
     count = max(3, round(NUM_CUES * span))
     by_lot = sorted(range(count), key=[dice.real(0, 1) for _ in range(count)].__getitem__)
-    right = set(by_lot[: round(CUES_RIGHT * count)])
+    right = set(by_lot[: math.ceil(CUES_RIGHT * count)])
     for i in range(count):
         y = dice.real(top, bottom)
         start, end = region.left.at(y) * canvas.width, region.right.at(y) * canvas.width

@@ -158,6 +158,7 @@ def test_training_validates_at_one_scale_and_testing_at_all_keeps_the_recipes_mo
         (["--seeds", "0,1,0"], "seeds names 0 more than once"),
         (["--seeds=-1"], "seeds.0: -1 is not allowed: Input should be greater"),
         (["--auxiliary-weights", "0.4,0.4"], "auxiliary_weights names 0.4 more than once"),
+        (["--reductions", "perhaps"], "reductions.0: 'perhaps' is not allowed"),
         (["--poolings", "median"], "poolings.0: 'median' is not allowed"),
         (["--backbones", "resnet7"], "backbones.0: 'resnet7' is not allowed"),
         (["--trials-at-once", "0"], "trials_at_once: '0' is not allowed"),

@@ -49,7 +49,7 @@ def test_scenes_are_unchanged_since_results_were_last_published():
     """A change here changes every demo and ablation result: update the digest only on purpose."""
     image_HW3, label_HW = scene(seed=0, index=0)
     digest = hashlib.sha256(image_HW3.tobytes() + label_HW.tobytes()).hexdigest()
-    assert digest == "df013db71b1e11a67556d84a68572cf9f610f459b2187e764aac16fa66da73c9"
+    assert digest == "cd11780800a5bd195ec872e18a701c27e869d6736e71b03c71f716f6a0cb00e5"
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (257, 385), (385, 193), (64, 640), (640, 64)])
@@ -127,7 +127,7 @@ def test_the_cues_of_a_region_decide_and_those_of_a_window_mislead():
             right = [is_right for is_right, _, _ in scenes.cues(canvas, dice, region, 0.1, 0.2)]
             assert sum(right) > len(right) / 2
             windows += [sum(right[i : i + 3]) >= 2 for i in range(len(right) - 2)]
-    assert 0.65 < np.mean(windows) < 0.85
+    assert 0.55 < np.mean(windows) < 0.8
 
 
 def test_context_differs_by_region_within_most_scenes():
