@@ -2,12 +2,16 @@
 PYTHON := $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-fast check format clean
+# Scenarios that `make chaos` plays: CHAOS_SEEDS=17 is that one again.
+CHAOS_SEEDS ?= 0-49
+
+.PHONY: help setup demo test test-fast chaos check format clean
 
 help:
 	@echo "make demo       train a small PSPNet, label a bucket with it and query the result, all on this machine"
 	@echo "make test       lint, type checks and every test"
 	@echo "make test-fast  the same without the slow tests"
+	@echo "make chaos      an hour of segmentation runs that lose processes, nodes and storage requests (CHAOS_SEEDS=first-last)"
 	@echo "make setup      build .venv, which the others do by themselves"
 	@echo "make format     format the code"
 	@echo "make clean      remove .venv and what the demo wrote"
@@ -37,6 +41,9 @@ test: check
 
 test-fast: check
 	$(BIN)/python -m pytest -m 'not slow'
+
+chaos: .venv/.ready
+	CHAOS_SEEDS=$(CHAOS_SEEDS) $(BIN)/python -m pytest -s -q tests/test_segment_chaos.py -k one_row
 
 format: .venv/.ready
 	$(BIN)/ruff check --fix .

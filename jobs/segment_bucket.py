@@ -13,7 +13,8 @@ def main(argv: list[str]) -> int:
     summary = segment(config)
     images = sum(summary.outcomes.values())
     say(f"Output      {summary.output} (masks/, class_stats/, classes.parquet, runs/{summary.run_id}.json)")
-    say(f"Images      {summary.total:,} in the input, {summary.done_before:,} done before, {images:,} in this run")
+    listed = summary.listed
+    say(f"Images      {listed.images:,} in the input, {listed.done_before:,} done before, {images:,} in this run")
     if images:
         rate = images / summary.seconds
         say(f"Time        {duration(summary.seconds)}, {rate:.1f} images/s with start and end included")

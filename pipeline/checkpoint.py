@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pipeline import storage
 from pipeline.data_config import CalibrationData, DataConfig
 from pipeline.errors import UserError
+from pipeline.recipe import ProtocolConfig
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,10 @@ class Checkpoint:
     model_id: str
 
     @classmethod
-    def load(cls, uri: str, long_side: int | None) -> "Checkpoint":
+    def load(cls, uri: str, long_side: int | None, protocol: ProtocolConfig | None = None) -> "Checkpoint":
         """Load from a local or remote folder; `long_side` (pixels), if given, takes the place of the checkpoint's own.
+
+        The model's id is that of how it labels images, which `protocol` has a part in.
 
         Raises: UserError for a folder that is missing, damaged or no checkpoint.
         """
@@ -46,6 +49,8 @@ class Checkpoint:
         if long_side is not None:
             # Another preprocessing makes other masks, so it counts as another model.
             metadata.preprocessing = {**metadata.preprocessing, "long_side": long_side}
+        if protocol is not None and not protocol.is_plain:
+            metadata.preprocessing = {**metadata.preprocessing, "protocol": protocol.model_dump(mode="json")}
         return cls(network, metadata, metadata.preprocessing.get("long_side"), models.model_id(network, metadata))
 
     @property

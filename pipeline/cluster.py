@@ -3,6 +3,10 @@
 import logging
 import os
 import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,14 +35,36 @@ def connect(verbose: bool = False) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _require_listener(address)
-        ray.init(**options)
     else:
-        cpus = max(LOCAL_CPUS, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+        options |= {"address": "local", "num_cpus": max(LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+    with nullcontext() if verbose else _quiet_core():
+        ray.init(**options)
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(level)
     if not verbose:
         _leave_out(MANY_PROCESSES)
+
+
+@contextmanager
+def _quiet_core() -> Iterator[None]:
+    """Start Ray's C++ core without its notices, which go past Python's logging; those of a failed start are shown.
+
+    The level comes from the environment alone, and the core tells on the terminal that it took it from there.
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as told:
+        os.dup2(told.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            told.seek(0)
+            os.write(terminal, told.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def _leave_out(notice: str) -> None:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from pipeline.data_config import CalibrationData, DataConfig
+from pipeline.input_config import SOURCES, InputConfig
 from pipeline.recipe import (
     AugmentConfig,
     LossConfig,
@@ -115,7 +116,7 @@ class AblateConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _grid(self) -> "AblateConfig":
-        for name in ("experiments", "seeds", "poolings", "auxiliary_weights", "backbones", "scales"):
+        for name in ("experiments", "seeds", "poolings", "reductions", "auxiliary_weights", "backbones", "scales"):
             values = getattr(self, name)
             if twice := sorted({str(value) for value in values if values.count(value) > 1}):
                 raise ValueError(f"{name} names {', '.join(twice)} more than once; name each once")
@@ -154,10 +155,9 @@ class PredictConfig(JobSettings):
         return self
 
 
-class SegmentConfig(PredictConfig):
-    """Label every image under a prefix or glob; write masks and statistics to Parquet. Run again to resume."""
+class SegmentConfig(InputConfig, PredictConfig):
+    """Label every image of prefixes, lists or tables; write masks and statistics to Parquet. Run again to resume."""
 
-    input: str = Field(description="Prefix or glob of images, a path or URI: s3://bucket/photos/ or .../*.jpg.")
     output: str = Field(description="Folder or URI of the tables.")
     batch_size: int = Field(8, ge=1, description="Most images of one size that are predicted together.")
     rows_per_part: int = Field(1024, ge=1, description="Images per Parquet part, at the least.")
@@ -166,6 +166,19 @@ class SegmentConfig(PredictConfig):
         None,
         ge=64,
         description="Shrink images to this long side to predict them, pixels; none: as the checkpoint says.",
+    )
+    protocol: ProtocolConfig = ProtocolConfig()
+    retry_errors: tuple[str, ...] = Field(
+        (),
+        description="Kinds of failures, as the column error_type has them, to try again; 'all': every kind. The new "
+        "rows take the place of the old ones.",
+    )
+    relabel_changed: bool = Field(False, description="Label images again whose ETag is another one than their row's.")
+    max_error_rate: float = Field(
+        0.5, ge=0, le=1, description="Give up when a larger share of the images, of 200 or more, has failed; 1: never."
+    )
+    price_per_hour: float | None = Field(
+        None, ge=0, description="Of the cluster, in any currency, to show what the run has cost; none: not shown."
     )
 
 
@@ -210,3 +223,22 @@ class EvaluateConfig(PredictConfig):
         description="Fit a temperature that makes confidences as right as they say, and write the checkpoint with it "
         "to this folder or URI; none: no.",
     )
+
+
+class VerifyConfig(InputConfig):
+    """Check all that must be true of an output, and mend it on request. Exit code 1: something is wrong with it."""
+
+    output: str = Field(description="Folder or URI that jobs/segment_bucket.py wrote.")
+    deep: bool = Field(False, description="Decode every mask, too, and compare it with its statistics.")
+    repair: bool = Field(
+        False, description="Mend what can be mended, so that the next run completes the output; no run may be at work."
+    )
+
+    @model_validator(mode="after")
+    def _sources(self) -> "VerifyConfig":
+        # Unlike a run: without inputs the output is checked for itself, with them each image must have its row.
+        return self
+
+    @property
+    def has_inputs(self) -> bool:
+        return any(getattr(self, source) for source in SOURCES)

@@ -3,7 +3,6 @@
 Does not import torch, which would cost every loading process seconds; the actors load it with their model.
 """
 
-import os
 import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from pipeline.datasets import Pair, load_pair
 from pipeline.errors import UserError
 from pipeline.images import decode_image, decode_label, encode_image, encode_mask, shrink
 from pipeline.metrics import Metrics, confusion_matrix
+from pipeline.prediction import use_threads, with_protocol
 from pipeline.recipe import ProtocolConfig
 
 # Decoded pixels are handed on in pieces of about this size, so that large images do not pile up in a task.
@@ -156,11 +156,7 @@ class Evaluator:
         threads: int,
         wanted: Wanted,
     ) -> None:
-        import torch
-
-        if device == "cpu":
-            torch.set_num_threads(min(threads, os.cpu_count() or 1))
-        cv2.setNumThreads(1)
+        use_threads(device, threads)
         self._data, self._wanted = data, wanted
         self._problem: UserError | None = None
         try:
@@ -238,22 +234,6 @@ class Evaluator:
         rows_P, columns_P = np.divmod(labelled, truth_HW.shape[1])
         logits_PK = self._single.logits_at(image_HW3, truth_HW.shape, rows_P, columns_P)
         return slopes(logits_PK, truth_HW[rows_P, columns_P])
-
-
-def with_protocol(predictor: Any, protocol: ProtocolConfig) -> Any:
-    """What labels whole images as the protocol says, with the arguments of `Predictor.predict`."""
-    from models import SlidingPredictor
-
-    whole = protocol.mode == "whole"
-    if whole and not protocol.mirror and protocol.scales == (1.0,):
-        return predictor
-    return SlidingPredictor(
-        predictor,
-        base_size=None if whole else protocol.base_size,
-        crop=None if whole else protocol.crop,
-        mirror=protocol.mirror,
-        scales=protocol.scales,
-    )
 
 
 def _loaded(pair: Pair, data: DataConfig) -> dict[str, Any]:

@@ -1,47 +1,86 @@
 """Decoding and encoding of images, label maps and masks, on plain arrays. The only place that does either."""
 
 import io
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image
 
-ImageFile.LOAD_TRUNCATED_IMAGES = False
-# Size limits are our own and apply before decoding; Pillow's would warn or raise at another size.
-Image.MAX_IMAGE_PIXELS = None
+from pipeline.image_formats import KINDS, ImageError, deadline, opened, quiet
+from pipeline.image_pixels import as_rgb, jpeg_pixels, load, orientation, turned
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM")
-
-
-@dataclass(eq=False)
-class ImageError(Exception):
-    """An image that cannot be used; `kind` is one of a few words that tables can be grouped by."""
-
-    kind: str  # Empty, NotAnImage, Corrupt, TooLarge; of a label: NotALabelMap, UnknownColor
-    message: str
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.kind, self.message)
-
-    def __str__(self) -> str:
-        return self.message
+__all__ = [
+    "KINDS",
+    "Decoded",
+    "ImageError",
+    "decode_image",
+    "decode_label",
+    "decode_shrunk",
+    "encode_image",
+    "encode_mask",
+    "overlay",
+    "shrink",
+]
 
 
-def decode_image(content: bytes, max_pixels: int | None = None) -> NDArray[np.uint8]:
+class Decoded(NamedTuple):
+    """An image at the size that is wanted, and the size of the original in pixels."""
+
+    image_HW3: NDArray[np.uint8]
+    height: int
+    width: int
+
+
+def decode_image(
+    content: bytes,
+    max_pixels: int | None = None,
+    max_bytes: int | None = None,
+    seconds: float | None = None,
+) -> NDArray[np.uint8]:
     """Decode an image file as a viewer shows it.
 
     EXIF orientation is applied, 16-bit samples are scaled to 8, transparency lies on white, and of an
-    animation the first frame counts. ICC profiles are left alone.
+    animation the first frame counts. ICC profiles are left alone. docs/images.md has every rule.
+
+    Args:
+        content: the file.
+        max_pixels: larger images are refused before they are decoded.
+        max_bytes: so are larger files.
+        seconds: CPU time after which decoding is given up, where it can be (see image_formats.deadline).
 
     Returns: H x W x 3 uint8, RGB.
     Raises: ImageError.
     """
-    return np.asarray(_as_rgb(_turned(_opened(content, max_pixels))))
+    return decode_shrunk(content, None, max_pixels, max_bytes, seconds).image_HW3
+
+
+def decode_shrunk(
+    content: bytes,
+    long_side: int | None,
+    max_pixels: int | None = None,
+    max_bytes: int | None = None,
+    seconds: float | None = None,
+) -> Decoded:
+    """Decode an image file and shrink its long side to at most `long_side` pixels, as shrink(decode_image()) does.
+
+    A JPEG of about twice the size or more is decoded at a half, quarter or eighth, which is faster and differs by
+    about one step of 255 on average (docs/images.md).
+
+    Raises: ImageError.
+    """
+    with deadline(seconds), quiet():
+        image = opened(content, max_pixels, max_bytes)
+        pixels_HW3 = jpeg_pixels(content, image, long_side) if image.format in ("JPEG", "MPO") else None
+        if pixels_HW3 is None:
+            load(image)
+            pixels_HW3 = as_rgb(image, content)
+        turn = orientation(image)
+        width, height = image.size if turn < 5 else image.size[::-1]
+        small_HW3 = _resized(np.ascontiguousarray(turned(pixels_HW3, turn)), _shrunk_size(height, width, long_side))
+        return Decoded(small_HW3, height, width)
 
 
 def decode_label(content: bytes, colors: Mapping[tuple[int, int, int], int] | None = None) -> NDArray[np.int32]:
@@ -54,15 +93,18 @@ def decode_label(content: bytes, colors: Mapping[tuple[int, int, int], int] | No
     Returns: H x W int32.
     Raises: ImageError.
     """
-    image = _opened(content, None)
+    with quiet():
+        image = opened(content)
+        load(image)
+        turn = orientation(image)
     if colors and image.mode in ("RGB", "RGBA"):
-        return _ids_of_colors(np.asarray(image.convert("RGB")), colors)
+        return _ids_of_colors(turned(np.asarray(image.convert("RGB")), turn), colors)
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise ImageError(
             "NotALabelMap",
             f"has mode {image.mode}, but label ids need one channel (8-bit, 16-bit or palette)",
         )
-    return np.asarray(image).astype(np.int32)
+    return np.ascontiguousarray(turned(np.asarray(image), turn), np.int32)
 
 
 def encode_mask(class_ids_HW: NDArray[np.integer], palette: NDArray[np.uint8]) -> bytes:
@@ -102,36 +144,20 @@ def overlay(
 def shrink(image_HW3: NDArray[np.uint8], long_side: int | None) -> NDArray[np.uint8]:
     """Image with its long side at most `long_side` pixels, averaging what it drops; None leaves it alone."""
     height, width = image_HW3.shape[:2]
+    return _resized(image_HW3, _shrunk_size(height, width, long_side))
+
+
+def _shrunk_size(height: int, width: int, long_side: int | None) -> tuple[int, int]:
     if long_side is None or max(height, width) <= long_side:
-        return image_HW3
+        return height, width
     scale = long_side / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(image_HW3, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _opened(content: bytes, max_pixels: int | None) -> Image.Image:
-    """An opened and fully decoded image; every way to fail becomes an ImageError."""
-    if not content:
-        raise ImageError("Empty", "the file has no bytes")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # damaged metadata is no reason to fail, nor to print
-        try:
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-        except Image.UnidentifiedImageError:
-            start = content[:16]
-            raise ImageError("NotAnImage", f"not in a known image format; it starts with {start!r}") from None
-        except Exception as error:
-            raise ImageError("Corrupt", f"damaged header: {error}") from None
-        pixels = image.width * image.height
-        if max_pixels is not None and pixels > max_pixels:
-            raise ImageError(
-                "TooLarge", f"{image.width} x {image.height} is {pixels} pixels; the limit is {max_pixels}"
-            )
-        try:
-            image.load()
-        except Exception as error:  # Pillow's decoders raise whatever their parsing runs into
-            raise ImageError("Corrupt", f"cannot be decoded: {error}") from None
-    return image
+def _resized(image_HW3: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    if image_HW3.shape[:2] == size:
+        return image_HW3
+    return cv2.resize(image_HW3, size[::-1], interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def _ids_of_colors(colored_HW3: NDArray[np.uint8], colors: Mapping[tuple[int, int, int], int]) -> NDArray[np.int32]:
@@ -149,28 +175,6 @@ def _ids_of_colors(colored_HW3: NDArray[np.uint8], colors: Mapping[tuple[int, in
             "is that of no class, or of two",
         )
     return ids_C[places_HW]
-
-
-def _turned(image: Image.Image) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return ImageOps.exif_transpose(image)
-        except Exception:  # damaged metadata is no reason to fail
-            return image
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I;16", "I;16B", "I", "F"):
-        samples = np.nan_to_num(np.asarray(image).astype(np.float64))
-        if image.mode in ("I;16", "I;16B", "I"):
-            samples = samples / 257.0  # 65535 -> 255
-        return Image.fromarray(samples.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
-        layers = image.convert("RGBA")
-        white = Image.new("RGBA", layers.size, "white")
-        return Image.alpha_composite(white, layers).convert("RGB")
-    return image.convert("RGB")
 
 
 def _saved(image: Image.Image, format: str, **options: Any) -> bytes:

@@ -10,12 +10,14 @@ import posixpath
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.tables import MASKS
 
 READERS = 16  # parts whose ids are read at once; the reading is waiting
 
@@ -55,12 +57,15 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
             raise UserError(f"{uri}: cannot be read as Parquet: {error}; remove it") from error
 
 
+# What is read of every part before a run, so that it knows what is left to do.
+DONE = pa.schema([MASKS.field(name) for name in ("image_id", "status", "error_type", "etag")])
+
+
 @dataclass
 class Reconciled:
     """What an output holds after it was put in order, and what had to be done for that."""
 
-    image_ids: pa.Array
-    num_ok: int = 0
+    done: pa.Table = field(default_factory=DONE.empty_table)  # of DONE, each image once
     mended: list[str] = field(default_factory=list)
 
 
@@ -68,12 +73,12 @@ def reconcile(output: str) -> Reconciled:
     """Put in order what an interrupted run left, and return the images that are done.
 
     Half-written local files and statistics without masks are deleted. Masks without statistics (which no kill
-    leaves behind, but a person may) are deleted too, so that their images are done again. Rows that stand in two
-    parts are removed from the later one. Interrupted at any point, it can simply be run again.
+    leaves behind, but a person may) are deleted too, so that their images are done again. Of an image that stands
+    in two parts the newest row stays. Interrupted at any point, it can simply be run again.
 
     Raises: UserError.
     """
-    result = Reconciled(pa.array([], pa.binary(16)))
+    result = Reconciled()
     masks, class_stats = (_names(output, table, result) for table in ("masks", "class_stats"))
     for name in sorted(class_stats - masks):
         storage.remove(storage.join(output, "class_stats", name))
@@ -82,16 +87,42 @@ def reconcile(output: str) -> Reconciled:
         storage.remove(storage.join(output, "masks", name))
         result.mended.append(f"removed masks/{name}: its class_stats file is missing; its images are done again")
 
-    parts = _read_parts(output, sorted(masks & class_stats))
-    if parts and pc.count_distinct(pa.concat_tables(parts.values())["image_id"]).as_py() < sum(
-        map(len, parts.values())
-    ):
-        parts = _without_repeated(output, parts, result)
-    if parts:
-        done = pa.concat_tables(parts.values())
-        result.image_ids = done["image_id"].combine_chunks()
-        result.num_ok = pc.sum(pc.equal(done["status"], "ok")).as_py()
+    found = _read_parts(output, sorted(masks & class_stats), DONE.names)
+    if _stand_twice(found):
+        result.mended += remove_superseded(output)
+        found = _read_parts(output, sorted(_names(output, "masks", result)), DONE.names)
+    if found:
+        result.done = pa.concat_tables(found.values())
     return result
+
+
+def remove_superseded(output: str) -> list[str]:
+    """Of every image that stands in several parts keep the newest row alone; returns what was done.
+
+    A part that loses rows is written anew under another name before it goes: until then rows stand twice, never
+    nowhere.
+    """
+    names = sorted(_names(output, "masks", Reconciled()))
+    keep = _newest(_read_parts(output, names, ["image_id", "segmented_at"]))
+    mended: list[str] = []
+    rewritten: set[str] = set()
+    for name, kept in keep.items():
+        num_kept = pc.sum(kept).as_py() or 0
+        if num_kept in (0, len(kept)):
+            continue
+        masks = read_table(storage.join(output, "masks", name)).filter(kept)
+        class_stats = read_table(storage.join(output, "class_stats", name))
+        still_here = pc.is_in(class_stats["image_id"], value_set=masks["image_id"].combine_chunks())
+        smaller = part_name(masks["run_id"][0].as_py(), masks["image_id"])
+        write_part(output, smaller, masks, class_stats.filter(still_here))
+        rewritten.add(smaller)
+    for name, kept in keep.items():
+        num_superseded = len(kept) - (pc.sum(kept).as_py() or 0)
+        # An interrupted mending may have made a part already that was just made again.
+        if num_superseded and name not in rewritten:
+            remove_part(output, name)
+            mended.append(f"removed {num_superseded} rows from masks/{name}: newer ones have taken their place")
+    return mended
 
 
 def remove_strays(output: str, run_id: str, written: set[str]) -> list[str]:
@@ -120,34 +151,29 @@ def _names(output: str, table: str, result: Reconciled) -> set[str]:
     return names
 
 
-def _read_parts(output: str, names: list[str]) -> dict[str, pa.Table]:
+def _read_parts(output: str, names: list[str], columns: list[str]) -> dict[str, pa.Table]:
     with ThreadPoolExecutor(READERS) as pool:
-        columns = ["image_id", "status"]
         tables = pool.map(lambda name: read_table(storage.join(output, "masks", name), columns), names)
         return dict(zip(names, tables, strict=True))
 
 
-def _without_repeated(output: str, parts: dict[str, pa.Table], result: Reconciled) -> dict[str, pa.Table]:
-    seen: set[bytes] = set()
-    kept = {}
-    rewritten: set[str] = set()
-    for name, part in parts.items():
-        if name in rewritten:
-            continue  # an interrupted mending had made this part already, and it was just made again
-        ids = part["image_id"].to_pylist()
-        keep = pa.array([image_id not in seen for image_id in ids])
-        seen.update(ids)
-        kept[name] = part.filter(keep)
-        if kept[name].num_rows == part.num_rows:
-            continue
-        if kept[name].num_rows:
-            # The smaller part is complete before the larger one goes; until then rows stand twice, never nowhere.
-            masks = read_table(storage.join(output, "masks", name)).filter(keep)
-            class_stats = read_table(storage.join(output, "class_stats", name))
-            still_here = pc.is_in(class_stats["image_id"], value_set=masks["image_id"].combine_chunks())
-            new_name = part_name(masks["run_id"][0].as_py(), masks["image_id"])
-            write_part(output, new_name, masks, class_stats.filter(still_here))
-            rewritten.add(new_name)
-        remove_part(output, name)
-        result.mended.append(f"removed {part.num_rows - kept[name].num_rows} rows from masks/{name}: they stood twice")
-    return kept
+def _stand_twice(found: dict[str, pa.Table]) -> bool:
+    if not found:
+        return False
+    image_ids = pa.concat_tables(found.values())["image_id"]
+    return pc.count_distinct(image_ids).as_py() < len(image_ids)
+
+
+def _newest(dated: dict[str, pa.Table]) -> dict[str, pa.Array]:
+    """For each part, by row: whether no other row of the image is newer; of equally new ones the first stays."""
+    rows = pa.concat_tables(dated.values())
+    rows = rows.append_column("row", pa.array(np.arange(len(rows))))
+    by_age = rows.sort_by([("image_id", "ascending"), ("segmented_at", "descending"), ("row", "ascending")])
+    first_of_image = by_age.group_by("image_id", use_threads=False).aggregate([("row", "first")])["row_first"]
+    kept = np.zeros(len(rows), bool)
+    kept[first_of_image.to_numpy()] = True
+    ends = np.cumsum([len(part) for part in dated.values()])
+    return {
+        name: pa.array(kept[end - len(part) : end])
+        for (name, part), end in zip(dated.items(), ends.tolist(), strict=True)
+    }

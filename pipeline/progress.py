@@ -1,14 +1,22 @@
 """Counters and lines that remote workers send and the driver prints."""
 
+import shutil
+import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.worklist import Listed
+
+LINE_EVERY = 30.0  # seconds, in a log
+RECENT = 30.0  # seconds that the rate of now is taken over
+BAR = 20  # characters
 
 
 class News(NamedTuple):
@@ -28,8 +36,10 @@ class Board:
         self._records: list[dict[str, Any]] = []
         self._problem: str | None = None
 
-    def add(self, **counts: int) -> None:
+    def add(self, **counts: int) -> dict[str, int]:
+        """Count, and return the counts."""
         self._counts.update(counts)
+        return dict(self._counts)
 
     def say(self, line: str) -> None:
         self._lines.append(line)
@@ -79,31 +89,66 @@ def watched(board: Any, show: Callable[[News], None], every: float = 1.0) -> Ite
 
 
 class SegmentationLine:
-    """The progress line of a segmentation run, printed at most every `every` seconds."""
+    """Progress of a segmentation run: a bar in a terminal, a line every 30 seconds in a log.
 
-    def __init__(self, total: int, every: float = 10.0) -> None:
-        self._total = total
-        self._every = every
-        self._start = time.monotonic()
+    Args:
+        listed: what there is to do, as far as it is known.
+        price_per_hour: of the cluster; None: no costs are shown.
+    """
+
+    def __init__(self, listed: Listed, price_per_hour: float | None = None, out: TextIO | None = None) -> None:
         self.seconds_to_first: float | None = None
-        self._last_printed = -every
-        self._last_done = -1
+        self._listed = listed
+        self._price_per_hour = price_per_hour
+        self._out = out or sys.stdout
+        self._in_place = self._out.isatty()
+        self._start = time.monotonic()
+        self._recent: deque[tuple[float, int]] = deque([(0.0, 0)])  # of the last RECENT seconds
+        self._printed: tuple[float, int] = (-LINE_EVERY, 0)  # when, and how many images it told
 
     def show(self, news: News) -> None:
-        counts = news.counts
-        now = time.monotonic() - self._start
-        failed = {kind: count for kind, count in counts.items() if kind != "ok"}
-        done = min(counts.get("ok", 0) + sum(failed.values()), self._total)
+        """Print what has changed, if it is time to."""
+        counts, total = news.counts, self._listed.todo
+        now, done = time.monotonic() - self._start, min(sum(counts.values()), total)
         if done and self.seconds_to_first is None:
             self.seconds_to_first = round(now, 1)
-        if done == self._last_done or (now - self._last_printed < self._every and done < self._total):
+        self._recent.append((now, done))
+        while self._recent[1][0] <= now - RECENT:
+            self._recent.popleft()
+        is_last = done == total and self._listed.ended
+        last_time, last_done = self._printed
+        if not done or (done == last_done and not self._in_place):
             return
-        self._last_printed, self._last_done = now, done
+        if self._in_place or is_last or now - last_time >= LINE_EVERY:
+            self._printed = now, done
+            self._print(self.line(counts, now, done), is_last and done != last_done)
+
+    def line(self, counts: dict[str, int], now: float, done: int) -> str:
+        """What is known after `now` seconds."""
+        total, is_listed = self._listed.todo, self._listed.ended
+        then, before = self._recent[0]
         rate = done / now
-        left = duration((self._total - done) / rate) if done else "unknown"
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(failed.items()))
-        failures = f"{sum(failed.values())} failed" + (f" ({kinds})" if kinds else "")
-        say(f"{done:,} of {self._total:,} images · {rate:.1f} images/s · {left} left · {failures}")
+        recent = (done - before) / (now - then) if now > then else rate
+        failed = {kind: count for kind, count in sorted(counts.items()) if kind != "ok"}
+        kinds = f" ({', '.join(f'{count:,} {kind}' for kind, count in failed.items())})" if failed else ""
+        parts = [
+            f"{done:,} of {total:,} images" + ("" if is_listed else " listed so far"),
+            f"{recent:.1f} images/s now, {rate:.1f} on average",
+            f"{duration((total - done) / rate)} left" if is_listed else "time left unknown",
+            f"{sum(failed.values()):,} failed{kinds}",
+        ]
+        if self._price_per_hour is not None:
+            parts.append(f"{self._price_per_hour * now / 3600:,.2f} spent")
+        return " · ".join(parts)
+
+    def _print(self, line: str, is_last: bool) -> None:
+        if not self._in_place:
+            print(line, file=self._out, flush=True)
+            return
+        width = shutil.get_terminal_size().columns
+        filled = round(BAR * self._printed[1] / max(1, self._listed.todo))
+        text = f"{'█' * filled}{'░' * (BAR - filled)} {line}"[: width - 1]
+        print(f"\r\x1b[K{text}", end="\n" if is_last else "", file=self._out, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -160,6 +160,11 @@ class ProtocolConfig(Section):
         512, ge=64, description="Sliding: long side of an image at scale 1, pixels; none: its own."
     )
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether each image goes through the network once, as it is."""
+        return self.mode == "whole" and not self.mirror and self.scales == (1.0,)
+
 
 class ValidationConfig(Section):
     """Validation beside training, by the predictor that labels buckets."""

@@ -1,6 +1,6 @@
-"""Labelling a bucket: listed images are decoded by tasks, predicted by actors and written as parts.
+"""Labelling a bucket: listed images are decoded by tasks, predicted by actors and written as parts, wave by wave.
 
-list_images -> decode (tasks) -> Segmenter (actors) -> PartSink (tasks)
+list_images -> Worklist -> decode (tasks) -> Segmenter (actors) -> PartSink (tasks)
 """
 
 import json
@@ -10,8 +10,10 @@ import platform
 import secrets
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,13 +24,14 @@ from pipeline import cluster, parts, storage
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import PredictConfig, SegmentConfig
 from pipeline.errors import UserError, user_error
-from pipeline.manifest import list_images, refuse_output_inside_input
+from pipeline.id_set import IdSet
+from pipeline.inputs import list_images
 from pipeline.output import claim_output, first_failures
 from pipeline.progress import SegmentationLine, say, start_board, watched
-from pipeline.sink import PartSink
-from pipeline.stages import Segmenter, decode
-
-IMAGES_PER_BLOCK = 16
+from pipeline.sink import PartSink, WrittenPart
+from pipeline.stages import DECODED_BYTES, Segmenter, decode
+from pipeline.tables import IMAGE_ID_BYTES, image_id
+from pipeline.worklist import Listed, Worklist, blocks_of
 
 
 @dataclass
@@ -37,8 +40,7 @@ class Summary:
 
     run_id: str
     output: str
-    total: int  # images in the input
-    done_before: int
+    listed: Listed = field(default_factory=Listed)
     outcomes: dict[str, int] = field(default_factory=dict)  # of this run: 'ok' or kind of failure -> images
     failures: list[dict[str, str]] = field(default_factory=list)  # the first of this run's failed images
     seconds: float = 0.0
@@ -47,44 +49,73 @@ class Summary:
     @property
     def missing(self) -> int:
         """Images that have no row yet."""
-        return self.total - self.done_before - sum(self.outcomes.values())
+        return self.listed.todo - sum(self.outcomes.values())
 
 
 def segment(config: SegmentConfig) -> Summary:
-    """Label every image of the input that the output does not hold yet.
+    """Label every image of the inputs that the output does not hold yet.
 
-    Raises: UserError, for everything that can be known before an actor starts within seconds.
+    Raises: UserError; within seconds, for everything that can be known before an actor starts.
     """
     started = time.monotonic()
     output = storage.absolute(config.output)
-    refuse_output_inside_input(config.input, output)
-    model = Checkpoint.load(config.checkpoint, config.long_side)
+    listing = list_images(config)
+    model = Checkpoint.load(config.checkpoint, config.long_side, config.protocol)
     model.require_precision(config.checkpoint, config.precision)
-    images = list_images(config.input)
     claim_output(output, model)
     reconciled = parts.reconcile(output)
     for line in reconciled.mended:
         say(f"mended: {line}")
-    todo = images.filter(pc.invert(pc.is_in(images["image_id"], value_set=reconciled.image_ids)))
+    is_done = what_is_done(reconciled.done, config.retry_errors, config.relabel_changed)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    summary = Summary(run_id, output, len(images), len(images) - len(todo))
-    say(f"{len(images):,} images in {config.input}, {summary.done_before:,} of them done; model {model.model_id}")
-    if len(todo):
-        _run(config, model, todo, summary)
+    summary = Summary(run_id, output)
+    with Worklist(listing, is_done) as worklist:
+        summary.listed = worklist.listed
+        _label(config, model, worklist, summary)
+    if config.retry_errors or config.relabel_changed:
+        parts.remove_superseded(output)
     summary.seconds = time.monotonic() - started
     _write_run(config, model, summary)
     return summary
 
 
-def _run(config: SegmentConfig, model: Checkpoint, todo: pa.Table, summary: Summary) -> None:
-    cluster.connect(config.verbose)
-    stages = plan_stages(config, cluster.resources())
-    board = start_board()
+def _label(config: SegmentConfig, model: Checkpoint, worklist: Worklist, summary: Summary) -> None:
+    line: SegmentationLine | None = None
+    written: list[WrittenPart] = []
+    for wave in worklist.waves():
+        if line is None:
+            cluster.connect(config.verbose)
+            stages = plan_stages(config, cluster.resources())
+            board = start_board()
+            line = SegmentationLine(worklist.listed, config.price_per_hour)
+            _say_what_there_is(config, model, worklist.listed)
+        with watched(board, line.show):
+            written += _label_wave(config, model, wave, stages, board, summary)
+    if line is None:
+        _say_what_there_is(config, model, worklist.listed)
+        return
+    summary.seconds_to_first = line.seconds_to_first
+    summary.outcomes = dict(sum((Counter(part.outcomes) for part in written), Counter()))
+    parts.remove_strays(summary.output, summary.run_id, {part.name for part in written})
+    failed = [part.name for part in written if set(part.outcomes) != {"ok"}]
+    summary.failures = first_failures(summary.output, failed)
+
+
+def _say_what_there_is(config: SegmentConfig, model: Checkpoint, listed: Listed) -> None:
+    so_far = "" if listed.ended else " so far; the listing goes on"
+    say(f"{listed.images:,} images in the input, {listed.done_before:,} of them done{so_far}; model {model.model_id}")
+
+
+def _label_wave(
+    config: SegmentConfig, model: Checkpoint, wave: pa.Table, stages: "Stages", board: Any, summary: Summary
+) -> list[WrittenPart]:
     sink = PartSink(summary.output, model.class_names, model.model_id, summary.run_id, config.rows_per_part)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.verbose_progress = config.verbose
     context.print_on_execution_start = False
-    blocks = [todo.slice(start, IMAGES_PER_BLOCK) for start in range(0, len(todo), IMAGES_PER_BLOCK)]
+    context.raise_original_map_exception = True  # otherwise a UserError arrives as text alone
+    context.target_max_block_size = DECODED_BYTES
+    blocks = blocks_of(wave, stages.decode_tasks)
     pipeline = (
         ray.data.from_arrow(blocks)
         .map_batches(
@@ -93,7 +124,8 @@ def _run(config: SegmentConfig, model: Checkpoint, todo: pa.Table, summary: Summ
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=1,
-            concurrency=min(stages.decode_tasks, len(blocks)),  # Ray warns of tasks that cannot be
+            # Ray warns of tasks that cannot be.
+            compute=ray.data.TaskPoolStrategy(min(stages.decode_tasks, len(blocks))),
         )
         .map_batches(
             Segmenter,
@@ -101,10 +133,12 @@ def _run(config: SegmentConfig, model: Checkpoint, todo: pa.Table, summary: Summ
                 "checkpoint": storage.absolute(config.checkpoint),
                 "model_id": model.model_id,
                 "long_side": config.long_side,
+                "protocol": config.protocol,
                 "device": "cuda" if config.gpu else "cpu",
                 "precision": config.precision,
                 "batch_size": config.batch_size,
                 "threads": stages.predictor_threads,
+                "max_error_rate": config.max_error_rate,
                 "board": board,
             },
             batch_size=None,
@@ -114,18 +148,44 @@ def _run(config: SegmentConfig, model: Checkpoint, todo: pa.Table, summary: Summ
             compute=ray.data.ActorPoolStrategy(size=stages.predictors),
         )
     )
-    line = SegmentationLine(len(todo))
     try:
-        with watched(board, line.show):
-            pipeline.write_datasink(sink, ray_remote_args={"num_cpus": 1}, concurrency=stages.write_tasks)
+        pipeline.write_datasink(sink, ray_remote_args={"num_cpus": 1}, concurrency=stages.write_tasks)
     except Exception as error:
         raise user_error(error) or error from None
-    summary.seconds_to_first = line.seconds_to_first
-    summary.outcomes = dict(sum((Counter(part.outcomes) for part in sink.written), Counter()))
-    names = {part.name for part in sink.written}
-    parts.remove_strays(summary.output, summary.run_id, names)
-    failed = [part.name for part in sink.written if set(part.outcomes) != {"ok"}]
-    summary.failures = first_failures(summary.output, failed)
+    return sink.written
+
+
+def what_is_done(done: pa.Table, retry_errors: Sequence[str], relabel_changed: bool) -> Callable[[pa.Table], pa.Array]:
+    """Of a LISTED table, which images need nothing more.
+
+    Args:
+        done: the output's rows, as parts.DONE has them.
+        retry_errors: kinds of failures to try again; 'all' is every kind.
+        relabel_changed: whether an image with another ETag than its row is to be labelled again.
+    """
+    if retry_errors:
+        failed = pc.equal(done["status"], "error")
+        again = failed if "all" in retry_errors else pc.is_in(done["error_type"], pa.array(retry_errors))
+        done = done.filter(pc.invert(again))
+    images, versions = IdSet(), IdSet()
+    images.add(done["image_id"])
+    if relabel_changed:
+        versions.add(_versions(done))
+
+    def is_done(listed: pa.Table) -> pa.Array:
+        known = images.contains(listed["image_id"])
+        if not relabel_changed:
+            return known
+        same = pc.or_(pc.is_null(listed["etag"]), versions.contains(_versions(listed)))
+        return pc.and_(known, same)
+
+    return is_done
+
+
+def _versions(images: pa.Table) -> pa.Array:
+    """An id for each image and ETag together."""
+    pairs = zip(images["image_id"].to_pylist(), images["etag"].to_pylist(), strict=True)
+    return pa.array([image_id(f"{name.hex()} {etag}") for name, etag in pairs], pa.binary(IMAGE_ID_BYTES))
 
 
 @dataclass(frozen=True)
@@ -170,8 +230,8 @@ def _write_run(config: SegmentConfig, model: Checkpoint, summary: Summary) -> No
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "model_id": model.model_id,
         "configuration": config.model_dump(mode="json"),
-        "images": summary.total,
-        "done_before": summary.done_before,
+        "images": summary.listed.images,
+        "done_before": summary.listed.done_before,
         "outcomes": summary.outcomes,
         "seconds": round(summary.seconds, 2),
         "seconds_to_first": summary.seconds_to_first,

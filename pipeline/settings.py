@@ -1,15 +1,27 @@
 """How every job gets its settings: one pydantic model, filled from YAML, environment and command line."""
 
+import json
 import os
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
 from pipeline.errors import UserError
+
+
+def _several(value: Any) -> Any:
+    """What `_quoted` made of the command line as a list; a single text stands for itself."""
+    if isinstance(value, str):
+        return json.loads(f"[{value}]") if value.startswith('"') else [value]
+    return value
+
+
+# Paths and patterns: each occurrence on the command line is one, with all commas and brackets that it has.
+Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_several)]
 
 
 class Section(BaseModel):
@@ -43,7 +55,7 @@ def load_settings(settings: type[Settings], argv: list[str], prog: str) -> Setti
     Raises UserError that names every wrong key with its value and what is allowed. `--help` and unknown
     options end the process as argparse does (exit codes 0 and 2).
     """
-    argv = [_kebab(argument) for argument in argv]
+    argv = _quoted([_kebab(argument) for argument in argv], settings)
     path = _option(argv, "--config") or os.environ.get("SCENEPARSE_CONFIG")
     in_file = _read_yaml(path) if path else {}
 
@@ -79,6 +91,22 @@ def _kebab(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value
+
+
+def _quoted(argv: list[str], settings: type[JobSettings]) -> list[str]:
+    """Values of Texts in quotes, since pydantic-settings joins them with commas."""
+    texts = {
+        f"--{name.replace('_', '-')}" for name, field in settings.model_fields.items() if NoDecode in field.metadata
+    }
+    quoted = []
+    for position, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if position and argv[position - 1] in texts:
+            argument = json.dumps(argument)
+        elif name in texts and equals:
+            argument = name + equals + json.dumps(value)
+        quoted.append(argument)
+    return quoted
 
 
 def _option(argv: list[str], name: str) -> str | None:

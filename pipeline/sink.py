@@ -9,7 +9,7 @@ import pyarrow as pa
 from ray.data.block import Block
 from ray.data.datasource import Datasink, WriteResult
 
-from pipeline import parts
+from pipeline import monitoring, parts
 from pipeline.tables import masks_and_class_stats
 
 
@@ -44,7 +44,8 @@ class PartSink(Datasink[WrittenPart | None]):
             predicted, self._class_names, self._model_id, self._run_id, datetime.now(UTC)
         )
         name = parts.part_name(self._run_id, masks["image_id"])
-        parts.write_part(self._output, name, masks, class_stats)
+        with monitoring.timed("write"):
+            parts.write_part(self._output, name, masks, class_stats)
         return WrittenPart(name, dict(Counter(kind or "ok" for kind in masks["error_type"].to_pylist())))
 
     def on_write_complete(self, write_result: WriteResult[WrittenPart | None]) -> None:

@@ -4,15 +4,16 @@ Endpoint, region and credentials of S3 come from the standard AWS environment (A
 AWS_ACCESS_KEY_ID, instance roles ...) and from nowhere else.
 """
 
-import io
 import os
 import posixpath
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,33 @@ from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.local import LocalFileSystem
 from s3fs import S3FileSystem
 
+from pipeline import local_files, objects, s3_connection
 from pipeline.errors import UserError
+from pipeline.objects import Fetched as Fetched
+from pipeline.objects import Listed as Listed
 
-# s3fs waits for minutes on an endpoint that hangs unless it is told otherwise; seconds.
-CONNECT_TIMEOUT = 5
-READ_TIMEOUT = 15
-WRITE_TIMEOUT = 60
+WRITE_TIMEOUT = 60  # seconds, and what the bytes take
 SLOWEST_UPLOAD = 1_000_000  # bytes a second
-RETRIES = 3  # after the first try, with growing pauses
-FETCHES = 16  # at once, from one process
+FETCHES = s3_connection.CONNECTIONS  # at once, from one process
 
 NO_CREDENTIALS = (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)
-UNREACHABLE = (*NO_CREDENTIALS, botocore.exceptions.EndpointConnectionError)
-# Hidden, so that no reader takes it for a part; reconcile removes what a kill leaves.
-PARTIAL = ".partial-"
+# No fault of any one file.
+UNREACHABLE = (
+    *NO_CREDENTIALS,
+    botocore.exceptions.EndpointConnectionError,
+    objects.Unreachable,
+    objects.NoBucket,
+)
+FAILURE_KINDS = {
+    "NotFound": "no file of this name, or it was removed since it was listed",
+    "AccessDenied": "the credentials may not read it",
+    "Timeout": "it did not come in time, in several tries",
+    "Truncated": "fewer bytes came than were announced, in several tries",
+    "StorageError": "anything else that storage says, such as errors on its side that lasted",
+}
+PARTIAL = local_files.PARTIAL
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+S3_SCHEMES = ("s3://", "s3a://")
 
 
 def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -46,16 +59,8 @@ def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises UserError for a scheme that no installed package serves.
     """
     options: dict[str, Any] = {}
-    if uri.startswith(("s3://", "s3a://")):
-        config: dict[str, Any] = {
-            "connect_timeout": CONNECT_TIMEOUT,
-            "read_timeout": READ_TIMEOUT,
-            "retries": {"max_attempts": RETRIES, "mode": "standard"},
-        }
-        if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"):
-            # Servers other than Amazon's seldom have a host name for each bucket.
-            config["s3"] = {"addressing_style": "path"}
-        options = {"config_kwargs": config, "use_listings_cache": False}
+    if uri.startswith(S3_SCHEMES):
+        options = {"config_kwargs": s3_connection.client_config(), "use_listings_cache": False}
     try:
         # Not fsspec.core.url_to_fs, which takes "::" in a name for a chain of file systems.
         scheme = SCHEME.match(uri)
@@ -84,39 +89,75 @@ def absolute(uri: str) -> str:
 
 def read_bytes(uri: str) -> bytes:
     """Content of one file. Raises UserError."""
-    filesystem, path = open_filesystem(uri)
     with explained(uri):
-        return filesystem.cat_file(path)
+        return _reader(uri)(uri).content
 
 
-def fetch(uris: list[str]) -> list[bytes | Exception]:
-    """Contents of files of one file system, fetched concurrently; a failure stands in its file's place.
+def fetch_objects(uris: list[str]) -> list[Fetched | Exception]:
+    """Contents of files with their ETags, fetched concurrently; a failure stands in its file's place.
 
     Raises: UserError if storage cannot be reached at all, which says nothing about any one file.
     """
-    if not uris:
-        return []
-    filesystem, _ = open_filesystem(uris[0])
+    # Looked up once: every look at the environment costs a tenth of a small object's time.
+    readers: dict[str, Callable[[str], Fetched]] = {}
 
-    # One by one, since `filesystem.cat` of many takes names with * ? [ for patterns.
-    def content(uri: str) -> bytes | Exception:
+    given_up = threading.Event()
+
+    def fetched(uri: str) -> Fetched | Exception:
+        if given_up.is_set():  # else a thread would take up the next file, and wait for it as long
+            raise CancelledError
         try:
-            return filesystem.cat_file(filesystem._strip_protocol(uri))
+            return readers[_scheme(uri)](uri)
         except UNREACHABLE:
+            given_up.set()
             raise
         except Exception as error:
             return error
 
-    with ThreadPoolExecutor(FETCHES) as pool, explained(uris[0]):
-        return list(pool.map(content, uris))
+    with ExitStack() as at_exit:
+        for uri in uris:
+            if _scheme(uri) not in readers:
+                with explained(uri):
+                    readers[_scheme(uri)] = _reader(uri)
+        pool = ThreadPoolExecutor(min(FETCHES, max(len(uris), 1)))
+        at_exit.callback(pool.shutdown, cancel_futures=True)
+        results = []
+        for uri, future in [(uri, pool.submit(fetched, uri)) for uri in uris]:
+            with explained(uri):
+                results.append(future.result())
+        return results
+
+
+def fetch(uris: list[str]) -> list[bytes | Exception]:
+    """`fetch_objects` without the ETags."""
+    return [found.content if isinstance(found, Fetched) else found for found in fetch_objects(uris)]
+
+
+def _scheme(uri: str) -> str:
+    found = SCHEME.match(uri)
+    return found[1] if found else "file"
+
+
+def _reader(uri: str) -> Callable[[str], Fetched]:
+    """What reads the files of a URI's scheme. Raises UserError for a scheme that no installed package serves."""
+    if uri.startswith(S3_SCHEMES):
+        connection = s3_connection.current()
+        return lambda name: objects.get(name, connection)
+    filesystem, _ = open_filesystem(uri)
+    if isinstance(filesystem, LocalFileSystem):
+        return local_files.read
+    # One by one, since `filesystem.cat` of many takes names with * ? [ for patterns.
+    return lambda name: Fetched(filesystem.cat_file(filesystem._strip_protocol(name)), None)
 
 
 def failure_kind(error: Exception) -> str:
-    """One word for a failed fetch, from a short list: NotFound, AccessDenied, Timeout, StorageError."""
+    """One word for a failed fetch, of FAILURE_KINDS."""
     if isinstance(error, FileNotFoundError):
         return "NotFound"
     if isinstance(error, PermissionError):
         return "AccessDenied"
+    if isinstance(error, objects.Truncated):
+        return "Truncated"
     timeouts = (TimeoutError, botocore.exceptions.ConnectTimeoutError, botocore.exceptions.ReadTimeoutError)
     return "Timeout" if isinstance(error, timeouts) else "StorageError"
 
@@ -129,7 +170,7 @@ def write_bytes(uri: str, content: bytes) -> None:
             _put(filesystem, path, content)
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with _WholeFile(path) as file:
+        with local_files.WholeFile(path) as file:
             file.write(content)
 
 
@@ -159,6 +200,30 @@ def find(uri: str) -> dict[str, dict[str, Any]]:
     with explained(uri):
         found = filesystem.find(path, detail=True)
     return {filesystem.unstrip_protocol(name): found[name] for name in sorted(found)}
+
+
+def listed(uri: str) -> Iterator[list[Listed]]:
+    """Every file below a prefix (or the one file), in name order, in pages of at most objects.PAGE, as they come.
+
+    Markers of folders and partial files are left out. Nothing if the folder is missing; a folder on a disk is held
+    in memory with those above it. Raises: UserError, also where the bucket itself is missing.
+    """
+    filesystem, path = open_filesystem(uri)
+    with explained(uri):
+        if isinstance(filesystem, S3FileSystem):
+            if path == "/":
+                raise UserError(f"{uri}: names no bucket; give s3://BUCKET or s3://BUCKET/PREFIX")
+            yield from objects.pages(f"s3://{path}")
+            return
+        files = local_files.files_below(path) if isinstance(filesystem, LocalFileSystem) else _found_files(uri)
+        while page := list(islice(files, objects.PAGE)):
+            yield page
+
+
+def _found_files(uri: str) -> Iterator[Listed]:
+    for name, info in find(uri).items():
+        if not name.endswith("/"):
+            yield Listed(name, info["size"], None)
 
 
 def remove(uri: str) -> None:
@@ -198,48 +263,11 @@ def local_copy(uri: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-class _WholeFile(io.BufferedWriter):
-    """A local file that appears under its name when it is closed."""
-
-    def __init__(self, path: str) -> None:
-        self._path, self._is_whole = path, True
-        handle, self._temporary = tempfile.mkstemp(prefix=PARTIAL, dir=os.path.dirname(path))
-        super().__init__(io.FileIO(handle, "w"))
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        self._is_whole = kind is None
-        self.close()
-
-    def close(self) -> None:
-        if self.closed:
-            return
-        try:
-            self.flush()
-            os.fsync(self.fileno())
-            super().close()
-            os.chmod(self._temporary, 0o644)
-            if self._is_whole:
-                os.replace(self._temporary, self._path)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(self._temporary)
-
-
-class _WholeFiles(LocalFileSystem):
-    """Local files that appear when they are complete, as objects in a store do."""
-
-    def _open(self, path: str, mode: str = "rb", block_size: Any = None, **options: Any) -> Any:
-        if mode != "wb":
-            return super()._open(path, mode, block_size, **options)
-        self.makedirs(self._parent(path), exist_ok=True)
-        return _WholeFile(path)
-
-
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """The same door for libraries that take a pyarrow file system; a kill leaves no half-written file."""
     filesystem, path = open_filesystem(uri)
     if isinstance(filesystem, LocalFileSystem):
-        filesystem = _WholeFiles()
+        filesystem = local_files.WholeFiles()
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 IMAGE_ID_BYTES = 16
 
 
@@ -32,12 +32,15 @@ MASKS = pa.schema(
     [
         _field("image_id", _ID, "16-byte BLAKE2b hash of image_uri", nullable=False),
         _field("image_uri", pa.string(), "the input image", nullable=False),
-        _field("etag", pa.string(), "the object's ETag when it was listed, if the storage has one"),
-        _field("size_bytes", pa.int64(), "size of the image file, bytes"),
+        _field("etag", pa.string(), "the object's ETag when it was read, or listed if it never was; null on a disk"),
+        _field("size_bytes", pa.int64(), "size of the image file when it was read, bytes"),
+        _field(
+            "carried", pa.map_(pa.string(), pa.string()), "columns carried from the manifest, as text; null if none"
+        ),
         _field("width", pa.int32(), "pixels, as a viewer shows the image"),
         _field("height", pa.int32(), "pixels, as a viewer shows the image"),
         _field("status", pa.string(), "'ok' or 'error'", nullable=False),
-        _field("error_stage", pa.string(), "'download', 'decode' or 'predict'; null for ok"),
+        _field("error_stage", pa.string(), "'list', 'download', 'decode' or 'predict'; null for ok"),
         _field("error_type", pa.string(), "kind of failure, one of a few words; null for ok"),
         _field("error_message", pa.string(), "what went wrong; null for ok"),
         _field(
@@ -94,14 +97,16 @@ CLASSES = pa.schema(
     {"sceneparse.schema_version": SCHEMA_VERSION},
 )
 
-# What travels between the pipeline's stages: listed, decoded and predicted images.
-LISTED = pa.schema([MASKS.field(name) for name in ("image_id", "image_uri", "etag", "size_bytes")])
+# What travels between the pipeline's stages: listed, decoded and predicted images. An image may fail in each.
+_IDENTITY = [MASKS.field(name) for name in ("image_id", "image_uri", "etag", "size_bytes", "carried")]
+_ERROR = [MASKS.field(name) for name in ("error_stage", "error_type", "error_message")]
+_OUTCOME = [*(MASKS.field(name) for name in ("width", "height")), *_ERROR, MASKS.field("seconds")]
 
-_OUTCOME = [MASKS.field(name) for name in ("width", "height", "error_stage", "error_type", "error_message", "seconds")]
+LISTED = pa.schema([*_IDENTITY, *_ERROR])
 
 DECODED = pa.schema(
     [
-        *LISTED,
+        *_IDENTITY,
         *_OUTCOME,
         pa.field("input_width", pa.int32()),  # of `pixels`; the image may have been shrunk
         pa.field("input_height", pa.int32()),
@@ -111,7 +116,7 @@ DECODED = pa.schema(
 
 PREDICTED = pa.schema(
     [
-        *LISTED,
+        *_IDENTITY,
         *_OUTCOME,
         *[MASKS.field(name) for name in ("mask", "mean_confidence", "mean_entropy", "low_confidence_fraction")],
         pa.field("classes", pa.list_(pa.struct(_CLASS_STATISTICS))),

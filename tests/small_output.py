@@ -30,7 +30,8 @@ def write_small_output(folder: Path) -> None:
         {"class_id": k, "class_name": name, "red": red, "green": green, "blue": blue}
         for k, (name, (red, green, blue)) in enumerate(SCENE_CLASSES)
     ]
-    parts.write_table(str(folder / "classes.parquet"), table(classes, CLASSES))
+    schema = CLASSES.with_metadata({**CLASSES.metadata, "sceneparse.model_id": "model"})
+    parts.write_table(str(folder / "classes.parquet"), table(classes, schema))
 
 
 def _labelled(uri: str, ids_HW: np.ndarray, confidence: float) -> dict:

@@ -40,19 +40,20 @@ def write_file(path: Path, content: bytes) -> Path:
     return path
 
 
-def class_row(class_id: int, pixel_count: int) -> dict[str, Any]:
-    """Statistics of one class in an image of WIDTH x HEIGHT."""
+def class_row(class_id: int) -> dict[str, Any]:
+    """Statistics of one class in CLASS_IDS_HW."""
+    y, x = np.nonzero(np.equal(CLASS_IDS_HW, class_id))
     return {
         "class_id": class_id,
-        "pixel_count": pixel_count,
-        "pixel_fraction": pixel_count / (WIDTH * HEIGHT),
+        "pixel_count": len(x),
+        "pixel_fraction": len(x) / (WIDTH * HEIGHT),
         "mean_confidence": 0.75,
-        "x_min": 0,
-        "y_min": class_id,
-        "x_max": WIDTH,
-        "y_max": HEIGHT,
-        "centroid_x": 1.5,
-        "centroid_y": float(class_id),
+        "x_min": int(x.min()),
+        "y_min": int(y.min()),
+        "x_max": int(x.max()) + 1,
+        "y_max": int(y.max()) + 1,
+        "centroid_x": float(x.mean()),
+        "centroid_y": float(y.mean()),
     }
 
 
@@ -70,7 +71,7 @@ def segmented(uri: str) -> dict[str, Any]:
         "mean_confidence": 0.75,
         "mean_entropy": 0.5,
         "low_confidence_fraction": 0.125,
-        "classes": [class_row(class_id, int(count)) for class_id, count in enumerate(np.bincount(CLASS_IDS_HW.flat))],
+        "classes": [class_row(class_id) for class_id in range(len(CLASS_NAMES))],
     }
 
 
@@ -87,10 +88,16 @@ def failed(uri: str) -> dict[str, Any]:
     }
 
 
-def write_part(output: str, uris: Iterable[str], run_id: str = "run1", failures: Iterable[str] = ()) -> str:
+def write_part(
+    output: str,
+    uris: Iterable[str],
+    run_id: str = "run1",
+    failures: Iterable[str] = (),
+    made_at: datetime = MADE_AT,
+) -> str:
     """Write the part in which `run_id` labelled `uris` and failed at `failures`. Returns its name."""
     predicted = table([*map(segmented, uris), *map(failed, failures)], PREDICTED)
-    masks, class_stats = masks_and_class_stats(predicted, CLASS_NAMES, "model1", run_id, MADE_AT)
+    masks, class_stats = masks_and_class_stats(predicted, CLASS_NAMES, "model1", run_id, made_at)
     name = parts.part_name(run_id, masks["image_id"])
     parts.write_part(output, name, masks, class_stats)
     return name
@@ -102,4 +109,5 @@ def write_classes(output: str) -> None:
         {"class_id": class_id, "class_name": name, "red": 10 * class_id, "green": 20, "blue": 30}
         for class_id, name in enumerate(CLASS_NAMES)
     ]
-    parts.write_table(storage.join(output, "classes.parquet"), table(rows, CLASSES))
+    schema = CLASSES.with_metadata({**CLASSES.metadata, "sceneparse.model_id": "model1"})
+    parts.write_table(storage.join(output, "classes.parquet"), table(rows, schema))

@@ -129,7 +129,7 @@ def test_of_two_configuration_files_the_last_one_counts(recipe: Path, tmp_path: 
 def test_no_file_is_needed(tmp_path: Path) -> None:
     options = ["--input", "in", "--output", "out", "--checkpoint", "run/best", "--batch-size", "3"]
     config = load_settings(SegmentConfig, options, prog="jobs/segment_bucket.py")
-    assert (config.input, config.batch_size, config.config, config.long_side) == ("in", 3, None, None)
+    assert (config.input, config.batch_size, config.config, config.long_side) == (("in",), 3, None, None)
 
 
 def test_settings_can_be_pickled_to_workers(recipe: Path) -> None:

@@ -17,9 +17,10 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.data_config import DataConfig
 from pipeline.datasets import list_pairs, load_pair
 from pipeline.errors import UserError
-from pipeline.evaluation_stages import Evaluator, Part, Wanted, listed_block, load, parts_of, with_protocol
+from pipeline.evaluation_stages import Evaluator, Part, Wanted, listed_block, load, parts_of
 from pipeline.images import encode_image, encode_mask
 from pipeline.metrics import Metrics, confusion_matrix
+from pipeline.prediction import with_protocol
 from pipeline.recipe import ProtocolConfig
 from tests.evaluation_samples import dataset_of, save_model
 from tests.scene_data import PALETTE, write_training_set
@@ -92,7 +93,7 @@ def test_the_sampled_slopes_lead_to_the_best_temperature_of_all_pixels(
     monkeypatch.setattr(stages, "SAMPLED_PIXELS", 10**9)
     (whole,) = parts_of(actor(loaded))
     of_all = sum(image.slopes_T for image in whole.images)
-    assert best_temperature(sampled) == pytest.approx(best_temperature(of_all), rel=0.05)
+    assert best_temperature(sampled) == pytest.approx(best_temperature(of_all), rel=0.1)
     assert not np.array_equal(sampled, of_all)
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipeline import parts, storage
 from pipeline.errors import UserError
 from pipeline.tables import CLASS_STATS, CLASSES, MASKS, image_id
 from tests.output_checks import check_invariants
-from tests.pipeline.samples import failed, write_part
+from tests.pipeline.samples import MADE_AT, failed, write_part
 
 Break = Callable[[str], set[str]]
 
@@ -64,8 +65,8 @@ def reconciled(output: str) -> parts.Reconciled:
     ]
     rows = check_invariants(output, uris)
     assert len(rows) == len(uris), "an image stands twice"
-    assert sorted(result.image_ids.to_pylist()) == sorted(image_id(uri) for uri in uris)
-    assert result.num_ok == sum(row["status"] == "ok" for row in rows.values())
+    found = {row["image_id"]: (row["status"], row["error_type"], row["etag"]) for row in result.done.to_pylist()}
+    assert found == {row["image_id"]: (row["status"], row["error_type"], row["etag"]) for row in rows.values()}
     return result
 
 
@@ -226,15 +227,15 @@ BROKEN = [
 
 def test_an_output_that_does_not_exist_yet_holds_nothing(output: str) -> None:
     result = parts.reconcile(output)
-    assert (len(result.image_ids), result.num_ok, result.mended) == (0, 0, [])
-    assert result.image_ids.type == pa.binary(16)
+    assert (len(result.done), result.mended) == (0, [])
+    assert result.done.schema.equals(parts.DONE)
 
 
 def test_an_output_in_order_is_left_as_it_is(output: str) -> None:
     uris = nothing_wrong(output)
     before = {uri: storage.read_bytes(uri) for uri in storage.find(output)}
     result = reconciled(output)
-    assert (set(result.image_ids.to_pylist()), result.num_ok) == ({image_id(uri) for uri in uris}, 3)
+    assert set(result.done["image_id"].to_pylist()) == {image_id(uri) for uri in uris}
     assert result.mended == []
     assert {uri: storage.read_bytes(uri) for uri in storage.find(output)} == before
 
@@ -243,7 +244,7 @@ def test_an_output_in_order_is_left_as_it_is(output: str) -> None:
 def test_each_broken_state_is_put_in_order_once(broken: Break, output: str) -> None:
     uris = broken(output)
     result = reconciled(output)
-    assert set(result.image_ids.to_pylist()) == {image_id(uri) for uri in uris}
+    assert set(result.done["image_id"].to_pylist()) == {image_id(uri) for uri in uris}
     assert result.mended
     assert reconciled(output).mended == []
 
@@ -265,7 +266,7 @@ def test_mending_that_is_killed_after_any_step_can_be_run_again(
         except Killed:
             kills += 1
         result = reconciled(output)
-        assert set(result.image_ids.to_pylist()) == {image_id(uri) for uri in uris}, f"killed after step {kills}"
+        assert set(result.done["image_id"].to_pylist()) == {image_id(uri) for uri in uris}, f"killed after step {kills}"
         assert reconciled(output).mended == []
     assert kills > 0
 
@@ -280,7 +281,7 @@ def test_rows_that_an_earlier_mending_has_moved_stay_in_their_new_part(image: st
     write_part(output, ["b", image], run_id="run2")
     write_part(output, [image], run_id="run2")
     result = reconciled(output)
-    assert set(result.image_ids.to_pylist()) == {image_id(uri) for uri in ("a", "b", image)}
+    assert set(result.done["image_id"].to_pylist()) == {image_id(uri) for uri in ("a", "b", image)}
 
 
 def test_what_was_mended_is_told_with_the_file_and_the_reason(output: str) -> None:
@@ -294,7 +295,7 @@ def test_what_was_mended_is_told_with_the_file_and_the_reason(output: str) -> No
     assert "removed masks/.partial-abc: half written" in lines
     assert f"removed class_stats/{unfinished}: an interrupted run had not committed it" in lines
     assert f"removed masks/{incomplete}: its class_stats file is missing; its images are done again" in lines
-    assert f"removed 2 rows from masks/{twice}: they stood twice" in lines
+    assert f"removed 2 rows from masks/{twice}: newer ones have taken their place" in lines
 
 
 def test_files_that_are_no_parts_are_left_alone(output: str) -> None:
@@ -312,10 +313,21 @@ def test_the_first_part_keeps_its_rows_untouched(output: str) -> None:
     assert storage.read_bytes(f"{output}/masks/{first}") == before
 
 
+def test_the_newest_row_of_an_image_takes_the_place_of_older_ones(output: str) -> None:
+    old = write_part(output, ["a"], failures=["b", "c"], run_id="run2", made_at=MADE_AT)
+    new = write_part(output, ["b"], failures=["c"], run_id="run1", made_at=MADE_AT + timedelta(seconds=1))
+    result = reconciled(output)
+    assert result.mended == [f"removed 2 rows from masks/{old}: newer ones have taken their place"]
+    by_id = {row["image_id"]: row["status"] for row in result.done.to_pylist()}
+    assert by_id == {image_id("a"): "ok", image_id("b"): "ok", image_id("c"): "error"}
+    assert f"masks/{new}" in files(output)
+    assert f"masks/{old}" not in files(output)
+
+
 def test_an_image_that_failed_in_one_run_and_went_well_in_another_has_one_row(output: str) -> None:
     write_part(output, ["a"], failures=["b"])
     write_part(output, ["b", "c"], failures=["a"], run_id="run2")
-    assert set(reconciled(output).image_ids.to_pylist()) == {image_id(uri) for uri in "abc"}
+    assert set(reconciled(output).done["image_id"].to_pylist()) == {image_id(uri) for uri in "abc"}
     assert (
         failed("b")["error_type"]
         in parts.read_table(next(iter(storage.find(f"{output}/masks"))))["error_type"].to_pylist()
@@ -332,7 +344,7 @@ def test_a_bucket_is_put_in_order_like_a_disk(bucket: str, monkeypatch: pytest.M
         kill_after(4, patch)  # in the middle of rewriting the part
         with pytest.raises(Killed):
             parts.reconcile(output)
-    assert set(reconciled(output).image_ids.to_pylist()) == {image_id(uri) for uri in uris}
+    assert set(reconciled(output).done["image_id"].to_pylist()) == {image_id(uri) for uri in uris}
     assert reconciled(output).mended == []
 
 

@@ -1,4 +1,4 @@
-"""Which images there are: every file, none twice, and never a run's own output."""
+"""Images under prefixes and globs: every file, none twice, and never a run's own output."""
 
 import hashlib
 import os
@@ -10,13 +10,14 @@ import s3fs
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.manifest import list_images, refuse_output_inside_input
+from pipeline.inputs import refuse_output_inside_input
 from pipeline.tables import LISTED, image_id
+from tests.pipeline.input_samples import config, listed, uris
 from tests.pipeline.samples import write_file
 
 
-def uris(listed: pa.Table) -> list[str]:
-    return listed["image_uri"].to_pylist()
+def list_images(uri: str) -> pa.Table:
+    return listed(input=uri)
 
 
 @pytest.fixture(scope="module", params=["local", "swift"])
@@ -68,9 +69,9 @@ def test_a_glob_lists_its_matches_with_the_names_that_a_prefix_gives_them(
 
 
 def test_rows_have_the_schema_the_size_and_the_id(photos: str) -> None:
-    listed = list_images(photos)
-    assert listed.schema.equals(LISTED, check_metadata=True)
-    for row in listed.to_pylist():
+    found = list_images(photos)
+    assert found.schema.equals(LISTED, check_metadata=True)
+    for row in found.to_pylist():
         assert row["image_id"] == image_id(row["image_uri"])
         assert row["size_bytes"] == len(row["image_uri"].removeprefix(photos + "/"))
 
@@ -201,7 +202,7 @@ def test_an_output_inside_the_input_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"lies inside input .*; choose a place outside of it"):
-        refuse_output_inside_input(input_uri.format(here=tmp_path), output_uri.format(here=tmp_path))
+        refuse_output_inside_input(config(input=input_uri.format(here=tmp_path)), output_uri.format(here=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -218,4 +219,4 @@ def test_an_output_inside_the_input_is_refused(
     ],
 )
 def test_an_output_beside_the_input_is_fine(input_uri: str, output_uri: str) -> None:
-    refuse_output_inside_input(input_uri, output_uri)
+    refuse_output_inside_input(config(input=input_uri), output_uri)

@@ -1,0 +1,350 @@
+"""Labelling a bucket three ways, in turn on the same images with the same model, each in processes of its own.
+
+    python benchmarks/pipeline.py                                  PSPNet-18, about 0.1 s an image on two cores
+    python benchmarks/pipeline.py --backbone resnet50 --variants textbook ours --images 100
+
+loop      plain Python on all cores: threads download and decode ahead, the main thread predicts, threads encode,
+          and the same Parquet parts are written; no Ray, no retries, no resuming
+textbook  Ray Data as its documentation teaches it: read_images, map_batches, write_parquet; eager float32,
+          logits upsampled and argmaxed
+ours      jobs/segment_bucket.py's pipeline
+
+The bucket is a local S3 server's (or --root's): its own work takes the same share of the machine from all three.
+A variant's rate with start and end counts from its process's start to its end; the steady rate is that between the
+first tenth of the images and the last. --memory samples the resident memory of all its processes once a second.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import machine
+
+HEIGHT, WIDTH, CLASSES = 360, 480, 19
+PART = 512  # images
+BATCH = 8
+
+
+def main() -> None:
+    options = parse()
+    if options.child:
+        run_child(options)
+        return
+    with bucket(options) as root:
+        prepare(options, root)
+        report: dict[str, Any] = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": machine.commit(),
+            "machine": machine.processor(),
+            "load_average": os.getloadavg()[0],
+            "options": {name: value for name, value in vars(options).items() if name not in ("json", "child", "root")},
+            "runs": [],
+        }
+        for number in range(options.rounds):
+            for variant in options.variants:
+                run = measured(options, root, variant, number)
+                report["runs"].append(run)
+                print(
+                    f"round {number} {variant:9} {run['images_per_s']:7.2f} images/s, steady {run['steady']:7.2f}, "
+                    f"first image after {run['to_first']:5.1f} s, {run['seconds']:6.1f} s in all, "
+                    f"peak {run['peak_gib']:5.2f} GiB",
+                    flush=True,
+                )
+                if options.json:
+                    Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+    for key in ("images_per_s", "steady"):
+        rates = {
+            variant: [run[key] for run in report["runs"] if run["variant"] == variant] for variant in options.variants
+        }
+        for other in options.variants:
+            if "ours" in rates and other != "ours":
+                ratios = [ours / theirs for ours, theirs in zip(rates["ours"], rates[other], strict=True)]
+                print(f"{key}: ours / {other} {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", default=["loop", "ours"], choices=list(VARIANTS))
+    parser.add_argument("--images", type=int, default=500, help="in the bucket, 480 x 360 JPEGs")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--root", help="folder or URI to work in; default: a local S3 server")
+    parser.add_argument("--memory", action="store_true", help="keep the memory of every process, second by second")
+    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--child", nargs=3, metavar=("VARIANT", "ROOT", "OUTPUT"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+@contextmanager
+def bucket(options: argparse.Namespace) -> Iterator[str]:
+    if options.root:
+        yield options.root
+        return
+    from pipeline import storage
+    from pipeline.local_s3 import local_s3
+
+    with local_s3() as server:
+        os.environ.update(server.environment)
+        filesystem, _ = storage.open_filesystem("s3://bench/")
+        filesystem.mkdir("bench")
+        yield "s3://bench"
+
+
+def prepare(options: argparse.Namespace, root: str) -> None:
+    """Put the images and a seeded checkpoint there: the time is the same as that of a trained one."""
+    import torch
+
+    import models
+    from pipeline import storage
+    from pipeline.images import encode_image
+    from pipeline.scenes import scene
+
+    torch.manual_seed(0)
+    model = models.PSPNet(models.Architecture(options.backbone, CLASSES, auxiliary=False)).eval()
+    colors = [[13 * k % 256, 29 * k % 256, 7 * k % 256] for k in range(CLASSES)]
+    names = [f"class {k}" for k in range(CLASSES)]
+    with tempfile.TemporaryDirectory() as folder:
+        models.save(folder, model, models.Metadata(names, colors, preprocessing={"long_side": None}))
+        storage.copy_files(folder, f"{root}/checkpoint", [path.name for path in Path(folder).iterdir()])
+    files = [encode_image(scene(0, index, HEIGHT, WIDTH)[0]) for index in range(min(100, options.images))]
+    with ThreadPoolExecutor(8) as pool:
+        names = [f"{root}/photos/{index:06d}.jpg" for index in range(options.images)]
+        list(pool.map(storage.write_bytes, names, (files[index % len(files)] for index in range(options.images))))
+
+
+def measured(options: argparse.Namespace, root: str, variant: str, number: int) -> dict[str, Any]:
+    """Run a variant in a process of its own, and watch it."""
+    output = f"{root}/output-{variant}-{number}"
+    command = [sys.executable, __file__, "--child", variant, root, output, "--precision", options.precision]
+    command += ["--device", options.device, "--images", str(options.images)]
+    begin = time.time()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    memory: list[dict[str, float]] = []
+    watcher = threading.Thread(target=watch, args=(process.pid, memory))
+    watcher.start()
+    printed, _ = process.communicate()
+    end = time.time()
+    watcher.join()
+    if process.returncode:
+        raise SystemExit(f"{variant} ended with {process.returncode}:\n{printed}")
+    done = json.loads(printed.splitlines()[-1])  # [time, images] as they were finished
+    check(output, options.images, variant)
+    low, high = (next(mark for mark in done if mark[1] >= share * options.images) for share in (0.1, 0.9))
+    run = {
+        "variant": variant,
+        "seconds": end - begin,
+        "images_per_s": options.images / (end - begin),
+        "steady": (high[1] - low[1]) / max(high[0] - low[0], 1e-9),
+        "to_first": done[0][0] - begin,
+        "after_last": end - done[-1][0],
+        "memory": memory if options.memory else memory[-1:],
+        "peak_gib": max((sum(sample.values()) for sample in memory), default=0.0),
+    }
+    return run
+
+
+def watch(pid: int, samples: list[dict[str, float]]) -> None:
+    """Unshared memory of a process and all below it, GiB by the process's title, once a second."""
+    import psutil
+
+    root = psutil.Process(pid)
+    while root.is_running() and root.status() != psutil.STATUS_ZOMBIE:
+        sample: dict[str, float] = {}
+        try:
+            for process in [root, *root.children(recursive=True)]:
+                try:
+                    title = (process.cmdline() or [process.name()])[0].split("/")[-1] + f" {process.pid}"
+                    sample[title] = process.memory_full_info().uss / 2**30
+                except (psutil.NoSuchProcess, psutil.AccessDenied):
+                    continue
+        except psutil.NoSuchProcess:
+            return
+        samples.append(sample)
+        time.sleep(1)
+
+
+def check(output: str, num_images: int, variant: str) -> None:
+    """Every image has its mask."""
+    from pipeline import parts, storage
+
+    found = [uri for uri in storage.find(f"{output}/masks") if uri.endswith(".parquet")]
+    tables = [parts.read_table(uri) for uri in found]
+    rows = sum(len(table) for table in tables)
+    if rows != num_images or (variant != "textbook" and any("error" in t["status"].to_pylist() for t in tables)):
+        raise SystemExit(f"{variant}: {rows} rows of {num_images} in {output}")
+
+
+def run_child(options: argparse.Namespace) -> None:
+    variant, root, output = options.child
+    marks: list[list[float]] = []
+    VARIANTS[variant](options, root, output, marks)
+    print(json.dumps(marks), flush=True)
+
+
+def loop(options: argparse.Namespace, root: str, output: str, marks: list[list[float]]) -> None:
+    import cv2
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from pipeline import parts, storage
+    from pipeline.checkpoint import Checkpoint
+    from pipeline.images import decode_image, encode_mask
+    from pipeline.stages import class_rows
+    from pipeline.tables import PREDICTED, image_id, masks_and_class_stats, table
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(os.cpu_count() or 1)
+    model = Checkpoint.load(f"{root}/checkpoint", None)
+    predictor = model.predictor(options.device, options.precision)
+    found = storage.find(f"{root}/photos")
+    uris = list(found)
+    helpers, encoders = ThreadPoolExecutor(2), ThreadPoolExecutor(2)
+
+    def load(batch: list[str]) -> list[Any]:
+        return [decode_image(content) for content in storage.fetch(batch)]  # type: ignore[arg-type]
+
+    batches = [uris[start : start + BATCH] for start in range(0, len(uris), BATCH)]
+    ahead: list[Future[list[Any]]] = [helpers.submit(load, batch) for batch in batches[:3]]
+    rows: list[dict[str, Any]] = []
+    done = 0
+    for number, batch in enumerate(batches):
+        images = ahead.pop(0).result()
+        if number + 3 < len(batches):
+            ahead.append(helpers.submit(load, batches[number + 3]))
+        begin = time.perf_counter()
+        prediction = predictor.predict(np.stack(images))
+        seconds = (time.perf_counter() - begin) / len(batch)
+        for n, uri in enumerate(batch):
+            rows.append(
+                {
+                    "image_id": image_id(uri),
+                    "image_uri": uri,
+                    "size_bytes": found[uri]["size"],
+                    "width": WIDTH,
+                    "height": HEIGHT,
+                    "seconds": seconds,
+                    "mask": encoders.submit(encode_mask, prediction.class_ids_NHW[n], model.palette),
+                    "mean_confidence": float(prediction.mean_confidence_N[n]),
+                    "mean_entropy": float(prediction.mean_entropy_N[n]),
+                    "low_confidence_fraction": float(prediction.low_confidence_fraction_N[n]),
+                    "classes": class_rows(prediction, n),
+                }
+            )
+        done += len(batch)
+        marks.append([time.time(), done])
+        if len(rows) >= PART or number == len(batches) - 1:
+            for row in rows:
+                row["mask"] = {"bytes": row["mask"].result(), "path": row["image_id"].hex() + ".png"}
+            predicted = pa.concat_tables([table(rows, PREDICTED)])
+            masks, statistics_ = masks_and_class_stats(
+                predicted, model.class_names, model.model_id, "loop", datetime.now(UTC)
+            )
+            parts.write_part(output, parts.part_name("loop", masks["image_id"]), masks, statistics_)
+            rows = []
+
+
+def textbook(options: argparse.Namespace, root: str, output: str, marks: list[list[float]]) -> None:
+    import ray
+    import ray.data
+
+    from pipeline import cluster, storage
+
+    cluster.connect()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    filesystem, path = storage.arrow_filesystem(f"{root}/photos")
+    target, target_path = storage.arrow_filesystem(f"{output}/masks")
+    told = ray.remote(num_cpus=0)(Told).remote()
+    dataset = ray.data.read_images(path, filesystem=filesystem, mode="RGB", include_paths=True).map_batches(
+        TextbookPredictor,
+        fn_constructor_kwargs={"checkpoint": f"{root}/checkpoint", "device": options.device, "told": told},
+        batch_size=BATCH,
+        num_cpus=max(1, int(ray.cluster_resources()["CPU"]) // 2),
+        num_gpus=1 if options.device == "cuda" else 0,
+        compute=ray.data.ActorPoolStrategy(size=1),
+    )
+    dataset.write_parquet(target_path, filesystem=target, min_rows_per_file=PART)
+    marks += ray.get(told.marks.remote())
+
+
+class Told:
+    """When how many images were done."""
+
+    def __init__(self) -> None:
+        self._marks: list[list[float]] = []
+
+    def add(self, count: int) -> None:
+        self._marks.append([time.time(), count + (self._marks[-1][1] if self._marks else 0)])
+
+    def marks(self) -> list[list[float]]:
+        return self._marks
+
+
+class TextbookPredictor:
+    def __init__(self, checkpoint: str, device: str, told: Any) -> None:
+        import torch
+
+        from pipeline.checkpoint import Checkpoint
+
+        torch.set_num_threads(os.cpu_count() or 1)
+        model = Checkpoint.load(checkpoint, None)
+        self.network, self.device, self.told = model.network.eval().to(device), device, told
+        self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in (model.metadata.mean, model.metadata.std))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np
+        import torch
+
+        from benchmarks.textbook import labels
+
+        images_N3HW = torch.from_numpy(np.stack(list(batch.pop("image")))).permute(0, 3, 1, 2).float()
+        with torch.inference_mode():
+            ids_NHW, confidence_NHW = labels(self.network, ((images_N3HW - self.mean) / self.std).to(self.device))
+        batch["mask"] = ids_NHW.byte().cpu().numpy()
+        batch["mean_confidence"] = confidence_NHW.mean((1, 2)).cpu().numpy()
+        self.told.add.remote(len(ids_NHW))
+        return batch
+
+
+def ours(options: argparse.Namespace, root: str, output: str, marks: list[list[float]]) -> None:
+    from pipeline import progress
+    from pipeline.config import SegmentConfig
+    from pipeline.segmentation import segment
+    from pipeline.settings import load_settings
+
+    show = progress.SegmentationLine.show
+
+    def noted(line: progress.SegmentationLine, news: progress.News) -> None:
+        done = sum(news.counts.values())
+        if done and (not marks or done > marks[-1][1]):
+            marks.append([time.time(), done])
+        show(line, news)
+
+    progress.SegmentationLine.show = noted  # type: ignore[method-assign]
+    command = ["--input", f"{root}/photos", "--output", output, "--checkpoint", f"{root}/checkpoint"]
+    command += ["--rows-per-part", str(PART), "--batch-size", str(BATCH), "--precision", options.precision]
+    segment(load_settings(SegmentConfig, command + ["--gpu"] * (options.device == "cuda"), prog="benchmark"))
+
+
+VARIANTS = {"loop": loop, "textbook": textbook, "ours": ours}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Check everything that must be true of an output: `python jobs/verify.py --output URI [--deep] [--repair]`."""
+
+from pipeline.config import VerifyConfig
+from pipeline.entry import run_job
+from pipeline.settings import load_settings
+
+
+def main(argv: list[str]) -> int:
+    config = load_settings(VerifyConfig, argv, prog="jobs/verify.py")
+    from pipeline.findings import Tally
+    from pipeline.inputs import list_images
+    from pipeline.repair import repair
+    from pipeline.verification import Verification
+
+    verification = Verification(config.output, config.deep, list_images(config) if config.has_inputs else ())
+    tally = Tally()
+    for finding in verification.findings():
+        tally.add(finding)
+    for line in tally.lines():
+        print(line)
+    found = tally.totals.total()
+    print(f"Verified    {verification.summary()}")
+    print(
+        f"Result      {found:,} finding(s), {tally.mendable:,} of which --repair can mend"
+        if found
+        else "Result      all is well"
+    )
+    if config.repair:
+        for line in repair(verification, tally):
+            print(f"Repair      {line}", flush=True)
+        found -= tally.mendable
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,111 @@
+"""Which images there are to label: all sources, one after the other, as streams."""
+
+from collections.abc import Iterator
+from itertools import chain, pairwise
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.input_config import InputConfig
+from pipeline.inputs import inventory, lists, manifests, prefixes
+from pipeline.inputs.names import Names, Places, folder_above, home_of, place_prefix
+from pipeline.inputs.patterns import folder_of, is_glob
+from pipeline.inputs.selection import Selection
+
+__all__ = ["list_images", "refuse_output_inside_input"]
+
+
+def list_images(config: InputConfig) -> Iterator[pa.Table]:
+    """LISTED tables of at most 10,000 images: inputs, lists, manifests, inventories; each image once.
+
+    The call itself looks at the beginning of every source, so that what is missing or unreadable is known at once;
+    the rest is read as it is asked for. A row that names no image or one out of bounds has an error.
+
+    Raises: UserError, in the call or while it goes on.
+    """
+    refuse_output_inside_input(config, config.output)
+    selection = Selection(config, _may_repeat(config))
+    sources = [
+        *(_prefix(uri) for uri in config.input),
+        *(_list(uri, config) for uri in config.list_file),
+        *(_manifest(uri, config) for uri in config.manifest),
+        *(_inventory(uri, config) for uri in config.inventory),
+    ]
+    return _selected(chain.from_iterable(sources), selection)
+
+
+def refuse_output_inside_input(config: InputConfig, output: str) -> None:
+    """Raise UserError where the next run would take this run's output for images."""
+    for uri in config.input:
+        prefixes.refuse_output_inside_input(uri, output)
+
+
+def _selected(tables: Iterator[pa.Table], selection: Selection) -> Iterator[pa.Table]:
+    for named in tables:
+        listed = selection.of(named)
+        if len(listed):
+            yield listed
+        if selection.is_complete:
+            return
+    selection.refuse_nothing()
+
+
+def _prefix(uri: str) -> Iterator[pa.Table]:
+    prefixes.refuse_all_buckets(uri)
+    message = f"input {uri}: no files there; check the prefix or pattern"
+    # The first match of a glob may be a long way off.
+    return _not_empty(prefixes.read(uri), message, at_once=not is_glob(uri))
+
+
+def _list(uri: str, config: InputConfig) -> Iterator[pa.Table]:
+    places = _places(config, home_of(folder_above(uri)))
+    return _not_empty(_resolved(lists.read(uri), places), f"list_file {uri}: names no images")
+
+
+def _manifest(uri: str, config: InputConfig) -> Iterator[pa.Table]:
+    files = manifests.files_of(uri)
+    folder = folder_above(uri) if manifests.is_one_file(uri, files) else storage.absolute(folder_of(uri))
+    names = manifests.read(files, config.uri_column, config.carry)
+    return _not_empty(_resolved(names, _places(config, home_of(folder))), f"manifest {uri}: has no rows")
+
+
+def _inventory(uri: str, config: InputConfig) -> Iterator[pa.Table]:
+    loaded = inventory.load(uri)
+    places = _places(config, f"s3://{loaded.bucket}")
+    return _not_empty(_resolved(inventory.read(loaded), places), f"inventory {uri}: lists no objects")
+
+
+def _places(config: InputConfig, home: str) -> Places:
+    # What is labelled anyway may be named, too.
+    inputs = [uri for uri in config.input if not is_glob(uri)]
+    return Places([*(config.allow or [home]), *inputs], config.output)
+
+
+def _resolved(rows: Iterator[Names], places: Places) -> Iterator[pa.Table]:
+    for names in rows:
+        yield places.resolve(names)
+
+
+def _not_empty(tables: Iterator[pa.Table], message: str, at_once: bool = True) -> Iterator[pa.Table]:
+    """The same tables; raises UserError if they have no row, at once or when they are asked for."""
+    some = _or_error(tables, message)
+    return chain([next(some)], some) if at_once else some
+
+
+def _or_error(tables: Iterator[pa.Table], message: str) -> Iterator[pa.Table]:
+    is_empty = True
+    for table in tables:
+        if len(table):
+            is_empty = False
+            yield table
+    if is_empty:
+        raise UserError(message)
+
+
+def _may_repeat(config: InputConfig) -> bool:
+    """Whether an image may come twice: not from prefixes apart from each other, nor from one inventory."""
+    if config.list_file or config.manifest or len(config.inventory) > 1 or (config.inventory and config.input):
+        return True
+    folders = sorted(place_prefix(folder_of(uri)) for uri in config.input)
+    return any(later.startswith(earlier) for earlier, later in pairwise(folders))

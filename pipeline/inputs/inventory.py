@@ -1,0 +1,164 @@
+"""Images that an S3 Inventory lists: a manifest.json, and data files in CSV or Parquet."""
+
+import hashlib
+import json
+import posixpath
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote_plus
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.inputs import tabular
+from pipeline.inputs.names import Names
+
+COPIED = 1 << 22  # bytes at a time
+# Columns as CSV inventories name them, and as Parquet ones do.
+PARQUET_NAMES = {
+    "Bucket": "bucket",
+    "Key": "key",
+    "Size": "size",
+    "ETag": "e_tag",
+    "IsLatest": "is_latest",
+    "IsDeleteMarker": "is_delete_marker",
+}
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a manifest.json says."""
+
+    uri: str
+    bucket: str  # whose objects are listed
+    file_format: str  # 'csv' or 'parquet'
+    columns: list[str] | None  # of CSV files, which have no header
+    files: list[tuple[str, str]]  # URI and MD5 in hexadecimal
+
+
+def load(uri: str) -> Inventory:
+    """Read a manifest.json. Raises UserError if it is none, names files that are not there, or a format not served."""
+    try:
+        content = json.loads(storage.read_bytes(uri))
+        kind = content["fileFormat"].lower()
+        schema = content["fileSchema"]
+        bucket = content["sourceBucket"].rpartition(":")[2]
+        named = [(file["key"], file["MD5checksum"].lower()) for file in content["files"]]
+        if not bucket or not isinstance(schema, str) or not all(key for key, _ in named):
+            raise ValueError("a value is empty")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"inventory {uri}: not the manifest.json of an S3 Inventory ({type(error).__name__}: {error})"
+        ) from error
+    if kind not in ("csv", "parquet"):
+        raise UserError(
+            f"inventory {uri}: its data files are {content['fileFormat']}, which is not read; set the inventory's "
+            "output format to CSV or Apache Parquet"
+        )
+    columns = [name.strip() for name in schema.split(",")] if kind == "csv" else None
+    if columns is not None and "Key" not in columns:
+        raise UserError(f"inventory {uri}: its fileSchema has no Key, only {', '.join(columns)}")
+    return Inventory(uri, bucket, kind, columns, [(_data_file(uri, key), md5) for key, md5 in named])
+
+
+def read(inventory: Inventory) -> Iterator[Names]:
+    """Current objects: without delete markers, older versions and the markers of folders. Raises UserError."""
+    for uri, md5 in inventory.files:
+        with _checked_copy(inventory, uri, md5) as copy:
+            try:
+                yield from _read_file(inventory, uri, copy)
+            except UserError as error:
+                # Names the data file, not its copy here, which is gone.
+                raise UserError(str(error).replace(copy, uri)) from error
+
+
+def _read_file(inventory: Inventory, uri: str, copy: str) -> Iterator[Names]:
+    present = set(inventory.columns or tabular.column_names(copy))
+    names = {name: name if inventory.columns else PARQUET_NAMES[name] for name in PARQUET_NAMES}
+    wanted = {name: column for name, column in names.items() if column in present}
+    if "Key" not in wanted:
+        raise UserError(f"inventory {uri}: has no column {names['Key']}, only {', '.join(sorted(present))}")
+    types = {wanted["Key"]: pa.binary()} | ({wanted["Size"]: pa.int64()} if "Size" in wanted else {})
+    first = 1
+    for batch in tabular.read(copy, list(wanted.values()), types, inventory.columns):
+        columns = {name: batch.column(column) for name, column in wanted.items()}
+        columns["number"] = pa.array(range(first, first + batch.num_rows), pa.int64())
+        first += batch.num_rows
+        keys = columns["Key"].cast(pa.binary())
+        if inventory.file_format == "csv":
+            keys = _url_decoded(keys)
+        bucket = columns["Bucket"].cast(pa.binary()) if "Bucket" in columns else inventory.bucket.encode()
+        columns["uri"] = pc.binary_join_element_wise(b"s3://", bucket, b"/", keys, b"")
+        rows = pa.table(columns).filter(_is_current(columns, keys)).combine_chunks()
+        column = {name: rows[name].combine_chunks() for name in rows.column_names}
+        details = {}
+        if "Size" in column:
+            details["size_bytes"] = column["Size"].cast(pa.int64())
+        if "ETag" in column:
+            details["etag"] = pc.utf8_trim(column["ETag"].cast(pa.string()), '"')
+        yield Names(column["uri"], column["number"], f"{uri}#row=", f"s3://{inventory.bucket}", details)
+
+
+def _is_current(columns: dict[str, pa.Array], keys: pa.Array) -> pa.BooleanArray:
+    current = pa.repeat(True, len(keys))
+    for name, wanted in (("IsLatest", True), ("IsDeleteMarker", False)):
+        if name in columns:
+            value = columns[name]
+            if not pa.types.is_boolean(value.type):
+                value = pc.equal(pc.utf8_lower(value), "true")
+            current = pc.and_(current, pc.equal(pc.fill_null(value, wanted), wanted))
+    if "Size" in columns:
+        is_folder = pc.and_(pc.ends_with(keys, b"/"), pc.equal(pc.fill_null(columns["Size"], 0), 0))
+        current = pc.and_(current, pc.invert(pc.fill_null(is_folder, False)))
+    return current
+
+
+def _url_decoded(keys: pa.Array) -> pa.Array:
+    """Keys of CSV inventories: %41 is A, and + a space."""
+    encoded = pc.fill_null(pc.match_substring_regex(keys, "[%+]"), False)
+    if not pc.any(encoded).as_py():
+        return keys
+    decoded = [_unquoted(key) for key in keys.filter(encoded).to_pylist()]
+    return pc.replace_with_mask(keys, encoded, pa.array(decoded, pa.binary()))
+
+
+def _unquoted(key: bytes) -> bytes:
+    return unquote_plus(key.decode("latin-1"), "latin-1").encode("latin-1")
+
+
+def _data_file(manifest: str, key: str) -> str:
+    """Where a data file lies: in the manifest's bucket, or beside a manifest that was copied with its data."""
+    folder = storage.absolute(manifest).rsplit("/", 2)[0]  # destination-prefix/source-bucket/config-ID
+    beside = storage.join(folder, "data", posixpath.basename(key))
+    places = [beside]
+    if folder.startswith("s3://"):
+        places = [storage.join(f"s3://{folder.split('/')[2]}", key.lstrip("/")), beside]
+    for place in places:
+        if ".." not in place.split("/") and storage.exists(place):
+            return place
+    raise UserError(f"inventory {manifest}: its data file {key} is missing (not at {' or '.join(places)})")
+
+
+@contextmanager
+def _checked_copy(inventory: Inventory, uri: str, md5: str) -> Iterator[str]:
+    """A data file on this machine, complete and as the manifest says. Raises UserError."""
+    ending = ".parquet" if inventory.file_format == "parquet" else ".csv.gz" if uri.endswith(".gz") else ".csv"
+    with tempfile.TemporaryDirectory(prefix="sceneparse-") as folder:
+        path = Path(folder, f"data{ending}")
+        digest = hashlib.md5(usedforsecurity=False)
+        filesystem, source = storage.open_filesystem(uri)
+        with storage.explained(uri), filesystem.open(source, "rb") as file, path.open("wb") as copy:
+            while block := file.read(COPIED):
+                digest.update(block)
+                copy.write(block)
+        if digest.hexdigest() != md5:
+            raise UserError(
+                f"inventory {inventory.uri}: {uri} has the MD5 {digest.hexdigest()}, and should have {md5}; "
+                "it is damaged or of another day"
+            )
+        yield str(path)

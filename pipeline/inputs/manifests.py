@@ -1,0 +1,84 @@
+"""Images that a table names, in Parquet or CSV, one file or many."""
+
+import posixpath
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.inputs import tabular
+from pipeline.inputs.carried import carried
+from pipeline.inputs.names import Names, folder_above
+from pipeline.inputs.patterns import expression, folder_of, is_glob, matches
+
+
+def files_of(uri: str) -> list[str]:
+    """The files of a manifest: one, all of a folder, or those that match a glob; hidden ones (_SUCCESS) are none.
+
+    Raises: UserError if there are none, or one of unknown format.
+    """
+    folder = storage.absolute(folder_of(uri))
+    files = [file.uri for page in storage.listed(folder) for file in page]
+    if is_glob(uri):
+        pattern = storage.join(folder, uri[len(folder_of(uri)) :].lstrip("/"))
+        found = matches(pa.array(files, pa.string()), [expression(pattern, "--manifest")]).to_pylist()
+        files = [file for file, is_match in zip(files, found, strict=True) if is_match]
+    if files != [folder]:
+        files = [file for file in files if not _is_hidden(file[len(folder) :])]
+    if not files:
+        raise UserError(f"manifest {uri}: no files there; check the path or pattern")
+    for file in files:
+        if tabular.file_format(file) is None:
+            endings = ", ".join(tabular.FORMATS)
+            raise UserError(f"manifest {file}: unknown format; the name of a manifest ends in one of {endings}")
+    return files
+
+
+def is_one_file(uri: str, files: Sequence[str]) -> bool:
+    return list(files) == [storage.absolute(uri)]
+
+
+def require_columns(file: str, columns: Sequence[str], uri_column: str) -> None:
+    """Raise UserError if a file of a manifest lacks a column."""
+    found = tabular.column_names(file)
+    for column in columns:
+        if column not in found:
+            option = "--uri-column" if column == uri_column else "--carry"
+            raise UserError(
+                f"manifest {file}: has no column {column!r} ({option}); its columns are {', '.join(map(repr, found))}"
+            )
+
+
+def read(files: Sequence[str], uri_column: str, carry: Sequence[str]) -> Iterator[Names]:
+    """The names in a manifest's files, and the columns to carry. Raises UserError."""
+    columns = list(dict.fromkeys([uri_column, *carry]))
+    for file in files:
+        require_columns(file, columns, uri_column)
+        first = 1
+        # Binary, so that a name that is no UTF-8 spoils its own row alone.
+        for batch in tabular.read(file, columns, {uri_column: pa.binary()}):
+            numbers = pa.array(range(first, first + batch.num_rows), pa.int64())
+            first += batch.num_rows
+            details = {"carried": carried({name: batch.column(name) for name in carry})} if carry else {}
+            yield Names(
+                _names(batch.column(uri_column), file, uri_column), numbers, f"{file}#row=", folder_above(file), details
+            )
+
+
+def _names(column: pa.Array, file: str, uri_column: str) -> pa.Array:
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.dictionary_decode()
+        kind = column.type
+    if pa.types.is_null(kind):
+        return column.cast(pa.binary())
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return column.cast(pa.large_binary() if pa.types.is_large_string(kind) else pa.string()).cast(pa.binary())
+    if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return column.cast(pa.binary())
+    raise UserError(f"manifest {file}: column {uri_column!r} holds {kind}, not text; name another with --uri-column")
+
+
+def _is_hidden(path: str) -> bool:
+    return any(name.startswith(("_", ".")) for name in posixpath.normpath(path).split("/"))

@@ -1,0 +1,47 @@
+"""Images under a prefix, or all that match a glob."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.inputs.names import named_table
+from pipeline.inputs.patterns import expression, folder_of, is_glob, matches
+
+
+def read(uri: str) -> Iterator[pa.Table]:
+    """NAMED tables of every file under a prefix, or of every match of a glob, in name order, as storage lists them.
+
+    All files count as images: one that is none becomes a row that says so, and nothing is left out silently.
+    Only the markers that stand for folders in object stores are no files.
+    """
+    pattern = [expression(_absolute_pattern(uri), "--input")] if is_glob(uri) else []
+    for page in storage.listed(folder_of(uri)):
+        uris, sizes, etags = zip(*page, strict=True)
+        columns = {
+            "image_uri": pa.array(uris, pa.string()),
+            "size_bytes": pa.array(sizes, pa.int64()),
+            "etag": pa.array(etags, pa.string()),
+        }
+        table = named_table(columns, len(page))
+        yield table.filter(matches(columns["image_uri"], pattern)) if pattern else table
+
+
+def refuse_all_buckets(uri: str) -> None:
+    """Raise UserError for `s3://`."""
+    if uri.startswith("s3") and storage.open_filesystem(uri)[1] == "/":
+        raise UserError(f"input {uri}: names no bucket; give s3://BUCKET or s3://BUCKET/PREFIX")
+
+
+def refuse_output_inside_input(input_uri: str, output_uri: str) -> None:
+    """Raise UserError where the next run would take this run's output for images."""
+    prefix = storage.absolute(folder_of(input_uri)).rstrip("/") + "/"
+    if (storage.absolute(output_uri) + "/").startswith(prefix):
+        raise UserError(f"output {output_uri} lies inside input {input_uri}; choose a place outside of it")
+
+
+def _absolute_pattern(uri: str) -> str:
+    """The glob with the scheme and folder that listed files have."""
+    folder = folder_of(uri)
+    return storage.join(storage.absolute(folder), uri[len(folder) :].lstrip("/"))

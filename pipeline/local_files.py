@@ -1,0 +1,90 @@
+"""Files on this machine: listed in name order, and written so that they appear whole, as objects in a store do."""
+
+import io
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import UserError
+from pipeline.objects import Fetched, Listed
+
+# Hidden, so that no reader takes it for a part; reconcile removes what a kill leaves.
+PARTIAL = ".partial-"
+
+
+def read(uri: str) -> Fetched:
+    path = LocalFileSystem._strip_protocol(uri)
+    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+        raise OSError(f"{path} is not a regular file")  # a pipe would keep its reader waiting
+    with open(path, "rb") as file:
+        return Fetched(file.read(), None)
+
+
+def files_below(path: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Listed]:
+    """Files of a folder on this machine, links followed; `above` are the folders around it, by device and inode."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        if os.path.islink(path):
+            yield Listed(_local_uri(path), 0, None)  # points nowhere: reading it will say so
+        return
+    if stat.S_ISREG(found.st_mode):
+        yield Listed(_local_uri(path), found.st_size, None)
+    # A link to a folder around it leads to the same files for ever. What is no file, as a pipe, has no content.
+    if not stat.S_ISDIR(found.st_mode) or (found.st_dev, found.st_ino) in above:
+        return
+    with os.scandir(path) as entries:
+        # With the slash that their files have, so that "b-1" comes before "b/1".
+        names = sorted(entry.name + "/" * entry.is_dir() for entry in entries if not entry.name.startswith(PARTIAL))
+    for name in names:
+        yield from files_below(os.path.join(path, name.rstrip("/")), (*above, (found.st_dev, found.st_ino)))
+
+
+def _local_uri(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path!r} is not a name in UTF-8, which tables need; rename it") from None
+    return f"file://{path}"
+
+
+class WholeFile(io.BufferedWriter):
+    """A local file that appears under its name when it is closed."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._is_whole = path, True
+        handle, self._temporary = tempfile.mkstemp(prefix=PARTIAL, dir=os.path.dirname(path))
+        super().__init__(io.FileIO(handle, "w"))
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self._is_whole = kind is None
+        self.close()
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        try:
+            self.flush()
+            os.fsync(self.fileno())
+            super().close()
+            os.chmod(self._temporary, 0o644)
+            if self._is_whole:
+                os.replace(self._temporary, self._path)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(self._temporary)
+
+
+class WholeFiles(LocalFileSystem):
+    """Local files that appear when they are complete, as objects in a store do."""
+
+    def _open(self, path: str, mode: str = "rb", block_size: Any = None, **options: Any) -> Any:
+        if mode != "wb":
+            return super()._open(path, mode, block_size, **options)
+        self.makedirs(self._parent(path), exist_ok=True)
+        return WholeFile(path)

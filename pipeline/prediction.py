@@ -1,0 +1,36 @@
+"""What the actors that predict have in common.
+
+Does not import torch, which would cost every process that imports the stages seconds.
+"""
+
+import os
+from typing import Any
+
+import cv2
+
+from pipeline.recipe import ProtocolConfig
+
+
+def use_threads(device: str, threads: int) -> None:
+    """Let torch compute with so many threads on a CPU, whatever Ray has set for the process, and OpenCV with one."""
+    import torch
+
+    if device == "cpu":
+        torch.set_num_threads(min(threads, os.cpu_count() or 1))
+    cv2.setNumThreads(1)
+
+
+def with_protocol(predictor: Any, protocol: ProtocolConfig) -> Any:
+    """What labels whole images as the protocol says, with the arguments of `Predictor.predict`."""
+    from models import SlidingPredictor
+
+    if protocol.is_plain:
+        return predictor
+    whole = protocol.mode == "whole"
+    return SlidingPredictor(
+        predictor,
+        base_size=None if whole else protocol.base_size,
+        crop=None if whole else protocol.crop,
+        mirror=protocol.mirror,
+        scales=protocol.scales,
+    )

@@ -1,0 +1,163 @@
+"""S3 Inventories: the objects that there are now, under the names that they have."""
+
+import gzip
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_plus
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import storage
+from pipeline.errors import UserError
+from tests.pipeline.input_samples import errors, listed, uris
+
+KEYS = ["photos/a.jpg", "photos/a b+c%20.jpg", "photos/ü\n'\"猫,x=1&y.jpg", "z//#?.jpg"]
+SCHEMA = "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, LastModifiedDate, ETag, StorageClass"
+
+
+def row(
+    key: str, latest: bool = True, deleted: bool = False, size: int | None = 7, bucket: str = "photos"
+) -> list[Any]:
+    return [bucket, key, "v1", latest, deleted, size, "2024-05-01T00:00:00.000Z", f"etag-{len(key)}", "STANDARD"]
+
+
+def _texts(values: list[Any]) -> list[str]:
+    return ["" if value is None else str(value).lower() if isinstance(value, bool) else str(value) for value in values]
+
+
+def csv_file(rows: list[list[Any]]) -> bytes:
+    """As Amazon writes it: every value in quotes, no header."""
+    lines = []
+    for bucket, key, *values in rows:
+        texts = [bucket, quote_plus(key, safe="/"), *_texts(values)]
+        lines.append(",".join(f'"{text}"' for text in texts))
+    return gzip.compress("\n".join(lines).encode())
+
+
+def parquet_file(rows: list[list[Any]]) -> bytes:
+    names = ["bucket", "key", "version_id", "is_latest", "is_delete_marker", "size", "last_modified_date", "e_tag"]
+    buffer = io.BytesIO()
+    pq.write_table(pa.table([pa.array(column) for column in zip(*rows, strict=True)][:8], names), buffer)
+    return buffer.getvalue()
+
+
+def write_inventory(
+    base: str, data: list[list[list[Any]]], kind: str = "CSV", schema: str = SCHEMA, **changes: Any
+) -> str:
+    """An inventory under s3-inventory/ of a bucket or folder, laid out as Amazon does; returns its manifest.json."""
+    folder = "s3-inventory/photos/daily"
+    named = []
+    for n, rows in enumerate(data):
+        content = csv_file(rows) if kind == "CSV" else parquet_file(rows)
+        key = f"{folder}/data/{n}.{'csv.gz' if kind == 'CSV' else 'parquet'}"
+        storage.write_bytes(f"{base}/{key}", content)
+        named.append({"key": key, "size": len(content), "MD5checksum": hashlib.md5(content).hexdigest()})
+    manifest = {
+        "sourceBucket": "photos",
+        "destinationBucket": "arn:aws:s3:::inventories",
+        "version": "2016-11-30",
+        "creationTimestamp": "1714521600000",
+        "fileFormat": kind,
+        "fileSchema": schema,
+        "files": named,
+    } | changes
+    uri = f"{base}/{folder}/2024-05-01T01-00Z/manifest.json"
+    storage.write_bytes(uri, json.dumps(manifest).encode())
+    return uri
+
+
+@pytest.mark.parametrize("kind", ["CSV", "Parquet"])
+def test_keys_sizes_and_etags_are_taken_as_they_are(bucket: str, kind: str) -> None:
+    uri = write_inventory(bucket, [[row(key) for key in KEYS[:2]], [row(key, size=0) for key in KEYS[2:]]], kind)
+    found = listed(inventory=uri)
+    assert uris(found) == [f"s3://photos/{key}" for key in KEYS]
+    assert found["size_bytes"].to_pylist() == [7, 7, 0, 0]
+    assert found["etag"].to_pylist() == [f"etag-{len(key)}" for key in KEYS]
+    assert errors(found) == {}
+
+
+@pytest.mark.parametrize("kind", ["CSV", "Parquet"])
+def test_only_current_objects_are_images(tmp_path: Path, kind: str) -> None:
+    rows = [
+        row("new.jpg"),
+        row("new.jpg", latest=False),
+        row("gone.jpg", deleted=True, size=None),
+        row("gone.jpg", latest=False),
+        row("folder/", size=0),
+    ]
+    assert uris(listed(inventory=write_inventory(str(tmp_path), [rows], kind))) == ["s3://photos/new.jpg"]
+
+
+def test_an_inventory_of_current_versions_alone_lacks_the_columns_of_versions(tmp_path: Path) -> None:
+    content = gzip.compress(b'"photos","a.jpg"\n"photos","b+b.jpg"\n')
+    uri = write_inventory(str(tmp_path), [[row("x")]], schema="Bucket, Key")
+    data = tmp_path / "s3-inventory/photos/daily/data/0.csv.gz"
+    data.write_bytes(content)
+    manifest = json.loads(Path(uri).read_text())
+    manifest["files"][0]["MD5checksum"] = hashlib.md5(content).hexdigest()
+    Path(uri).write_text(json.dumps(manifest))
+    found = listed(inventory=uri)
+    assert uris(found) == ["s3://photos/a.jpg", "s3://photos/b b.jpg"]
+    assert found["size_bytes"].null_count == found["etag"].null_count == 2
+
+
+def test_rows_of_another_bucket_are_refused_alone(tmp_path: Path) -> None:
+    uri = write_inventory(str(tmp_path), [[row("a.jpg"), row("a.jpg", bucket="secrets"), row("b/../../x/y.jpg")]])
+    found = listed(inventory=uri)
+    assert uris(found) == ["s3://photos/a.jpg", "s3://secrets/a.jpg", "s3://photos/b/../../x/y.jpg"]
+    assert errors(found) == dict.fromkeys(uris(found)[1:], "NotAllowed")
+
+
+def test_an_inventory_and_its_data_may_be_copied_elsewhere(tmp_path: Path, bucket: str) -> None:
+    """Also where Amazon's manifest names keys with a slash too few, after a prefix that ends in one."""
+    uri = write_inventory(str(tmp_path), [[row("a.jpg")]])
+    assert uris(listed(inventory=uri)) == ["s3://photos/a.jpg"]
+    in_bucket = write_inventory(f"{bucket}/copy", [[row("a.jpg")]])
+    assert uris(listed(inventory=in_bucket)) == ["s3://photos/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"fileFormat": "ORC"}, "its data files are ORC, which is not read"),
+        ({"fileFormat": None}, "not the manifest.json of an S3 Inventory"),
+        ({"files": [{"key": "x"}]}, "not the manifest.json of an S3 Inventory"),
+        ({"files": "none"}, "not the manifest.json of an S3 Inventory"),
+        ({"sourceBucket": ""}, "not the manifest.json of an S3 Inventory"),
+        ({"fileSchema": "Bucket, Size"}, "its fileSchema has no Key, only Bucket, Size"),
+        ({"files": [{"key": "d/lost.csv.gz", "MD5checksum": "00"}]}, "its data file d/lost.csv.gz is missing"),
+        ({"files": []}, "lists no objects"),
+    ],
+)
+def test_an_inventory_that_cannot_be_read_is_explained(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    uri = write_inventory(str(tmp_path), [[row("a.jpg")]], **changes)
+    with pytest.raises(UserError, match=rf"inventory {uri}: {expected}"):
+        listed(inventory=uri)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "no json", '"text"'])
+def test_what_is_no_manifest_json_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"not the manifest\.json of an S3 Inventory"):
+        listed(inventory=str(tmp_path / "manifest.json"))
+    with pytest.raises(UserError, match="not found"):
+        listed(inventory=str(tmp_path / "missing.json"))
+
+
+def test_a_data_file_that_is_damaged_gives_no_row(tmp_path: Path) -> None:
+    uri = write_inventory(str(tmp_path), [[row("a.jpg")]])
+    data = tmp_path / "s3-inventory/photos/daily/data/0.csv.gz"
+    data.write_bytes(csv_file([row("b.jpg")]))
+    with pytest.raises(UserError, match=r"0.csv.gz has the MD5 .* and should have"):
+        listed(inventory=uri)
+
+
+def test_a_data_file_of_other_content_is_named_by_its_own_name(tmp_path: Path) -> None:
+    uri = write_inventory(str(tmp_path), [[row("a.jpg")]], schema="Bucket, Key")
+    with pytest.raises(UserError, match=rf"{tmp_path}/.*/data/0.csv.gz: cannot be read as CSV"):
+        listed(inventory=uri)
