@@ -162,6 +162,10 @@ class SegmentConfig(InputConfig, PredictConfig):
     batch_size: int = Field(8, ge=1, description="Most images of one size that are predicted together.")
     rows_per_part: int = Field(1024, ge=1, description="Images per Parquet part, at the least.")
     max_pixels: int = Field(100_000_000, ge=1, description="Larger images become error rows, pixels.")
+    max_bytes: int = Field(1_000_000_000, ge=1, description="Larger files become error rows, not downloaded; bytes.")
+    decode_seconds: float = Field(
+        60, gt=0, description="Images that take more processor time to decode become error rows, seconds."
+    )
     long_side: int | None = Field(
         None,
         ge=64,

@@ -1,6 +1,6 @@
 """Reading from S3, fast and patient: objects by obstore, listings by botocore.
 
-obstore (Rust) takes a ninth of s3fs's processor time for a small object, but it cannot tell a folder's marker from a
+obstore (Rust) takes an eighth of s3fs's processor time for a small object, but it cannot tell a folder's marker from a
 file, nor name every object, so listings and odd names go by botocore.
 
 Faults are Python's own: FileNotFoundError, PermissionError, TimeoutError, ConnectionError, Truncated, other OSError.

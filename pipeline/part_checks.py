@@ -12,20 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline import parts, storage
+from pipeline import failures, parts
 from pipeline.findings import SHOWN, Finding
-from pipeline.image_formats import KINDS as IMAGE_KINDS
 from pipeline.tables import SCHEMA_VERSION, image_id
 
 Bools = NDArray[np.bool_]
 
-ERROR_STAGES = ("list", "download", "decode", "predict")
-ERROR_KINDS = (
-    *("BadURI", "NotAllowed", "InsideOutput"),  # list
-    *storage.FAILURE_KINDS,  # download
-    *IMAGE_KINDS,  # decode
-    "OutOfMemory",  # predict
-)
 REGION_COLUMNS = ["class_id", "pixel_count", "x_min", "y_min", "x_max", "y_max", "centroid_x", "centroid_y"]
 ROUNDING = 1e-3  # of probabilities and entropies in float32
 PIXEL_ROUNDING = 0.01  # of positions in float32, pixels
@@ -109,7 +101,7 @@ def check_masks(file: str, masks: pa.Table, reference: Reference) -> Iterator[Fi
         possible = rows.within(column, -ROUNDING, most + ROUNDING)
         yield from rows.expect(~ok | possible, "wrong confidence", f"{column} is {{{column}}}")
 
-    known = rows.among("error_stage", ERROR_STAGES) & rows.among("error_type", ERROR_KINDS)
+    known = rows.among("error_stage", failures.STAGES) & rows.among("error_type", failures.KINDS)
     known &= rows.valid("error_message") & ~rows.among("error_message", [""])
     message = "error_stage is {error_stage!r}, error_type {error_type!r}, error_message {error_message!r}"
     yield from rows.expect(~error | known, "unknown error", message)

@@ -24,12 +24,13 @@ from pipeline import cluster, parts, storage
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import PredictConfig, SegmentConfig
 from pipeline.errors import UserError, user_error
+from pipeline.failures import EVERY_KIND, require_kinds
 from pipeline.id_set import IdSet
 from pipeline.inputs import list_images
 from pipeline.output import claim_output, first_failures
 from pipeline.progress import SegmentationLine, say, start_board, watched
 from pipeline.sink import PartSink, WrittenPart
-from pipeline.stages import DECODED_BYTES, Segmenter, decode
+from pipeline.stages import DECODED_BYTES, Limits, Segmenter, decode
 from pipeline.tables import IMAGE_ID_BYTES, image_id
 from pipeline.worklist import Listed, Worklist, blocks_of
 
@@ -58,6 +59,7 @@ def segment(config: SegmentConfig) -> Summary:
     Raises: UserError; within seconds, for everything that can be known before an actor starts.
     """
     started = time.monotonic()
+    require_kinds("retry_errors", config.retry_errors)
     output = storage.absolute(config.output)
     listing = list_images(config)
     model = Checkpoint.load(config.checkpoint, config.long_side, config.protocol)
@@ -120,7 +122,10 @@ def _label_wave(
         ray.data.from_arrow(blocks)
         .map_batches(
             decode,  # type: ignore[arg-type]  # Ray's types know no extra arguments
-            fn_kwargs={"max_pixels": config.max_pixels, "long_side": model.long_side},
+            fn_kwargs={
+                "limits": Limits(config.max_pixels, config.max_bytes, config.decode_seconds),
+                "long_side": model.long_side,
+            },
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=1,
@@ -165,7 +170,7 @@ def what_is_done(done: pa.Table, retry_errors: Sequence[str], relabel_changed: b
     """
     if retry_errors:
         failed = pc.equal(done["status"], "error")
-        again = failed if "all" in retry_errors else pc.is_in(done["error_type"], pa.array(retry_errors))
+        again = failed if EVERY_KIND in retry_errors else pc.is_in(done["error_type"], pa.array(retry_errors))
         done = done.filter(pc.invert(again))
     images, versions = IdSet(), IdSet()
     images.add(done["image_id"])

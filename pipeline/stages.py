@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,11 +30,23 @@ FETCHED_TOGETHER, FETCHED_BYTES = 16, 64_000_000
 FEWEST_TO_JUDGE = 200
 
 
-def decode(listed: pa.Table, max_pixels: int, long_side: int | None) -> Iterator[pa.Table]:
+class Limits(NamedTuple):
+    """Of an image; one that is beyond them becomes an error row."""
+
+    max_pixels: int
+    max_bytes: int  # of its file
+    seconds: float  # of decoding
+
+
+def decode(listed: pa.Table, limits: Limits, long_side: int | None) -> Iterator[pa.Table]:
     """Download and decode a block of LISTED images into DECODED rows; a failure becomes a row that says why."""
     cv2.setNumThreads(1)
     rows: list[dict[str, Any]] = []
-    for row, file in _downloaded(listed.to_pylist()):
+    listed_rows = listed.to_pylist()
+    for row in listed_rows:
+        if row["error_type"] is None and (row["size_bytes"] or 0) > limits.max_bytes:
+            row |= _failure("download", "TooLarge", f"{row['size_bytes']} bytes; the limit is {limits.max_bytes}")
+    for row, file in _downloaded(listed_rows):
         start = time.perf_counter()
         if isinstance(file, Exception):
             row |= _failure("download", storage.failure_kind(file), str(file))
@@ -43,7 +55,7 @@ def decode(listed: pa.Table, max_pixels: int, long_side: int | None) -> Iterator
             row |= {"etag": file.etag, "size_bytes": len(file.content)}
             try:
                 with monitoring.timed("decode"):
-                    row |= _decoded(file.content, max_pixels, long_side)
+                    row |= _decoded(file.content, limits, long_side)
             except ImageError as error:
                 row |= _failure("decode", error.kind, error.message)
         row["seconds"] = time.perf_counter() - start
@@ -182,8 +194,8 @@ class Segmenter:
         return masks
 
 
-def _decoded(content: bytes, max_pixels: int, long_side: int | None) -> dict[str, Any]:
-    image_HW3 = decode_image(content, max_pixels)
+def _decoded(content: bytes, limits: Limits, long_side: int | None) -> dict[str, Any]:
+    image_HW3 = decode_image(content, *limits)
     small_HW3 = shrink(image_HW3, long_side)
     return {
         "width": image_HW3.shape[1],

@@ -41,7 +41,8 @@ def test_it_needs_no_ray(small_output: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("place", ["local", pytest.param("swift", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["local", "swift"])
 def test_findings_are_told_then_mended_and_gone(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     root = request.getfixturevalue("bucket") if place == "swift" else f"file://{tmp_path}"
     output, photos = f"{root}/out put", f"{root}/photos"

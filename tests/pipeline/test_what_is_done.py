@@ -3,6 +3,8 @@
 import pyarrow as pa
 import pytest
 
+from pipeline.errors import UserError
+from pipeline.failures import require_kinds
 from pipeline.parts import DONE
 from pipeline.segmentation import what_is_done
 from pipeline.tables import LISTED, image_id, table
@@ -50,6 +52,12 @@ def test_an_image_whose_version_is_unknown_counts_as_unchanged() -> None:
 
 def test_an_image_that_has_a_version_since_counts_as_changed() -> None:
     assert todo({"plain": "5"}, relabel_changed=True) == {"plain"}
+
+
+def test_a_kind_that_there_is_not_is_refused_with_those_there_are() -> None:
+    require_kinds("retry_errors", ["all", "Timeout"])
+    with pytest.raises(UserError, match=r"retry_errors: Timeuot is no kind of failure; use all, or some of .*Timeout"):
+        require_kinds("retry_errors", ["Timeuot"])
 
 
 def test_an_empty_output_has_nothing_done() -> None:

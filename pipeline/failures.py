@@ -1,0 +1,28 @@
+"""How an image can fail: the words of the columns error_stage and error_type, all of them."""
+
+from collections.abc import Sequence
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.image_formats import KINDS as IMAGE_KINDS
+
+STAGES = ("list", "download", "decode", "predict")
+
+# What each kind means.
+KINDS = {
+    "BadURI": "a row of a list or table that names no file",
+    "NotAllowed": "a row that names a file outside the places that the command allows",
+    "InsideOutput": "a row that names a file of the output",
+    **storage.FAILURE_KINDS,
+    **{kind: meaning for kind, meaning in IMAGE_KINDS.items() if kind not in ("NotALabelMap", "UnknownColor")},
+    "OutOfMemory": "the predictor's device has too little memory for it",
+}
+EVERY_KIND = "all"
+
+
+def require_kinds(option: str, kinds: Sequence[str]) -> None:
+    """Raise UserError naming a word that is no kind of failure."""
+    if unknown := [kind for kind in kinds if kind not in (*KINDS, EVERY_KIND)]:
+        raise UserError(
+            f"{option}: {', '.join(unknown)} is no kind of failure; use {EVERY_KIND}, or some of {', '.join(KINDS)}"
+        )
