@@ -7,6 +7,7 @@ its masks parts hold, and nothing else keeps books.
 import hashlib
 import io
 import posixpath
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.tables import MASKS
 
+PART = re.compile(r"part-[^/]+-[0-9a-f]{16}\.parquet")
 READERS = 16  # parts whose ids are read at once; the reading is waiting
 
 
@@ -140,13 +142,15 @@ def remove_strays(output: str, run_id: str, written: set[str]) -> list[str]:
 
 
 def _names(output: str, table: str, result: Reconciled) -> set[str]:
+    """Parts of a table; what else lies there is left alone, but half-written files."""
     names = set()
-    for uri in storage.find(storage.join(output, table)):
-        name = posixpath.basename(uri)
+    folder = storage.absolute(storage.join(output, table)) + "/"
+    for uri in storage.find(folder):
+        name = uri.removeprefix(folder)
         if name.startswith(storage.PARTIAL):
             storage.remove(uri)
             result.mended.append(f"removed {table}/{name}: half written")
-        elif name.endswith(".parquet"):
+        elif PART.fullmatch(name):
             names.add(name)
     return names
 

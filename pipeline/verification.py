@@ -4,7 +4,6 @@ Memory: the parts that are being read, and 16 bytes for each image.
 """
 
 import posixpath
-import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import storage
+from pipeline import parts, storage
 from pipeline.errors import UserError
 from pipeline.findings import SHOWN, Finding
 from pipeline.id_set import IdSet
@@ -22,7 +21,6 @@ from pipeline.run_files import RunFiles
 from pipeline.tables import CLASSES, SCHEMA_VERSION
 
 READERS = 8  # parts at once; on object stores the reading is waiting
-PART = re.compile(r"part-[^/]+-[0-9a-f]{16}\.parquet")
 
 
 class Verification:
@@ -53,7 +51,7 @@ class Verification:
         for table, found in files.items():
             yield from self._foreign(table, found)
         sizes = {
-            table: {name: size for name, size in found.items() if PART.fullmatch(name)}
+            table: {name: size for name, size in found.items() if parts.PART.fullmatch(name)}
             for table, found in files.items()
         }
         masks, class_stats = sizes["masks"].keys(), sizes["class_stats"].keys()
@@ -137,7 +135,7 @@ class Verification:
         for name in names:
             # Readers pass over names that begin with _ or a dot.
             is_hidden = any(part.startswith((".", "_")) for part in name.split("/"))
-            if not PART.fullmatch(name) and not is_hidden:
+            if not parts.PART.fullmatch(name) and not is_hidden:
                 yield Finding("not a part", f"{table}/{name}", "no run gives a file such a name")
 
     def _reports(self, pairs: dict[str, dict[str, int]], reference: Reference) -> Iterator[PartReport]:

@@ -14,11 +14,11 @@ from tests.ray_head import ACCESS
 
 # So that one write task runs at a time, and the head alone can end a run of two predictors.
 HEAD_CPUS, NODE_CPUS, NODES = 4, 2, 2
-# What Ray calls the processes of a run while they work on it.
+# What the titles that Ray gives to processes have in them while they work on a run.
 TITLES = MappingProxyType(
     {
-        "predictor": "ray::MapWorker(MapBatches(Segmenter))",
-        "decoder": "ray::MapBatches(decode)",
+        "predictor": "MapBatches(Segmenter)",
+        "decoder": "MapBatches(decode)",
         "writer": "ray::Write",
         "board": "ray::Board",
     }
@@ -49,7 +49,7 @@ class ChaosCluster:
 
     def kill_worker(self, victim: str, rng: random.Random) -> bool:
         """SIGKILL one of the processes that do this now; False where there is none."""
-        candidates = [process for process, title in self.processes() if title.startswith(TITLES[victim])]
+        candidates = [process for process, title in self.processes() if TITLES[victim] in title]
         if not candidates:
             return False
         chosen = rng.choice(sorted(candidates, key=lambda process: process.pid))

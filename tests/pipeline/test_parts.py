@@ -299,10 +299,12 @@ def test_what_was_mended_is_told_with_the_file_and_the_reason(output: str) -> No
 
 
 def test_files_that_are_no_parts_are_left_alone(output: str) -> None:
-    write_part(output, ["a"])
-    storage.write_bytes(f"{output}/masks/notes.txt", b"mine")
-    parts.reconcile(output)
-    assert storage.read_bytes(f"{output}/masks/notes.txt") == b"mine"
+    name = write_part(output, ["a"])
+    theirs = ["masks/notes.txt", "masks/table.parquet", f"masks/copies/{name}", "class_stats/part-of-mine.parquet"]
+    for file in theirs:
+        storage.write_bytes(f"{output}/{file}", b"mine")
+    assert len(parts.reconcile(output).done) == 1
+    assert [storage.read_bytes(f"{output}/{file}") for file in theirs] == [b"mine"] * 4
 
 
 def test_the_first_part_keeps_its_rows_untouched(output: str) -> None:

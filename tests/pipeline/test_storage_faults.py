@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import botocore.session
 import pytest
 import s3fs
 
@@ -169,7 +170,8 @@ def test_a_file_that_always_fails_is_a_failure_of_its_own(
     uris, contents = zip(*write(bucket, 3).items(), strict=True)
     with serve(of_key("001.jpg", kind)) as proxy:
         (alone,) = storage.fetch(uris[1:2])
-        assert proxy.gets[uris[1].removeprefix("s3:/")] == 2
+        tries = 4 if (reader, kind) == ("obstore", TRUNCATE) else 2  # once more from the start
+        assert proxy.gets[uris[1].removeprefix("s3:/")] == tries
         before, found, after = storage.fetch(list(uris))
     assert (before, after) == (contents[0], contents[2])
     for error in (alone, found):
@@ -294,11 +296,11 @@ def test_a_file_that_is_replaced_while_it_is_read_is_not_mixed_with_the_new_one(
     before, after = b"1" * 5000, b"2" * 5000
     storage.write_bytes(uri, before)
 
+    client = botocore.session.get_session().create_client("s3", endpoint_url=swift.environment["AWS_ENDPOINT_URL"])
+
     def replace_after_the_first_half(method: str, path: str, number: int) -> str | None:
         if number == 2:
-            write_after = f"from pipeline import storage; storage.write_bytes({uri!r}, {after!r})"
-            environment = {**os.environ, **swift.environment}
-            subprocess.run([sys.executable, "-c", write_after], cwd=REPOSITORY, env=environment, check=True)
+            client.put_object(Bucket=bucket.removeprefix("s3://"), Key="a.jpg", Body=after)
         return TRUNCATE if number == 1 else None
 
     with serve(replace_after_the_first_half):
@@ -308,7 +310,9 @@ def test_a_file_that_is_replaced_while_it_is_read_is_not_mixed_with_the_new_one(
 # Many reads, many processes
 
 
-def test_many_fetches_leave_no_threads_and_no_open_files(reader: str, bucket: str) -> None:
+def test_many_fetches_leave_no_threads_and_no_open_files(reader: str, bucket: str, quick: pytest.MonkeyPatch) -> None:
+    quick.setattr(s3_connection, "READ_TIMEOUT", 30.0)
+    quick.setattr(s3_connection, "DEADLINE", 60.0)
     files = write(bucket, 20)
 
     def open_now() -> tuple[int, int]:

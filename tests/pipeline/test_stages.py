@@ -1,0 +1,95 @@
+"""Decoding tasks: each image with its own file, failures as rows, nothing downloaded that is not wanted."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import stages, storage
+from pipeline.stages import Limits, decode
+from pipeline.tables import LISTED, image_id, table
+from tests.pipeline.samples import encoded, random_image, write_file
+
+LIMITS = Limits(max_pixels=10_000, max_bytes=50_000, seconds=60)
+
+
+def listed(rows: list[dict[str, Any]]) -> pa.Table:
+    return table([{"image_id": image_id(row["image_uri"]), **row} for row in rows], LISTED)
+
+
+def decoded(rows: list[dict[str, Any]], long_side: int | None = None) -> dict[str, dict[str, Any]]:
+    tables = list(decode(listed(rows), LIMITS, long_side))
+    return {row["image_uri"]: row for part in tables for row in part.to_pylist()}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> dict[str, np.ndarray]:
+    """Forty images of different content and size, by URI."""
+    made = {}
+    for number in range(40):
+        image_HW3 = random_image(height=20 + number, width=30, seed=number)
+        path = write_file(tmp_path / f"{number:02d}.png", encoded(image_HW3, "PNG"))
+        made[storage.absolute(str(path))] = image_HW3
+    return made
+
+
+def test_every_image_has_its_own_pixels_however_they_were_fetched(images: dict[str, np.ndarray]) -> None:
+    rows = decoded([{"image_uri": uri, "size_bytes": 3000} for uri in images])
+    assert list(rows) == list(images)
+    for uri, image_HW3 in images.items():
+        row = rows[uri]
+        assert (row["height"], row["width"]) == image_HW3.shape[:2]
+        assert row["pixels"] == image_HW3.tobytes()
+        assert row["size_bytes"] == Path(uri.removeprefix("file://")).stat().st_size
+
+
+def test_large_images_are_handed_on_in_pieces(images: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "DECODED_BYTES", 10_000)
+    tables = list(decode(listed([{"image_uri": uri} for uri in images]), LIMITS, None))
+    assert len(tables) > 5
+    assert [uri for part in tables for uri in part["image_uri"].to_pylist()] == list(images)
+
+
+def test_an_image_is_shrunk_to_the_long_side_and_keeps_its_own_size(images: dict[str, np.ndarray]) -> None:
+    uri = list(images)[-1]  # 59 x 30
+    row = decoded([{"image_uri": uri}], long_side=32)[uri]
+    assert (row["height"], row["width"], row["input_height"], row["input_width"]) == (59, 30, 32, 16)
+
+
+def test_what_failed_in_the_listing_is_not_fetched_and_keeps_its_reason(
+    images: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    fetch = storage.fetch_objects
+    monkeypatch.setattr(storage, "fetch_objects", lambda uris: fetched.extend(uris) or fetch(uris))
+    good = next(iter(images))
+    refused = {"error_stage": "list", "error_type": "NotAllowed", "error_message": "lies outside s3://bucket"}
+    rows = decoded([{"image_uri": "file:///etc/passwd", **refused}, {"image_uri": good}])
+    assert fetched == [good]
+    assert {key: rows["file:///etc/passwd"][key] for key in refused} == refused
+    assert rows[good]["error_type"] is None
+
+
+def test_a_file_that_is_too_large_is_not_downloaded(
+    images: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "fetch_objects", lambda uris: [] if not uris else pytest.fail("fetched"))
+    row = decoded([{"image_uri": "s3://bucket/huge.tif", "size_bytes": 50_001}])["s3://bucket/huge.tif"]
+    assert (row["error_stage"], row["error_type"]) == ("download", "TooLarge")
+    assert row["error_message"] == "50001 bytes; the limit is 50000"
+
+
+def test_failures_are_rows_beside_the_images_that_went_well(tmp_path: Path, images: dict[str, np.ndarray]) -> None:
+    broken = {
+        "text.jpg": (b"no image", "decode", "NotAnImage"),
+        "empty.jpg": (b"", "decode", "Empty"),
+        "wide.png": (encoded(random_image(101, 100), "PNG"), "decode", "TooLarge"),
+    }
+    uris = {storage.absolute(str(write_file(tmp_path / name, told[0]))): told[1:] for name, told in broken.items()}
+    uris[storage.absolute(str(tmp_path / "gone.jpg"))] = ("download", "NotFound")
+    rows = decoded([{"image_uri": uri} for uri in [*uris, *images]])
+    assert {uri: (rows[uri]["error_stage"], rows[uri]["error_type"]) for uri in uris} == uris
+    assert all(rows[uri]["error_type"] is None for uri in images)
+    assert all(rows[uri]["error_message"] and rows[uri]["pixels"] is None for uri in uris)
