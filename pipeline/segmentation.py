@@ -34,6 +34,9 @@ from pipeline.stages import DECODED_BYTES, Limits, Segmenter, decode
 from pipeline.tables import IMAGE_ID_BYTES, image_id
 from pipeline.worklist import Listed, Worklist, blocks_of
 
+# Not 1: into predictors that reserve the same Ray Data would fuse decoding, which could then not run beside them.
+DECODE_CPUS = 0.99
+
 
 @dataclass
 class Summary:
@@ -128,7 +131,7 @@ def _label_wave(
             },
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=1,
+            num_cpus=DECODE_CPUS,
             # Ray warns of tasks that cannot be.
             compute=ray.data.TaskPoolStrategy(min(stages.decode_tasks, len(blocks))),
         )

@@ -28,7 +28,7 @@ from tests.faulty_storage import CUT, HANG, REFUSE, TRUNCATE, FaultyStorage, fau
 from tests.scene_data import write_photos
 from tests.swift import KEY, SECRET
 
-RUN_BOUND = 480  # seconds, ten times and more what a run takes on a quiet machine; longer, and it hangs
+RUN_BOUND = 480  # seconds; a run that takes longer hangs
 STORAGE_FAULTS = (REFUSE, CUT, HANG, TRUNCATE)
 ROWS_PER_PART = 8
 
