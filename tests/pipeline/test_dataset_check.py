@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import s3fs
 
-from pipeline import dataset_check, storage
+from pipeline import dataset_check, s3_connection
 from pipeline.data_config import DataConfig
 from pipeline.dataset_check import BLOCK, DatasetCheck, SplitCheck, read_block
 from pipeline.dataset_report import as_json, summary, write_report
@@ -115,7 +115,7 @@ def unreachable_storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "any")
-    monkeypatch.setattr(storage, "RETRIES", 0)
+    monkeypatch.setattr(s3_connection, "RETRIES", 0)
     s3fs.S3FileSystem.clear_instance_cache()
     yield
     s3fs.S3FileSystem.clear_instance_cache()
