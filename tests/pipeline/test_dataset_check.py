@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import s3fs
 
-from pipeline import dataset_check, s3_connection
+from pipeline import dataset_check, s3_connection, storage
 from pipeline.data_config import DataConfig
 from pipeline.dataset_check import BLOCK, DatasetCheck, SplitCheck, read_block
 from pipeline.dataset_report import as_json, summary, write_report
