@@ -50,7 +50,7 @@ class Unreachable(OSError):
 
 
 class NoBucket(FileNotFoundError):
-    """The bucket does not exist: no fault of any one object."""
+    """The bucket does not exist; that of another object may."""
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -62,7 +62,7 @@ def split(uri: str) -> tuple[str, str]:
 def get(uri: str, connection: s3.Connection) -> Fetched:
     """Content of one object. Raises OSError or botocore's own errors.
 
-    Unreachable, NoBucket and missing credentials concern all other objects, too.
+    Unreachable and missing credentials concern all other objects, too.
     """
     bucket, key = split(uri)
     begin = time.monotonic()

@@ -39,7 +39,6 @@ UNREACHABLE = (
     *NO_CREDENTIALS,
     botocore.exceptions.EndpointConnectionError,
     objects.Unreachable,
-    objects.NoBucket,
 )
 FAILURE_KINDS = {
     "NotFound": "no file of this name, or it was removed since it was listed",

@@ -213,9 +213,13 @@ def test_what_is_missing_or_forbidden_is_asked_for_once(
         assert proxy.gets == {name.removeprefix("s3:/"): 1 for name in (uri, missing)}
 
 
-def test_a_missing_bucket_is_no_failure_of_its_files(reader: str, bucket: str) -> None:
-    with pytest.raises(UserError, match="the bucket 'no-such-store' does not exist"):
-        storage.fetch(["s3://no-such-store/a.jpg", "s3://no-such-store/b.jpg"])
+def test_a_missing_bucket_fails_its_files_and_no_others(reader: str, bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/a.jpg", b"here")
+    found, missing = storage.fetch([f"{bucket}/a.jpg", "s3://no-such-store/b.jpg"])
+    assert found == b"here"
+    assert isinstance(missing, Exception)
+    assert storage.failure_kind(missing) == "NotFound"
+    assert "bucket does not exist" in str(missing)
 
 
 def test_missing_credentials_are_no_failure_of_the_files(
