@@ -117,11 +117,11 @@ class SegmentationLine:
             self._recent.popleft()
         is_last = done == total and self._listed.ended
         last_time, last_done = self._printed
-        if not done or (done == last_done and not self._in_place):
+        if not done or (done == last_done and (is_last or not self._in_place)):
             return
         if self._in_place or is_last or now - last_time >= LINE_EVERY:
             self._printed = now, done
-            self._print(self.line(counts, now, done), is_last and done != last_done)
+            self._print(self.line(counts, now, done), is_last)
 
     def line(self, counts: dict[str, int], now: float, done: int) -> str:
         """What is known after `now` seconds."""
