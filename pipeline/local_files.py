@@ -1,5 +1,6 @@
 """Files on this machine: listed in name order, and written so that they appear whole, as objects in a store do."""
 
+import errno
 import io
 import os
 import stat
@@ -12,17 +13,36 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UserError
 from pipeline.objects import Fetched, Listed
+from pipeline.range_file import RangeFile
 
 # Hidden, so that no reader takes it for a part; reconcile removes what a kill leaves.
 PARTIAL = ".partial-"
 
 
 def read(uri: str) -> Fetched:
-    path = LocalFileSystem._strip_protocol(uri)
-    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
-        raise OSError(f"{path} is not a regular file")  # a pipe would keep its reader waiting
-    with open(path, "rb") as file:
+    with open(_regular(uri), "rb") as file:
         return Fetched(file.read(), None)
+
+
+def open_file(uri: str) -> RangeFile:
+    handle = os.open(_regular(uri), os.O_RDONLY)
+    return RangeFile(
+        os.fstat(handle).st_size,
+        None,
+        lambda span: os.pread(handle, span.end - span.start, span.start),
+        lambda: os.close(handle),
+    )
+
+
+def _regular(uri: str) -> str:
+    """Path of what is a file. Raises OSError."""
+    path = LocalFileSystem._strip_protocol(uri)
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(mode):
+        raise OSError(f"{path} is not a regular file")  # a pipe would keep its reader waiting
+    return path
 
 
 def files_below(path: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Listed]:

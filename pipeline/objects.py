@@ -11,6 +11,7 @@ import random
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import botocore.exceptions
@@ -41,8 +42,19 @@ class Fetched(NamedTuple):
     etag: str | None  # of this very content
 
 
+class Span(NamedTuple):
+    """A part of an object's bytes, which is not empty."""
+
+    start: int
+    end: int  # the first byte after it
+
+
 class Truncated(OSError):
     """Fewer bytes came than the server announced."""
+
+
+class Changed(OSError):
+    """Another version has taken the object's place while it was read."""
 
 
 class Unreachable(OSError):
@@ -59,17 +71,37 @@ def split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def get(uri: str, connection: s3.Connection) -> Fetched:
-    """Content of one object. Raises OSError or botocore's own errors.
+def get(uri: str, connection: s3.Connection, span: Span | None = None) -> Fetched:
+    """Content of one object, or of a span of its bytes. Raises OSError or botocore's own errors.
 
     Unreachable and missing credentials concern all other objects, too.
     """
     bucket, key = split(uri)
+    with _answered(connection):
+        if not (s3.obstore_works() and PLAIN_KEY.fullmatch(key) and PLAIN_BUCKET.fullmatch(bucket)):
+            return _get_by_botocore(connection, bucket, key, span)
+        return _get_by_obstore(connection, bucket, key, span)
+
+
+def head(uri: str, connection: s3.Connection) -> Listed:
+    """An object's size and ETag; raises as `get` does."""
+    bucket, key = split(uri)
+    with _answered(connection):
+        try:
+            found = connection.client.head_object(Bucket=bucket, Key=key)
+        except botocore.exceptions.ClientError as error:
+            raise _of_code(error.response["Error"]) from error
+        except botocore.exceptions.BotoCoreError as error:
+            raise _of_botocore(error) from error
+        return Listed(uri, found["ContentLength"], _etag(found))
+
+
+@contextmanager
+def _answered(connection: s3.Connection) -> Iterator[None]:
+    """Raise Unreachable for a request of the block that failed where nothing answers."""
     begin = time.monotonic()
     try:
-        if not (s3.obstore_works() and PLAIN_KEY.fullmatch(key) and PLAIN_BUCKET.fullmatch(bucket)):
-            return _get_by_botocore(connection, bucket, key)
-        return _get_by_obstore(connection, bucket, key)
+        yield
     except (TimeoutError, ConnectionError) as error:
         if not connection.answers_since(begin):
             raise Unreachable(f"{connection.endpoint} does not answer: {error}") from error
@@ -103,13 +135,14 @@ def pages(uri: str) -> Iterator[list[Listed]]:
         raise _of_code(error.response["Error"]) from error
 
 
-def _get_by_obstore(connection: s3.Connection, bucket: str, key: str) -> Fetched:
+def _get_by_obstore(connection: s3.Connection, bucket: str, key: str, span: Span | None) -> Fetched:
     seconds, is_second = s3.DEADLINE, False
+    options: obstore.GetOptions = {"range": span} if span else {}
     while True:
         try:
-            answer = obstore.get(connection.store(bucket, seconds), key)
+            answer = obstore.get(connection.store(bucket, seconds), key, options=options)
             connection.note_answer()
-            size = answer.meta["size"]
+            size = span.end - span.start if span else answer.meta["size"]
             if size > seconds * s3.SLOWEST_DOWNLOAD:
                 # Again, with time for so many bytes; powers of two, so that the stores are few.
                 seconds = s3.DEADLINE * 2 ** math.ceil(math.log2(size / s3.SLOWEST_DOWNLOAD / s3.DEADLINE))
@@ -129,15 +162,17 @@ def _get_by_obstore(connection: s3.Connection, bucket: str, key: str) -> Fetched
             raise failure from None  # obstore's own text is a page long
 
 
-def _get_by_botocore(connection: s3.Connection, bucket: str, key: str) -> Fetched:
+def _get_by_botocore(connection: s3.Connection, bucket: str, key: str, span: Span | None) -> Fetched:
     """The same for what obstore cannot name, and after a fork."""
+    options = {"Range": f"bytes={span.start}-{span.end - 1}"} if span else {}
     begin = time.monotonic()
     for attempt in range(s3.RETRIES + 1):
         if attempt:
             longest = min(s3.FIRST_PAUSE * s3.PAUSE_GROWTH**attempt, s3.LONGEST_PAUSE)
             time.sleep(random.uniform(min(s3.FIRST_PAUSE, longest), longest))
         try:
-            answer = connection.client.get_object(Bucket=bucket, Key=key)  # botocore tries again by itself up to here
+            # botocore tries again by itself up to here.
+            answer = connection.client.get_object(Bucket=bucket, Key=key, **options)
         except botocore.exceptions.ClientError as error:
             connection.note_answer()
             raise _of_code(error.response["Error"]) from error

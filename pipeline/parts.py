@@ -30,10 +30,10 @@ def part_name(run_id: str, image_ids: pa.Array | pa.ChunkedArray) -> str:
     return f"part-{run_id}-{digest}.parquet"
 
 
-def write_part(output: str, name: str, masks: pa.Table, class_stats: pa.Table) -> None:
-    """Write one part, its commit last. Raises UserError."""
-    write_table(storage.join(output, "class_stats", name), class_stats)
-    write_table(storage.join(output, "masks", name), masks)
+def write_part(output: str, name: str, masks: pa.Table, class_stats: pa.Table) -> int:
+    """Write one part, its commit last; returns its bytes. Raises UserError."""
+    num_bytes = write_table(storage.join(output, "class_stats", name), class_stats)
+    return num_bytes + write_table(storage.join(output, "masks", name), masks)
 
 
 def remove_part(output: str, name: str) -> None:
@@ -42,17 +42,17 @@ def remove_part(output: str, name: str) -> None:
     storage.remove(storage.join(output, "class_stats", name))
 
 
-def write_table(uri: str, table: pa.Table) -> None:
-    """Write one Parquet file, whole or not at all. Raises UserError."""
+def write_table(uri: str, table: pa.Table) -> int:
+    """Write one Parquet file, whole or not at all; returns its bytes. Raises UserError."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     storage.write_bytes(uri, buffer.getvalue())
+    return buffer.tell()
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file, or only some of its columns. Raises UserError."""
-    filesystem, path = storage.open_filesystem(uri)
-    with storage.explained(uri), filesystem.open(path, "rb") as file:
+    with storage.explained(uri), storage.open_file(uri) as file:
         try:
             return pq.read_table(file, columns=columns)
         except pa.ArrowInvalid as error:

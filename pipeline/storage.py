@@ -4,6 +4,7 @@ Endpoint, region and credentials of S3 come from the standard AWS environment (A
 AWS_ACCESS_KEY_ID, instance roles ...) and from nowhere else.
 """
 
+import io
 import os
 import posixpath
 import re
@@ -19,6 +20,7 @@ from typing import Any
 
 import botocore.exceptions
 import fsspec
+import pyarrow as pa
 import pyarrow.fs
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.local import LocalFileSystem
@@ -28,9 +30,11 @@ from pipeline import local_files, objects, s3_connection
 from pipeline.errors import UserError
 from pipeline.objects import Fetched as Fetched
 from pipeline.objects import Listed as Listed
+from pipeline.range_file import RangeFile, object_file
 
 WRITE_TIMEOUT = 60  # seconds, and what the bytes take
 SLOWEST_UPLOAD = 1_000_000  # bytes a second
+STREAM_BUFFER = 1 << 22  # bytes of one request
 FETCHES = s3_connection.CONNECTIONS  # at once, from one process
 
 NO_CREDENTIALS = (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)
@@ -47,6 +51,7 @@ FAILURE_KINDS = {
     "Truncated": "fewer bytes came than were announced, in several tries",
     "StorageError": "anything else that storage says, such as errors on its side that lasted",
 }
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 PARTIAL = local_files.PARTIAL
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 S3_SCHEMES = ("s3://", "s3a://")
@@ -147,6 +152,26 @@ def _reader(uri: str) -> Callable[[str], Fetched]:
         return local_files.read
     # One by one, since `filesystem.cat` of many takes names with * ? [ for patterns.
     return lambda name: Fetched(filesystem.cat_file(filesystem._strip_protocol(name)), None)
+
+
+def open_file(uri: str) -> RangeFile:
+    """A file to be read span by span. Raises UserError; its reading raises the library's own errors."""
+    with explained(uri):
+        if uri.startswith(S3_SCHEMES):
+            return object_file(uri, s3_connection.current())
+        filesystem, path = open_filesystem(uri)
+        if isinstance(filesystem, LocalFileSystem):
+            return local_files.open_file(uri)
+        # By keywords: s3fs and gcsfs have another argument second.
+        return RangeFile(
+            filesystem.size(path), None, lambda span: filesystem.cat_file(path, start=span.start, end=span.end)
+        )
+
+
+def open_stream(uri: str) -> pa.NativeFile:
+    """A file to be read from its start to its end, decompressed if its name says so; raises as `open_file` does."""
+    file = io.BufferedReader(open_file(uri), STREAM_BUFFER)
+    return pa.input_stream(file, compression=COMPRESSIONS.get(posixpath.splitext(uri)[1].lower()))
 
 
 def failure_kind(error: Exception) -> str:

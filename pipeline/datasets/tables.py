@@ -224,10 +224,9 @@ def _rows(metadata: pq.FileMetaData) -> list[int]:
 @contextmanager
 def _opened(uri: str) -> Iterator[pq.ParquetFile]:
     """An open Parquet file; what fails with it in the block becomes a UserError."""
-    filesystem, path = storage.arrow_filesystem(uri)
     with storage.explained(uri):
         try:
-            with filesystem.open_input_file(path) as file:
+            with storage.open_file(uri) as file:
                 yield pq.ParquetFile(file)
         except pa.ArrowInvalid as error:
             raise UserError(f"{uri}: is not a Parquet file that can be read: {error}") from None

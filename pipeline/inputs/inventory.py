@@ -151,8 +151,7 @@ def _checked_copy(inventory: Inventory, uri: str, md5: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="sceneparse-") as folder:
         path = Path(folder, f"data{ending}")
         digest = hashlib.md5(usedforsecurity=False)
-        filesystem, source = storage.open_filesystem(uri)
-        with storage.explained(uri), filesystem.open(source, "rb") as file, path.open("wb") as copy:
+        with storage.explained(uri), storage.open_file(uri) as file, path.open("wb") as copy:
             while block := file.read(COPIED):
                 digest.update(block)
                 copy.write(block)

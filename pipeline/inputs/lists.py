@@ -39,8 +39,7 @@ def _names(uri: str, names: list[bytes], numbers: list[int]) -> Names:
 
 def _lines(uri: str) -> Iterator[bytes]:
     """Lines without their ends, from a file of any size."""
-    filesystem, path = storage.arrow_filesystem(uri)
-    with storage.explained(uri), filesystem.open_input_stream(path, compression="detect") as file:
+    with storage.explained(uri), storage.open_stream(uri) as file:
         rest = file.read(len(BOM))
         if rest.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise UserError(f"{uri}: is text in UTF-16; save it as UTF-8")

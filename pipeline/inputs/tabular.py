@@ -22,12 +22,11 @@ def file_format(uri: str) -> str | None:
 
 def column_names(uri: str) -> list[str]:
     """The columns of a file. Raises UserError if it cannot be read."""
-    filesystem, path = storage.arrow_filesystem(uri)
     with _explained(uri):
         if file_format(uri) == "parquet":
-            with filesystem.open_input_file(path) as file:
+            with storage.open_file(uri) as file:
                 return pq.read_schema(file).names
-        with filesystem.open_input_stream(path, compression="detect") as stream:
+        with storage.open_stream(uri) as stream:
             return csv.open_csv(stream, parse_options=csv.ParseOptions(newlines_in_values=True)).schema.names
 
 
@@ -51,8 +50,7 @@ def read(
 def _read_parquet(
     uri: str, columns: list[str], types: dict[str, pa.DataType], names: Sequence[str] | None
 ) -> Iterator[pa.RecordBatch]:
-    filesystem, path = storage.arrow_filesystem(uri)
-    with filesystem.open_input_file(path) as source:
+    with storage.open_file(uri) as source:
         # Without a buffer, whole columns of a row group would be in memory.
         file = pq.ParquetFile(source, buffer_size=BUFFER, pre_buffer=False)
         yield from file.iter_batches(batch_size=ROWS, columns=columns, use_threads=False)
@@ -61,8 +59,7 @@ def _read_parquet(
 def _read_csv(
     uri: str, columns: list[str], types: dict[str, pa.DataType], names: Sequence[str] | None
 ) -> Iterator[pa.RecordBatch]:
-    filesystem, path = storage.arrow_filesystem(uri)
-    with filesystem.open_input_stream(path, compression="detect") as stream:
+    with storage.open_stream(uri) as stream:
         yield from csv.open_csv(
             stream,
             csv.ReadOptions(column_names=names),

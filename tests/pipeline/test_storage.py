@@ -1,12 +1,14 @@
 """The door to storage: the same on a local disk and in a bucket, and plain about what went wrong."""
 
 import contextlib
+import os
 import resource
 import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import s3fs
 
@@ -163,6 +165,44 @@ def test_a_local_copy_holds_the_files_right_in_a_folder(place: str) -> None:
         assert (folder / "config [1].json").read_bytes() == b"config [1].json"
 
 
+def test_any_span_of_a_file_can_be_read_whatever_its_name(place: str) -> None:
+    for name in ODD_NAMES:
+        uri = storage.join(place, name)
+        storage.write_bytes(uri, b"0123456789")
+        with storage.open_file(uri) as file:
+            assert (file.size, file.read(3), file.read(0), file.tell()) == (10, b"012", b"", 3)
+            assert (file.seek(-4, 2), file.read(2), file.seek(1, 1), file.read()) == (6, b"67", 9, b"9")
+            assert (file.read(), file.read(5), file.seek(20), file.read(1)) == (b"", b"", 20, b"")
+            with pytest.raises(ValueError, match="before the start"):
+                file.seek(-1)
+        with pytest.raises(ValueError, match="closed file"):
+            file.read(1)
+
+
+def test_an_empty_file_has_no_bytes_to_read(place: str) -> None:
+    storage.write_bytes(storage.join(place, "empty"), b"")
+    with storage.open_file(storage.join(place, "empty")) as file:
+        assert (file.size, file.read(), file.read(1)) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "bz2", "zstd"])
+def test_a_stream_is_decompressed_as_its_name_says(place: str, compression: str | None) -> None:
+    content = b"line\n" * 2_000_000
+    name = "list.txt" + {None: "", "gzip": ".gz", "bz2": ".BZ2", "zstd": ".zst"}[compression]
+    packed = pa.BufferOutputStream()
+    with pa.output_stream(packed, compression=compression) as sink:
+        sink.write(content)
+    storage.write_bytes(storage.join(place, name), packed.getvalue().to_pybytes())
+    with storage.open_stream(storage.join(place, name)) as stream:
+        assert stream.read() == content
+
+
+def test_opening_what_is_missing_says_which_file(place: str) -> None:
+    for opened in (storage.open_file, storage.open_stream):
+        with pytest.raises(UserError, match=r"missing\.bin: not found"):
+            opened(storage.join(place, "missing.bin"))
+
+
 def test_an_arrow_file_system_reads_the_same_file(place: str) -> None:
     storage.write_bytes(storage.join(place, "a"), b"one")
     filesystem, path = storage.arrow_filesystem(place)
@@ -207,6 +247,15 @@ def test_others_may_read_what_is_written(tmp_path: Path) -> None:
 def test_a_local_folder_is_its_own_local_copy(tmp_path: Path) -> None:
     with storage.local_copy(f"file://{tmp_path}") as folder:
         assert folder == tmp_path
+
+
+def test_closing_a_file_gives_its_handle_back(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "a"), b"one")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with storage.open_file(str(tmp_path / "a")) as file:
+            assert file.read() == b"one"
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_reading_a_folder_is_explained(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import botocore.session
+import pyarrow as pa
 import pytest
 import s3fs
 
-from pipeline import s3_connection, storage
+from pipeline import parts, s3_connection, storage
 from pipeline.errors import UserError
 from pipeline.processes import LOOPBACK, free_ports
 from tests.conftest import REPOSITORY
@@ -116,6 +117,29 @@ def test_a_fault_that_passes_is_waited_for(kind: str, reader: str, bucket: str, 
         assert storage.fetch_objects([uri]) == [storage.Fetched(content, etag(content))]
     assert proxy.broken == {kind: 1}
     assert proxy.gets[uri.removeprefix("s3:/")] >= 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fault_that_passes_is_waited_for_in_every_span_of_a_file(
+    kind: str, reader: str, bucket: str, serve: Serve
+) -> None:
+    uri, content = f"{bucket}/a.bin", os.urandom(5000)
+    storage.write_bytes(uri, content)
+
+    def every_second(method: str, path: str, number: int) -> str | None:
+        return kind if number % 2 else None
+
+    with serve(every_second) as proxy, storage.open_file(uri) as file:
+        assert b"".join(iter(lambda: file.read(2000), b"")) == content
+    assert sum(proxy.broken.values()) >= 4  # the question for its size, too
+
+
+def test_a_table_is_read_from_storage_that_cuts_off_one_body_in_two(bucket: str, serve: Serve) -> None:
+    uri, table = f"{bucket}/a.parquet", pa.table({"a": list(range(50_000)), "b": ["x"] * 50_000})
+    parts.write_table(uri, table)
+    with serve(lambda method, path, number: TRUNCATE if number % 2 else None) as proxy:
+        assert parts.read_table(uri, ["a"]) == table.select(["a"])
+    assert proxy.broken[TRUNCATE] >= 1
 
 
 def test_one_request_in_ten_that_fails_costs_no_file(bucket: str, serve: Serve, quick: pytest.MonkeyPatch) -> None:
@@ -309,6 +333,16 @@ def test_a_file_that_is_replaced_while_it_is_read_is_not_mixed_with_the_new_one(
 
     with serve(replace_after_the_first_half):
         assert storage.fetch_objects([uri]) == [storage.Fetched(after, etag(after))]
+
+
+def test_a_file_that_is_replaced_between_two_spans_is_not_read_on(reader: str, bucket: str) -> None:
+    uri = f"{bucket}/a.bin"
+    storage.write_bytes(uri, b"1" * 5000)
+    with storage.open_file(uri) as file:
+        assert (file.etag, file.read(10)) == (etag(b"1" * 5000), b"1" * 10)
+        storage.write_bytes(uri, b"2" * 5000)
+        with pytest.raises(OSError, match="changed while it was read"):
+            file.read(10)
 
 
 # Many reads, many processes
