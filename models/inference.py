@@ -106,8 +106,8 @@ class InferenceNetwork:
 def compiled(network: InferenceNetwork, **options: Any) -> Callable[[Tensor], Tensor]:
     """Return the network's call, compiled by torch with `options`: one graph for each size, matrices included.
 
-    Of more than COMPILED_SIZES sizes the later ones run as they are: torch would refuse them, and compiling one takes
-    longer than a few images do.
+    Batches are filled up to a power of two, so that sizes are few. Of more than COMPILED_SIZES sizes the later ones
+    run as they are: torch would refuse them, and compiling one takes longer than a few images do.
     """
     for function in (constant_interpolation_matrices, averaging):
         # Not a decorator, which would load the compiler into every process.
@@ -116,9 +116,13 @@ def compiled(network: InferenceNetwork, **options: Any) -> Callable[[Tensor], Te
     sizes: set[torch.Size] = set()
 
     def compiled_or_not(images_N3HW: Tensor) -> Tensor:
+        num_images = len(images_N3HW)
+        shape = torch.Size((1 << (num_images - 1).bit_length(), *images_N3HW.shape[1:]))
         if len(sizes) < COMPILED_SIZES:
-            sizes.add(images_N3HW.shape)
-        return run(images_N3HW) if images_N3HW.shape in sizes else network(images_N3HW)
+            sizes.add(shape)
+        if shape not in sizes:
+            return network(images_N3HW)
+        return run(F.pad(images_N3HW, (0, 0) * 3 + (0, shape[0] - num_images)))[:num_images]
 
     return compiled_or_not
 

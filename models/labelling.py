@@ -37,6 +37,8 @@ STRIP_BYTES_GPU = 512 * 2**20
 LOW_CONFIDENCE = 0.5
 # Rows are tallied in this many chunks, whatever the number of threads, so that sums do not depend on it.
 CHUNKS, CHUNKS_OF_MANY_CLASSES, MANY_CLASSES = 64, 16, 4096
+# Of tall images in more: what a band of one chunk for each thread needs must not grow with the height.
+MAX_CHUNK_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ class Prediction:
     confidence_sum_NK: NDArray[np.float64]
     box_NK4: NDArray[np.int32]
     centroid_NK2: NDArray[np.float64]
+
+    def image(self, n: int) -> "Prediction":
+        """Return the batch of image n alone, a view."""
+        fields: dict[str, Any] = {}
+        for name in self.__dataclass_fields__:
+            values = getattr(self, name)
+            fields[name] = None if values is None else values[n : n + 1]
+        return Prediction(**fields)
 
 
 def label_batch(
@@ -188,7 +198,9 @@ class Output:
 
     def __init__(self, size: tuple[int, int], num_classes: int, with_confidence_map: bool) -> None:
         height, _ = size
-        chunk_rows = -(-height // (CHUNKS if num_classes <= MANY_CLASSES else CHUNKS_OF_MANY_CLASSES))
+        chunk_rows = min(MAX_CHUNK_ROWS, -(-height // CHUNKS))
+        if num_classes > MANY_CLASSES:
+            chunk_rows = -(-height // CHUNKS_OF_MANY_CLASSES)
         self.chunk_rows, self.num_chunks = chunk_rows, -(-height // chunk_rows)
         self._ids_HW = np.empty(size, np.uint8 if num_classes <= 256 else np.uint16)
         self._confidence_HW = np.empty(size, np.float32) if with_confidence_map else None
@@ -352,20 +364,20 @@ _can_compile = True
 def _class_statistics(ids_NHW: Tensor, confidence_NHW: Tensor, num_classes: int) -> dict[str, Tensor]:
     """Return the per-class fields of Prediction, from histograms of rows and columns."""
     ids_NWH, one = ids_NHW.transpose(1, 2), torch.ones((), dtype=torch.int64, device=ids_NHW.device)
-    rows_NHK = _histogram(ids_NHW, one.expand(ids_NHW.shape), num_classes)
-    columns_NWK = _histogram(ids_NWH, one.expand(ids_NWH.shape), num_classes)
+    rows_NHK = histogram(ids_NHW, one.expand(ids_NHW.shape), num_classes)
+    columns_NWK = histogram(ids_NWH, one.expand(ids_NWH.shape), num_classes)
     count_NK = rows_NHK.sum(1)
-    x_min_NK, x_max_NK, x_mean_NK = _extent(columns_NWK, count_NK)
-    y_min_NK, y_max_NK, y_mean_NK = _extent(rows_NHK, count_NK)
+    x_min_NK, x_max_NK, x_mean_NK = extent(columns_NWK, count_NK)
+    y_min_NK, y_max_NK, y_mean_NK = extent(rows_NHK, count_NK)
     return {
         "pixel_count_NK": count_NK,
-        "confidence_sum_NK": _histogram(ids_NHW, confidence_NHW.double(), num_classes).sum(1),
+        "confidence_sum_NK": histogram(ids_NHW, confidence_NHW.double(), num_classes).sum(1),
         "box_NK4": torch.stack([x_min_NK, y_min_NK, x_max_NK, y_max_NK], -1).int(),
         "centroid_NK2": torch.stack([x_mean_NK, y_mean_NK], -1),
     }
 
 
-def _histogram(ids_NLM: Tensor, weights_NLM: Tensor, num_classes: int) -> Tensor:
+def histogram(ids_NLM: Tensor, weights_NLM: Tensor, num_classes: int) -> Tensor:
     """Return the sum of weights by image, line L and class, (N, L, K). Unlike bincount's, without synchronisation."""
     num_images, lines, _ = ids_NLM.shape
     offsets_NL1 = torch.arange(num_images * lines, device=ids_NLM.device).mul(num_classes).view(num_images, lines, 1)
@@ -374,7 +386,7 @@ def _histogram(ids_NLM: Tensor, weights_NLM: Tensor, num_classes: int) -> Tensor
     return sums.view(num_images, lines, num_classes)
 
 
-def _extent(histogram_NLK: Tensor, count_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def extent(histogram_NLK: Tensor, count_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return each class's first index, last index + 1 and mean index along one axis of length L."""
     length = histogram_NLK.shape[1]
     occupied_NLK = (histogram_NLK > 0).byte()
@@ -389,5 +401,8 @@ def stacked(masks: Sequence[dict[str, Any]]) -> Prediction:
     """Return the Prediction of a batch from the fields of its images."""
     fields: dict[str, Any] = {}
     for name, first in masks[0].items():
-        fields[name] = None if first is None else np.stack([mask[name] for mask in masks])
+        if len(masks) == 1 and first is not None:
+            fields[name] = np.asarray(first)[None]  # not copied: a mask may take gigabytes
+        else:
+            fields[name] = None if first is None else np.stack([mask[name] for mask in masks])
     return Prediction(**fields)

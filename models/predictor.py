@@ -94,16 +94,33 @@ class Predictor:
         images_NHWC = checked_images(images_NHWC)
         output_size = checked_output_size(output_size, images_NHWC)
         size = images_NHWC.shape[1], images_NHWC.shape[2]
+        return self._label(self.logits(images_NHWC), size, output_size, with_confidence_map)
+
+    @torch.inference_mode()
+    def predict_each(
+        self, images_NHWC: Tensor | NDArray[np.uint8], output_sizes: Sequence[tuple[int, int]]
+    ) -> list[Prediction]:
+        """Label images of one size whose masks have sizes of their own, as one batch: a batch of one for each.
+
+        Raises as `predict` does.
+        """
+        images_NHWC = checked_images(images_NHWC)
+        size = images_NHWC.shape[1], images_NHWC.shape[2]
+        checked = [checked_output_size(output_size, images_NHWC) for output_size in output_sizes]
+        logits_NhwK = self.logits(images_NHWC)
+
+        def label(members: list[int], output_size: tuple[int, int]) -> Prediction:
+            return self._label(logits_NhwK[members], size, output_size, with_confidence_map=False)
+
+        return by_output_size(checked, label)
+
+    def _label(
+        self, logits_NhwK: Tensor, size: tuple[int, int], output_size: tuple[int, int], with_confidence_map: bool
+    ) -> Prediction:
         align_corners = self.architecture.align_corners
         padded = padded_size(size, align_corners)
         return label_batch(
-            self.logits(images_NHWC),
-            size,
-            padded,
-            output_size,
-            align_corners,
-            with_confidence_map,
-            self.max_strip_bytes,
+            logits_NhwK, size, padded, output_size, align_corners, with_confidence_map, self.max_strip_bytes
         )
 
     @torch.inference_mode()
@@ -148,6 +165,20 @@ class Predictor:
             return torch.cat(logits_NhwK)
         # What a CUDA graph returns is overwritten by its next replay.
         return logits_NhwK[0].clone() if self.device.type == "cuda" else logits_NhwK[0]
+
+
+def by_output_size(
+    output_sizes: Sequence[tuple[int, int]], label: Callable[[list[int], tuple[int, int]], Prediction]
+) -> list[Prediction]:
+    """Return a batch of one for each image; `label` makes the batch of those, by index, that have one output size."""
+    members: dict[tuple[int, int], list[int]] = {}
+    for n, output_size in enumerate(output_sizes):
+        members.setdefault(output_size, []).append(n)
+    found: dict[int, Prediction] = {}
+    for output_size, indices in members.items():
+        batch = label(indices, output_size)
+        found |= {n: batch.image(place) for place, n in enumerate(indices)}
+    return [found[n] for n in range(len(output_sizes))]
 
 
 def has_int8(device: torch.device) -> bool:

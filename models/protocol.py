@@ -10,19 +10,18 @@ Without crops the network sees each scaled image, and its mirror image, whole; t
 A 12-megapixel image has 7 GB of probabilities at 150 classes. They never exist: kept are the logits, at stride 8,
 of the crops that the current band of output rows needs. Rows of a scaled image are computed from those, few at a
 time, and rows of the output mixed from them: on a CPU by the kernel in labelling.c, else by torch in strips.
+Of a gigapixel image the pixels do not exist together either: it is read window by window (`predict_windows`).
 
 Shape suffixes: N batch, H W rows and columns of the output, K classes, h w rows and columns of the logits, S rows
 of a strip, R rows of a scaled image that the strip needs, V columns of a scaled image, P Q rows and columns of a crop.
 """
 
-import ctypes
 import functools
 import math
 import operator
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,11 +29,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import labelling
-from models.inputs import checked_images, checked_output_size, padded_size
-from models.labelling import Output, Prediction, Taps, TapsStruct, TorchOutput, mix
+from models.grid import Axis, CropKey, CropRow, Grid, ScaleStruct, span_of, within
+from models.inputs import checked_images, checked_output_size
+from models.labelling import Output, Prediction, mix
 from models.memory import return_large_blocks
-from models.predictor import Predictor
-from models.pspnet import MIN_SIZE, feature_size
+from models.predictor import Predictor, by_output_size
+from models.pspnet import MIN_SIZE
+from models.strip_output import StripOutput
+from models.windows import HeldRows, ImageWindows, WholeImage
 
 # One crop of the paper's keeps a CPU busy, and little memory; of smaller ones, as many pixels.
 CPU_BATCH_PIXELS, GPU_BATCH, GPU_BATCH_PIXELS = 473**2, 16, 16 * 473**2
@@ -96,7 +98,8 @@ class SlidingPredictor:
         grid = self._grid(size, output_size)
 
         num_classes = self.predictor.architecture.num_classes
-        cells = sum(math.prod(grid.cells_of(key)) for key in grid.crops_of(range(output_size[0])))
+        crops = grid.crops_in(grid.crop_rows_of(range(output_size[0])))
+        cells = sum(math.prod(grid.cells_of(key)) for key in crops)
         image_bytes = cells * 4 * num_classes
         fits = image_bytes <= self.logits_bytes
         together = self.logits_bytes // image_bytes if fits else 1
@@ -105,10 +108,38 @@ class SlidingPredictor:
         ]
         for start in range(0, len(masks), together):
             group = slice(start, start + together)
-            self._label(grid, images_NHWC[group], masks[group], in_one_band=fits)
-        return labelling.stacked([mask.fields(with_confidence_map) for mask in masks])
+            self._label(grid, [*map(WholeImage, images_NHWC[group])], masks[group], in_one_band=fits)
+        return labelling.stacked([mask.fields() for mask in masks])
 
-    def _grid(self, size: tuple[int, int], output_size: tuple[int, int]) -> "Grid":
+    def predict_each(
+        self, images_NHWC: Tensor | NDArray[np.uint8], output_sizes: Sequence[tuple[int, int]]
+    ) -> list[Prediction]:
+        """Label images of one size whose masks have sizes of their own, as `Predictor.predict_each` does."""
+        images_NHWC = checked_images(images_NHWC)
+        return by_output_size(output_sizes, lambda members, size: self.predict(images_NHWC[members], size))
+
+    @torch.inference_mode()
+    def predict_windows(self, image: ImageWindows) -> Prediction:
+        """Label every pixel of one image that is read as it is needed: the batch of one that `predict` makes of it.
+
+        Every row of pixels is read once, from the top down. Beside the mask, memory grows with the image's width and
+        not with its height. The labels are those of `predict`, bit by bit where batches do not matter: with one crop
+        in each, as a CPU has of the paper's.
+
+        Raises ValueError where a crop would need all of the image: without crops, or with a base size. What `read`
+        raises passes through.
+        """
+        sliding = self.crop is not None and self.base_size is None
+        _require(sliding, "an image is read by window only in crops at its own size; set crop, and base_size to None")
+        return_large_blocks()
+        size, device = (image.height, image.width), self.predictor.device
+        _require(min(size) >= 1, f"the image has {image.height} rows and {image.width} columns")
+        grid = self._grid(size, size)
+        mask = _new_mask(grid, size, self.predictor.architecture.num_classes, False, device)
+        self._label(grid, [HeldRows(image, device)], [mask], in_one_band=False)
+        return labelling.stacked([mask.fields()])
+
+    def _grid(self, size: tuple[int, int], output_size: tuple[int, int]) -> Grid:
         align_corners = self.predictor.architecture.align_corners
         long_side = max(size)
         scales = []
@@ -122,33 +153,38 @@ class SlidingPredictor:
             scales.append((rows, columns))
         return Grid(scales, self.mirrors)
 
-    def _label(self, grid: "Grid", images_NHWC: Tensor, masks: "Sequence[_Mask]", in_one_band: bool) -> None:
+    def _label(
+        self, grid: Grid, images: Sequence[WholeImage | HeldRows], masks: "Sequence[_Mask]", in_one_band: bool
+    ) -> None:
         """Fill the masks, the same band of all images in turn."""
         num_units, unit_rows = masks[0].num_units, masks[0].unit_rows
         band_units = num_units if in_one_band else torch.get_num_threads()
         bands = [range(start, min(start + band_units, num_units)) for start in range(0, num_units, band_units)]
-        crops_of_bands = [grid.crops_of(range(band.start * unit_rows, band.stop * unit_rows)) for band in bands]
+        rows_of_bands = [grid.crop_rows_of(range(band.start * unit_rows, band.stop * unit_rows)) for band in bands]
 
-        free = self._room(grid, crops_of_bands, len(masks))
+        free = self._room(grid, rows_of_bands, len(masks))
         logits: dict[tuple[int, CropKey], Tensor] = {}
-        for band, crops in zip(bands, crops_of_bands, strict=True):
+        for band, crop_rows, pixels in zip(bands, rows_of_bands, grid.pixels_of(rows_of_bands), strict=True):
+            crops = grid.crops_in(crop_rows)
             needed = [(n, key) for n in range(len(masks)) for key in crops]
             for n, key in logits.keys() - set(needed):
                 free[grid.cells_of(key)].append(logits.pop((n, key)))
             missing = [key for key in needed if key not in logits]
+            for image in images if missing else ():
+                image.hold(*pixels)
             for batch in self._batches(grid, missing):
-                crops_NPQ3 = torch.stack([self._crop_image(grid, images_NHWC[n], key) for n, key in batch])
+                crops_NPQ3 = torch.stack([self._crop_image(grid, images[n], key) for n, key in batch])
                 for (n, key), logits_hwK in zip(batch, self.predictor.logits(crops_NPQ3), strict=True):
                     logits[n, key] = free[grid.cells_of(key)].pop().copy_(logits_hwK)
             for n, mask in enumerate(masks):
                 mask.label(band, {key: logits[n, key] for key in crops})
 
     def _room(
-        self, grid: "Grid", crops_of_bands: "list[list[CropKey]]", num_images: int
+        self, grid: Grid, rows_of_bands: list[list[CropRow]], num_images: int
     ) -> dict[tuple[int, int], list[Tensor]]:
         """Return tensors for the logits of the most crops that a band needs, by their rows and columns of cells."""
         # One allocation for each size: many that come and go between the network's would scatter over twice the memory.
-        counts = [Counter(map(grid.cells_of, crops)) for crops in crops_of_bands]
+        counts = (Counter(map(grid.cells_of, grid.crops_in(crop_rows))) for crop_rows in rows_of_bands)
         most = functools.reduce(operator.or_, counts)
         num_classes, device = self.predictor.architecture.num_classes, self.predictor.device
         return {
@@ -156,7 +192,7 @@ class SlidingPredictor:
             for cells, count in most.items()
         }
 
-    def _batches(self, grid: "Grid", keys: "list[tuple[int, CropKey]]") -> "Iterator[list[tuple[int, CropKey]]]":
+    def _batches(self, grid: Grid, keys: list[tuple[int, CropKey]]) -> Iterator[list[tuple[int, CropKey]]]:
         """Divide (image, crop) into batches of one size of crops."""
         by_size = defaultdict(list)
         for n, key in keys:
@@ -171,122 +207,19 @@ class SlidingPredictor:
             return max(1, CPU_BATCH_PIXELS // crop_pixels)
         return GPU_BATCH if self.crop else max(1, min(GPU_BATCH, GPU_BATCH_PIXELS // crop_pixels))
 
-    def _crop_image(self, grid: "Grid", image_HWC: Tensor, key: "CropKey") -> Tensor:
+    def _crop_image(self, grid: Grid, image: WholeImage | HeldRows, key: CropKey) -> Tensor:
         """Return a crop of the scaled image, (P, Q, 3), float32 from 0 to 255."""
-        axes = grid.scales[key.scale]
         crop_PQ3 = self.predictor.mean_3.expand(*grid.size_of(key), 3).contiguous()
+        rows, columns = grid.scales[key.scale]
+        window = image.window(rows.source(key.row), columns.source(key.column))
         inside: list[slice] = []
-        window = image_HWC
-        for dim, (axis, index) in enumerate(zip(axes, (key.row, key.column), strict=True)):
-            start = int(axis.starts[index])
-            pixels = slice(max(start, 0), min(start + len(axis.crop), axis.size))
+        for dim, (axis, index) in enumerate(((rows, key.row), (columns, key.column))):
+            pixels, start = axis.pixels(index), int(axis.starts[index])
             inside.append(slice(pixels.start - start, pixels.stop - start))
-            window = mix(window, axis.image.part(pixels).tensors(window.device), dim)
+            taps = within(axis.image.part(pixels), axis.source(index))
+            window = mix(window, taps.tensors(window.device), dim)
         crop_PQ3[inside[0], inside[1]] = window
         return crop_PQ3.flip(1) if key.mirror else crop_PQ3
-
-
-class CropKey(NamedTuple):
-    """One pass through the network: indices of the scale, of the crop's row and column, and 1 if mirrored."""
-
-    scale: int
-    row: int
-    column: int
-    mirror: int
-
-
-class _AxisStruct(ctypes.Structure):
-    _fields_ = [
-        ("output", TapsStruct),
-        ("crop", TapsStruct),
-        *((name, ctypes.c_int64) for name in ("size", "crops", "crop_size", "cells")),
-        ("starts", ctypes.c_void_p),
-        ("share", ctypes.c_void_p),
-    ]
-
-
-class _ScaleStruct(ctypes.Structure):
-    _fields_ = [("rows", _AxisStruct), ("columns", _AxisStruct), ("logits", ctypes.c_void_p)]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Rows or columns of an image at one scale, and the crops that cover them.
-
-    `starts` are where crops begin, below zero where the image is padded; `share` is each crop's part in a pixel.
-    `image` samples scaled pixels from the image's, `output` the output's from scaled ones, and `crop` a crop's
-    pixels from the `cells` of its logits.
-    """
-
-    size: int
-    cells: int
-    starts: NDArray[np.int32]
-    share: NDArray[np.float32]
-    image: Taps
-    output: Taps
-    crop: Taps
-
-    @classmethod
-    def make(
-        cls, image_size: int, size: int, output_size: int, crop: int, stride: float, align_corners: bool
-    ) -> "Axis":
-        step = math.ceil(crop * stride)
-        padded = max(size, crop)
-        num_crops = -(-(padded - crop) // step) + 1
-        starts = np.minimum(np.arange(num_crops) * step, padded - crop) - (padded - size) // 2
-        pixels = np.arange(size)[:, None]
-        num_covering = ((starts <= pixels) & (pixels < starts + crop)).sum(1)
-        padded_crop, _ = padded_size((crop, crop), align_corners)
-        cells, _ = feature_size(padded_crop, padded_crop)
-        return cls(
-            size,
-            cells,
-            starts.astype(np.int32),
-            (1 / num_covering).astype(np.float32),
-            Taps.at(labelling.half_pixel_positions(image_size, size), image_size),
-            Taps.at(labelling.half_pixel_positions(size, output_size), size),
-            labelling.taps(crop, padded_crop, cells, crop, align_corners),
-        )
-
-    def covering(self, first: int, last: int) -> range:
-        """Return the indices of the crops with a pixel from `first` to `last`."""
-        covers = np.flatnonzero((self.starts <= last) & (self.starts + len(self.crop) > first))
-        return range(int(covers[0]), int(covers[-1]) + 1)
-
-    def struct(self) -> _AxisStruct:
-        """Return the view of labelling.c, valid as long as this object."""
-        pointers = self.starts.ctypes.data, self.share.ctypes.data
-        counts = self.size, len(self.starts), len(self.crop), self.cells
-        return _AxisStruct(self.output.struct(), self.crop.struct(), *counts, *pointers)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """All crops of an image: rows and columns of every scale, 2 mirrors or 1."""
-
-    scales: list[tuple[Axis, Axis]]
-    mirrors: int
-
-    def size_of(self, key: CropKey) -> tuple[int, int]:
-        """Return a crop's rows and columns of pixels."""
-        rows, columns = self.scales[key.scale]
-        return len(rows.crop), len(columns.crop)
-
-    def cells_of(self, key: CropKey) -> tuple[int, int]:
-        """Return a crop's rows and columns of logits."""
-        rows, columns = self.scales[key.scale]
-        return rows.cells, columns.cells
-
-    def crops_of(self, output_rows: range) -> list[CropKey]:
-        """Return the crops that these rows of the output depend on."""
-        return [
-            CropKey(scale, row, column, mirror)
-            for scale, (rows, columns) in enumerate(self.scales)
-            for taps in [rows.output.part(slice(output_rows.start, output_rows.stop))]
-            for row in rows.covering(taps.low[0], taps.high[-1])
-            for column in range(len(columns.starts))
-            for mirror in range(self.mirrors)
-        ]
 
 
 Logits = Mapping[CropKey, Tensor]
@@ -303,25 +236,30 @@ class _KernelMask:
     def label(self, units: range, logits: Logits) -> None:
         grid, library = self._grid, labelling.library()
         assert library is not None
-        structs, pointers = (_ScaleStruct * len(grid.scales))(), []
-        for scale, (rows, columns) in enumerate(grid.scales):
-            shape = len(rows.starts), len(columns.starts), grid.mirrors
-            keys = (CropKey(scale, *index) for index in np.ndindex(*shape))
-            addresses = [logits[key].data_ptr() if key in logits else None for key in keys]
-            pointers.append((ctypes.c_void_p * len(addresses))(*addresses))
-            structs[scale] = _ScaleStruct(rows.struct(), columns.struct(), ctypes.addressof(pointers[-1]))
+        shapes = [(len(rows.starts), len(columns.starts), grid.mirrors) for rows, columns in grid.scales]
+        addresses = [np.zeros(shape, np.uintp) for shape in shapes]
+        for key, logits_hwK in logits.items():
+            addresses[key.scale][key.row, key.column, key.mirror] = logits_hwK.data_ptr()
+        structs = (ScaleStruct * len(grid.scales))(
+            *(
+                ScaleStruct(rows.struct(), columns.struct(), of_scale.ctypes.data)
+                for (rows, columns), of_scale in zip(grid.scales, addresses, strict=True)
+            )
+        )
         self._output.fill(library.label_crops, structs, len(structs), grid.mirrors, chunks=units)
 
-    def fields(self, with_confidence_map: bool) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
         return self._output.fields()
 
 
 class _TorchMask:
     """The mask of one image, by torch; a unit is a strip of rows."""
 
-    def __init__(self, grid: Grid, size: tuple[int, int], num_classes: int, device: torch.device) -> None:
+    def __init__(
+        self, grid: Grid, size: tuple[int, int], num_classes: int, with_confidence_map: bool, device: torch.device
+    ) -> None:
         self._grid, self._device = grid, device
-        self._output = TorchOutput(1, size, num_classes, device)
+        self._output = StripOutput(size, num_classes, with_confidence_map, device)
         strip_bytes = STRIP_BYTES_CPU if device.type == "cpu" else STRIP_BYTES_GPU
         # The sum over scales, both neighbours of what is added to it, and the rows these come from.
         self.unit_rows = min(size[0], max(1, strip_bytes // (4 * 4 * size[1] * num_classes)))
@@ -336,18 +274,18 @@ class _TorchMask:
             probability_SWK /= len(self._grid.scales)
             top_SW, ids_SW = probability_SWK.max(-1)
             entropy_SW = torch.special.entr(probability_SWK).sum(-1)
-            self._output.put(strip, ids_SW[None], top_SW[None], entropy_SW[None])
+            self._output.put(strip, ids_SW, top_SW, entropy_SW)
 
-    def fields(self, with_confidence_map: bool) -> dict[str, Any]:
-        return labelling.only_image(self._output.fields(with_confidence_map))
+    def fields(self) -> dict[str, Any]:
+        return self._output.fields()
 
     def _at_scale(self, scale: int, strip: slice, logits: Logits) -> Tensor:
         """Return the probabilities of a strip of the output, (S, W, K), as one scale has them."""
         rows, columns = self._grid.scales[scale]
         taps = rows.output.part(strip)
-        first, last = int(taps.low[0]), int(taps.high[-1])
-        scaled_RVK = self._scaled_rows(scale, first, last, logits)
-        taps = Taps(taps.low - first, taps.high - first, taps.weight)
+        needed = span_of(taps)
+        scaled_RVK = self._scaled_rows(scale, needed.start, needed.stop - 1, logits)
+        taps = within(taps, needed)
         return mix(mix(scaled_RVK, taps.tensors(self._device), 0), columns.output.tensors(self._device), 1)
 
     def _scaled_rows(self, scale: int, first: int, last: int, logits: Logits) -> Tensor:
@@ -379,7 +317,7 @@ def _new_mask(
 ) -> _Mask:
     if device.type == "cpu" and labelling.library() is not None:
         return _KernelMask(grid, size, num_classes, with_confidence_map)
-    return _TorchMask(grid, size, num_classes, device)
+    return _TorchMask(grid, size, num_classes, with_confidence_map, device)
 
 
 def _require(holds: bool, problem: str) -> None:

@@ -107,6 +107,30 @@ def test_torchs_compiler_takes_the_network_of_a_gpu_as_one_graph(monkeypatch: py
             assert difference(call(images), expected_logits(model, images)) < 5e-6
 
 
+def test_batches_of_up_to_twice_as_many_images_share_a_graph() -> None:
+    network_ = InferenceNetwork(
+        make_model(ARCHITECTURES["no pyramid"]),
+        STD,
+        lambda _, conv, relu: Convolution(conv, relu, torch.float32, CPU),
+        CPU,
+    )
+    seen = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        seen.append([tensor.shape[0] for tensor in inputs if tensor.dim() == 4 and tensor.shape[1] == 3])
+        return graph.forward
+
+    call = compiled(network_, backend=backend)
+    with torch.inference_mode():
+        for count in (3, 4, 1, 3):
+            images_N3HW = (
+                make_images(65, 65)[:1].repeat(count, 1, 1, 1) * torch.arange(1, count + 1)[:, None, None, None]
+            )
+            images_N3HW = images_N3HW.contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(call(images_N3HW), network_(images_N3HW))
+    assert [counts[0] for counts in seen] == [4, 1]
+
+
 def test_the_model_is_left_alone() -> None:
     model = make_model(ARCHITECTURES["plain"]).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import Architecture, Prediction, Predictor, PSPNet
+from models import Architecture, Prediction, Predictor, PSPNet, SlidingPredictor
 from models.inputs import padded_size
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 55.0, 50.0]
@@ -141,6 +141,19 @@ def test_a_batch_gives_what_its_images_give_alone() -> None:
         assert (batch.class_ids_NHW[n] != alone.class_ids_NHW[0]).mean() < 1e-3
         np.testing.assert_allclose(batch.mean_confidence_N[n], alone.mean_confidence_N[0], rtol=1e-4)
         np.testing.assert_allclose(batch.mean_entropy_N[n], alone.mean_entropy_N[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+def test_images_of_one_batch_may_have_masks_of_several_sizes(sliding: bool) -> None:
+    images, sizes = make_images(4, 65, 73), [(80, 91), (65, 73), (80, 91), (33, 37)]
+    predictor = Predictor(MODELS[True], MEAN, STD)
+    made = SlidingPredictor(predictor, base_size=None, crop=65) if sliding else predictor
+    for image, size, prediction in zip(images, sizes, made.predict_each(images, sizes), strict=True):
+        alone = made.predict(image[None], size)
+        assert prediction.class_ids_NHW.shape == (1, *size)
+        assert (prediction.class_ids_NHW != alone.class_ids_NHW).mean() < 1e-3
+        np.testing.assert_allclose(prediction.mean_confidence_N, alone.mean_confidence_N, rtol=1e-4)
+        assert prediction.pixel_count_NK.sum() == size[0] * size[1]
 
 
 def test_more_than_256_classes_make_16_bit_masks() -> None:
