@@ -206,7 +206,7 @@ def loop(options: argparse.Namespace, root: str, output: str, marks: list[list[f
     from pipeline import parts, storage
     from pipeline.checkpoint import Checkpoint
     from pipeline.images import decode_image, encode_mask
-    from pipeline.stages import class_rows
+    from pipeline.segmenter import class_rows
     from pipeline.tables import PREDICTED, image_id, masks_and_class_stats, table
 
     cv2.setNumThreads(1)

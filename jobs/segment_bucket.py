@@ -10,6 +10,13 @@ def main(argv: list[str]) -> int:
     from pipeline.progress import duration, say
     from pipeline.segmentation import segment
 
+    if config.plan:
+        from pipeline.plan_text import plan_lines
+        from pipeline.planning_run import make_plan
+
+        for line in plan_lines(make_plan(config)):
+            say(line)
+        return 0
     summary = segment(config)
     images = sum(summary.outcomes.values())
     say(f"Output      {summary.output} (masks/, class_stats/, classes.parquet, runs/{summary.run_id}.json)")

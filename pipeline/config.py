@@ -161,7 +161,9 @@ class SegmentConfig(InputConfig, PredictConfig):
     output: str = Field(description="Folder or URI of the tables.")
     batch_size: int = Field(8, ge=1, description="Most images of one size that are predicted together.")
     rows_per_part: int = Field(1024, ge=1, description="Images per Parquet part, at the least.")
-    max_pixels: int = Field(100_000_000, ge=1, description="Larger images become error rows, pixels.")
+    max_pixels: int = Field(
+        100_000_000, ge=1, description="Larger images become error rows, unless they are read by window; pixels."
+    )
     max_bytes: int = Field(1_000_000_000, ge=1, description="Larger files become error rows, not downloaded; bytes.")
     decode_seconds: float = Field(
         60, gt=0, description="Images that take more processor time to decode become error rows, seconds."
@@ -183,6 +185,15 @@ class SegmentConfig(InputConfig, PredictConfig):
     )
     price_per_hour: float | None = Field(
         None, ge=0, description="Of the cluster, in any currency, to show what the run has cost; none: not shown."
+    )
+    plan: bool = Field(
+        False, description="Label a small sample, say what all would take, and stop; the output stays as it is."
+    )
+    plan_images: int = Field(
+        256, ge=1, description="Images of that sample; more where that would be less than 32 for each predictor."
+    )
+    plan_nodes: int | None = Field(
+        None, ge=1, description="Tell also what a cluster of so many such nodes would take; none: as it is now."
     )
 
 

@@ -26,3 +26,8 @@ def require_kinds(option: str, kinds: Sequence[str]) -> None:
         raise UserError(
             f"{option}: {', '.join(unknown)} is no kind of failure; use {EVERY_KIND}, or some of {', '.join(KINDS)}"
         )
+
+
+def failure(stage: str, kind: str, message: str) -> dict[str, str]:
+    """What the row of a failed image says of it."""
+    return {"error_stage": stage, "error_type": kind, "error_message": message}

@@ -20,8 +20,6 @@ DAMAGE = (
     "inconsistent progression",
     "invalid scan",
 )
-# A JPEG that is shrunk anyway is decoded at 1/2, 1/4 or 1/8, but at no less than so many times the wanted size.
-MARGIN = 1.9  # and not 2, so that the 4,000 pixels of a camera go to 1,024 by way of a half
 STRIP_SAMPLES = 1 << 20  # converted at a time, so that converting takes little memory
 FLOAT_ONE = 2.0  # float samples that stay below are meant as 0 to 1, else as 0 to 255
 
@@ -63,20 +61,17 @@ def turned(image: NDArray[Scalar], turn: int) -> NDArray[Scalar]:
     return image.swapaxes(0, 1) if turn >= 5 else image
 
 
-def jpeg_pixels(content: bytes, image: ImageFile.ImageFile, long_side: int | None) -> NDArray[np.uint8] | None:
-    """Pixels of a JPEG as Pillow decodes them, in a fraction of the time, or smaller if `long_side` allows it.
+def jpeg_pixels(content: bytes, image: ImageFile.ImageFile) -> NDArray[np.uint8] | None:
+    """Pixels of a JPEG as Pillow decodes them, in a fraction of the time.
 
     Returns: H x W x 3, or None if it is to be left to Pillow.
     """
     check_scans(content)
-    longest = max(image.size)
-    divisor = next((d for d in (8, 4, 2) if long_side is not None and longest >= d * MARGIN * long_side), 1)
-    least = {"min_height": -(-image.height // divisor), "min_width": -(-image.width // divisor)}
     try:
         with failures("cannot be decoded"):
             if image.mode == "CMYK":
-                return _without_ink(simplejpeg.decode_jpeg(content, "CMYK", **least))
-            return simplejpeg.decode_jpeg(content, "RGB", **least)
+                return _without_ink(simplejpeg.decode_jpeg(content, "CMYK"))
+            return simplejpeg.decode_jpeg(content, "RGB")
     except ImageError as error:
         if error.kind != "Corrupt" or any(damage in error.message.lower() for damage in DAMAGE):
             raise

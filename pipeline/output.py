@@ -13,8 +13,18 @@ def claim_output(output: str, model: Checkpoint) -> None:
 
     Raises: UserError for an output of another model, other classes or another schema, or one that cannot be written.
     """
-    uri = storage.join(output, "classes.parquet")
-    ours = {"sceneparse.model_id": model.model_id, "sceneparse.schema_version": SCHEMA_VERSION}
+    if is_claimed(output, model):
+        return
+    rows = [
+        {"class_id": k, "class_name": name, "red": red, "green": green, "blue": blue}
+        for k, (name, (red, green, blue)) in enumerate(zip(model.class_names, model.metadata.colors, strict=True))
+    ]
+    parts.write_table(_class_table(output), table(rows, CLASSES.with_metadata(_marks(model))))
+
+
+def is_claimed(output: str, model: Checkpoint) -> bool:
+    """Whether the output has its class table; raises UserError where it is not this model's."""
+    uri, ours = _class_table(output), _marks(model)
     if storage.exists(uri):
         existing = parts.read_table(uri)
         found = {key.decode(): value.decode() for key, value in (existing.schema.metadata or {}).items()}
@@ -29,14 +39,19 @@ def claim_output(output: str, model: Checkpoint) -> None:
                 f"output {output} names its classes {existing['class_name'].to_pylist()}, the checkpoint "
                 f"{model.class_names}; choose another --output, or use a checkpoint of those classes"
             )
-        return
+        return True
     if storage.find(storage.join(output, "masks")):
         raise UserError(f"output {output} has masks but no classes.parquet, so its model is unknown; choose another")
-    rows = [
-        {"class_id": k, "class_name": name, "red": red, "green": green, "blue": blue}
-        for k, (name, (red, green, blue)) in enumerate(zip(model.class_names, model.metadata.colors, strict=True))
-    ]
-    parts.write_table(uri, table(rows, CLASSES.with_metadata(ours)))
+    return False
+
+
+def _class_table(output: str) -> str:
+    return storage.join(output, "classes.parquet")
+
+
+def _marks(model: Checkpoint) -> dict[str, str]:
+    """What the class table says of whose the output is."""
+    return {"sceneparse.model_id": model.model_id, "sceneparse.schema_version": SCHEMA_VERSION}
 
 
 def first_failures(output: str, names: list[str], most: int = 10) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TextIO
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.stage_seconds import Report, StageSeconds
 from pipeline.worklist import Listed
 
 LINE_EVERY = 30.0  # seconds, in a log
@@ -28,18 +29,26 @@ class News(NamedTuple):
 
 
 class Board:
-    """Actor that collects counts, lines and records from workers, for the driver to read. Made by `start_board`."""
+    """Actor that collects counts, lines, records and times from workers, for the driver to read; see `start_board`."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._lines: list[str] = []
         self._records: list[dict[str, Any]] = []
         self._problem: str | None = None
+        self._stage_seconds = StageSeconds()
 
     def add(self, **counts: int) -> dict[str, int]:
         """Count, and return the counts."""
         self._counts.update(counts)
         return dict(self._counts)
+
+    def spend(self, report: Report) -> None:
+        """Count what a process has spent, by stage."""
+        self._stage_seconds.add(report)
+
+    def stage_seconds(self) -> StageSeconds:
+        return self._stage_seconds
 
     def say(self, line: str) -> None:
         self._lines.append(line)

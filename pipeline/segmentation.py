@@ -20,17 +20,19 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from pipeline import cluster, parts, storage
+from pipeline import cluster, parts, storage, window_rows
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import PredictConfig, SegmentConfig
+from pipeline.decoding import DECODED_BYTES, Limits, decode
 from pipeline.errors import UserError, user_error
 from pipeline.failures import EVERY_KIND, require_kinds
 from pipeline.id_set import IdSet
 from pipeline.inputs import list_images
 from pipeline.output import claim_output, first_failures
 from pipeline.progress import SegmentationLine, say, start_board, watched
+from pipeline.segmenter import Segmenter
 from pipeline.sink import PartSink, WrittenPart
-from pipeline.stages import DECODED_BYTES, Limits, Segmenter, decode
+from pipeline.stage_seconds import StageSeconds
 from pipeline.tables import IMAGE_ID_BYTES, image_id
 from pipeline.worklist import Listed, Worklist, blocks_of
 
@@ -49,6 +51,7 @@ class Summary:
     failures: list[dict[str, str]] = field(default_factory=list)  # the first of this run's failed images
     seconds: float = 0.0
     seconds_to_first: float | None = None
+    stage_seconds: StageSeconds = field(default_factory=StageSeconds)  # of this run, all workers together
 
     @property
     def missing(self) -> int:
@@ -76,7 +79,7 @@ def segment(config: SegmentConfig) -> Summary:
     summary = Summary(run_id, output)
     with Worklist(listing, is_done) as worklist:
         summary.listed = worklist.listed
-        _label(config, model, worklist, summary)
+        label(config, model, worklist, summary)
     if config.retry_errors or config.relabel_changed:
         parts.remove_superseded(output)
     summary.seconds = time.monotonic() - started
@@ -84,22 +87,40 @@ def segment(config: SegmentConfig) -> Summary:
     return summary
 
 
-def _label(config: SegmentConfig, model: Checkpoint, worklist: Worklist, summary: Summary) -> None:
-    line: SegmentationLine | None = None
+def label(
+    config: SegmentConfig,
+    model: Checkpoint,
+    worklist: Worklist,
+    summary: Summary,
+    line: SegmentationLine | None = None,
+) -> None:
+    """Label the worklist into the summary's output, and note in the summary how that went.
+
+    Args:
+        line: shows the progress; none: one is made, and what there is to do is said before.
+
+    Raises: UserError.
+    """
+    board: Any = None
     written: list[WrittenPart] = []
     for wave in worklist.waves():
-        if line is None:
+        if board is None:
             cluster.connect(config.verbose)
             stages = plan_stages(config, cluster.resources())
             board = start_board()
-            line = SegmentationLine(worklist.listed, config.price_per_hour)
-            _say_what_there_is(config, model, worklist.listed)
+            if line is None:
+                _say_what_there_is(config, model, worklist.listed)
+                line = SegmentationLine(worklist.listed, config.price_per_hour)
+        assert line is not None
         with watched(board, line.show):
             written += _label_wave(config, model, wave, stages, board, summary)
-    if line is None:
+    if board is None or line is None:
         _say_what_there_is(config, model, worklist.listed)
         return
     summary.seconds_to_first = line.seconds_to_first
+    summary.stage_seconds = ray.get(board.stage_seconds.remote())
+    for part in written:
+        summary.stage_seconds.add(part.report)
     summary.outcomes = dict(sum((Counter(part.outcomes) for part in written), Counter()))
     parts.remove_strays(summary.output, summary.run_id, {part.name for part in written})
     failed = [part.name for part in written if set(part.outcomes) != {"ok"}]
@@ -128,6 +149,8 @@ def _label_wave(
             fn_kwargs={
                 "limits": Limits(config.max_pixels, config.max_bytes, config.decode_seconds),
                 "long_side": model.long_side,
+                "board": board,
+                "by_window": window_rows.applies(config.protocol, model.long_side),
             },
             batch_size=None,
             batch_format="pyarrow",
@@ -243,6 +266,7 @@ def _write_run(config: SegmentConfig, model: Checkpoint, summary: Summary) -> No
         "outcomes": summary.outcomes,
         "seconds": round(summary.seconds, 2),
         "seconds_to_first": summary.seconds_to_first,
+        "stage_seconds": summary.stage_seconds.as_json(),
         "versions": {"python": platform.python_version(), "ray": ray.__version__, "pyarrow": pa.__version__},
     }
     uri = storage.join(summary.output, "runs", f"{summary.run_id}.json")

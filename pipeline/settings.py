@@ -40,6 +40,7 @@ class JobSettings(BaseSettings):
         cli_kebab_case=True,
         cli_avoid_json=True,
         cli_implicit_flags=True,
+        cli_parse_none_str="none",  # as the descriptions say it
     )
 
     config: str | None = Field(None, description="YAML file with any of these options.")

@@ -1,7 +1,8 @@
-"""Binds parts to Ray Data: one write task makes one part."""
+"""Binds parts to Ray Data: one write task makes one part, or several of masks that are large."""
 
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -10,18 +11,23 @@ from ray.data.block import Block
 from ray.data.datasource import Datasink, WriteResult
 
 from pipeline import monitoring, parts
+from pipeline.stage_seconds import Report
 from pipeline.tables import masks_and_class_stats
+
+# A part is in memory about four times while it is written; and a column of 2 GB could not be.
+PART_BYTES = 256_000_000
 
 
 @dataclass(frozen=True)
 class WrittenPart:
-    """What a write task reports: its part, and how many images ended how ('ok' or a kind of failure)."""
+    """What a write task reports: its part, how many images ended how ('ok' or a kind of failure), and its time."""
 
     name: str
     outcomes: dict[str, int]
+    report: Report
 
 
-class PartSink(Datasink[WrittenPart | None]):
+class PartSink(Datasink[list[WrittenPart]]):
     """Writes tables.PREDICTED rows as parts of an output. After the run, `written` holds every part of it."""
 
     def __init__(self, output: str, class_names: list[str], model_id: str, run_id: str, rows_per_part: int) -> None:
@@ -36,17 +42,33 @@ class PartSink(Datasink[WrittenPart | None]):
     def min_rows_per_write(self) -> int:
         return self._rows_per_part
 
-    def write(self, blocks: Iterable[Block], ctx: object) -> WrittenPart | None:
-        predicted = pa.concat_tables([block for block in blocks if block.num_rows] or [pa.table({})])
-        if not predicted.num_rows:
-            return None
-        masks, class_stats = masks_and_class_stats(
-            predicted, self._class_names, self._model_id, self._run_id, datetime.now(UTC)
-        )
-        name = parts.part_name(self._run_id, masks["image_id"])
-        with monitoring.timed("write"):
-            parts.write_part(self._output, name, masks, class_stats)
-        return WrittenPart(name, dict(Counter(kind or "ok" for kind in masks["error_type"].to_pylist())))
+    def write(self, blocks: Iterable[Block], ctx: object) -> list[WrittenPart]:
+        return [self._write_part(pa.concat_tables(tables)) for tables in _of_bounded_size(blocks)]
 
-    def on_write_complete(self, write_result: WriteResult[WrittenPart | None]) -> None:
-        self.written = [part for part in write_result.write_returns if part is not None]
+    def on_write_complete(self, write_result: WriteResult[list[WrittenPart]]) -> None:
+        self.written = [part for parts in write_result.write_returns for part in parts]
+
+    def _write_part(self, predicted: pa.Table) -> WrittenPart:
+        since = time.process_time()
+        with monitoring.timed("write", len(predicted)) as work:
+            masks, class_stats = masks_and_class_stats(
+                predicted, self._class_names, self._model_id, self._run_id, datetime.now(UTC)
+            )
+            name = parts.part_name(self._run_id, masks["image_id"])
+            work.bytes = parts.write_part(self._output, name, masks, class_stats)
+        monitoring.count_processor("write", since)
+        outcomes = Counter(kind or "ok" for kind in masks["error_type"].to_pylist())
+        return WrittenPart(name, dict(outcomes), monitoring.report())
+
+
+def _of_bounded_size(blocks: Iterable[Block]) -> Iterator[list[pa.Table]]:
+    """Tables for a part each: all blocks, unless they exceed PART_BYTES."""
+    gathered: list[pa.Table] = []
+    for block in blocks:
+        if gathered and sum(table.nbytes for table in gathered) + block.nbytes > PART_BYTES:
+            yield gathered
+            gathered = []
+        if block.num_rows:
+            gathered.append(block)
+    if gathered:
+        yield gathered

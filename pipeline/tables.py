@@ -110,7 +110,8 @@ DECODED = pa.schema(
         *_OUTCOME,
         pa.field("input_width", pa.int32()),  # of `pixels`; the image may have been shrunk
         pa.field("input_height", pa.int32()),
-        pa.field("pixels", pa.large_binary()),  # RGB, row by row; null after an error
+        pa.field("pixels", pa.large_binary()),  # RGB, row by row; null after an error, and by window
+        pa.field("by_window", pa.bool_()),  # whether the predictor reads the image, window by window; null: no
     ]
 )
 

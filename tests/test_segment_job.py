@@ -13,9 +13,11 @@ import torch
 
 import models
 from pipeline import storage
-from pipeline.images import decode_image, decode_label
+from pipeline.images import decode_image, decode_label, shrink
+from pipeline.scenes import scene
 from tests.conftest import REPOSITORY, RunJob, make_bucket
 from tests.output_checks import check_invariants, read
+from tests.pipeline.samples import encoded
 from tests.ray_head import RayHead
 from tests.scene_data import PALETTE, write_photos
 
@@ -140,6 +142,30 @@ def test_an_output_of_another_model_is_refused(labelled: Labelled, tmp_path: Pat
     smaller = labelled.run("--long-side", "64")
     assert smaller.returncode == 2
     assert "belongs to another model" in smaller.stderr
+
+
+def test_images_of_several_sizes_share_a_batch_and_have_masks_of_their_own_size(
+    head: RayHead, run_job: RunJob, tmp_path: Path
+) -> None:
+    bucket = make_bucket()
+    model = save_checkpoint(tmp_path)
+    sizes = [(90, 120), (180, 240), (91, 121), (120, 90)]
+    photos = {f"{bucket}/photos/{n}.png": scene(5, n, *sizes[n % 4])[0] for n in range(12)}
+    for uri, photo_HW3 in photos.items():
+        storage.write_bytes(uri, encoded(photo_HW3, "PNG"))
+    places = ["--input", f"{bucket}/photos", "--output", f"{bucket}/labels", "--checkpoint", str(tmp_path)]
+    done = run_job("jobs/segment_bucket.py", *places, "--long-side", "64")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = check_invariants(f"{bucket}/labels", list(photos))
+    metadata = models.Metadata([], [])
+    predictor = models.Predictor(model, metadata.mean, metadata.std, precision="auto")
+    for uri, photo_HW3 in photos.items():
+        small_HW3 = shrink(photo_HW3, 64)
+        assert sorted(small_HW3.shape[:2]) == [48, 64]
+        expected_HW = predictor.predict(small_HW3[None], photo_HW3.shape[:2]).class_ids_NHW[0]
+        found_HW = decode_label(rows[uri]["mask"]["bytes"])
+        assert found_HW.shape == photo_HW3.shape[:2]
+        assert (found_HW == expected_HW).mean() > 0.99
 
 
 def test_killed_twice_it_ends_with_one_row_for_each_image(head: RayHead, run_job: RunJob, tmp_path: Path) -> None:

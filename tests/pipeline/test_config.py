@@ -110,7 +110,7 @@ def test_lists_maps_and_switches_can_be_given_on_the_command_line(recipe: Path) 
 def test_a_value_of_the_file_can_be_unset_on_the_command_line(recipe: Path) -> None:
     recipe.write_text(RECIPE + "  long_side: 512\n")
     assert load(recipe).data.long_side == 512
-    assert load(recipe, "--data.long-side", "None").data.long_side is None
+    assert load(recipe, "--data.long-side", "none").data.long_side is None
 
 
 def test_the_file_may_be_named_in_the_environment(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,5 +359,7 @@ def test_help_explains_every_option_with_its_default(
     for name, field in fields_of(settings):
         assert f"--{name.replace('_', '-')} " in options or f"--{name.replace('_', '-')}, " in options
         assert field.description, f"{name} has no description"
-        end = "(required)" if field.is_required() else f"(default: {field.default})"
-        assert f"{field.description} {end}" in options
+        ends = ["(required)"] if field.is_required() else [f"(default: {field.default})"]
+        if field.default is None:
+            ends.append("(default: none)")  # so at the top, and as None in sections
+        assert any(f"{field.description} {end}" in options for end in ends)

@@ -395,12 +395,27 @@ def test_an_overlays_opacity_goes_from_the_image_to_the_colours() -> None:
         ((100, 200), 300, (100, 200)),
         ((100, 200), None, (100, 200)),
         ((2, 1000), 64, (1, 64)),
+        ((3000, 4000), 512, (384, 512)),
+        ((1920, 1080), 512, (512, 288)),
+        ((3000, 2000), 512, (512, 336)),
+        ((3000, 2050), 512, (512, 352)),
+        ((1000, 9990), 512, (52, 512)),
     ],
 )
 def test_shrinking_keeps_the_shape_and_never_enlarges(
     size: tuple[int, int], long_side: int | None, shrunk: tuple[int, int]
 ) -> None:
     assert shrink(random_image(*size), long_side).shape == (*shrunk, 3)
+
+
+def test_images_of_many_shapes_shrink_to_few_sizes_of_about_their_shape() -> None:
+    photos = [np.broadcast_to(np.uint8(0), (height, 1000, 3)) for height in range(500, 1000)]
+    sizes = {shrink(photo_HW3, 512).shape[:2] for photo_HW3 in photos}
+    assert len(sizes) == 17
+    for height in range(10, 1000, 7):
+        short, long = shrink(np.zeros((height, 1000, 3), np.uint8), 473).shape[:2]
+        assert long == 473
+        assert abs(short / (473 * height / 1000) - 1) < 1 / 32 + 0.5 / short
 
 
 def test_shrinking_averages_what_it_drops() -> None:

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.images import ImageError, decode_image, decode_label, decode_shrunk, shrink
+from pipeline.images import ImageError, decode_image, decode_label
 from tests.pipeline.image_corpus import picture, tiff
 from tests.pipeline.samples import encoded, random_image
 
@@ -269,9 +269,7 @@ def test_every_format_is_turned_as_opencv_turns_a_jpeg(format: str, value: int) 
     jpeg = encoded(PICTURE_HW3, "JPEG", quality=95, subsampling=0, exif=exif)
     expected = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]  # type: ignore[index]
     content = encoded(PICTURE_HW3, format, exif=exif, **options)
-    decoded = decode_shrunk(content, None)
-    assert (decoded.height, decoded.width) == expected.shape[:2]
-    np.testing.assert_allclose(decoded.image_HW3.astype(int), expected, atol=12)
+    np.testing.assert_allclose(decode_image(content).astype(int), expected, atol=12)
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
@@ -298,41 +296,6 @@ def test_a_colour_profile_changes_nothing() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     for format in ("PNG", "TIFF"):
         np.testing.assert_array_equal(decode_image(encoded(PICTURE_HW3, format, icc_profile=profile)), PICTURE_HW3)
-
-
-# Shrinking
-
-
-@pytest.mark.parametrize("long_side", [1, 16, 47, 48, None])
-@pytest.mark.parametrize("format", ["PNG", "JPEG"])
-def test_shrinking_while_decoding_gives_the_size_of_both(format: str, long_side: int | None) -> None:
-    exif = Image.Exif()
-    exif[0x112] = 6
-    content = encoded(NOISE_HW3, format, exif=exif)
-    whole_HW3 = decode_image(content)
-    decoded = decode_shrunk(content, long_side)
-    assert (decoded.height, decoded.width) == whole_HW3.shape[:2] == (47, 33)
-    assert decoded.image_HW3.shape == shrink(whole_HW3, long_side).shape
-    if format == "PNG" or long_side is None or long_side > 23:
-        np.testing.assert_array_equal(decoded.image_HW3, shrink(whole_HW3, long_side))
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("divisor", [2.1, 4.3, 9, 17])
-def test_a_jpeg_shrunk_while_decoding_differs_by_little(divisor: float, mode: str) -> None:
-    rng = np.random.default_rng(3)
-    waves = sum(
-        cv2.resize(rng.random((n, n, 3)), (1203, 901), interpolation=cv2.INTER_CUBIC) * (4 / n)
-        for n in (5, 20, 80, 320)
-    )
-    photo = Image.fromarray((np.clip(waves, 0, 1) * 255).astype(np.uint8))
-    content = encoded(photo.convert(mode), "JPEG", quality=90)
-    long_side = round(1203 / divisor)
-    shown_HW3, height, width = decode_shrunk(content, long_side)
-    expected_HW3 = shrink(decode_image(content), long_side)
-    assert (height, width) == (901, 1203)
-    assert shown_HW3.shape == expected_HW3.shape
-    assert np.abs(shown_HW3.astype(int) - expected_HW3).mean() < 1.5
 
 
 def test_an_mpo_shows_its_first_picture() -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pipeline import image_formats
-from pipeline.images import KINDS, ImageError, decode_image, decode_shrunk
+from pipeline.images import KINDS, ImageError, decode_image
 from tests.pipeline.image_corpus import picture, resized, seeds, tiff
 from tests.pipeline.samples import encoded, random_image
 
@@ -81,11 +81,6 @@ def test_the_tiles_of_a_tiff_count_with_what_reaches_beyond_it() -> None:
         "TooLarge",
         "with its tiles, 16000 x 112 is 1792000 pixels; the limit is 1000000",
     )
-
-
-def test_a_shrunk_image_is_measured_by_what_the_file_holds() -> None:
-    with pytest.raises(ImageError, match="the limit is 100"):
-        decode_shrunk(encoded(picture(), "JPEG"), 4, max_pixels=100)
 
 
 # Time

@@ -1,5 +1,6 @@
 """Decoding tasks: each image with its own file, failures as rows, nothing downloaded that is not wanted."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import stages, storage
-from pipeline.stages import Limits, decode
+from pipeline import decoding, storage
+from pipeline.decoding import Limits, decode
 from pipeline.tables import LISTED, image_id, table
 from tests.pipeline.samples import encoded, random_image, write_file
 
@@ -46,10 +47,28 @@ def test_every_image_has_its_own_pixels_however_they_were_fetched(images: dict[s
 
 
 def test_large_images_are_handed_on_in_pieces(images: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "DECODED_BYTES", 10_000)
+    monkeypatch.setattr(decoding, "DECODED_BYTES", 10_000)
     tables = list(decode(listed([{"image_uri": uri} for uri in images]), LIMITS, None))
     assert len(tables) > 5
-    assert [uri for part in tables for uri in part["image_uri"].to_pylist()] == list(images)
+    assert sorted(uri for part in tables for uri in part["image_uri"].to_pylist()) == list(images)
+
+
+def test_images_of_one_size_are_handed_on_together_whatever_lies_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = []
+    for number in range(60):
+        shape = ((24, 32), (32, 24), (32, 32))[number % 3]
+        uris.append(str(write_file(tmp_path / f"{number:02d}.png", encoded(random_image(*shape, seed=number), "PNG"))))
+    monkeypatch.setattr(decoding, "DECODED_BYTES", 30_000)
+    pieces = [
+        [(row["input_height"], row["input_width"]) for row in part.to_pylist()]
+        for part in decode(listed([{"image_uri": uri} for uri in uris]), LIMITS, None)
+    ]
+    assert sum(map(len, pieces)) == 60
+    changes = sum(a != b for sizes in pieces for a, b in itertools.pairwise(sizes))
+    assert changes < len(pieces) + 3
+    assert max(map(len, pieces)) >= 4
 
 
 def test_an_image_is_shrunk_to_the_long_side_and_keeps_its_own_size(images: dict[str, np.ndarray]) -> None:

@@ -1,0 +1,164 @@
+"""What a decoding task does with a block of listed images: downloads and decodes them. Imports no torch."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import cv2
+import pyarrow as pa
+
+from pipeline import monitoring, storage, window_rows
+from pipeline.failures import failure
+from pipeline.images import ImageError, decode_image, shrink
+from pipeline.tables import DECODED, table
+from pipeline.window_reading import is_tiff
+
+# Decoded pixels are handed on in pieces of about this size, so that large images do not pile up in a task.
+DECODED_BYTES = 32_000_000
+# Downloaded together, while those before them are decoded: at most so many images, and so many bytes of files.
+FETCHED_TOGETHER, FETCHED_BYTES = 16, 64_000_000
+
+
+class Limits(NamedTuple):
+    """Of an image; one that is beyond them becomes an error row."""
+
+    max_pixels: int
+    max_bytes: int  # of its file
+    seconds: float  # of decoding
+
+
+def decode(
+    listed: pa.Table, limits: Limits, long_side: int | None, board: Any = None, by_window: bool = False
+) -> Iterator[pa.Table]:
+    """Download and decode a block of LISTED images into DECODED rows; a failure becomes a row that says why.
+
+    The board is told how long that took. `by_window`: TIFF beyond the limits is left to be read by the predictor.
+    """
+    since = time.process_time()
+    cv2.setNumThreads(1)
+    waiting = _Waiting()
+    listed_rows = listed.to_pylist()
+    for row in listed_rows:
+        if row["error_type"] is None and (row["size_bytes"] or 0) > limits.max_bytes:
+            row |= _too_large(row, limits, by_window)
+    for row, file in _downloaded(listed_rows):
+        start = time.perf_counter()
+        if isinstance(file, Exception):
+            row |= failure("download", storage.failure_kind(file), str(file))
+        elif file is not None:
+            # It may have changed since it was listed.
+            row |= {"etag": file.etag, "size_bytes": len(file.content)}
+            try:
+                with monitoring.timed("decode") as work:
+                    work.bytes = len(file.content)
+                    row |= _decoded(file.content, limits, long_side)
+            except ImageError as error:
+                row |= _undecoded(error, file.content, limits, by_window)
+        row["seconds"] = time.perf_counter() - start
+        waiting.add(row)
+        if waiting.bytes > DECODED_BYTES:
+            yield table(waiting.largest(), DECODED)
+    if rest := waiting.all():
+        yield table(rest, DECODED)
+    monitoring.count_processor("decode", since)
+    if board is not None:
+        board.spend.remote(monitoring.report())
+
+
+class _Waiting:
+    """Decoded rows that are to be handed on, those of one size together, so that they fill batches."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._groups: dict[tuple[int | None, int | None], list[dict[str, Any]]] = defaultdict(list)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._groups[row.get("input_height"), row.get("input_width")].append(row)
+        self.bytes += len(row.get("pixels", b""))
+
+    def largest(self) -> list[dict[str, Any]]:
+        """Take the rows of the size that takes the most memory."""
+
+        def size_of(group: list[dict[str, Any]]) -> int:
+            return sum(len(row.get("pixels", b"")) for row in group)
+
+        group = self._groups.pop(max(self._groups, key=lambda size: size_of(self._groups[size])))
+        self.bytes -= size_of(group)
+        return group
+
+    def all(self) -> list[dict[str, Any]]:
+        groups, self._groups = self._groups, defaultdict(list)
+        return [row for group in groups.values() for row in group]
+
+
+def _downloaded(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], storage.Fetched | Exception | None]]:
+    """Yields every row with its file, None for one that has failed already; downloads while the caller decodes."""
+    groups = list(_groups(rows))
+
+    def fetch(group: list[dict[str, Any]]) -> list[storage.Fetched | Exception]:
+        uris = [row["image_uri"] for row in group if _is_wanted(row)]
+        with monitoring.timed("download", len(uris)) as work:
+            files = storage.fetch_objects(uris)
+            work.bytes = sum(len(file.content) for file in files if isinstance(file, storage.Fetched))
+            return files
+
+    with ThreadPoolExecutor(1) as ahead:
+        waiting = [ahead.submit(fetch, group) for group in groups[:1]]
+        for group, following in zip_longest(groups, groups[1:]):
+            contents = iter(waiting.pop().result())
+            if following:
+                waiting.append(ahead.submit(fetch, following))
+            for row in group:
+                yield row, next(contents) if _is_wanted(row) else None
+
+
+def _is_wanted(row: dict[str, Any]) -> bool:
+    return row["error_type"] is None and not row.get("by_window")
+
+
+def _groups(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
+    for row in rows:
+        if len(group) == FETCHED_TOGETHER or sum(each["size_bytes"] or 0 for each in [*group, row]) > FETCHED_BYTES:
+            if group:
+                yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _decoded(content: bytes, limits: Limits, long_side: int | None) -> dict[str, Any]:
+    image_HW3 = decode_image(content, *limits)
+    small_HW3 = shrink(image_HW3, long_side)
+    return {
+        "width": image_HW3.shape[1],
+        "height": image_HW3.shape[0],
+        "input_width": small_HW3.shape[1],
+        "input_height": small_HW3.shape[0],
+        "pixels": small_HW3.tobytes(),
+    }
+
+
+def _too_large(row: dict[str, Any], limits: Limits, by_window: bool) -> dict[str, Any]:
+    """What becomes of a file that is too large to be downloaded."""
+    try:
+        seen = window_rows.seen(row["image_uri"], limits.max_pixels) if by_window else None
+    except (ImageError, window_rows.ReadFault) as error:
+        return window_rows.failed(error)
+    return seen or failure("download", "TooLarge", f"{row['size_bytes']} bytes; the limit is {limits.max_bytes}")
+
+
+def _undecoded(error: ImageError, content: bytes, limits: Limits, by_window: bool) -> dict[str, Any]:
+    """What becomes of a file that cannot be decoded whole."""
+    if error.kind == "TooLarge" and is_tiff(content):
+        if not by_window:
+            return failure("decode", error.kind, f"{error.message}; {window_rows.HOW}")
+        try:
+            return window_rows.seen_in(content, limits.max_pixels)
+        except ImageError as of_window:
+            error = of_window
+    return failure("decode", error.kind, error.message)

@@ -1,0 +1,185 @@
+"""Makes a plan: goes through the listing, labels a sample beside the output, and takes the sample away again."""
+
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline import cluster, parts, storage
+from pipeline.checkpoint import Checkpoint
+from pipeline.config import SegmentConfig
+from pipeline.failures import require_kinds
+from pipeline.inputs import list_images
+from pipeline.output import is_claimed
+from pipeline.planning import Forecast, Machines, Plan, Survey, Tried, steady_rate, survey
+from pipeline.progress import LINE_EVERY, News, SegmentationLine, say
+from pipeline.segmentation import Summary, label, plan_stages, what_is_done
+from pipeline.worklist import FIRST_WAIT, Listed, Worklist
+
+LEAST_TRIED = 32  # images for each predictor
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What jobs/segment_bucket.py --plan found out."""
+
+    output: str
+    model_id: str
+    survey: Survey
+    max_error_rate: float  # of the run
+    plan: Plan | None = None  # None: there is nothing to label
+    forecasts: tuple[Forecast, ...] = ()  # for the cluster as it is and, if asked for, for one of other size
+
+
+def make_plan(config: SegmentConfig) -> Planned:
+    """List the inputs, label a sample of what the output does not hold yet, and work out what all would take.
+
+    The sample's parts lie in a folder below the output for that long; all else stays as it is.
+
+    Raises: UserError, as the run would.
+    """
+    started = time.monotonic()
+    require_kinds("retry_errors", config.retry_errors)
+    output = storage.absolute(config.output)
+    listing = list_images(config)
+    model = Checkpoint.load(config.checkpoint, config.long_side, config.protocol)
+    model.require_precision(config.checkpoint, config.precision)
+    done = _done(output) if is_claimed(output, model) else parts.DONE.empty_table()
+    opened = time.monotonic()
+    is_done = what_is_done(done, config.retry_errors, config.relabel_changed)
+    surveyed = survey(_told(listing), is_done)
+    planned = Planned(output, model.model_id, surveyed, config.max_error_rate)
+    if not surveyed.images:
+        return planned
+    # A run waits for its listing, too, but not for all of it.
+    before = opened - started + min(FIRST_WAIT, time.monotonic() - opened)
+    tried = _try(config, model, surveyed, output, before)
+    plan = Plan(surveyed, tried)
+    return replace(planned, plan=plan, forecasts=tuple(_forecasts(config, plan)))
+
+
+def _done(output: str) -> pa.Table:
+    """The images that are done, as parts.reconcile returns them, of an output that is not put in order."""
+    folders = [storage.join(output, table) for table in ("masks", "class_stats")]
+    found = [{uri.removeprefix(folder + "/") for uri in storage.find(folder)} for folder in folders]
+    names = [name for name in sorted(set.intersection(*found)) if parts.PART.fullmatch(name)]
+    with ThreadPoolExecutor(parts.READERS) as pool:
+        tables = pool.map(lambda name: parts.read_table(storage.join(folders[0], name), parts.DONE.names), names)
+        return pa.concat_tables([parts.DONE.empty_table(), *tables])
+
+
+def _told(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables; says now and then how many images they were."""
+    images, last = 0, time.monotonic()
+    for table in tables:
+        images += len(table)
+        if time.monotonic() - last >= LINE_EVERY:
+            last = time.monotonic()
+            say(f"{images:,} images listed so far")
+        yield table
+
+
+class _SampleLine(SegmentationLine):
+    """The progress of the sample, which is kept."""
+
+    def __init__(self, listed: Listed) -> None:
+        super().__init__(listed)
+        self.marks: list[tuple[float, int]] = []  # time.monotonic(), images so far
+
+    def show(self, news: News) -> None:
+        done = sum(news.counts.values())
+        if done and (not self.marks or done > self.marks[-1][1]):
+            self.marks.append((time.monotonic(), done))
+        super().show(news)
+
+
+def _try(config: SegmentConfig, model: Checkpoint, surveyed: Survey, output: str, before: float) -> Tried:
+    """Label the sample. `before`: the seconds that a run takes until it has something to label."""
+    started = time.monotonic()
+    cluster.connect(config.verbose)
+    predictors = plan_stages(config, cluster.resources()).predictors
+    sample = surveyed.sample(max(config.plan_images, LEAST_TRIED * predictors))
+    say(f"{surveyed.images:,} images to label; trying {len(sample):,} of them")
+    # That images fail is a result here.
+    config = config.model_copy(update={"max_error_rate": 1.0})
+    with _folder_below(output) as folder:
+        run_id = f"plan-{secrets.token_hex(3)}"
+        with Worklist([sample], lambda listed: pa.array([False] * len(listed))) as worklist:
+            summary = Summary(run_id, folder, worklist.listed)
+            line = _SampleLine(worklist.listed)
+            label(config, model, worklist, summary, line)
+        ended = time.monotonic()
+        names = [uri for uri in storage.find(storage.join(folder, "masks")) if uri.endswith(".parquet")]
+        rows = pa.concat_tables([parts.read_table(uri, ["size_bytes", "seconds", "mask"]) for uri in names])
+    rows = rows.filter(pc.is_valid(rows["size_bytes"]))
+    mask_bytes = pc.fill_null(pc.binary_length(pc.struct_field(rows["mask"], "bytes")), 0)
+    return Tried(
+        seconds=ended - started,
+        seconds_to_first=before + line.marks[0][0] - started,
+        seconds_after_last=ended - line.marks[-1][0],
+        rate=steady_rate(line.marks),
+        outcomes=summary.outcomes,
+        stages=summary.stage_seconds,
+        output_bytes=summary.stage_seconds.spent["write"].bytes,
+        file_bytes=rows["size_bytes"].to_numpy().astype(np.float64),
+        image_seconds=rows["seconds"].to_numpy().astype(np.float64),
+        mask_bytes=mask_bytes.to_numpy().astype(np.float64),
+    )
+
+
+@contextmanager
+def _folder_below(output: str) -> Iterator[str]:
+    """Where the run may write: a new folder below the output; afterwards all is as it was, also after an error."""
+    folder = storage.join(output, f".plan-{secrets.token_hex(4)}")
+    filesystem, path = storage.open_filesystem(output)
+    made: list[str] = []  # folders on a disk that come to be with it, the lowest first
+    while isinstance(filesystem, LocalFileSystem) and not filesystem.exists(path):
+        made.append(path)
+        path = os.path.dirname(path)
+    try:
+        yield folder
+    finally:
+        storage.remove_folder(folder)
+        for path in made:
+            if filesystem.exists(path) and not filesystem.ls(path):
+                filesystem.rmdir(path)
+
+
+def _forecasts(config: SegmentConfig, plan: Plan) -> Iterator[Forecast]:
+    have = cluster.resources()
+    # A local Ray counts more CPUs than there are.
+    there_are = ray.get(ray.remote(_processors).options(num_cpus=1).remote())
+    processors = min(have.node_cpus, there_are)
+    price = config.price_per_hour
+    yield plan.forecast(_machines(config, have, processors), price)
+    if config.plan_nodes is not None:
+        share = config.plan_nodes / have.cpu_nodes
+        cpus, gpus = int(share * have.cpus), int(share * have.gpus)
+        other = cluster.Resources(cpus, gpus, cpus, gpus, config.plan_nodes, have.node_cpus)
+        yield plan.forecast(_machines(config, other, processors), None if price is None else share * price)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _machines(config: SegmentConfig, have: cluster.Resources, processors: int) -> Machines:
+    """What a run would start on such a cluster, whose nodes have so many processors each."""
+    stages = plan_stages(config, have)
+    return Machines(
+        nodes=have.cpu_nodes,
+        processors=have.cpu_nodes * processors,
+        gpus=have.gpus,
+        predictors=stages.predictors,
+        decode_tasks=stages.decode_tasks,
+        write_tasks=stages.write_tasks,
+    )

@@ -1,0 +1,201 @@
+"""The actor that predicts decoded images. Imports torch only when it is made, since the driver imports it, too."""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import monitoring, window_rows
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import UserError
+from pipeline.failures import failure
+from pipeline.images import ImageError, encode_mask
+from pipeline.prediction import use_threads, with_protocol
+from pipeline.recipe import ProtocolConfig
+from pipeline.tables import PREDICTED, table
+
+# A run is not given up for its error rate before it has seen this many images.
+FEWEST_TO_JUDGE = 200
+
+
+class Segmenter:
+    """Actor that predicts DECODED rows into PREDICTED rows; holds one Predictor."""
+
+    def __init__(
+        self,
+        checkpoint: str,
+        model_id: str,
+        long_side: int | None,
+        protocol: ProtocolConfig,
+        device: str,
+        precision: str,
+        batch_size: int,
+        threads: int,
+        max_error_rate: float,
+        board: Any,
+    ) -> None:
+        use_threads(device, threads)
+        self._problem: UserError | None = None
+        # Not kept: the predictor has packed its own weights.
+        model = Checkpoint.load(checkpoint, long_side, protocol)
+        if model.model_id != model_id:
+            # Raised by the first call: what an actor raises while it is made reaches the driver as text alone.
+            self._problem = UserError(f"checkpoint {checkpoint}: changed while the run was starting; start it again")
+        self._predictor = with_protocol(model.predictor(device, precision), protocol)
+        self._palette = model.palette
+        self._batch_size = batch_size
+        self._max_error_rate = max_error_rate
+        self._board = board
+        self._counts: Any = None  # of the run, as the board has them; on its way
+        self._idle_since = time.perf_counter()
+        self._processor_since = time.process_time()
+        # Masks are compressed (outside the interpreter's lock) while the next batch is predicted.
+        self._encoders = ThreadPoolExecutor(2)
+
+    def __call__(self, decoded: pa.Table) -> Iterator[pa.Table]:
+        if self._problem is not None:
+            raise self._problem
+        monitoring.count_wait(time.perf_counter() - self._idle_since)
+        rows = decoded.to_pylist()
+        in_memory = [row for row in rows if not row["by_window"]]
+        if in_memory:
+            yield self._segment(in_memory)
+        for row in rows:
+            if row["by_window"]:
+                # Alone in its table: a mask may be as large as a table's column can be.
+                yield self._segment_by_window(row)
+        self._processor_since = monitoring.count_processor("predict", self._processor_since)
+        self._board.spend.remote(monitoring.report())
+        self._idle_since = time.perf_counter()
+
+    def _segment(self, rows: list[dict[str, Any]]) -> pa.Table:
+        masks: list[tuple[dict[str, Any], Future[bytes]]] = []
+        self._tell([row for row in rows if row["error_type"]])
+        for batch in _batches_of_one_size(rows, self._batch_size):
+            masks += self._predict(batch)
+            self._tell(batch)
+        with monitoring.timed("encode", len(masks)) as work:
+            for row, mask in masks:
+                row["mask"] = {"bytes": mask.result(), "path": row["image_id"].hex() + ".png"}
+                work.bytes += len(row["mask"]["bytes"])
+            return _predicted_table(rows)
+
+    def _segment_by_window(self, row: dict[str, Any]) -> pa.Table:
+        """Read, label and encode one image; whatever goes wrong with it is in its row."""
+        import torch
+
+        start = time.perf_counter()
+        try:
+            with monitoring.timed("predict"):
+                prediction = window_rows.predicted(self._predictor, row)
+            with monitoring.timed("encode") as work:
+                mask = encode_mask(prediction.class_ids_NHW[0], self._palette)
+                work.bytes = len(mask)
+            if len(mask) > window_rows.MAX_MASK_BYTES:
+                limit = window_rows.MAX_MASK_BYTES
+                raise ImageError("TooLarge", f"its mask has {len(mask)} bytes as PNG; the limit is {limit}")
+            row |= {**_outcome(prediction, 0), "mask": {"bytes": mask, "path": row["image_id"].hex() + ".png"}}
+        except (ImageError, window_rows.ReadFault) as error:
+            row |= window_rows.failed(error)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            row |= failure("predict", "OutOfMemory", f"{row['width']} x {row['height']} pixels by window: {error}")
+        row["seconds"] += time.perf_counter() - start
+        self._tell([row])
+        return _predicted_table([row])
+
+    def _tell(self, rows: list[dict[str, Any]]) -> None:
+        """Tell the board how images ended, and give up a run that goes wrong by what it answered the last time.
+
+        Raises: UserError.
+        """
+        import ray
+
+        if not rows:
+            return
+        counts = ray.get(self._counts) if self._counts is not None else {}
+        outcomes = Counter(row.get("error_type") or "ok" for row in rows)
+        self._counts = self._board.add.remote(**outcomes)
+        monitoring.count_images(outcomes)
+        seen, failed = sum(counts.values()), sum(counts.values()) - counts.get("ok", 0)
+        if seen >= FEWEST_TO_JUDGE and failed > self._max_error_rate * seen:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()) if kind != "ok")
+            raise UserError(
+                f"max_error_rate {self._max_error_rate}: {failed:,} of the first {seen:,} images failed ({kinds}); "
+                "check the input, leave out what are no images with --include or --exclude, or raise --max-error-rate"
+            )
+
+    def _predict(self, batch: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Future[bytes]]]:
+        import torch
+
+        start = time.perf_counter()
+        first = batch[0]
+        shape = (first["input_height"], first["input_width"], 3)
+        images_NHW3 = np.stack([np.frombuffer(row.pop("pixels"), np.uint8).reshape(shape) for row in batch])
+        try:
+            with monitoring.timed("predict", len(batch)):
+                predictions = self._predictor.predict_each(
+                    images_NHW3, [(row["height"], row["width"]) for row in batch]
+                )
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            for row in batch:
+                row |= failure("predict", "OutOfMemory", f"{shape} pixels: {error}")
+            return []
+        seconds = (time.perf_counter() - start) / len(batch)
+        masks = []
+        for row, prediction in zip(batch, predictions, strict=True):
+            row["seconds"] += seconds
+            row |= _outcome(prediction, 0)
+            masks.append((row, self._encoders.submit(encode_mask, prediction.class_ids_NHW[0], self._palette)))
+        return masks
+
+
+def _batches_of_one_size(rows: list[dict[str, Any]], batch_size: int) -> Iterator[list[dict[str, Any]]]:
+    groups: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["error_type"] is None:
+            groups[row["input_height"], row["input_width"]].append(row)
+    for group in groups.values():
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def _outcome(prediction: Any, n: int) -> dict[str, Any]:
+    """What a PREDICTED row says of a mask."""
+    return {
+        "mean_confidence": float(prediction.mean_confidence_N[n]),
+        "mean_entropy": float(prediction.mean_entropy_N[n]),
+        "low_confidence_fraction": float(prediction.low_confidence_fraction_N[n]),
+        "classes": class_rows(prediction, n),
+    }
+
+
+def _predicted_table(rows: list[dict[str, Any]]) -> pa.Table:
+    return table([{name: row[name] for name in PREDICTED.names if name in row} for row in rows], PREDICTED)
+
+
+def class_rows(prediction: Any, n: int) -> list[dict[str, Any]]:
+    counts = prediction.pixel_count_NK[n]
+    total = int(counts.sum())
+    rows = []
+    for k in np.flatnonzero(counts):
+        x_min, y_min, x_max, y_max = (int(edge) for edge in prediction.box_NK4[n, k])
+        centroid_x, centroid_y = (float(mean) for mean in prediction.centroid_NK2[n, k])
+        rows.append(
+            {
+                "class_id": int(k),
+                "pixel_count": int(counts[k]),
+                "pixel_fraction": int(counts[k]) / total,
+                "mean_confidence": float(prediction.confidence_sum_NK[n, k] / counts[k]),
+                "x_min": x_min,
+                "y_min": y_min,
+                "x_max": x_max,
+                "y_max": y_max,
+                "centroid_x": centroid_x,
+                "centroid_y": centroid_y,
+            }
+        )
+    return rows
