@@ -21,6 +21,7 @@ from pipeline.scenes import CLASSES, IGNORE_INDEX, scene
 CONFIG = "configs/scenes_pspnet18.yaml"
 BUCKET = "s3://sceneparse-demo"
 SEED = 0
+CUES_RIGHT = 0.9  # more than by default: to learn to weigh contradictory cues takes longer than a demo
 FIRST_PHOTO = 2 * FIRST_VAL  # so that no photo is a scene that was trained or validated on
 # Landscape, portrait and square, as a bucket of photos has them.
 PHOTO_SIZES = [(129, 193), (193, 129), (129, 129)]
@@ -46,7 +47,7 @@ def run_demo(
         _heading(f"S3 server on {server.endpoint}; writing scenes to {BUCKET}")
         filesystem, bucket = storage.open_filesystem(BUCKET)
         filesystem.mkdir(bucket)
-        write_scenes(f"{BUCKET}/scenes", num_train, num_val, SEED, height=129, width=129)
+        write_scenes(f"{BUCKET}/scenes", num_train, num_val, SEED, 129, 129, CUES_RIGHT)
         _write_photos(num_photos)
         say(f"{num_train} scenes to train on, {num_val} to validate, {num_photos} photos and 3 broken files to label")
         try:
@@ -99,7 +100,7 @@ def _show_results(num_photos: int, folder: Path) -> None:
 def _photos(count: int) -> Iterator[tuple[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]]:
     for number in range(count):
         size = PHOTO_SIZES[number % len(PHOTO_SIZES)]
-        yield f"{BUCKET}/photos/photo-{number:04d}.jpg", scene(SEED, FIRST_PHOTO + number, *size)
+        yield f"{BUCKET}/photos/photo-{number:04d}.jpg", scene(SEED, FIRST_PHOTO + number, *size, CUES_RIGHT)
 
 
 def _write_photos(num_photos: int) -> None:

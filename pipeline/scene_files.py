@@ -6,18 +6,20 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.images import encode_image, encode_mask
-from pipeline.scenes import CLASSES, scene
+from pipeline.scenes import CLASSES, CUES_RIGHT, scene
 
 PALETTE = np.array([entry.color for entry in CLASSES], np.uint8)
 FIRST_VAL = 100_000  # index of the first validation scene: more are not trained on
 WRITES = 8  # at once
 
 
-def write_scenes(root: str, num_train: int, num_val: int, seed: int, height: int, width: int) -> None:
+def write_scenes(
+    root: str, num_train: int, num_val: int, seed: int, height: int, width: int, cues_right: float = CUES_RIGHT
+) -> None:
     """Write scenes to ROOT/images/SPLIT/NNNNNN.jpg, and their annotations. Raises UserError."""
 
     def write(split: str, index: int) -> None:
-        image_HW3, label_HW = scene(seed, index, height, width)
+        image_HW3, label_HW = scene(seed, index, height, width, cues_right)
         storage.write_bytes(f"{root}/images/{split}/{index:06d}.jpg", encode_image(image_HW3))
         storage.write_bytes(f"{root}/annotations/{split}/{index:06d}.png", encode_mask(label_HW, PALETTE))
 

@@ -7,7 +7,8 @@ classes, each pair drawn by the same code with the same random draws: no pixel o
     car   / boat         what stands or floats on it
     house / skyscraper   the facades along its horizon
 
-Cues all over a region say which of a pair it is, and they contradict each other: six of ten are right.
+Cues all over a region say which of a pair it is. They contradict each other: unless more is asked for, six of ten are
+right.
 
     above    birds: white ones over skyscrapers and black ones over houses, mostly
     below    flowers: yellow ones along water and red ones along roads, mostly
@@ -114,6 +115,7 @@ class Region(NamedTuple):
     right: Border
     harbour: bool
     city: bool
+    cues_right: float
 
 
 class Canvas:
@@ -161,20 +163,23 @@ class Brush:
         cv2.circle(self.canvas.label_HW, center, pixels, (self.class_id,), cv2.FILLED)
 
 
-def scene(seed: int, index: int, height: int = 129, width: int = 129) -> tuple[np.ndarray, np.ndarray]:
+def scene(
+    seed: int, index: int, height: int = 129, width: int = 129, cues_right: float = CUES_RIGHT
+) -> tuple[np.ndarray, np.ndarray]:
     """Scene `index` of the endless data set `seed`: image_HW3 uint8 RGB and label_HW uint8.
 
     Labels are positions in `CLASSES`, or IGNORE_INDEX on the outlines of vehicles. The same arguments give
     the same bytes everywhere: the random bits are PCG64's and pixels are computed in integers. Raises
-    ValueError for sides below 64 pixels, where cues are no longer seen.
+    ValueError for sides below 64 pixels, where cues are no longer seen. Of the cues the share `cues_right` is right:
+    with all of them a glance tells, and about a half tell nothing.
     """
     if min(height, width) < 64:
         raise ValueError(f"scene: height {height} and width {width} must both be at least 64 pixels")
     dice = Dice(seed, index)
-    return paint(plan(dice, height, width), dice, height, width)
+    return paint(plan(dice, height, width, cues_right), dice, height, width)
 
 
-def plan(dice: Dice, height: int, width: int) -> list[Region]:
+def plan(dice: Dice, height: int, width: int, cues_right: float = CUES_RIGHT) -> list[Region]:
     """Cuts the scene into regions and gives each its context."""
     num_regions = (1, 2, 2, 3)[dice.whole(0, 3)] * max(1, round(0.6 * width / height))
     cuts = [(i + dice.real(-0.1, 0.1)) / num_regions for i in range(1, num_regions)]
@@ -183,7 +188,7 @@ def plan(dice: Dice, height: int, width: int) -> list[Region]:
     harbour, city = dice.chance(0.5), dice.chance(0.5)
     regions = []
     for left, right in pairwise([Border(0, 0), *inner, Border(1, 1)]):
-        regions.append(Region(left, right, harbour, city))
+        regions.append(Region(left, right, harbour, city, cues_right))
         # Neighbours mostly disagree: were they alike, one average over the whole picture would do.
         harbour, city = harbour ^ dice.chance(0.75), city ^ dice.chance(0.75)
     return regions
@@ -257,7 +262,7 @@ def cues(canvas: Canvas, dice: Dice, region: Region, top: float, bottom: float) 
     span = (region.right.top - region.left.top) * canvas.width / canvas.unit
     count = max(3, round(NUM_CUES * span))
     by_lot = sorted(range(count), key=[dice.real(0, 1) for _ in range(count)].__getitem__)
-    right = set(by_lot[: math.ceil(CUES_RIGHT * count)])
+    right = set(by_lot[: math.ceil(region.cues_right * count)])
     for i in range(count):
         y = dice.real(top, bottom)
         start, end = region.left.at(y) * canvas.width, region.right.at(y) * canvas.width

@@ -130,6 +130,18 @@ def test_the_cues_of_a_region_decide_and_those_of_a_window_mislead():
     assert 0.55 < np.mean(windows) < 0.8
 
 
+def test_cues_contradict_each_other_as_much_as_is_asked_for():
+    canvas = scenes.Canvas(129, 129)
+    for asked in (0.6, 0.9, 1.0):
+        shares = []
+        for index in range(50):
+            dice = scenes.Dice(0, index)
+            for region in scenes.plan(dice, 129, 129, asked):
+                right = [is_right for is_right, _, _ in scenes.cues(canvas, dice, region, 0.1, 0.2)]
+                shares.append(np.mean(right))
+        assert asked <= np.mean(shares) < asked + 0.1
+
+
 def test_context_differs_by_region_within_most_scenes():
     plans = [plan_of(0, index)[0] for index in range(400)]
     for flag in ("harbour", "city"):
