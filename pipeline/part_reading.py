@@ -1,10 +1,8 @@
 """Reading a part to verify it: no more of its files than is needed, and damage told apart from storage faults."""
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,18 +38,14 @@ class Unusable(Exception):
         self.finding = finding
 
 
-def check_part(output: str, name: str, sizes: dict[str, int], reference: Reference, deep: bool) -> PartReport:
-    """Check all that concerns one part alone, `deep`: its masks, too. Raises UserError.
-
-    Args:
-        sizes: of its files by table, bytes.
-    """
+def check_part(output: str, name: str, reference: Reference, deep: bool) -> PartReport:
+    """Check all that concerns one part alone, `deep`: its masks, too. Raises UserError."""
     report = PartReport(name)
     masks_name, class_stats_name = f"masks/{name}", f"class_stats/{name}"
     try:
-        with _opened(output, masks_name, sizes["masks"]) as file:
+        with _opened(output, masks_name) as file:
             masks = _read(file, masks_name, MASKS, LIGHT_COLUMNS)
-            with _opened(output, class_stats_name, sizes["class_stats"]) as beside:
+            with _opened(output, class_stats_name) as beside:
                 class_stats = _read(beside, class_stats_name, CLASS_STATS)
             outcome = pc.if_else(pc.equal(masks["status"], "ok"), "ok", pc.fill_null(masks["error_type"], "unknown"))
             report.images = masks.select(["image_id", "image_uri"]).append_column("outcome", outcome)
@@ -70,9 +64,9 @@ def check_part(output: str, name: str, sizes: dict[str, int], reference: Referen
     return report
 
 
-def read_classes(output: str, size: int) -> pa.Table:
+def read_classes(output: str) -> pa.Table:
     """classes.parquet, whatever it holds. Raises UserError, and Unusable where it is no whole Parquet file."""
-    with _opened(output, "classes.parquet", size) as file:
+    with _opened(output, "classes.parquet") as file:
         return file.read()
 
 
@@ -114,12 +108,13 @@ def _check_contents(
 
 
 @contextmanager
-def _opened(output: str, name: str, size: int) -> Iterator[pq.ParquetFile]:
+def _opened(output: str, name: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file of an output. Raises UserError, and Unusable where it turns out to be damaged or not ours."""
     uri = storage.join(output, name)
-    source = _Ranges(uri, size)
+    source = storage.open_file(uri)
     try:
-        yield pq.ParquetFile(source, pre_buffer=True)
+        with source:
+            yield pq.ParquetFile(source, pre_buffer=True)
     except MemoryError as error:
         raise UserError(f"{uri}: needs more memory than there is: {error}; verify on a larger machine") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -127,40 +122,3 @@ def _opened(output: str, name: str, size: int) -> Iterator[pq.ParquetFile]:
             with storage.explained(uri):
                 raise source.failure from None
         raise Unusable(Finding("unreadable part", name, f"is damaged or cut off: {error}")) from error
-
-
-class _Ranges(io.RawIOBase):
-    """A file of which each read fetches its own range; `failure` is what storage last failed with."""
-
-    def __init__(self, uri: str, size: int) -> None:
-        self._filesystem, self._path = storage.open_filesystem(uri)
-        self._size, self._position = size, 0
-        self.failure: Exception | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = max(0, min(len(buffer), self._size - self._position))
-        if not wanted:
-            return 0
-        try:
-            content = self._filesystem.cat_file(self._path, start=self._position, end=self._position + wanted)
-            if len(content) != wanted:
-                raise OSError(f"{len(content)} bytes came where {wanted} were asked for")
-        except Exception as error:
-            self.failure = error
-            raise
-        buffer[:wanted] = content
-        self._position += wanted
-        return wanted

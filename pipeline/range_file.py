@@ -16,6 +16,8 @@ class RangeFile(io.RawIOBase):
         etag: of the version that is read; None where there are none.
         fetch: returns the bytes of a span within the size.
         release: called when the file is closed.
+
+    `failure` is what a reading last failed with, which tells a fault of storage from damage that a parser finds.
     """
 
     def __init__(
@@ -26,6 +28,7 @@ class RangeFile(io.RawIOBase):
         release: Callable[[], None] = lambda: None,
     ) -> None:
         self.size, self.etag = size, etag
+        self.failure: Exception | None = None
         self._fetch, self._release = fetch, release
         self._position = 0
 
@@ -51,7 +54,11 @@ class RangeFile(io.RawIOBase):
         end = min(self._position + len(buffer), self.size)
         if end <= self._position:
             return 0
-        content = self._fetch(Span(self._position, end))
+        try:
+            content = self._fetch(Span(self._position, end))
+        except Exception as error:
+            self.failure = error
+            raise
         buffer[: len(content)] = content
         self._position += len(content)
         return len(content)

@@ -50,20 +50,16 @@ class Verification:
         yield from self._leftovers()
         for table, found in files.items():
             yield from self._foreign(table, found)
-        sizes = {
-            table: {name: size for name, size in found.items() if parts.PART.fullmatch(name)}
-            for table, found in files.items()
-        }
-        masks, class_stats = sizes["masks"].keys(), sizes["class_stats"].keys()
+        masks, class_stats = ({*filter(parts.PART.fullmatch, found)} for found in files.values())
         self.parts = {*masks, *class_stats}
         for name in sorted(class_stats - masks):
             yield self._of_part(name, Finding("statistics without masks", f"class_stats/{name}", "was not committed"))
         for name in sorted(masks - class_stats):
             message = f"class_stats/{name} is missing"
             yield self._of_part(name, Finding("masks without statistics", f"masks/{name}", message))
-        pairs = {name: {table: sizes[table][name] for table in sizes} for name in sorted(masks & class_stats)}
-        every_part_counted = len(pairs) == len(self.parts)
-        for report in self._reports(pairs, reference):
+        whole = sorted(masks & class_stats)
+        every_part_counted = len(whole) == len(self.parts)
+        for report in self._reports(whole, reference):
             for finding in report.findings:
                 yield self._of_part(report.name, finding)
             every_part_counted &= report.images is not None
@@ -83,11 +79,10 @@ class Verification:
         images = f"{self.num_images:,} images, {ok:,} ok and {self.num_images - ok:,} failed"
         return f"{self.output}: {len(self.parts):,} part(s), {images}; {masks}"
 
-    def _files(self, table: str) -> dict[str, int]:
-        """Sizes of all files of a table by their names in its folder, bytes."""
+    def _files(self, table: str) -> list[str]:
+        """Names of all files of a table, in its folder."""
         folder = storage.join(self.output, table)
-        found = storage.find(folder).items()
-        return {uri.removeprefix(folder + "/"): info["size"] for uri, info in found if not uri.endswith("/")}
+        return [uri.removeprefix(folder + "/") for uri in storage.find(folder) if not uri.endswith("/")]
 
     def _leftovers(self) -> Iterator[Finding]:
         filesystem, path = storage.open_filesystem(self.output)
@@ -104,15 +99,14 @@ class Verification:
         """What classes.parquet says, and what is wrong with it. Raises UserError where this is no output of ours."""
         uri = storage.join(self.output, "classes.parquet")
         unknown = Reference(None, None)
-        file = storage.find(uri).get(uri)
-        if file is None:
+        if not storage.exists(uri):
             if not has_parts:
                 raise UserError(
                     f"output {self.output}: no masks, no classes.parquet; give a segment_bucket.py --output"
                 )
             return unknown, [Finding("no classes.parquet", "classes.parquet", "classes and model are unknown")]
         try:
-            classes = read_classes(self.output, file["size"])
+            classes = read_classes(self.output)
         except Unusable as error:
             return unknown, [Finding("wrong classes.parquet", "classes.parquet", error.finding.message)]
         about = {key.decode(): value.decode() for key, value in (classes.schema.metadata or {}).items()}
@@ -138,13 +132,13 @@ class Verification:
             if not parts.PART.fullmatch(name) and not is_hidden:
                 yield Finding("not a part", f"{table}/{name}", "no run gives a file such a name")
 
-    def _reports(self, pairs: dict[str, dict[str, int]], reference: Reference) -> Iterator[PartReport]:
+    def _reports(self, names: list[str], reference: Reference) -> Iterator[PartReport]:
         """What is in each part, in order; read by a few threads, not far ahead."""
         waiting: deque[Future[PartReport]] = deque()
         with ThreadPoolExecutor(READERS) as pool:
             try:
-                for name, sizes in pairs.items():
-                    waiting.append(pool.submit(check_part, self.output, name, sizes, reference, self._deep))
+                for name in names:
+                    waiting.append(pool.submit(check_part, self.output, name, reference, self._deep))
                     if len(waiting) > READERS:
                         yield waiting.popleft().result()
                 while waiting:
