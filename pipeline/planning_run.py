@@ -17,12 +17,10 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline import cluster, parts, storage
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import SegmentConfig
-from pipeline.failures import require_kinds
-from pipeline.inputs import list_images
 from pipeline.output import is_claimed
 from pipeline.planning import Forecast, Machines, Plan, Survey, Tried, steady_rate, survey
 from pipeline.progress import LINE_EVERY, News, SegmentationLine, say
-from pipeline.segmentation import Summary, label, plan_stages, what_is_done
+from pipeline.segmentation import Summary, label, opened, plan_stages, what_is_done
 from pipeline.worklist import FIRST_WAIT, Listed, Worklist
 
 LEAST_TRIED = 32  # images for each predictor
@@ -48,20 +46,16 @@ def make_plan(config: SegmentConfig) -> Planned:
     Raises: UserError, as the run would.
     """
     started = time.monotonic()
-    require_kinds("retry_errors", config.retry_errors)
-    output = storage.absolute(config.output)
-    listing = list_images(config)
-    model = Checkpoint.load(config.checkpoint, config.long_side, config.protocol)
-    model.require_precision(config.checkpoint, config.precision)
+    output, listing, model = opened(config)
     done = _done(output) if is_claimed(output, model) else parts.DONE.empty_table()
-    opened = time.monotonic()
+    begun = time.monotonic()
     is_done = what_is_done(done, config.retry_errors, config.relabel_changed)
     surveyed = survey(_told(listing), is_done)
     planned = Planned(output, model.model_id, surveyed, config.max_error_rate)
     if not surveyed.images:
         return planned
     # A run waits for its listing, too, but not for all of it.
-    before = opened - started + min(FIRST_WAIT, time.monotonic() - opened)
+    before = begun - started + min(FIRST_WAIT, time.monotonic() - begun)
     tried = _try(config, model, surveyed, output, before)
     plan = Plan(surveyed, tried)
     return replace(planned, plan=plan, forecasts=tuple(_forecasts(config, plan)))

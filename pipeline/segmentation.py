@@ -10,7 +10,7 @@ import platform
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -65,11 +65,7 @@ def segment(config: SegmentConfig) -> Summary:
     Raises: UserError; within seconds, for everything that can be known before an actor starts.
     """
     started = time.monotonic()
-    require_kinds("retry_errors", config.retry_errors)
-    output = storage.absolute(config.output)
-    listing = list_images(config)
-    model = Checkpoint.load(config.checkpoint, config.long_side, config.protocol)
-    model.require_precision(config.checkpoint, config.precision)
+    output, listing, model = opened(config)
     claim_output(output, model)
     reconciled = parts.reconcile(output)
     for line in reconciled.mended:
@@ -85,6 +81,16 @@ def segment(config: SegmentConfig) -> Summary:
     summary.seconds = time.monotonic() - started
     _write_run(config, model, summary)
     return summary
+
+
+def opened(config: SegmentConfig) -> tuple[str, Iterator[pa.Table], Checkpoint]:
+    """The output's URI, the images as LISTED tables, and the model. Raises UserError."""
+    require_kinds("retry_errors", config.retry_errors)
+    output = storage.absolute(config.output)
+    listing = list_images(config)
+    model = Checkpoint.load(config.checkpoint, config.long_side, config.protocol)
+    model.require_precision(config.checkpoint, config.precision)
+    return output, listing, model
 
 
 def label(

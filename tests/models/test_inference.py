@@ -107,13 +107,17 @@ def test_torchs_compiler_takes_the_network_of_a_gpu_as_one_graph(monkeypatch: py
             assert difference(call(images), expected_logits(model, images)) < 5e-6
 
 
-def test_batches_of_up_to_twice_as_many_images_share_a_graph() -> None:
-    network_ = InferenceNetwork(
+def small_network() -> InferenceNetwork:
+    return InferenceNetwork(
         make_model(ARCHITECTURES["no pyramid"]),
         STD,
         lambda _, conv, relu: Convolution(conv, relu, torch.float32, CPU),
         CPU,
     )
+
+
+def test_batches_of_up_to_twice_as_many_images_share_a_graph() -> None:
+    network_ = small_network()
     seen = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
@@ -153,12 +157,7 @@ def test_a_large_image_gets_the_labels_of_a_small_one(monkeypatch: pytest.Monkey
 
 def test_sizes_beyond_those_that_torch_compiles_run_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models.inference, "COMPILED_SIZES", 1)
-    network_ = InferenceNetwork(
-        make_model(ARCHITECTURES["no pyramid"]),
-        STD,
-        lambda _, conv, relu: Convolution(conv, relu, torch.float32, CPU),
-        CPU,
-    )
+    network_ = small_network()
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, _: object) -> object:

