@@ -12,12 +12,10 @@ disturbs it little. `shrunk`: for a long side that is wanted anyway, compared wi
 import argparse
 import io
 import json
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +96,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     report: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": machine.commit(),
-        "machine": machine.processor(),
-        "load_average": os.getloadavg()[0],
+        **machine.about(),
         "versions": {
             "python": sys.version.split()[0],
             "pillow": PIL.__version__,

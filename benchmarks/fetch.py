@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,10 +50,7 @@ def main() -> None:
         )
     if options.json:
         report = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": machine.commit(),
-            "machine": machine.processor(),
-            "load_average": os.getloadavg()[0],
+            **machine.about(),
             "versions": {name: version(name) for name in ("s3fs", "obstore", "pyarrow", "aiobotocore", "moto")},
             "options": {key: value for key, value in vars(options).items() if key != "json"},
             "at_once": AT_ONCE,

@@ -13,12 +13,10 @@ that other work on the machine disturbs it little.
 import argparse
 import json
 import math
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -56,10 +54,7 @@ def main() -> None:
     options = parse()
     cv2.setNumThreads(1)
     report: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": machine.commit(),
-        "machine": machine.processor(),
-        "load_average": os.getloadavg()[0],
+        **machine.about(),
         "versions": {"python": sys.version.split()[0], "opencv": cv2.__version__, "numpy": np.__version__},
         "options": {key: value for key, value in vars(options).items() if key not in ("data", "json")},
         "agreement": [],

@@ -11,12 +11,10 @@ it was before the listing began: Python with this package and pyarrow.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +39,7 @@ def main() -> None:
         print(json.dumps(list_manifest(options.case) if options.case != "id_set" else use_id_set(options.rows[0])))
         return
     report: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": machine.commit(),
-        "machine": machine.processor(),
-        "load_average": os.getloadavg()[0],
+        **machine.about(),
         "versions": {"python": sys.version.split()[0], "pyarrow": pa.__version__, "numpy": np.__version__},
         "listing": [],
         "id_set": [],

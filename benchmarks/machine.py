@@ -4,7 +4,19 @@ import os
 import platform
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+
+def about() -> dict[str, Any]:
+    """How a report begins: when and where it was made, of which commit, and how busy the machine was."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": processor(),
+        "load_average": os.getloadavg()[0],
+    }
 
 
 def processor() -> str:

@@ -47,10 +47,7 @@ def main() -> None:
     with bucket(options) as root:
         prepare(options, root)
         report: dict[str, Any] = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": machine.commit(),
-            "machine": machine.processor(),
-            "load_average": os.getloadavg()[0],
+            **machine.about(),
             "options": {name: value for name, value in vars(options).items() if name not in ("json", "child", "root")},
             "runs": [],
         }
@@ -323,11 +320,9 @@ class TextbookPredictor:
         return batch
 
 
-def ours(options: argparse.Namespace, root: str, output: str, marks: list[list[float]]) -> None:
+def note_progress(marks: list[Any]) -> None:
+    """Let every run of this process add [time, images so far] to the marks as it goes."""
     from pipeline import progress
-    from pipeline.config import SegmentConfig
-    from pipeline.segmentation import segment
-    from pipeline.settings import load_settings
 
     show = progress.SegmentationLine.show
 
@@ -338,6 +333,14 @@ def ours(options: argparse.Namespace, root: str, output: str, marks: list[list[f
         show(line, news)
 
     progress.SegmentationLine.show = noted  # type: ignore[method-assign]
+
+
+def ours(options: argparse.Namespace, root: str, output: str, marks: list[list[float]]) -> None:
+    from pipeline.config import SegmentConfig
+    from pipeline.segmentation import segment
+    from pipeline.settings import load_settings
+
+    note_progress(marks)
     command = ["--input", f"{root}/photos", "--output", output, "--checkpoint", f"{root}/checkpoint"]
     command += ["--rows-per-part", str(PART), "--batch-size", str(BATCH), "--precision", options.precision]
     segment(load_settings(SegmentConfig, command + ["--gpu"] * (options.device == "cuda"), prog="benchmark"))

@@ -6,11 +6,9 @@ processes of their own, each with its own Ray, one after the other on the same b
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +28,7 @@ def main() -> None:
         print(json.dumps(CHILDREN[options.child](options)), flush=True)
         return
     report: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": machine.commit(),
-        "machine": machine.processor(),
-        "load_average": os.getloadavg()[0],
+        **machine.about(),
         "options": {name: value for name, value in vars(options).items() if name not in ("json", "child", "root")},
         "rounds": [],
     }
@@ -136,20 +131,12 @@ def plan(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import progress, storage
+    from pipeline import storage
     from pipeline.planning import steady_rate
     from pipeline.segmentation import segment
 
     marks: list[tuple[float, int]] = []
-    show = progress.SegmentationLine.show
-
-    def noted(line: progress.SegmentationLine, news: progress.News) -> None:
-        done = sum(news.counts.values())
-        if done and (not marks or done > marks[-1][1]):
-            marks.append((progress.time.monotonic(), done))
-        show(line, news)
-
-    progress.SegmentationLine.show = noted  # type: ignore[method-assign]
+    pipeline.note_progress(marks)
     summary = segment(config_of(options))
     files = [storage.find(f"{options.output}/{table}") for table in ("masks", "class_stats")]
     return {
