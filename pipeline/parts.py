@@ -141,18 +141,28 @@ def remove_strays(output: str, run_id: str, written: set[str]) -> list[str]:
     return strays
 
 
+def read_done(output: str) -> pa.Table:
+    """The images that are done, as `reconcile` returns them, of an output that is left as it is. Raises UserError."""
+    masks, class_stats = ({*filter(PART.fullmatch, _files(output, table))} for table in ("masks", "class_stats"))
+    found = _read_parts(output, sorted(masks & class_stats), DONE.names)
+    return pa.concat_tables([DONE.empty_table(), *found.values()])
+
+
 def _names(output: str, table: str, result: Reconciled) -> set[str]:
     """Parts of a table; what else lies there is left alone, but half-written files."""
     names = set()
-    folder = storage.absolute(storage.join(output, table)) + "/"
-    for uri in storage.find(folder):
-        name = uri.removeprefix(folder)
+    for name in _files(output, table):
         if name.startswith(storage.PARTIAL):
-            storage.remove(uri)
+            storage.remove(storage.join(output, table, name))
             result.mended.append(f"removed {table}/{name}: half written")
         elif PART.fullmatch(name):
             names.add(name)
     return names
+
+
+def _files(output: str, table: str) -> list[str]:
+    folder = storage.absolute(storage.join(output, table)) + "/"
+    return [uri.removeprefix(folder) for uri in storage.find(folder)]
 
 
 def _read_parts(output: str, names: list[str], columns: list[str]) -> dict[str, pa.Table]:

@@ -4,7 +4,6 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -47,7 +46,7 @@ def make_plan(config: SegmentConfig) -> Planned:
     """
     started = time.monotonic()
     output, listing, model = opened(config)
-    done = _done(output) if is_claimed(output, model) else parts.DONE.empty_table()
+    done = parts.read_done(output) if is_claimed(output, model) else parts.DONE.empty_table()
     begun = time.monotonic()
     is_done = what_is_done(done, config.retry_errors, config.relabel_changed)
     surveyed = survey(_told(listing), is_done)
@@ -59,16 +58,6 @@ def make_plan(config: SegmentConfig) -> Planned:
     tried = _try(config, model, surveyed, output, before)
     plan = Plan(surveyed, tried)
     return replace(planned, plan=plan, forecasts=tuple(_forecasts(config, plan)))
-
-
-def _done(output: str) -> pa.Table:
-    """The images that are done, as parts.reconcile returns them, of an output that is not put in order."""
-    folders = [storage.join(output, table) for table in ("masks", "class_stats")]
-    found = [{uri.removeprefix(folder + "/") for uri in storage.find(folder)} for folder in folders]
-    names = [name for name in sorted(set.intersection(*found)) if parts.PART.fullmatch(name)]
-    with ThreadPoolExecutor(parts.READERS) as pool:
-        tables = pool.map(lambda name: parts.read_table(storage.join(folders[0], name), parts.DONE.names), names)
-        return pa.concat_tables([parts.DONE.empty_table(), *tables])
 
 
 def _told(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
