@@ -11,7 +11,8 @@ ours      jobs/segment_bucket.py's pipeline
 
 The bucket is a local S3 server's (or --root's): its own work takes the same share of the machine from all three.
 A variant's rate with start and end counts from its process's start to its end; the steady rate is that between the
-first tenth of the images and the last. --memory samples the resident memory of all its processes once a second.
+first tenth of the images and the last; what its processes spend meanwhile is shown by process. --memory keeps the
+memory of each of them, second by second.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -61,6 +62,8 @@ def main() -> None:
                     f"peak {run['peak_gib']:5.2f} GiB",
                     flush=True,
                 )
+                spent = sorted(run["cpu_seconds_per_image"].items(), key=lambda item: -item[1])
+                print("    CPU s per image: " + ", ".join(f"{kind} {seconds}" for kind, seconds in spent), flush=True)
                 if options.json:
                     Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
     for key in ("images_per_s", "steady"):
@@ -132,8 +135,8 @@ def measured(options: argparse.Namespace, root: str, variant: str, number: int) 
     command += ["--device", options.device, "--images", str(options.images)]
     begin = time.time()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    memory: list[dict[str, float]] = []
-    watcher = threading.Thread(target=watch, args=(process.pid, memory))
+    samples: list[Sample] = []
+    watcher = threading.Thread(target=watch, args=(process.pid, samples))
     watcher.start()
     printed, _ = process.communicate()
     end = time.time()
@@ -150,30 +153,65 @@ def measured(options: argparse.Namespace, root: str, variant: str, number: int) 
         "steady": (high[1] - low[1]) / max(high[0] - low[0], 1e-9),
         "to_first": done[0][0] - begin,
         "after_last": end - done[-1][0],
-        "memory": memory if options.memory else memory[-1:],
-        "peak_gib": max((sum(sample.values()) for sample in memory), default=0.0),
+        "cpu_seconds_per_image": spent_between(samples, low, high),
+        "memory_gib": [sample.gib for sample in samples] if options.memory else [],
+        "peak_gib": max((sum(sample.gib.values()) for sample in samples), default=0.0),
     }
     return run
 
 
-def watch(pid: int, samples: list[dict[str, float]]) -> None:
-    """Unshared memory of a process and all below it, GiB by the process's title, once a second."""
+class Sample(NamedTuple):
+    """What the processes of a variant hold and have spent."""
+
+    time: float
+    gib: dict[str, float]  # of memory, by process
+    cpu_seconds: dict[str, float]  # by process
+
+
+def watch(pid: int, samples: list[Sample]) -> None:
+    """Unshared memory and processor time of a process and all below it, once a second."""
     import psutil
 
     root = psutil.Process(pid)
     while root.is_running() and root.status() != psutil.STATUS_ZOMBIE:
-        sample: dict[str, float] = {}
+        sample = Sample(time.time(), {}, {})
         try:
             for process in [root, *root.children(recursive=True)]:
                 try:
-                    title = (process.cmdline() or [process.name()])[0].split("/")[-1] + f" {process.pid}"
-                    sample[title] = process.memory_full_info().uss / 2**30
+                    title = name_of(process) + f" {process.pid}"
+                    sample.gib[title] = process.memory_full_info().uss / 2**30
+                    sample.cpu_seconds[title] = sum(process.cpu_times()[:2])
                 except (psutil.NoSuchProcess, psutil.AccessDenied):
                     continue
         except psutil.NoSuchProcess:
             return
         samples.append(sample)
         time.sleep(1)
+
+
+def name_of(process: Any) -> str:
+    """What a process is: `ray::Board`, `gcs_server`, and of Python the script it runs."""
+    arguments = process.cmdline() or [process.name()]
+    is_script = len(arguments) > 1 and Path(arguments[0]).name.startswith("python")
+    script = next((argument for argument in arguments[1:] if argument.endswith(".py")), "python")
+    return Path(script if is_script else arguments[0].split(" ")[0]).name
+
+
+def spent_between(samples: list[Sample], low: list[float], high: list[float]) -> dict[str, float]:
+    """Processor seconds per image between two marks, by process; what takes next to nothing is left out."""
+    within = [sample for sample in samples if low[0] <= sample.time <= high[0]]
+    if len(within) < 2:
+        return {}
+    # The samples lie a little within the marks.
+    images = (high[1] - low[1]) * (within[-1].time - within[0].time) / (high[0] - low[0])
+    spent: dict[str, float] = {}
+    for name, seconds in within[-1].cpu_seconds.items():
+        # A worker's title is what it does at the moment, so processes are told apart by number.
+        number = name.split(" ")[-1]
+        before = next((s for other, s in within[0].cpu_seconds.items() if other.split(" ")[-1] == number), 0.0)
+        kind = name.rsplit(" ", 1)[0]
+        spent[kind] = spent.get(kind, 0.0) + (seconds - before) / images
+    return {kind: round(seconds, 4) for kind, seconds in spent.items() if seconds >= 0.0005}
 
 
 def check(output: str, num_images: int, variant: str) -> None:

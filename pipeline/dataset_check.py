@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 from numpy.typing import NDArray
 
 from pipeline import cluster, storage
@@ -35,6 +34,7 @@ from pipeline.datasets.loading import (
 from pipeline.datasets.pairs import KINDS, SHOWN, Finding
 from pipeline.errors import UserError, user_error
 from pipeline.progress import duration, say
+from pipeline.table_tasks import map_tables
 
 PAIRS_PER_BLOCK = 32  # and as many more as stand in the row group of a table, which is read as a whole
 MOST_PER_BLOCK = 256
@@ -133,19 +133,10 @@ def check_dataset(config: ValidateDatasetConfig) -> tuple[DatasetCheck, dict[str
 def _read_all(check: DatasetCheck, pairs: dict[str, list[Pair]], verbose: bool) -> dict[str, NDArray[np.uint8]]:
     """Fill in what reading tells. Returns the hashes of each split's images, N x HASH_BYTES."""
     cluster.connect(verbose)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.verbose_progress = verbose
-    context.print_on_execution_start = False
     hashes = {split: np.zeros((len(listed), HASH_BYTES), np.uint8) for split, listed in pairs.items()}
     total, done = sum(map(len, pairs.values())), 0
     start = last = time.monotonic()
-    read_blocks = ray.data.from_arrow(list(_blocks(pairs))).map_batches(
-        read_block,  # type: ignore[arg-type]  # Ray's types know no extra arguments
-        fn_kwargs={"data": check.data},
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=1,
-    )
+    read_blocks = map_tables(read_block, list(_blocks(pairs)), num_cpus=1, verbose=verbose, data=check.data)
     try:
         for table in read_blocks.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in pa.table(table).to_pylist():
@@ -180,9 +171,9 @@ def _in_one_row_group(pairs: list[Pair]) -> bool:
     return len(cells) >= len(pairs) and len({(cell.file, cell.row_group) for cell in cells}) == 1
 
 
-def read_block(blocks: pa.Table, data: DataConfig) -> pa.Table:
+def read_block(blocks: pa.Table, data: DataConfig) -> Iterator[pa.Table]:
     """Task: read a BLOCK's pairs and reduce them to one READ row."""
-    return pa.Table.from_pylist([_read_pairs(row, data) for row in blocks.to_pylist()], READ)
+    yield pa.Table.from_pylist([_read_pairs(row, data) for row in blocks.to_pylist()], READ)
 
 
 def _read_pairs(block: dict[str, Any], data: DataConfig) -> dict[str, Any]:

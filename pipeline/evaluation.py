@@ -26,6 +26,7 @@ from pipeline.errors import UserError, user_error
 from pipeline.evaluation_stages import Evaluator, ImageResult, Part, Wanted, listed_block, load, parts_of
 from pipeline.metrics import Metrics, rounded
 from pipeline.recipe import ProtocolConfig
+from pipeline.table_tasks import map_tables
 
 IMAGES_PER_BLOCK = 4
 # Loading waits for storage half of its time; and stages that reserve the same would be fused by Ray Data, so that
@@ -110,40 +111,32 @@ def evaluate(
     started = time.monotonic()
     pairs = sorted(pairs, key=lambda pair: (pair.image_uri, pair.label_uri))
     load_tasks = _load_tasks(predictors, predictor_cpus, gpu)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # otherwise a UserError arrives as text alone
     blocks = [
         listed_block(first, pairs[first : first + IMAGES_PER_BLOCK]) for first in range(0, len(pairs), IMAGES_PER_BLOCK)
     ]
-    counted = (
-        ray.data.from_arrow(blocks)
-        .map_batches(
-            load,  # type: ignore[arg-type]  # Ray's types know no extra arguments
-            fn_kwargs={"data": data},
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=LOAD_CPUS,
-            compute=ray.data.TaskPoolStrategy(min(load_tasks, len(blocks))),  # Ray warns of tasks that cannot be
-        )
-        .map_batches(
-            Evaluator,
-            fn_constructor_kwargs={
-                "checkpoint": storage.absolute(checkpoint_uri),
-                "data": data,
-                "protocol": protocol,
-                "device": "cuda" if gpu else "cpu",
-                "precision": precision,
-                "threads": threads or predictor_cpus,
-                "wanted": Wanted(boundary, calibration, fit_temperature, panel, worst > 0),
-            },
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=predictor_cpus,
-            num_gpus=1 if gpu else 0,
-            compute=ray.data.ActorPoolStrategy(size=min(predictors, len(blocks))),
-        )
+    loaded = map_tables(
+        load,
+        blocks,
+        num_cpus=LOAD_CPUS,
+        concurrency=min(load_tasks, len(blocks)),  # Ray warns of tasks that cannot be
+        data=data,
+    )
+    counted = loaded.map_batches(
+        Evaluator,
+        fn_constructor_kwargs={
+            "checkpoint": storage.absolute(checkpoint_uri),
+            "data": data,
+            "protocol": protocol,
+            "device": "cuda" if gpu else "cpu",
+            "precision": precision,
+            "threads": threads or predictor_cpus,
+            "wanted": Wanted(boundary, calibration, fit_temperature, panel, worst > 0),
+        },
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=predictor_cpus,
+        num_gpus=1 if gpu else 0,
+        compute=ray.data.ActorPoolStrategy(size=min(predictors, len(blocks))),
     )
     total = Part.none(len(data.classes))
     shown: list[ImageResult] = []

@@ -33,6 +33,7 @@ from pipeline.progress import SegmentationLine, say, start_board, watched
 from pipeline.segmenter import Segmenter
 from pipeline.sink import PartSink, WrittenPart
 from pipeline.stage_seconds import StageSeconds
+from pipeline.table_tasks import map_tables
 from pipeline.tables import IMAGE_ID_BYTES, image_id
 from pipeline.worklist import Listed, Worklist, blocks_of
 
@@ -142,51 +143,41 @@ def _label_wave(
     config: SegmentConfig, model: Checkpoint, wave: pa.Table, stages: "Stages", board: Any, summary: Summary
 ) -> list[WrittenPart]:
     sink = PartSink(summary.output, model.class_names, model.model_id, summary.run_id, config.rows_per_part)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.verbose_progress = config.verbose
-    context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # otherwise a UserError arrives as text alone
-    context.target_max_block_size = DECODED_BYTES
+    ray.data.DataContext.get_current().target_max_block_size = DECODED_BYTES
     blocks = blocks_of(wave, stages.decode_tasks)
-    pipeline = (
-        ray.data.from_arrow(blocks)
-        .map_batches(
-            decode,  # type: ignore[arg-type]  # Ray's types know no extra arguments
-            fn_kwargs={
-                "limits": Limits(config.max_pixels, config.max_bytes, config.decode_seconds),
-                "long_side": model.long_side,
-                "board": board,
-                "by_window": window_rows.applies(config.protocol, model.long_side),
-            },
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=DECODE_CPUS,
-            # Ray warns of tasks that cannot be.
-            compute=ray.data.TaskPoolStrategy(min(stages.decode_tasks, len(blocks))),
-        )
-        .map_batches(
-            Segmenter,
-            fn_constructor_kwargs={
-                "checkpoint": storage.absolute(config.checkpoint),
-                "model_id": model.model_id,
-                "long_side": config.long_side,
-                "protocol": config.protocol,
-                "device": "cuda" if config.gpu else "cpu",
-                "precision": config.precision,
-                "batch_size": config.batch_size,
-                "threads": stages.predictor_threads,
-                "max_error_rate": config.max_error_rate,
-                "board": board,
-            },
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=stages.predictor_cpus,
-            num_gpus=1 if config.gpu else 0,
-            compute=ray.data.ActorPoolStrategy(size=stages.predictors),
-        )
+    decoded = map_tables(
+        decode,
+        blocks,
+        num_cpus=DECODE_CPUS,
+        concurrency=min(stages.decode_tasks, len(blocks)),  # Ray warns of tasks that cannot be
+        verbose=config.verbose,
+        limits=Limits(config.max_pixels, config.max_bytes, config.decode_seconds),
+        long_side=model.long_side,
+        board=board,
+        by_window=window_rows.applies(config.protocol, model.long_side),
+    )
+    predicted = decoded.map_batches(
+        Segmenter,
+        fn_constructor_kwargs={
+            "checkpoint": storage.absolute(config.checkpoint),
+            "model_id": model.model_id,
+            "long_side": config.long_side,
+            "protocol": config.protocol,
+            "device": "cuda" if config.gpu else "cpu",
+            "precision": config.precision,
+            "batch_size": config.batch_size,
+            "threads": stages.predictor_threads,
+            "max_error_rate": config.max_error_rate,
+            "board": board,
+        },
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=stages.predictor_cpus,
+        num_gpus=1 if config.gpu else 0,
+        compute=ray.data.ActorPoolStrategy(size=stages.predictors),
     )
     try:
-        pipeline.write_datasink(sink, ray_remote_args={"num_cpus": 1}, concurrency=stages.write_tasks)
+        predicted.write_datasink(sink, ray_remote_args={"num_cpus": 1}, concurrency=stages.write_tasks)
     except Exception as error:
         raise user_error(error) or error from None
     return sink.written

@@ -37,7 +37,8 @@ def add_pair(root: Path, name: str, label_HW: np.ndarray, seed: int = 0, split: 
 def read(pairs: list[Pair], data: DataConfig) -> dict[str, Any]:
     """The row that a task makes of these pairs."""
     block = {"split": "train", "start": 5, "pairs": pickle.dumps(pairs)}
-    (row,) = read_block(pa.Table.from_pylist([block], BLOCK), data).to_pylist()
+    (read,) = read_block(pa.Table.from_pylist([block], BLOCK), data)
+    (row,) = read.to_pylist()
     return row
 
 
