@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_manifest(path: Path, rows: int) -> None:
+def write_manifest(path: Path, rows: int, prefix: str = "s3://bucket/photos/") -> None:
     """A manifest of names that differ, in no order, with two columns that are carried."""
     writer: Any = pq.ParquetWriter if path.suffix == ".parquet" else csv.CSVWriter
     with writer(str(path), SCHEMA) as file:
@@ -74,7 +74,7 @@ def write_manifest(path: Path, rows: int) -> None:
             numbers = np.arange(start, min(start + WRITTEN, rows))
             folders = pa.array(numbers // 10_000).cast(pa.string())
             names = pa.array(numbers * 2654435761 % 2**32).cast(pa.string())
-            uris = pc.binary_join_element_wise("s3://bucket/photos/", folders, "/", names, ".jpg", "")
+            uris = pc.binary_join_element_wise(prefix, folders, "/", names, ".jpg", "")
             labels = pa.array(["street", "harbour", "field", None]).take(pa.array(numbers % 4))
             file.write_table(pa.table([uris, labels, pa.array(numbers % 4000, pa.int32())], schema=SCHEMA))
 

@@ -11,8 +11,7 @@ ours      jobs/segment_bucket.py's pipeline
 
 The bucket is a local S3 server's (or --root's): its own work takes the same share of the machine from all three.
 A variant's rate with start and end counts from its process's start to its end; the steady rate is that between the
-first tenth of the images and the last; what its processes spend meanwhile is shown by process. --memory keeps the
-memory of each of them, second by second.
+first tenth of the images and the last; what its processes spend meanwhile is shown by process.
 """
 
 import argparse
@@ -34,6 +33,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import machine
+from benchmarks.processes import Sample, cpu_seconds_per_image, watch
 
 HEIGHT, WIDTH, CLASSES = 360, 480, 19
 PART = 512  # images
@@ -54,7 +54,7 @@ def main() -> None:
         }
         for number in range(options.rounds):
             for variant in options.variants:
-                run = measured(options, root, variant, number)
+                run = measured(options, root, variant, number).result
                 report["runs"].append(run)
                 print(
                     f"round {number} {variant:9} {run['images_per_s']:7.2f} images/s, steady {run['steady']:7.2f}, "
@@ -85,7 +85,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--root", help="folder or URI to work in; default: a local S3 server")
-    parser.add_argument("--memory", action="store_true", help="keep the memory of every process, second by second")
     parser.add_argument("--json", help="file for the results")
     parser.add_argument("--child", nargs=3, metavar=("VARIANT", "ROOT", "OUTPUT"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -128,10 +127,16 @@ def prepare(options: argparse.Namespace, root: str) -> None:
         list(pool.map(storage.write_bytes, names, (files[index % len(files)] for index in range(options.images))))
 
 
-def measured(options: argparse.Namespace, root: str, variant: str, number: int) -> dict[str, Any]:
+class Measured(NamedTuple):
+    result: dict[str, Any]
+    marks: list[list[float]]  # [time, images] as they were done
+    samples: list[Sample]
+
+
+def measured(options: argparse.Namespace, root: str, variant: str, number: int) -> Measured:
     """Run a variant in a process of its own, and watch it."""
     output = f"{root}/output-{variant}-{number}"
-    command = [sys.executable, __file__, "--child", variant, root, output, "--precision", options.precision]
+    command = [sys.executable, str(Path(__file__)), "--child", variant, root, output, "--precision", options.precision]
     command += ["--device", options.device, "--images", str(options.images)]
     begin = time.time()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -143,75 +148,20 @@ def measured(options: argparse.Namespace, root: str, variant: str, number: int) 
     watcher.join()
     if process.returncode:
         raise SystemExit(f"{variant} ended with {process.returncode}:\n{printed}")
-    done = json.loads(printed.splitlines()[-1])  # [time, images] as they were finished
+    marks = json.loads(printed.splitlines()[-1])
     check(output, options.images, variant)
-    low, high = (next(mark for mark in done if mark[1] >= share * options.images) for share in (0.1, 0.9))
-    run = {
+    low, high = (next(mark for mark in marks if mark[1] >= share * options.images) for share in (0.1, 0.9))
+    result = {
         "variant": variant,
         "seconds": end - begin,
         "images_per_s": options.images / (end - begin),
         "steady": (high[1] - low[1]) / max(high[0] - low[0], 1e-9),
-        "to_first": done[0][0] - begin,
-        "after_last": end - done[-1][0],
-        "cpu_seconds_per_image": spent_between(samples, low, high),
-        "memory_gib": [sample.gib for sample in samples] if options.memory else [],
-        "peak_gib": max((sum(sample.gib.values()) for sample in samples), default=0.0),
+        "to_first": marks[0][0] - begin,
+        "after_last": end - marks[-1][0],
+        "cpu_seconds_per_image": cpu_seconds_per_image(samples, low, high),
+        "peak_gib": max((sample.gib for sample in samples), default=0.0),
     }
-    return run
-
-
-class Sample(NamedTuple):
-    """What the processes of a variant hold and have spent."""
-
-    time: float
-    gib: dict[str, float]  # of memory, by process
-    cpu_seconds: dict[str, float]  # by process
-
-
-def watch(pid: int, samples: list[Sample]) -> None:
-    """Unshared memory and processor time of a process and all below it, once a second."""
-    import psutil
-
-    root = psutil.Process(pid)
-    while root.is_running() and root.status() != psutil.STATUS_ZOMBIE:
-        sample = Sample(time.time(), {}, {})
-        try:
-            for process in [root, *root.children(recursive=True)]:
-                try:
-                    title = name_of(process) + f" {process.pid}"
-                    sample.gib[title] = process.memory_full_info().uss / 2**30
-                    sample.cpu_seconds[title] = sum(process.cpu_times()[:2])
-                except (psutil.NoSuchProcess, psutil.AccessDenied):
-                    continue
-        except psutil.NoSuchProcess:
-            return
-        samples.append(sample)
-        time.sleep(1)
-
-
-def name_of(process: Any) -> str:
-    """What a process is: `ray::Board`, `gcs_server`, and of Python the script it runs."""
-    arguments = process.cmdline() or [process.name()]
-    is_script = len(arguments) > 1 and Path(arguments[0]).name.startswith("python")
-    script = next((argument for argument in arguments[1:] if argument.endswith(".py")), "python")
-    return Path(script if is_script else arguments[0].split(" ")[0]).name
-
-
-def spent_between(samples: list[Sample], low: list[float], high: list[float]) -> dict[str, float]:
-    """Processor seconds per image between two marks, by process; what takes next to nothing is left out."""
-    within = [sample for sample in samples if low[0] <= sample.time <= high[0]]
-    if len(within) < 2:
-        return {}
-    # The samples lie a little within the marks.
-    images = (high[1] - low[1]) * (within[-1].time - within[0].time) / (high[0] - low[0])
-    spent: dict[str, float] = {}
-    for name, seconds in within[-1].cpu_seconds.items():
-        # A worker's title is what it does at the moment, so processes are told apart by number.
-        number = name.split(" ")[-1]
-        before = next((s for other, s in within[0].cpu_seconds.items() if other.split(" ")[-1] == number), 0.0)
-        kind = name.rsplit(" ", 1)[0]
-        spent[kind] = spent.get(kind, 0.0) + (seconds - before) / images
-    return {kind: round(seconds, 4) for kind, seconds in spent.items() if seconds >= 0.0005}
+    return Measured(result, marks, samples)
 
 
 def check(output: str, num_images: int, variant: str) -> None:

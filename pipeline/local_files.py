@@ -89,9 +89,11 @@ class WholeFile(io.BufferedWriter):
         if self.closed:
             return
         try:
-            self.flush()
-            os.fsync(self.fileno())
-            super().close()
+            try:
+                self.flush()
+                os.fsync(self.fileno())
+            finally:
+                super().close()  # on a full disk, too, where the open file would keep its space
             os.chmod(self._temporary, 0o644)
             if self._is_whole:
                 os.replace(self._temporary, self._path)

@@ -19,21 +19,28 @@ def claim_output(output: str, model: Checkpoint) -> None:
         {"class_id": k, "class_name": name, "red": red, "green": green, "blue": blue}
         for k, (name, (red, green, blue)) in enumerate(zip(model.class_names, model.metadata.colors, strict=True))
     ]
-    parts.write_table(_class_table(output), table(rows, CLASSES.with_metadata(_marks(model))))
+    # Whose the output is.
+    marks = {"sceneparse.model_id": model.model_id, "sceneparse.schema_version": SCHEMA_VERSION}
+    parts.write_table(_class_table(output), table(rows, CLASSES.with_metadata(marks)))
 
 
 def is_claimed(output: str, model: Checkpoint) -> bool:
     """Whether the output has its class table; raises UserError where it is not this model's."""
-    uri, ours = _class_table(output), _marks(model)
+    uri = _class_table(output)
     if storage.exists(uri):
         existing = parts.read_table(uri)
         found = {key.decode(): value.decode() for key, value in (existing.schema.metadata or {}).items()}
-        for key, meaning in (("sceneparse.schema_version", "table schema"), ("sceneparse.model_id", "model")):
-            if found.get(key) != ours[key]:
-                raise UserError(
-                    f"output {output} belongs to another {meaning} ({found.get(key)}, this one is {ours[key]}); "
-                    "an output holds one model with one preprocessing: choose another --output, or use that checkpoint"
-                )
+        version, model_id = found.get("sceneparse.schema_version"), found.get("sceneparse.model_id")
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"output {output} has table schema version {version}, this program writes {SCHEMA_VERSION}; choose "
+                "another --output, or go on with the version of this program that began it"
+            )
+        if model_id != model.model_id:
+            raise UserError(
+                f"output {output} belongs to another model ({model_id}, this one is {model.model_id}); an output holds "
+                "one model with one preprocessing: choose another --output, or use that checkpoint"
+            )
         if existing["class_name"].to_pylist() != model.class_names:
             raise UserError(
                 f"output {output} names its classes {existing['class_name'].to_pylist()}, the checkpoint "
@@ -47,11 +54,6 @@ def is_claimed(output: str, model: Checkpoint) -> bool:
 
 def _class_table(output: str) -> str:
     return storage.join(output, "classes.parquet")
-
-
-def _marks(model: Checkpoint) -> dict[str, str]:
-    """What the class table says of whose the output is."""
-    return {"sceneparse.model_id": model.model_id, "sceneparse.schema_version": SCHEMA_VERSION}
 
 
 def first_failures(output: str, names: list[str], most: int = 10) -> list[dict[str, str]]:

@@ -116,7 +116,9 @@ class SegmentationLine:
         self._printed: tuple[float, int] = (-LINE_EVERY, 0)  # when, and how many images it told
 
     def show(self, news: News) -> None:
-        """Print what has changed, if it is time to."""
+        """Print what has been said, and what has changed if it is time to."""
+        for line in news.lines:
+            print("\r\x1b[K" * self._in_place + line, file=self._out, flush=True)
         counts, total = news.counts, self._listed.todo
         now, done = time.monotonic() - self._start, min(sum(counts.values()), total)
         if done and self.seconds_to_first is None:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.tables import PREDICTED, table
 
 # A run is not given up for its error rate before it has seen this many images.
 FEWEST_TO_JUDGE = 200
+SECONDS_BETWEEN_LINES = 30.0  # that tell how far a scene is
 
 
 class Segmenter:
@@ -91,7 +92,7 @@ class Segmenter:
         start = time.perf_counter()
         try:
             with monitoring.timed("predict"):
-                prediction = window_rows.predicted(self._predictor, row)
+                prediction = window_rows.predicted(self._predictor, row, self._telling(row))
             with monitoring.timed("encode") as work:
                 mask = encode_mask(prediction.class_ids_NHW[0], self._palette)
                 work.bytes = len(mask)
@@ -106,6 +107,19 @@ class Segmenter:
         row["seconds"] += time.perf_counter() - start
         self._tell([row])
         return _predicted_table([row])
+
+    def _telling(self, row: dict[str, Any]) -> Callable[[float], None]:
+        """What tells now and then how far a scene has been read: it may take hours."""
+        told = time.monotonic()
+
+        def on_read(share: float) -> None:
+            nonlocal told
+            if time.monotonic() - told >= SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                size = f"{row['width']:,} x {row['height']:,} pixels"
+                self._board.say.remote(f"{row['image_uri']}: {share:.0%} of {size}")
+
+        return on_read
 
     def _tell(self, rows: list[dict[str, Any]]) -> None:
         """Tell the board how images ended, and give up a run that goes wrong by what it answered the last time.

@@ -4,6 +4,7 @@ Endpoint, region and credentials of S3 come from the standard AWS environment (A
 AWS_ACCESS_KEY_ID, instance roles ...) and from nowhere else.
 """
 
+import errno
 import io
 import os
 import posixpath
@@ -321,6 +322,11 @@ def explained(uri: str) -> Iterator[None]:
         OSError,
         TimeoutError,
     ) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{uri}: no space is left to write it ({_reason(error)}); make room there and run the same command "
+                "again, which goes on from what is done"
+            ) from error
         raise UserError(f"{uri}: storage failed: {_reason(error)}") from error
 
 

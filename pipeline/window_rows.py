@@ -4,9 +4,12 @@ Does not import torch, as the stages do not.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.errors import UserError
@@ -48,12 +51,30 @@ def seen_in(content: bytes, max_pixels: int) -> dict[str, Any]:
     return _described(io.BytesIO(content), len(content), max_pixels)
 
 
-def predicted(predictor: Any, row: dict[str, Any]) -> Any:
-    """The models.Prediction of a row that `seen` has described. Raises: ImageError, ReadFault."""
+def predicted(predictor: Any, row: dict[str, Any], on_read: Callable[[float], None] | None = None) -> Any:
+    """The models.Prediction of a row that `seen` has described. Raises: ImageError, ReadFault.
+
+    Args:
+        on_read: called after each reading with the share of the rows that have been read.
+    """
     with _opened(row["image_uri"]) as file:
         if file.etag != row["etag"]:
             raise ReadFault from OSError(f"changed since it was looked at: its ETag was {row['etag']}, is {file.etag}")
-        return predictor.predict_windows(TiffWindows(file, file.size))
+        image = TiffWindows(file, file.size)
+        return predictor.predict_windows(image if on_read is None else _Told(image, on_read))
+
+
+class _Told:
+    """An image of which each reading is told."""
+
+    def __init__(self, image: TiffWindows, on_read: Callable[[float], None]) -> None:
+        self._image, self._on_read = image, on_read
+        self.height, self.width = image.height, image.width
+
+    def read(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
+        pixels_HW3 = self._image.read(top, bottom, left, right)
+        self._on_read(bottom / self.height)
+        return pixels_HW3
 
 
 def failed(error: ImageError | ReadFault) -> dict[str, Any]:

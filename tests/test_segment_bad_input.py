@@ -126,6 +126,17 @@ def test_a_checkpoint_of_other_class_names_than_the_output(tmp_path: Path, check
         run(tmp_path / "photos", tmp_path / "out", checkpoint)
 
 
+def test_an_output_of_an_older_table_schema(tmp_path: Path, checkpoint: Path) -> None:
+    write_photos(str(tmp_path / "photos"), 1)
+    model, metadata = models.load(checkpoint)
+    rows = [{"class_id": k, "class_name": f"class {k}", "red": 0, "green": 0, "blue": 0} for k in range(11)]
+    marks = {"sceneparse.model_id": models.model_id(model, metadata), "sceneparse.schema_version": "1"}
+    write_table(str(tmp_path / "out" / "classes.parquet"), table(rows, CLASSES.with_metadata(marks)))
+    told = rf"has table schema version 1, this program writes {SCHEMA_VERSION}; choose another --output"
+    with pytest.raises(UserError, match=told):
+        run(tmp_path / "photos", tmp_path / "out", checkpoint)
+
+
 def test_an_output_whose_model_is_unknown(tmp_path: Path, checkpoint: Path) -> None:
     write_photos(str(tmp_path / "photos"), 1)
     storage.write_bytes(str(tmp_path / "out" / "masks" / "part-x.parquet"), b"")

@@ -77,6 +77,25 @@ def test_an_image_is_shrunk_to_the_long_side_and_keeps_its_own_size(images: dict
     assert (row["height"], row["width"], row["input_height"], row["input_width"]) == (59, 30, 32, 16)
 
 
+def test_an_image_that_vanished_since_it_was_listed_is_a_row(images: dict[str, np.ndarray]) -> None:
+    gone, *others = list(images)
+    Path(gone.removeprefix("file://")).unlink()
+    rows = decoded([{"image_uri": uri, "size_bytes": 3000} for uri in images])
+    assert (rows[gone]["error_stage"], rows[gone]["error_type"]) == ("download", "NotFound")
+    assert [rows[uri]["error_type"] for uri in others] == [None] * 39
+
+
+def test_an_image_that_changed_since_it_was_listed_is_described_as_it_was_read(bucket: str) -> None:
+    uri, image_HW3 = f"{bucket}/a.png", random_image(height=20, width=30, seed=0)
+    content = encoded(image_HW3, "PNG")
+    storage.write_bytes(uri, content)
+    row = decoded([{"image_uri": uri, "size_bytes": 17, "etag": "of what was listed"}])[uri]
+    assert (row["size_bytes"], row["error_type"], row["pixels"]) == (len(content), None, image_HW3.tobytes())
+    (found,) = storage.fetch_objects([uri])
+    assert isinstance(found, storage.Fetched)
+    assert row["etag"] == found.etag != "of what was listed"
+
+
 def test_what_failed_in_the_listing_is_not_fetched_and_keeps_its_reason(
     images: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,18 @@ def test_a_log_gets_a_line_every_half_minute_and_the_last_one(clock: list[float]
     assert told == [1, 31, 61, 91, 100]
 
 
+def test_what_workers_say_stands_on_lines_of_its_own(clock: list[float]) -> None:
+    said = News({"ok": 1}, ["scene.tif: 40% of 30,000 x 30,000 pixels"], [])
+    log, terminal = io.StringIO(), Terminal()
+    for out in (log, terminal):
+        line = SegmentationLine(Listed(images=2, ended=True), out=out)
+        clock[0] += 1
+        line.show(news(ok=1))
+        line.show(said)
+    assert log.getvalue().splitlines()[1] == said.lines[0]
+    assert f"\r\x1b[K{said.lines[0]}\n\r\x1b[K█" in terminal.getvalue()
+
+
 def test_nothing_is_said_before_the_first_image(clock: list[float]) -> None:
     out = io.StringIO()
     line = SegmentationLine(Listed(images=10, ended=True), out=out)

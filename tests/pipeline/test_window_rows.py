@@ -91,6 +91,14 @@ def test_an_object_is_read_by_window_from_a_bucket(bucket: str) -> None:
     np.testing.assert_array_equal(window_rows.predicted(Reader(lambda: None), row), IMAGE_HW3)
 
 
+def test_it_is_told_how_far_an_image_has_been_read(tmp_path: Path) -> None:
+    uri = storage.absolute(str(write_file(tmp_path / "large.tif", TILED)))
+    row = {"image_uri": uri, **(window_rows.seen(uri, 10_000) or {})}
+    shares: list[float] = []
+    np.testing.assert_array_equal(window_rows.predicted(Reader(lambda: None), row, shares.append), IMAGE_HW3)
+    assert shares == [64 / len(IMAGE_HW3), 1.0]
+
+
 @pytest.mark.parametrize("when", ["before", "between two windows"])
 def test_an_object_that_changes_is_a_failed_download(bucket: str, when: str) -> None:
     uri = f"{bucket}/large.tif"

@@ -1,0 +1,103 @@
+"""When a run on a manifest of millions labels its first images, and the memory of its driver by then.
+
+    python benchmarks/first_image.py                              1 million rows
+    python benchmarks/first_image.py --rows 1000000 10000000      as in docs/inputs.md
+
+The first images of the manifest are there, the others are not: each run is stopped (as by Ctrl-C) when the first of
+them are done, while it still lists. The first wave, on which Ray Data works by then, is what was listed until it began.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import pyarrow.parquet as pq
+
+from benchmarks import listing, machine, pipeline
+
+THERE = 64  # images
+
+
+def main() -> None:
+    options = parse()
+    if options.child:
+        run(*options.child)
+        return
+    report: dict[str, Any] = {**machine.about(), "runs": []}
+    with pipeline.bucket(options) as root, tempfile.TemporaryDirectory(prefix="sceneparse-") as folder:
+        pipeline.prepare(argparse.Namespace(backbone="resnet18", images=0), root)
+        for rows in options.rows:
+            manifest = Path(folder, f"{rows}.parquet")
+            listing.write_manifest(manifest, rows, f"{root}/photos/")
+            put_first(manifest)
+            report["runs"].append({"rows": rows, **until_first(root, manifest)})
+            print(report["runs"][-1], flush=True)
+            if options.json:
+                Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="rows of the manifests")
+    parser.add_argument("--root", help="folder or URI to work in; default: a local S3 server")
+    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--child", nargs=2, metavar=("ROOT", "MANIFEST"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def put_first(manifest: Path) -> None:
+    from pipeline import storage
+    from pipeline.images import encode_image
+    from pipeline.scenes import scene
+
+    content = encode_image(scene(0, 0, pipeline.HEIGHT, pipeline.WIDTH)[0])
+    (first,) = pq.ParquetFile(manifest).iter_batches(THERE, row_groups=[0], columns=["image_uri"]).__next__().columns
+    for uri in first.to_pylist():
+        storage.write_bytes(uri, content)
+
+
+def until_first(root: str, manifest: Path) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--child", root, str(manifest)]
+    start = time.time()
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    found = next(json.loads(line) for line in child.stdout if line.startswith("{"))
+    child.send_signal(signal.SIGINT)
+    child.communicate()
+    return {"seconds_to_first": round(found.pop("time") - start, 1), **found}
+
+
+def run(root: str, manifest: str) -> None:
+    from pipeline import progress
+    from pipeline.config import SegmentConfig
+    from pipeline.segmentation import segment
+    from pipeline.settings import load_settings
+
+    show = progress.SegmentationLine.show
+
+    def told(line: progress.SegmentationLine, news: progress.News) -> None:
+        if news.counts and line.seconds_to_first is None:
+            found = {"time": time.time(), "listed": line._listed.images, "driver_peak_mib": listing.memory_mib()}
+            print(json.dumps(found), flush=True)
+        show(line, news)
+
+    progress.SegmentationLine.show = told  # type: ignore[method-assign]
+    command = ["--manifest", manifest, "--allow", root, "--output", f"{root}/{os.path.basename(manifest)}"]
+    command += ["--checkpoint", f"{root}/checkpoint", "--max-error-rate", "1"]
+    try:
+        segment(load_settings(SegmentConfig, command, prog="benchmark"))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

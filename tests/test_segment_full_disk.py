@@ -1,0 +1,51 @@
+"""jobs/segment_bucket.py on a disk that runs full: it says so, leaves nothing half written, and goes on later."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from tests.conftest import RunJob
+from tests.output_checks import check_invariants
+from tests.scene_data import write_photos
+from tests.test_segment_job import save_checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 160 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "none", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_run_ends_clearly_and_goes_on_when_there_is_room(run_job: RunJob, small_disk: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "checkpoint")
+    uris = write_photos(f"{tmp_path}/photos", 40)
+    places = ["--input", f"{tmp_path}/photos", "--output", str(small_disk / "labels")]
+    command = ["jobs/segment_bucket.py", *places, "--checkpoint", f"{tmp_path}/checkpoint", "--rows-per-part", "2"]
+
+    full = run_job(*command)
+    assert full.returncode == 2, full.stdout + full.stderr
+    assert "no space is left to write it" in full.stderr
+    assert "make room there and run the same command again" in full.stderr
+    left = [Path(uri).name for uri in storage.find(str(small_disk))]
+    assert not [name for name in left if name.startswith(".partial-")]
+    done = sum(name.startswith("part-") for name in left)
+    assert done >= 2, "the disk was full before anything was done"
+
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    again = run_job(*command)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "40 in the input, 0 done before" not in again.stdout
+    check_invariants(str(small_disk / "labels"), uris)
