@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from models.backend import maker
 from models.convolution import Convolution
+from models.inputs import NetworkInputs, padded_size
 from models.predictor import Predictor
 from models.pspnet import PSPNet
 
@@ -30,10 +31,11 @@ def activation_ranges(
         return recorders[-1]
 
     predictor = Predictor(model, mean, std, make=make)
-    # In strips of rows, a tensor's producer and its consumers would see different parts of it.
-    predictor.max_feature_bytes = 2**62
-    for images_NHW3 in images:
-        predictor.logits(images_NHW3)
+    with torch.inference_mode():
+        for images_NHW3 in images:
+            size = padded_size((images_NHW3.shape[1], images_NHW3.shape[2]), model.architecture.align_corners)
+            # The whole batch at once: image by image, or in strips of rows, tensors would be parts of what is meant.
+            predictor.network(NetworkInputs(images_NHW3, size, predictor.mean_3).rows(0, size[0]))
     return {recorder.name: recorder.ranges for recorder in recorders}
 
 

@@ -15,6 +15,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -68,10 +69,20 @@ def in_threads(function: Callable[..., Any], *arguments: Any, count: int) -> Non
         future.result()
 
 
-@functools.cache
+class _Pools(threading.local):
+    def __init__(self) -> None:
+        self.by_count: dict[int, ThreadPoolExecutor] = {}
+
+
+_pools = _Pools()
+
+
 def threads(count: int) -> ThreadPoolExecutor:
-    """Return the pool of this many threads; a call of a library's function does not hold the interpreter."""
-    return ThreadPoolExecutor(count, "native")
+    """Return this thread's pool of so many more; a call of a library's function does not hold the interpreter."""
+    pools = _pools.by_count
+    if count not in pools:
+        pools[count] = ThreadPoolExecutor(count, "native")
+    return pools[count]
 
 
 def _load(source: Path, compiler: list[str]) -> ctypes.CDLL:

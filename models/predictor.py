@@ -6,7 +6,7 @@ are at rest: (N, height, width, 3), uint8, RGB.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -17,12 +17,17 @@ from models.backend import Maker, Precision, maker
 from models.inference import InferenceNetwork, compiled
 from models.inputs import NetworkInputs, checked_images, checked_output_size, padded_size
 from models.int8 import Ranges
-from models.labelling import Prediction, label_batch, taps
+from models.labelling import Prediction, label, label_batch, stacked, taps
 from models.pspnet import PSPNet, feature_size
+from models.streams import map_streams
 
-# What the last features of a batch may take; beyond it images go one by one, and large ones in strips of rows.
+Result = TypeVar("Result")
+
+# What the last features of images that are computed together may take; larger ones go alone, in strips of rows.
 MAX_FEATURE_BYTES_CPU = 128 * 2**20
 MAX_FEATURE_BYTES_GPU = 8 * 2**30
+# Smaller images than this share a pass on a CPU, or what each layer costs at the least would count; pixels.
+PASS_PIXELS_CPU = 40_000
 
 
 class Predictor:
@@ -93,6 +98,8 @@ class Predictor:
         """
         images_NHWC = checked_images(images_NHWC)
         output_size = checked_output_size(output_size, images_NHWC)
+        if self.device.type == "cpu":
+            return stacked(self._side_by_side(images_NHWC, [output_size] * len(images_NHWC), with_confidence_map))
         size = images_NHWC.shape[1], images_NHWC.shape[2]
         return self._label(self.logits(images_NHWC), size, output_size, with_confidence_map)
 
@@ -105,14 +112,32 @@ class Predictor:
         Raises as `predict` does.
         """
         images_NHWC = checked_images(images_NHWC)
-        size = images_NHWC.shape[1], images_NHWC.shape[2]
         checked = [checked_output_size(output_size, images_NHWC) for output_size in output_sizes]
+        if self.device.type == "cpu":
+            return [stacked([fields]) for fields in self._side_by_side(images_NHWC, checked, False)]
+        size = images_NHWC.shape[1], images_NHWC.shape[2]
         logits_NhwK = self.logits(images_NHWC)
 
-        def label(members: list[int], output_size: tuple[int, int]) -> Prediction:
+        def label_some(members: list[int], output_size: tuple[int, int]) -> Prediction:
             return self._label(logits_NhwK[members], size, output_size, with_confidence_map=False)
 
-        return by_output_size(checked, label)
+        return by_output_size(checked, label_some)
+
+    def _side_by_side(
+        self, images_NHWC: Tensor, output_sizes: Sequence[tuple[int, int]], with_confidence_map: bool
+    ) -> list[dict[str, Any]]:
+        """Return the fields of each image's mask, on a CPU: what follows the network is done by the same threads."""
+        size, align_corners = (images_NHWC.shape[1], images_NHWC.shape[2]), self.architecture.align_corners
+        padded = padded_size(size, align_corners)
+
+        def fields(images: slice) -> list[dict[str, Any]]:
+            logits_NhwK = self._one_pass(images_NHWC[images])
+            return [
+                label(logits_hwK, size, padded, output_size, align_corners, with_confidence_map, self.max_strip_bytes)
+                for logits_hwK, output_size in zip(logits_NhwK, output_sizes[images], strict=True)
+            ]
+
+        return [each for some in self._map_passes(fields, images_NHWC) for each in some]
 
     def _label(
         self, logits_NhwK: Tensor, size: tuple[int, int], output_size: tuple[int, int], with_confidence_map: bool
@@ -153,18 +178,36 @@ class Predictor:
 
         `images_NHWC` is RGB from 0 to 255, uint8 or float32. Padding, below and on the right, has the mean colour.
         """
-        _, height, width, _ = images_NHWC.shape
-        padded = padded_size((height, width), self.architecture.align_corners)
-        rows, columns = feature_size(*padded)
-        at_once = self.max_feature_bytes // (4 * rows * columns * self.network.num_features)
-        logits_NhwK = []
-        for part_NHWC in images_NHWC.split(max(1, at_once)):
-            inputs = NetworkInputs(part_NHWC, padded, self.mean_3)
-            logits_NhwK.append(self._run(inputs.rows(0, padded[0])) if at_once else self.network.streamed(inputs))
+        if self.device.type == "cpu":
+            logits_NhwK = self._map_passes(lambda images: self._one_pass(images_NHWC[images]), images_NHWC)
+        else:
+            logits_NhwK = [self._one_pass(some) for some in images_NHWC.split(max(1, self._at_once(images_NHWC)))]
         if len(logits_NhwK) > 1:
             return torch.cat(logits_NhwK)
         # What a CUDA graph returns is overwritten by its next replay.
         return logits_NhwK[0].clone() if self.device.type == "cuda" else logits_NhwK[0]
+
+    def _map_passes(self, function: Callable[[slice], Result], images_NHWC: Tensor) -> list[Result]:
+        """Call the function, on a CPU, with which of the images go through the network together."""
+        num_images, height, width, _ = images_NHWC.shape
+        at_once = self._at_once(images_NHWC)
+        for_each_thread = -(-num_images // torch.get_num_threads())
+        step = max(1, min(PASS_PIXELS_CPU // (height * width), for_each_thread, at_once))
+        starts = range(0, num_images, step)
+        return map_streams(lambda n: function(slice(starts[n], starts[n] + step)), len(starts), at_once // step)
+
+    def _one_pass(self, images_NHWC: Tensor) -> Tensor:
+        padded = padded_size((images_NHWC.shape[1], images_NHWC.shape[2]), self.architecture.align_corners)
+        inputs = NetworkInputs(images_NHWC, padded, self.mean_3)
+        if not self._at_once(images_NHWC):
+            return self.network.streamed(inputs)
+        return self._run(inputs.rows(0, padded[0]))
+
+    def _at_once(self, images_NHWC: Tensor) -> int:
+        """Return how many images of this size may be computed together; 0: not even one."""
+        padded = padded_size((images_NHWC.shape[1], images_NHWC.shape[2]), self.architecture.align_corners)
+        rows, columns = feature_size(*padded)
+        return self.max_feature_bytes // (4 * rows * columns * self.network.num_features)
 
 
 def by_output_size(

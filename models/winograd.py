@@ -5,8 +5,9 @@ multiplied there (a matrix product over the channels for each point), and transf
 (B' d B)] A, Lavin and Gray 2016. With dilation d the pixels fall into d x d phases, each an ordinary convolution.
 The transforms of tiles are winograd.c's, the products oneDNN's.
 
-Shape suffixes: N batch, C input and O output channels, H W rows and columns, T tiles of all images and phases,
-A the shares of a tile's 36 points, B the points of a share, Q the 9 values of a kernel, E kernels.
+Shape suffixes: N batch, C input and O output channels, H W rows and columns, T tiles of all images and phases and what
+fills the last group of them, A the shares of a tile's 36 points, B the points of a share, Q the 9 values of a kernel,
+E kernels.
 """
 
 import ctypes
@@ -35,9 +36,13 @@ _KERNEL = (
     (1 / 24, -1 / 12, 1 / 6),
     (0, 0, 1),
 )
-# For fewer tiles oneDNN would repack the weights at every call; and of those pixels that the last tiles compute
-# beyond the map, this many times the map's are worth it.
+# Of fewer tiles little is to be gained; and of those pixels that the last tiles compute beyond the map, this many times
+# the map's are worth it.
 MIN_TILES, MAX_WASTE = 64, 1.6
+# Tiles are multiplied in groups of at most so many. From 64 on oneDNN chooses among several packings of the weights by
+# the very number, and repacks at each call what was packed otherwise: for one number in three that takes up to 30 times
+# as long as the product. Below, the packing is always the same.
+MAX_GROUP = 60
 # With fewer channels the transforms cost more than the multiplications that they save (measured).
 MIN_CHANNELS = 128
 
@@ -69,14 +74,17 @@ class WinogradConvolution(OneDnnConvolution):
     ) -> Tensor:
         kernels = library()
         assert kernels is not None
-        if self._weights is None:
-            self._weights = list(_packed(self._weight.to_dense()))
+        with _packing:
+            if self._weights is None:
+                self._weights = list(_packed(self._weight.to_dense()))
         x_NHWC = x_NCHW.permute(0, 2, 3, 1).contiguous()
         num_images, height, width, channels = x_NHWC.shape
-        points_TBC = _scratch.shares(num_tiles, POINTS // SHARES, channels)
+        groups = math.ceil(num_tiles / MAX_GROUP)
+        group_tiles = math.ceil(num_tiles / groups)
+        points_TBC = _scratch.shares(groups * group_tiles, POINTS // SHARES, channels)
         in_grid = ctypes.byref(_Grid(num_images, height, width, channels, *grid))
         native.in_threads(kernels.winograd_input, in_grid, x_NHWC.data_ptr(), _pointers(points_TBC), count=num_tiles)
-        products_TBO = [_product(*pair) for pair in zip(points_TBC, self._weights, strict=True)]
+        products_TBO = [_product(*pair, group_tiles) for pair in zip(points_TBC, self._weights, strict=True)]
         out_channels = len(self._float_bias_O)
         if shortcut_NOHW is None:
             out_NHWO = torch.empty(num_images, height, width, out_channels)
@@ -95,6 +103,10 @@ class WinogradConvolution(OneDnnConvolution):
         return out_NHWO.permute(0, 3, 1, 2).to(self.out_dtype)
 
 
+# Several images may need a convolution for the first time at once.
+_packing = threading.Lock()
+
+
 class _Scratch(threading.local):
     """Memory for the points, kept from one convolution to the next: getting it anew costs a tenth of the time."""
 
@@ -111,10 +123,10 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _product(points_TBC: Tensor, weight: Tensor) -> Tensor:
+def _product(points_TBC: Tensor, weight: Tensor, group_tiles: int) -> Tensor:
     """Return (T, B, O). A grouped 1x1 convolution is a batched matrix product in the layout that needs no copy."""
     num_tiles, points, _ = points_TBC.shape
-    x = points_TBC.view(1, 1, num_tiles, -1).permute(0, 3, 1, 2)
+    x = points_TBC.view(-1, group_tiles, 1, points_TBC[0].numel()).permute(0, 3, 1, 2)
     y = torch.ops.mkldnn._convolution_pointwise(x, weight, None, *_PRODUCT, points, "none", [], "")
     return y.permute(0, 2, 3, 1).view(num_tiles, points, -1)
 
@@ -135,12 +147,12 @@ def _packed(weight_OC33: Tensor) -> Iterator[Tensor]:
         weight_BE = torch.empty(points, weight_QE.shape[1])
         for some_BE, some_QE in zip(weight_BE.split(2**16, 1), weight_QE.split(2**16, 1), strict=True):
             some_BE.copy_(matrix_BQ @ some_QE.double())
-        # oneDNN packs for the algorithm that it would choose for a size; from MIN_TILES on it is this one.
+        # oneDNN packs for the algorithm that it would choose for a size.
         yield torch.ops.mkldnn._reorder_convolution_weight(
             weight_BE.view(points * out_channels, channels, 1, 1),
             *_PRODUCT,
             points,
-            [1, points * channels, 1, 4 * MIN_TILES],
+            [1, points * channels, MAX_GROUP, 1],
         )
 
 
