@@ -330,7 +330,7 @@ def ours(options: argparse.Namespace, root: str, output: str, marks: list[list[f
 
     note_progress(marks)
     command = ["--input", f"{root}/photos", "--output", output, "--checkpoint", f"{root}/checkpoint"]
-    command += ["--rows-per-part", str(PART), "--batch-size", str(BATCH), "--precision", options.precision]
+    command += ["--rows-per-part", str(PART), "--precision", options.precision]
     segment(load_settings(SegmentConfig, command + ["--gpu"] * (options.device == "cuda"), prog="benchmark"))
 
 

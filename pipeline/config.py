@@ -159,7 +159,9 @@ class SegmentConfig(InputConfig, PredictConfig):
     """Label every image of prefixes, lists or tables; write masks and statistics to Parquet. Run again to resume."""
 
     output: str = Field(description="Folder or URI of the tables.")
-    batch_size: int = Field(8, ge=1, description="Most images of one size that are predicted together.")
+    batch_size: int | None = Field(
+        None, ge=1, description="Most images of one size that are predicted together; none: 8 with GPUs, 32 on CPUs."
+    )
     rows_per_part: int = Field(1024, ge=1, description="Images per Parquet part, at the least.")
     max_pixels: int = Field(
         100_000_000, ge=1, description="Larger images become error rows, unless they are read by window; pixels."

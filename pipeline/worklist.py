@@ -4,6 +4,7 @@ A wave is what one Ray Data pipeline works through. Nobody ever holds the names 
 labelled the next one is listed, and no further.
 """
 
+import math
 import queue
 import threading
 import time
@@ -107,9 +108,9 @@ class Worklist:
 
 
 def blocks_of(wave: pa.Table, decode_tasks: int, least: int = 16, most: int = 1024) -> list[pa.Table]:
-    """A wave as blocks, one for each decoding task to come.
+    """A wave as blocks, one for each decoding task to come, of a multiple of `least` images, which fills batches.
 
     Small ones in a small wave, so that no task is long; large ones in a large wave, since Ray's own work is by block.
     """
-    size = max(least, min(most, len(wave) // (32 * decode_tasks)))
+    size = min(most, math.ceil(len(wave) / (32 * decode_tasks) / least) * least)
     return [wave.slice(start, size).combine_chunks() for start in range(0, len(wave), size)]

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 160 KiB."""
+    """A disk of 80 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "none", str(disk)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80k", "none", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip("only root may mount a small disk")
     try:
@@ -31,7 +31,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_run_ends_clearly_and_goes_on_when_there_is_room(run_job: RunJob, small_disk: Path, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "checkpoint")
-    uris = write_photos(f"{tmp_path}/photos", 40)
+    uris = write_photos(f"{tmp_path}/photos", 96)
     places = ["--input", f"{tmp_path}/photos", "--output", str(small_disk / "labels")]
     command = ["jobs/segment_bucket.py", *places, "--checkpoint", f"{tmp_path}/checkpoint", "--rows-per-part", "2"]
 
@@ -41,11 +41,10 @@ def test_a_run_ends_clearly_and_goes_on_when_there_is_room(run_job: RunJob, smal
     assert "make room there and run the same command again" in full.stderr
     left = [Path(uri).name for uri in storage.find(str(small_disk))]
     assert not [name for name in left if name.startswith(".partial-")]
-    done = sum(name.startswith("part-") for name in left)
-    assert done >= 2, "the disk was full before anything was done"
+    assert any(name.startswith("part-") for name in left), f"full before anything was done: {left}"
 
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     again = run_job(*command)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "40 in the input, 0 done before" not in again.stdout
-    check_invariants(str(small_disk / "labels"), uris)
+    assert "96 in the input, 0 done before" not in again.stdout
+    check_invariants(str(small_disk / "labels"), [storage.absolute(uri) for uri in uris])

@@ -109,3 +109,4 @@ def test_blocks_hold_every_image_once_and_are_neither_tiny_nor_huge(count: int) 
     blocks = blocks_of(numbers(0, count), decode_tasks=4)
     assert pa.concat_tables(blocks)["n"].to_pylist() == list(range(count))
     assert all(16 <= len(block) <= 1024 for block in blocks[:-1])
+    assert all(len(block) % 16 == 0 for block in blocks[:-1]), "batches would not be full"

@@ -1,0 +1,88 @@
+"""Labels of a batch on a CPU: its images side by side, one thread each, and all threads on the whole batch.
+
+    python benchmarks/batches.py --backbone resnet50
+
+Both in turn in one process, with the same packed weights; medians over the rounds of each one's time for an image.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+
+import models
+from benchmarks import machine
+from models.inputs import NetworkInputs, padded_size
+from models.labelling import label_batch
+
+
+def main() -> None:
+    options = parse()
+    torch.manual_seed(0)
+    model = models.PSPNet(models.Architecture(options.backbone, options.classes, auxiliary=False)).eval()
+    predictor = models.Predictor(model, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), precision=options.precision)
+    report: dict[str, Any] = {
+        **machine.about(),
+        "threads": torch.get_num_threads(),
+        "options": {name: value for name, value in vars(options).items() if name != "json"},
+        "batches": [],
+    }
+    for size in options.sizes:
+        height, width = map(int, size.split("x"))
+        for count in options.batches:
+            images_NHW3 = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+            ways: dict[str, Callable[[], object]] = {
+                "side by side": lambda: predictor.predict(images_NHW3),  # noqa: B023
+                "as one batch": lambda: as_one_batch(predictor, torch.from_numpy(images_NHW3)),  # noqa: B023
+            }
+            found = {way: statistics.median(seconds) / count for way, seconds in measured(ways, options.rounds).items()}
+            report["batches"].append({"size": size, "images": count, **found})
+            shown = ", ".join(f"{way} {1000 * seconds:.1f} ms" for way, seconds in found.items())
+            print(f"{size} x {count}: {shown} an image, ratio {found['as one batch'] / found['side by side']:.2f}")
+    if options.json:
+        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--classes", type=int, default=19)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--sizes", nargs="+", default=["360x480"], help="height x width, as 360x480")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 3, 4, 7, 8])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", help="file for the results")
+    return parser.parse_args()
+
+
+def measured(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(rounds + 1):
+        for way, run in ways.items():
+            start = time.perf_counter()
+            run()
+            if number:  # the first packs weights and fills caches
+                seconds[way].append(time.perf_counter() - start)
+    return seconds
+
+
+@torch.inference_mode()
+def as_one_batch(predictor: models.Predictor, images_NHW3: torch.Tensor) -> object:
+    size, align_corners = (images_NHW3.shape[1], images_NHW3.shape[2]), predictor.architecture.align_corners
+    padded = padded_size(size, align_corners)
+    inputs = NetworkInputs(images_NHW3, padded, predictor.mean_3)
+    logits_NhwK = predictor.network(inputs.rows(0, padded[0]))
+    return label_batch(logits_NhwK, size, padded, size, align_corners, with_confidence_map=False)
+
+
+if __name__ == "__main__":
+    main()
