@@ -1,7 +1,7 @@
 """When a run on a manifest of millions labels its first images, and the memory of its driver by then.
 
     python benchmarks/first_image.py                              1 million rows
-    python benchmarks/first_image.py --rows 1000000 10000000      as in docs/inputs.md
+    python benchmarks/first_image.py --rows 1000000 10000000      1 and 10 million
 
 The first images of the manifest are there, the others are not: each run is stopped (as by Ctrl-C) when the first of
 them are done, while it still lists. The first wave, on which Ray Data works by then, is what was listed until it began.

@@ -1,7 +1,7 @@
 """How long a run takes to find out that nothing is new, and the memory for it, by the number of finished rows.
 
     python benchmarks/nothing_new.py                              1 million rows
-    python benchmarks/nothing_new.py --rows 1000000 10000000      as in docs/inputs.md
+    python benchmarks/nothing_new.py --rows 1000000 10000000      1 and 10 million
 
 The output is made up, in parts as large as a run's by default: what a run reads of them (ids, states and ETags) is as
 it would be, and their masks are a few bytes, which it does not read. The run is jobs/segment_bucket.py's own, on a
