@@ -77,20 +77,14 @@ def until_first(root: str, manifest: Path) -> dict[str, Any]:
 
 
 def run(root: str, manifest: str) -> None:
-    from pipeline import progress
     from pipeline.config import SegmentConfig
     from pipeline.segmentation import segment
     from pipeline.settings import load_settings
 
-    show = progress.SegmentationLine.show
+    def tell(_: int) -> None:
+        print(json.dumps({"time": time.time(), "driver_peak_mib": listing.memory_mib()}), flush=True)
 
-    def told(line: progress.SegmentationLine, news: progress.News) -> None:
-        if news.counts and line.seconds_to_first is None:
-            found = {"time": time.time(), "listed": line._listed.images, "driver_peak_mib": listing.memory_mib()}
-            print(json.dumps(found), flush=True)
-        show(line, news)
-
-    progress.SegmentationLine.show = told  # type: ignore[method-assign]
+    pipeline.on_progress(tell)
     command = ["--manifest", manifest, "--allow", root, "--output", f"{root}/{os.path.basename(manifest)}"]
     command += ["--checkpoint", f"{root}/checkpoint", "--max-error-rate", "1"]
     try:

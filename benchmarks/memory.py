@@ -4,7 +4,6 @@ import argparse
 import bisect
 import json
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ def main() -> None:
         run = pipeline.measured(options, root, "ours", 0)
     curve = [point(sample, run.marks) for sample in run.samples]
     curve = [held for held in curve if held["images"]]  # processes come and go while it starts
-    highest: dict[str, float] = defaultdict(float)
+    highest = dict.fromkeys(ROLES, 0.0)
     shown = [count for count in (500, 1000, 2000, 3000, 4000, 5000) if count < options.images] + [options.images]
     peaks = []
     for held in curve:
-        highest = {role: max(highest.get(role, 0.0), held[role]) for role in ROLES}
+        highest = {role: max(highest[role], held[role]) for role in ROLES}
         if shown and (held["images"] >= shown[0] or held is curve[-1]):
             peaks.append({"images": shown.pop(0), **{role: round(gib, 3) for role, gib in highest.items()}})
             print(f"highest GiB up to {peaks[-1]['images']:5} images: {peaks[-1]}", flush=True)

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -308,19 +308,27 @@ class TextbookPredictor:
         return batch
 
 
-def note_progress(marks: list[Any]) -> None:
-    """Let every run of this process add [time, images so far] to the marks as it goes."""
+def on_progress(tell: Callable[[int], None]) -> None:
+    """Have every run of this process tell how many images are done, whenever that has grown."""
     from pipeline import progress
 
     show = progress.SegmentationLine.show
+    last = 0
 
-    def noted(line: progress.SegmentationLine, news: progress.News) -> None:
+    def shown(line: progress.SegmentationLine, news: progress.News) -> None:
+        nonlocal last
         done = sum(news.counts.values())
-        if done and (not marks or done > marks[-1][1]):
-            marks.append([time.time(), done])
+        if done > last:
+            last = done
+            tell(done)
         show(line, news)
 
-    progress.SegmentationLine.show = noted  # type: ignore[method-assign]
+    progress.SegmentationLine.show = shown  # type: ignore[method-assign]
+
+
+def note_progress(marks: list[Any]) -> None:
+    """Let every run of this process add [time, images so far] to the marks as it goes."""
+    on_progress(lambda done: marks.append([time.time(), done]))
 
 
 def ours(options: argparse.Namespace, root: str, output: str, marks: list[list[float]]) -> None:
