@@ -76,7 +76,7 @@ def chart(curve: list[dict[str, Any]]) -> bytes:
         for role in ROLES:
             axes.plot([held["images"] for held in curve], [held[role] for held in curve], label=role)
         axes.set(xlabel="images labelled", ylabel="GiB", ylim=(0, None), title="Memory of a run's processes")
-        axes.legend(ncols=2, loc="center right")
+        drawn.legend(ncols=3, loc="outside lower center")
     return charts.png(drawn)
 
 
