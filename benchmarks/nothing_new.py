@@ -28,6 +28,8 @@ import pyarrow.parquet as pq
 
 from benchmarks import listing, machine, pipeline
 
+IMAGE_BYTES = 100_000
+
 
 def main() -> None:
     options = parse()
@@ -62,15 +64,17 @@ def parse() -> argparse.Namespace:
 def prepare(manifest: Path, root: str) -> int:
     """Write a checkpoint, and an output of it that holds every image of the manifest; returns its number of parts."""
     from pipeline.checkpoint import Checkpoint
-    from pipeline.config import SegmentConfig
     from pipeline.output import claim_output
+    from pipeline.sink import rows_of_a_part
+    from pipeline.worklist import MAX_WAVE
 
     pipeline.prepare(argparse.Namespace(backbone="resnet18", images=0), root)
     model = Checkpoint.load(f"{root}/checkpoint", None)
     claim_output(f"{root}/output", model)
     uris = pq.read_table(manifest, columns=["image_uri"])["image_uri"].combine_chunks()
     uris = uris.take(pa.array(np.random.default_rng(0).permutation(len(uris))))
-    size = SegmentConfig.model_fields["rows_per_part"].default
+    wave = pa.table({"size_bytes": pa.repeat(pa.scalar(IMAGE_BYTES, pa.int64()), min(len(uris), MAX_WAVE))})
+    size = rows_of_a_part(wave)
     with ThreadPoolExecutor(4) as pool:
         starts = range(0, len(uris), size)
         written = pool.map(lambda start: write_part(f"{root}/output", uris.slice(start, size), model), starts)
@@ -84,7 +88,7 @@ def write_part(output: str, uris: pa.StringArray, model: Any) -> None:
     ids = [image_id(uri) for uri in uris.to_pylist()]
     same = {
         "etag": "0123456789abcdef0123456789abcdef",
-        "size_bytes": 100_000,
+        "size_bytes": IMAGE_BYTES,
         "width": 480,
         "height": 360,
         "status": "ok",

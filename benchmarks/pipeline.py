@@ -191,7 +191,7 @@ def loop(options: argparse.Namespace, root: str, output: str, marks: list[list[f
     from pipeline import parts, storage
     from pipeline.checkpoint import Checkpoint
     from pipeline.images import decode_image, encode_mask
-    from pipeline.segmenter import class_rows
+    from pipeline.segmenter import outcome
     from pipeline.tables import PREDICTED, image_id, masks_and_class_stats, table
 
     cv2.setNumThreads(1)
@@ -226,10 +226,7 @@ def loop(options: argparse.Namespace, root: str, output: str, marks: list[list[f
                     "height": HEIGHT,
                     "seconds": seconds,
                     "mask": encoders.submit(encode_mask, prediction.class_ids_NHW[n], model.palette),
-                    "mean_confidence": float(prediction.mean_confidence_N[n]),
-                    "mean_entropy": float(prediction.mean_entropy_N[n]),
-                    "low_confidence_fraction": float(prediction.low_confidence_fraction_N[n]),
-                    "classes": class_rows(prediction, n),
+                    **outcome(prediction, n),
                 }
             )
         done += len(batch)

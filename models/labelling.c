@@ -21,10 +21,11 @@ typedef struct {
 typedef struct {
     int64_t height, width, classes;
     int64_t chunk_rows, next_chunk, end_chunk;
+    int64_t cell_side;
     void *ids;            /* (height, width), uint8 up to 256 classes, uint16 beyond */
     float *confidence;    /* (height, width), or NULL */
     double *entropy;      /* (height), sums of rows */
-    double *low;          /* (height), pixels of low confidence */
+    int32_t *low;         /* (height, columns of cells), pixels of low confidence */
     Tally *tallies;       /* (chunks, classes), zeros at first */
     double *confidences;  /* (chunks, classes), zeros at first */
 } Output;
@@ -112,15 +113,17 @@ static inline void reduce_logits(const float *logits, float top, int32_t stride,
 
 /* Write row y of the output and add it to its chunk's tallies, one run of equal classes at a time. */
 static void finish_row(Output *out, const Row *row, int64_t y) {
-    const int64_t width = out->width, chunk = y / out->chunk_rows, start = y * width;
+    const int64_t width = out->width, chunk = y / out->chunk_rows, start = y * width, side = out->cell_side;
     double entropy = 0;
-    int64_t low = 0;
-    for (int64_t x = 0; x < width; x++) {
-        entropy += row->entropy[x];
-        low += row->confidence[x] < LOW_CONFIDENCE;
-    }
+    for (int64_t x = 0; x < width; x++) entropy += row->entropy[x];
     out->entropy[y] = entropy;
-    out->low[y] = (double)low;
+    int32_t *low = out->low + y * ((width + side - 1) / side);
+    for (int64_t x = 0; x < width; x += side, low++) {
+        const int64_t end = smaller(x + side, width);
+        int32_t count = 0;
+        for (int64_t i = x; i < end; i++) count += row->confidence[i] < LOW_CONFIDENCE;
+        *low = count;
+    }
     if (out->confidence) memcpy(out->confidence + start, row->confidence, (size_t)width * sizeof(float));
 
     for (int64_t x = 0, end; x < width; x = end) {

@@ -30,11 +30,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import native
+from models.doubt import cell_side, count_by_cell, count_by_column
 
 # On a CPU a strip should stay in the last-level cache; on a GPU it should fill the device.
 STRIP_BYTES_CPU = 8 * 2**20
 STRIP_BYTES_GPU = 512 * 2**20
-LOW_CONFIDENCE = 0.5
 # Rows are tallied in this many chunks, whatever the number of threads, so that sums do not depend on it.
 CHUNKS, CHUNKS_OF_MANY_CLASSES, MANY_CLASSES = 64, 16, 4096
 # Of tall images in more: what a band of one chunk for each thread needs must not grow with the height.
@@ -46,20 +46,33 @@ class Prediction:
     """The masks of N images and what is known about them; pixels are those of the output.
 
     Confidence is a pixel's largest softmax probability, entropy that of its softmax in nats, low confidence
-    below 0.5. Per class: `box_NK4` is x_min, y_min, x_max, y_max, half open, zeros where the class is absent;
-    `centroid_NK2` the mean (x, y) of its pixels' indices, NaN where it is absent. `class_ids_NHW` is uint8 up
-    to 256 classes, uint16 beyond; `confidence_NHW` is float16, None unless asked for.
+    below 0.5; `low_count_NRG` has the pixels of low confidence by cells of `cell_side`. Per class: `box_NK4` is
+    x_min, y_min, x_max, y_max, half open, zeros where the class is absent; `centroid_NK2` the mean (x, y) of its
+    pixels' indices, NaN where it is absent. `class_ids_NHW` is uint8 up to 256 classes, uint16 beyond;
+    `confidence_NHW` is float16, None unless asked for.
     """
 
     class_ids_NHW: NDArray[np.uint8] | NDArray[np.uint16]
     confidence_NHW: NDArray[np.float16] | None
     mean_confidence_N: NDArray[np.float64]
     mean_entropy_N: NDArray[np.float64]
-    low_confidence_fraction_N: NDArray[np.float64]
+    low_count_NRG: NDArray[np.int32]
     pixel_count_NK: NDArray[np.int64]
     confidence_sum_NK: NDArray[np.float64]
     box_NK4: NDArray[np.int32]
     centroid_NK2: NDArray[np.float64]
+
+    @property
+    def low_confidence_fraction_N(self) -> NDArray[np.float64]:
+        """Share of pixels of low confidence."""
+        _, height, width = self.class_ids_NHW.shape
+        return self.low_count_NRG.sum((1, 2)) / (height * width)
+
+    @property
+    def cell_side(self) -> int:
+        """Side of the cells, in pixels; those of the last row and column are smaller."""
+        _, height, width = self.class_ids_NHW.shape
+        return cell_side(height, width)
 
     def image(self, n: int) -> "Prediction":
         """Return the batch of image n alone, a view."""
@@ -182,9 +195,12 @@ def cell_positions(pixel: NDArray[np.float64], padded: int, cells: int, align_co
     return pixel * (cells - 1) / (padded - 1) if align_corners else (pixel + 0.5) * cells / padded - 0.5
 
 
+_SIZES = ("height", "width", "classes", "chunk_rows", "next_chunk", "end_chunk", "cell_side")
+
+
 class _OutputStruct(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("height", "width", "classes", "chunk_rows", "next_chunk", "end_chunk")),
+        *((name, ctypes.c_int64) for name in _SIZES),
         *((name, ctypes.c_void_p) for name in ("ids", "confidence", "entropy", "low", "tallies", "confidences")),
     ]
 
@@ -197,19 +213,21 @@ class Output:
     """What the kernels of labelling.c write for one image, and the fields of Prediction that follow from it."""
 
     def __init__(self, size: tuple[int, int], num_classes: int, with_confidence_map: bool) -> None:
-        height, _ = size
+        height, width = size
         chunk_rows = min(MAX_CHUNK_ROWS, -(-height // CHUNKS))
         if num_classes > MANY_CLASSES:
             chunk_rows = -(-height // CHUNKS_OF_MANY_CLASSES)
         self.chunk_rows, self.num_chunks = chunk_rows, -(-height // chunk_rows)
         self._ids_HW = np.empty(size, np.uint8 if num_classes <= 256 else np.uint16)
         self._confidence_HW = np.empty(size, np.float32) if with_confidence_map else None
-        self._entropy_H, self._low_H = np.empty(height), np.empty(height)
+        self._entropy_H = np.empty(height)
+        self._cell_side = cell_side(height, width)
+        self._low_HG = np.empty((height, -(-width // self._cell_side)), np.int32)
         self._tallies_CK7 = np.zeros((self.num_chunks, num_classes, 7), np.int64)
         self._confidences_CK = np.zeros((self.num_chunks, num_classes))
-        arrays = (self._ids_HW, self._confidence_HW, self._entropy_H, self._low_H, self._tallies_CK7)
+        arrays = (self._ids_HW, self._confidence_HW, self._entropy_H, self._low_HG, self._tallies_CK7)
         pointers = [None if array is None else array.ctypes.data for array in (*arrays, self._confidences_CK)]
-        self._struct = _OutputStruct(*size, num_classes, chunk_rows, 0, 0, *pointers)
+        self._struct = _OutputStruct(*size, num_classes, chunk_rows, 0, 0, self._cell_side, *pointers)
 
     def fill(self, function: Callable[..., int], *arguments: Any, chunks: range | None = None) -> None:
         """Let torch's number of threads call `function(*arguments, output)` until all `chunks` are done."""
@@ -240,7 +258,7 @@ class Output:
             "confidence_NHW": None if confidence_HW is None else torch.from_numpy(confidence_HW).half().numpy(),
             "mean_confidence_N": np.float64(confidence_K.sum() / num_pixels),
             "mean_entropy_N": np.float64(self._entropy_H.sum() / num_pixels),
-            "low_confidence_fraction_N": np.float64(self._low_H.sum() / num_pixels),
+            "low_count_NRG": count_by_cell(self._low_HG, self._cell_side),
             "pixel_count_NK": count_K.copy(),
             "confidence_sum_NK": confidence_K,
             "box_NK4": box_K4.astype(np.int32),
@@ -285,10 +303,14 @@ class TorchOutput:
         self._ids_NHW = torch.empty(num_images, *size, dtype=torch.int32, device=device)
         self._confidence_NHW = torch.empty(num_images, *size, device=device)
         self._entropy_NH = torch.empty(num_images, size[0], dtype=torch.float64, device=device)
+        self._cell_side = cell_side(*size)
+        columns = -(-size[1] // self._cell_side)
+        self._low_NHG = torch.empty(num_images, size[0], columns, dtype=torch.int32, device=device)
 
     def put(self, strip: slice, ids_NSW: Tensor, confidence_NSW: Tensor, entropy_NSW: Tensor) -> None:
         self._ids_NHW[:, strip], self._confidence_NHW[:, strip] = ids_NSW, confidence_NSW
         self._entropy_NH[:, strip] = entropy_NSW.sum(-1, dtype=torch.float64)
+        self._low_NHG[:, strip] = count_by_column(confidence_NSW, self._cell_side)
 
     def fields(self, with_confidence_map: bool) -> dict[str, NDArray[Any] | None]:
         """Return the fields of Prediction once all strips are put."""
@@ -299,10 +321,13 @@ class TorchOutput:
             "confidence_NHW": confidence_NHW.half() if with_confidence_map else None,
             "mean_confidence_N": confidence_NHW.mean((1, 2), dtype=torch.float64),
             "mean_entropy_N": self._entropy_NH.sum(1) / ids_NHW[0].numel(),
-            "low_confidence_fraction_N": (confidence_NHW < LOW_CONFIDENCE).mean((1, 2), dtype=torch.float64),
             **_class_statistics(ids_NHW, confidence_NHW, self._num_classes),
         }
-        return {name: None if tensor is None else tensor.cpu().numpy() for name, tensor in tensors.items()}
+        fields = {name: None if tensor is None else tensor.cpu().numpy() for name, tensor in tensors.items()}
+        fields["low_count_NRG"] = np.stack(
+            [count_by_cell(low_HG, self._cell_side) for low_HG in self._low_NHG.cpu().numpy()]
+        )
+        return fields
 
 
 def only_image(fields: dict[str, NDArray[Any] | None]) -> dict[str, Any]:

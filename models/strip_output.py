@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.labelling import LOW_CONFIDENCE, extent, histogram
+from models.doubt import cell_side, count_by_cell, count_by_column
+from models.labelling import extent, histogram
 
 
 class StripOutput:
@@ -30,7 +31,8 @@ class StripOutput:
         self._columns_WK = torch.zeros(width, num_classes, dtype=torch.int32, device=device)
         self._confidence_K = torch.zeros(num_classes, dtype=torch.float64, device=device)
         self._entropy = torch.zeros((), dtype=torch.float64, device=device)
-        self._low = torch.zeros((), dtype=torch.int64, device=device)
+        self._cell_side = cell_side(height, width)
+        self._low_HG = np.empty((height, -(-width // self._cell_side)), np.int32)
 
     def put(self, strip: slice, ids_SW: Tensor, confidence_SW: Tensor, entropy_SW: Tensor) -> None:
         """Take rows of class ids, their probabilities, and the entropies."""
@@ -40,7 +42,7 @@ class StripOutput:
         self._columns_WK += histogram(columns_1WS, one.expand(columns_1WS.shape), self._num_classes)[0]
         self._confidence_K += histogram(ids_1SW, confidence_SW.double(), self._num_classes).sum((0, 1))
         self._entropy += entropy_SW.sum(dtype=torch.float64)
-        self._low += (confidence_SW < LOW_CONFIDENCE).sum()
+        self._low_HG[strip] = count_by_column(confidence_SW[None], self._cell_side)[0].cpu().numpy()
         self._ids_HW[strip] = ids_SW.to(torch.uint8 if self._num_classes <= 256 else torch.uint16).cpu().numpy()
         if self._confidence_HW is not None:
             self._confidence_HW[strip] = confidence_SW.half().cpu().numpy()
@@ -54,7 +56,6 @@ class StripOutput:
         tensors = {
             "mean_confidence_N": self._confidence_K.sum() / num_pixels,
             "mean_entropy_N": self._entropy / num_pixels,
-            "low_confidence_fraction_N": self._low / num_pixels,
             "pixel_count_NK": count_1K[0],
             "confidence_sum_NK": self._confidence_K,
             "box_NK4": torch.stack([x_min_1K, y_min_1K, x_max_1K, y_max_1K], -1)[0].int(),
@@ -63,5 +64,6 @@ class StripOutput:
         return {
             "class_ids_NHW": self._ids_HW,
             "confidence_NHW": self._confidence_HW,
+            "low_count_NRG": count_by_cell(self._low_HG, self._cell_side),
             **{name: tensor.cpu().numpy() for name, tensor in tensors.items()},
         }

@@ -17,7 +17,7 @@ from pipeline.recipe import (
     ValidationConfig,
     WorkersConfig,
 )
-from pipeline.settings import JobSettings
+from pipeline.settings import JobSettings, Texts
 
 
 class TrainConfig(JobSettings):
@@ -162,7 +162,12 @@ class SegmentConfig(InputConfig, PredictConfig):
     batch_size: int | None = Field(
         None, ge=1, description="Most images of one size that are predicted together; none: 8 with GPUs, 32 on CPUs."
     )
-    rows_per_part: int = Field(1024, ge=1, description="Images per Parquet part, at the least.")
+    rows_per_part: int | None = Field(
+        None,
+        ge=1,
+        description="Images per Parquet part, at the least, which a killed run may lose; none: as many as make about "
+        "256 MB, but no more than 256 or a 64th of what is known to be left.",
+    )
     max_pixels: int = Field(
         100_000_000, ge=1, description="Larger images become error rows, unless they are read by window; pixels."
     )
@@ -259,3 +264,62 @@ class VerifyConfig(InputConfig):
     @property
     def has_inputs(self) -> bool:
         return any(getattr(self, source) for source in SOURCES)
+
+
+class ExportMasksConfig(JobSettings):
+    """Export an output's masks to other programs' formats (docs/exports.md). Run again to go on where it stopped."""
+
+    labels: str = Field(description="Folder or URI that jobs/segment_bucket.py wrote (its --output).")
+    target: str = Field(description="Folder or URI for the export: empty, or of the same export, which then goes on.")
+    format: Literal["png", "overlay", "coco-panoptic", "coco-rle", "cityscapes", "yolo-seg", "fiftyone", "dataset"] = (
+        Field("png", description="What to make of the masks.")
+    )
+    where: str | None = Field(
+        None,
+        description='SQL condition on the table masks that chooses images, as in "mean_confidence > 0.9"; subqueries '
+        "may ask class_stats, too. None: all labelled images.",
+    )
+    strip: str | None = Field(
+        None,
+        description="Folder that is left out of the images' names; none: the longest that all chosen images lie in.",
+    )
+    split: str = Field(
+        "train",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$",
+        description="cityscapes, yolo-seg, dataset: the folder of the split.",
+    )
+    copy_images: bool = Field(True, description="cityscapes, yolo-seg, fiftyone: copy the images there, too.")
+    opacity: float = Field(0.5, ge=0, le=1, description="overlay: of the classes' colours.")
+    things: Texts = Field(
+        (), description="coco-panoptic: class whose connected regions are segments of their own. Several: repeat it."
+    )
+    label_ids: dict[str, Annotated[int, Field(ge=0, le=255)]] = Field(
+        {}, description="cityscapes: class name -> label id; those that Cityscapes trains on are known by name."
+    )
+    min_area: int = Field(16, ge=1, description="yolo-seg: smaller regions are left out, pixels.")
+    min_confidence: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="dataset: pixels of less confidence get the ignore index, for which the images are labelled again; "
+        "none: all pixels are kept.",
+    )
+    checkpoint: str | None = Field(
+        None, description="dataset with min_confidence: the checkpoint that the output was labelled with."
+    )
+    precision: Literal["auto", "float32", "bfloat16", "int8"] | None = Field(
+        None, description="dataset with min_confidence: arithmetic of the network; none: that of the last run."
+    )
+
+    @model_validator(mode="after")
+    def _confidence_of_a_dataset(self) -> "ExportMasksConfig":
+        if (self.min_confidence is None) != (self.checkpoint is None):
+            raise ValueError(
+                "min_confidence and checkpoint go together: an output has no confidence of single pixels, so the "
+                "images are labelled again; give both or neither"
+            )
+        if self.min_confidence is not None and self.format != "dataset":
+            raise ValueError(
+                f"min_confidence is for format dataset alone, but the format is {self.format}; leave it out"
+            )
+        return self

@@ -20,6 +20,7 @@ __all__ = [
     "decode_label",
     "encode_image",
     "encode_mask",
+    "encode_png",
     "overlay",
     "shrink",
 ]
@@ -102,6 +103,11 @@ def encode_mask(class_ids_HW: NDArray[np.integer], palette: NDArray[np.uint8]) -
 def encode_image(image_HW3: NDArray[np.uint8], quality: int = 95) -> bytes:
     """Encode an RGB image as JPEG."""
     return _saved(Image.fromarray(image_HW3), "JPEG", quality=quality)
+
+
+def encode_png(samples: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """Encode H x W (8 or 16 bits, gray) or H x W x 3 samples (8 bits) as PNG, as they are."""
+    return _saved(Image.fromarray(samples), "PNG", compress_level=1)
 
 
 def overlay(

@@ -100,14 +100,35 @@ def check_masks(file: str, masks: pa.Table, reference: Reference) -> Iterator[Fi
     for column, most in (("mean_confidence", 1), ("mean_entropy", most_entropy), ("low_confidence_fraction", 1)):
         possible = rows.within(column, -ROUNDING, most + ROUNDING)
         yield from rows.expect(~ok | possible, "wrong confidence", f"{column} is {{{column}}}")
+    message = "low_confidence_boxes is {low_confidence_boxes}, with a low_confidence_fraction of "
+    message += "{low_confidence_fraction} in {width} x {height} pixels"
+    yield from rows.expect(~ok | ~sized | _has_right_boxes(rows), "wrong box", message)
 
     known = rows.among("error_stage", failures.STAGES) & rows.among("error_type", failures.KINDS)
     known &= rows.valid("error_message") & ~rows.among("error_message", [""])
     message = "error_stage is {error_stage!r}, error_type {error_type!r}, error_message {error_message!r}"
     yield from rows.expect(~error | known, "unknown error", message)
-    for column in ("mask", "class_ids", "mean_confidence", "mean_entropy", "low_confidence_fraction"):
+    labels = ("mask", "class_ids", "mean_confidence", "mean_entropy", "low_confidence_fraction", "low_confidence_boxes")
+    for column in labels:
         unset = ~rows.valid(column)
         yield from rows.expect(~error | unset, "labels in an error row", f"status is 'error', but it has {column}")
+
+
+def _has_right_boxes(masks: Rows) -> Bools:
+    """Whether the boxes of low confidence lie in their image and hold no more of its pixels than there are."""
+    lists = masks.table["low_confidence_boxes"].combine_chunks()
+    row_B = pc.list_parent_indices(lists).to_numpy()
+    boxes = Rows(masks.file, pa.Table.from_struct_array(pc.list_flatten(lists)))
+    x_min, y_min, x_max, y_max = (boxes.numbers(name) for name in ("x_min", "y_min", "x_max", "y_max"))
+    count = boxes.numbers("pixel_count")
+    width, height = masks.numbers("width"), masks.numbers("height")
+    inside = (x_min >= 0) & (x_min < x_max) & (x_max <= width[row_B])
+    inside &= (y_min >= 0) & (y_min < y_max) & (y_max <= height[row_B])
+    inside &= (count >= 1) & (count <= (x_max - x_min) * (y_max - y_min))
+    right = masks.valid("low_confidence_boxes")
+    right[row_B[~inside]] = False
+    most = (masks.numbers("low_confidence_fraction") + ROUNDING) * width * height
+    return right & ~(np.bincount(row_B, count, len(right)) > most)
 
 
 def _check_identity(rows: Rows, reference: Reference) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.parquet_layout import write_options
 from pipeline.tables import MASKS
 
 PART = re.compile(r"part-[^/]+-[0-9a-f]{16}\.parquet")
@@ -44,10 +45,16 @@ def remove_part(output: str, name: str) -> None:
 
 def write_table(uri: str, table: pa.Table) -> int:
     """Write one Parquet file, whole or not at all; returns its bytes. Raises UserError."""
+    content = parquet_bytes(table)
+    storage.write_bytes(uri, content)
+    return len(content)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A Parquet file of masks, class_stats or classes."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    storage.write_bytes(uri, buffer.getvalue())
-    return buffer.tell()
+    pq.write_table(table, buffer, **write_options(table))
+    return buffer.getvalue()
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline import monitoring, window_rows
 from pipeline.checkpoint import Checkpoint
+from pipeline.doubtful_regions import low_confidence_boxes
 from pipeline.errors import UserError
 from pipeline.failures import failure
 from pipeline.images import ImageError, encode_mask
@@ -99,7 +100,7 @@ class Segmenter:
             if len(mask) > window_rows.MAX_MASK_BYTES:
                 limit = window_rows.MAX_MASK_BYTES
                 raise ImageError("TooLarge", f"its mask has {len(mask)} bytes as PNG; the limit is {limit}")
-            row |= {**_outcome(prediction, 0), "mask": {"bytes": mask, "path": row["image_id"].hex() + ".png"}}
+            row |= {**outcome(prediction, 0), "mask": {"bytes": mask, "path": row["image_id"].hex() + ".png"}}
         except (ImageError, window_rows.ReadFault) as error:
             row |= window_rows.failed(error)
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -162,7 +163,7 @@ class Segmenter:
         masks = []
         for row, prediction in zip(batch, predictions, strict=True):
             row["seconds"] += seconds
-            row |= _outcome(prediction, 0)
+            row |= outcome(prediction, 0)
             masks.append((row, self._encoders.submit(encode_mask, prediction.class_ids_NHW[0], self._palette)))
         return masks
 
@@ -177,13 +178,15 @@ def _batches_of_one_size(rows: list[dict[str, Any]], batch_size: int) -> Iterato
             yield group[start : start + batch_size]
 
 
-def _outcome(prediction: Any, n: int) -> dict[str, Any]:
+def outcome(prediction: Any, n: int) -> dict[str, Any]:
     """What a PREDICTED row says of a mask."""
+    _, height, width = prediction.class_ids_NHW.shape
     return {
         "mean_confidence": float(prediction.mean_confidence_N[n]),
         "mean_entropy": float(prediction.mean_entropy_N[n]),
         "low_confidence_fraction": float(prediction.low_confidence_fraction_N[n]),
-        "classes": class_rows(prediction, n),
+        "low_confidence_boxes": low_confidence_boxes(prediction.low_count_NRG[n], prediction.cell_side, height, width),
+        "classes": _class_rows(prediction, n),
     }
 
 
@@ -191,7 +194,7 @@ def _predicted_table(rows: list[dict[str, Any]]) -> pa.Table:
     return table([{name: row[name] for name in PREDICTED.names if name in row} for row in rows], PREDICTED)
 
 
-def class_rows(prediction: Any, n: int) -> list[dict[str, Any]]:
+def _class_rows(prediction: Any, n: int) -> list[dict[str, Any]]:
     counts = prediction.pixel_count_NK[n]
     total = int(counts.sum())
     rows = []

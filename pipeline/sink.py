@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from ray.data.block import Block
 from ray.data.datasource import Datasink, WriteResult
 
@@ -16,6 +17,17 @@ from pipeline.tables import masks_and_class_stats
 
 # A part is in memory about four times while it is written; and a column of 2 GB could not be.
 PART_BYTES = 256_000_000
+# What is done of a part is lost when a run is killed: no more than this share of the images, or so many.
+PARTS_OF_A_RUN, FEWEST_ROWS = 64, 256
+# Where the images' sizes are not known; and what a mask takes as a share of its image file, roughly.
+MOST_ROWS, MASK_SHARE = 32_768, 0.25
+
+
+def rows_of_a_part(images: pa.Table) -> int:
+    """How many of the LISTED images should make a part: near PART_BYTES where there are many."""
+    size_bytes = pc.mean(images["size_bytes"]).as_py() or 0
+    fill = int(PART_BYTES / (MASK_SHARE * size_bytes)) if size_bytes else MOST_ROWS
+    return max(1, min(fill, MOST_ROWS, max(FEWEST_ROWS, len(images) // PARTS_OF_A_RUN)))
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,8 @@ class PartSink(Datasink[list[WrittenPart]]):
 
     def _write_part(self, predicted: pa.Table) -> WrittenPart:
         since = time.process_time()
+        # A reader who looks for a name finds its place in the file by the ranges of names.
+        predicted = predicted.sort_by("image_uri")
         with monitoring.timed("write", len(predicted)) as work:
             masks, class_stats = masks_and_class_stats(
                 predicted, self._class_names, self._model_id, self._run_id, datetime.now(UTC)

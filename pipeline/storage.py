@@ -25,7 +25,6 @@ import pyarrow as pa
 import pyarrow.fs
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.local import LocalFileSystem
-from s3fs import S3FileSystem
 
 from pipeline import local_files, objects, s3_connection
 from pipeline.errors import UserError
@@ -58,14 +57,17 @@ SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 S3_SCHEMES = ("s3://", "s3a://")
 
 
-def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def open_filesystem(uri: str, snapshot: bool = False) -> tuple[fsspec.AbstractFileSystem, str]:
     """File system of a path or URI, and the path inside it without a trailing slash.
+
+    Args:
+        snapshot: whether it lists each folder of a bucket once and for all, for many readings of the same files.
 
     Raises UserError for a scheme that no installed package serves.
     """
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"skip_instance_cache": True} if snapshot else {}
     if uri.startswith(S3_SCHEMES):
-        options = {"config_kwargs": s3_connection.client_config(), "use_listings_cache": False}
+        options |= {"config_kwargs": s3_connection.client_config(), "use_listings_cache": snapshot}
     try:
         # Not fsspec.core.url_to_fs, which takes "::" in a name for a chain of file systems.
         scheme = SCHEME.match(uri)
@@ -76,9 +78,13 @@ def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     path = kind._strip_protocol(uri)
     if isinstance(filesystem, LocalFileSystem):
         path = os.path.normpath(path)
-    if isinstance(filesystem, S3FileSystem):
+    if _is_s3(filesystem):
         filesystem.retries = 1  # botocore's are enough; s3fs would multiply them
     return filesystem, path.rstrip("/") or "/"
+
+
+def _is_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
+    return "s3" in filesystem.protocol  # s3fs is imported where it is used alone: that takes a fifth of a second
 
 
 def join(uri: str, *parts: str) -> str:
@@ -199,12 +205,27 @@ def write_bytes(uri: str, content: bytes) -> None:
             file.write(content)
 
 
+def write_file(uri: str, source: Path) -> None:
+    """Write a file of this machine, of any size, as `write_bytes` writes bytes. Raises UserError."""
+    filesystem, path = open_filesystem(uri)
+    with explained(uri):
+        if not isinstance(filesystem, LocalFileSystem):
+            filesystem.put_file(str(source), path)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with local_files.WholeFile(path) as target, open(source, "rb") as content:
+            shutil.copyfileobj(content, target)
+
+
 def _put(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
     """Write one object; an object store shows it when it is complete."""
     if isinstance(filesystem, AsyncFileSystem):
         # With a bound of our own: the read timeout does not hold while the server owes its "100 Continue".
         timeout = WRITE_TIMEOUT + len(content) / SLOWEST_UPLOAD
-        sync(filesystem.loop, filesystem._pipe_file, path, content, timeout=timeout)
+        # Without it a browser would save a report instead of showing it.
+        is_page = _is_s3(filesystem) and path.endswith(".html")
+        options = {"ContentType": "text/html"} if is_page else {}
+        sync(filesystem.loop, filesystem._pipe_file, path, content, timeout=timeout, **options)
     else:
         filesystem.pipe_file(path, content)
 
@@ -235,7 +256,7 @@ def listed(uri: str) -> Iterator[list[Listed]]:
     """
     filesystem, path = open_filesystem(uri)
     with explained(uri):
-        if isinstance(filesystem, S3FileSystem):
+        if _is_s3(filesystem):
             if path == "/":
                 raise UserError(f"{uri}: names no bucket; give s3://BUCKET or s3://BUCKET/PREFIX")
             yield from objects.pages(f"s3://{path}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 IMAGE_ID_BYTES = 16
 
 
@@ -25,6 +25,9 @@ def _metadata() -> dict[str, str]:
     return {"sceneparse.schema_version": SCHEMA_VERSION, "huggingface": json.dumps(features)}
 
 
+# A map in all but its type, which Hugging Face datasets does not know.
+CARRIED = pa.list_(pa.field("element", pa.struct([("key", pa.string()), ("value", pa.string())])))
+_BOX = [pa.field(name, pa.int32()) for name in ("x_min", "y_min", "x_max", "y_max")]
 _ID = pa.binary(IMAGE_ID_BYTES)
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -34,9 +37,7 @@ MASKS = pa.schema(
         _field("image_uri", pa.string(), "the input image", nullable=False),
         _field("etag", pa.string(), "the object's ETag when it was read, or listed if it never was; null on a disk"),
         _field("size_bytes", pa.int64(), "size of the image file when it was read, bytes"),
-        _field(
-            "carried", pa.map_(pa.string(), pa.string()), "columns carried from the manifest, as text; null if none"
-        ),
+        _field("carried", CARRIED, "columns carried from the manifest by name, as text; null if none"),
         _field("width", pa.int32(), "pixels, as a viewer shows the image"),
         _field("height", pa.int32(), "pixels, as a viewer shows the image"),
         _field("status", pa.string(), "'ok' or 'error'", nullable=False),
@@ -51,6 +52,11 @@ MASKS = pa.schema(
         _field("mean_confidence", pa.float32(), "mean over pixels of the largest class probability"),
         _field("mean_entropy", pa.float32(), "mean over pixels of the entropy of the class probabilities, nats"),
         _field("low_confidence_fraction", pa.float32(), "share of pixels whose largest probability is below 0.5"),
+        _field(
+            "low_confidence_boxes",
+            pa.list_(pa.field("element", pa.struct([*_BOX, pa.field("pixel_count", pa.int64())]))),
+            "the largest regions of low confidence, most pixels first: box, half open, and pixels below 0.5 in it",
+        ),
         _field("class_ids", pa.list_(pa.field("element", pa.int32())), "the classes present, ascending"),
         _field("model_id", pa.string(), "hash of weights, architecture and preprocessing", nullable=False),
         _field("run_id", pa.string(), "the run that wrote this row", nullable=False),
@@ -90,9 +96,9 @@ CLASSES = pa.schema(
     [
         _field("class_id", pa.int32(), "value of the mask's pixels", nullable=False),
         _field("class_name", pa.string(), "class name", nullable=False),
-        _field("red", pa.uint8(), "colour in masks and pictures", nullable=False),
-        _field("green", pa.uint8(), "colour in masks and pictures", nullable=False),
-        _field("blue", pa.uint8(), "colour in masks and pictures", nullable=False),
+        _field("red", pa.int32(), "colour in masks and pictures", nullable=False),
+        _field("green", pa.int32(), "colour in masks and pictures", nullable=False),
+        _field("blue", pa.int32(), "colour in masks and pictures", nullable=False),
     ],
     {"sceneparse.schema_version": SCHEMA_VERSION},
 )
@@ -115,11 +121,13 @@ DECODED = pa.schema(
     ]
 )
 
+_OF_PIXELS = ("mask", "mean_confidence", "mean_entropy", "low_confidence_fraction", "low_confidence_boxes")
+
 PREDICTED = pa.schema(
     [
         *_IDENTITY,
         *_OUTCOME,
-        *[MASKS.field(name) for name in ("mask", "mean_confidence", "mean_entropy", "low_confidence_fraction")],
+        *[MASKS.field(name) for name in _OF_PIXELS],
         pa.field("classes", pa.list_(pa.struct(_CLASS_STATISTICS))),
     ]
 )

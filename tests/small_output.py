@@ -19,7 +19,7 @@ def write_small_output(folder: Path) -> None:
     ids_HW = np.full((4, 6), NAMES.index("sky"), np.uint8)
     ids_HW[2:] = NAMES.index("water")
     ids_HW[2, 1:3] = NAMES.index("boat")
-    rows = [_labelled("s3://photos/a.jpg", ids_HW, 0.9), _labelled("s3://photos/b.jpg", ids_HW, 0.4)]
+    rows = [labelled("s3://photos/a.jpg", ids_HW, 0.9), labelled("s3://photos/b.jpg", ids_HW, 0.4)]
     failure = {"error_stage": "decode", "error_type": "Empty", "error_message": "the file has no bytes"}
     rows.append(
         {"image_id": image_id("s3://photos/c.jpg"), "image_uri": "s3://photos/c.jpg", "seconds": 0.1, **failure}
@@ -34,7 +34,8 @@ def write_small_output(folder: Path) -> None:
     parts.write_table(str(folder / "classes.parquet"), table(classes, schema))
 
 
-def _labelled(uri: str, ids_HW: np.ndarray, confidence: float) -> dict:
+def labelled(uri: str, ids_HW: np.ndarray, confidence: float) -> dict:
+    """A tables.PREDICTED row of an image with this mask."""
     height, width = ids_HW.shape
     classes = []
     for k in np.unique(ids_HW):
@@ -57,5 +58,6 @@ def _labelled(uri: str, ids_HW: np.ndarray, confidence: float) -> dict:
         "seconds": 0.1,
         "mask": {"bytes": encode_mask(ids_HW, PALETTE), "path": f"{image_id(uri).hex()}.png"},
         **{"mean_confidence": confidence, "mean_entropy": 0.2, "low_confidence_fraction": 0.0},
+        "low_confidence_boxes": [],
         "classes": classes,
     }

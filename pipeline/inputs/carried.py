@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-CARRIED = pa.map_(pa.string(), pa.string())
+from pipeline.tables import CARRIED
 
 
-def carried(columns: dict[str, pa.Array]) -> pa.MapArray:
-    """One map for each row; NULL values are left out, and a row without any value has no map."""
+def carried(columns: dict[str, pa.Array]) -> pa.ListArray:
+    """Entries of key and value for each row; NULL values are left out, and a row without any value has no list."""
     texts = [as_text(column) for column in columns.values()]
     count, rows = len(texts), len(texts[0])
     # Row by row: the values of the first row, of the second ...
@@ -23,7 +23,8 @@ def carried(columns: dict[str, pa.Array]) -> pa.MapArray:
     offsets = np.concatenate([[0], np.cumsum(in_row)]).astype(np.int32)
     is_null = np.append(in_row == 0, False)  # of a row without values
     starts = pa.array(offsets, pa.int32(), mask=is_null)
-    return pa.MapArray.from_arrays(starts, keys.filter(valid), values.filter(valid))
+    entries = pa.StructArray.from_arrays([keys.filter(valid), values.filter(valid)], fields=list(CARRIED.value_type))
+    return pa.ListArray.from_arrays(starts, entries, type=CARRIED)
 
 
 def as_text(column: pa.Array) -> pa.StringArray:

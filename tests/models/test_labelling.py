@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from models import labelling, native
 from models.labelling import label, label_batch, label_in_strips, only_image, taps
+from tests.models.low_counts import assert_low_counts
 
 Fields = dict[str, Any]
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
@@ -61,8 +62,7 @@ def assert_matches(fields: Fields, logits: np.ndarray) -> None:
     np.testing.assert_allclose(fields["confidence_NHW"], confidence, rtol=1e-3)
     np.testing.assert_allclose(fields["mean_confidence_N"], confidence.mean(), rtol=1e-6)
     np.testing.assert_allclose(fields["mean_entropy_N"], entropy.mean(), rtol=1e-5, atol=1e-7)
-    doubtful = (np.abs(confidence - 0.5) < 1e-6).mean()
-    np.testing.assert_allclose(fields["low_confidence_fraction_N"], (confidence < 0.5).mean(), atol=doubtful + 1e-12)
+    assert_low_counts(fields["low_count_NRG"], confidence, 1e-6)
 
     for k in range(num_classes):
         ys, xs = np.nonzero(ids == k)

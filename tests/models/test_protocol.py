@@ -15,6 +15,7 @@ from models import Architecture, Predictor, PSPNet, labelling, protocol
 from models.inputs import padded_size
 from models.labelling import Prediction
 from models.protocol import SlidingPredictor
+from tests.models.low_counts import assert_low_counts
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 55.0, 50.0]
 SIX_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -103,9 +104,7 @@ def assert_matches(prediction: Prediction, probabilities: np.ndarray, n: int = 0
     entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-300))).sum(0)
     np.testing.assert_allclose(prediction.mean_confidence_N[n], confidence.mean(), rtol=1e-5)
     np.testing.assert_allclose(prediction.mean_entropy_N[n], entropy.mean(), rtol=1e-4)
-    doubtful = (np.abs(confidence - 0.5) < 1e-5).mean()
-    low = (confidence < 0.5).mean()
-    np.testing.assert_allclose(prediction.low_confidence_fraction_N[n], low, atol=doubtful + 1e-12)
+    assert_low_counts(prediction.low_count_NRG[n], confidence, 1e-5)
     for k in range(len(probabilities)):
         ys, xs = np.nonzero(ids == k)
         assert prediction.pixel_count_NK[n, k] == len(ys)

@@ -71,6 +71,7 @@ def segmented(uri: str) -> dict[str, Any]:
         "mean_confidence": 0.75,
         "mean_entropy": 0.5,
         "low_confidence_fraction": 0.125,
+        "low_confidence_boxes": [{"x_min": 2, "y_min": 0, "x_max": 3, "y_max": 1, "pixel_count": 1}],
         "classes": [class_row(class_id) for class_id in range(len(CLASS_NAMES))],
     }
 

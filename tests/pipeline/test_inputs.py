@@ -50,7 +50,7 @@ def test_sources_of_all_kinds_come_one_after_the_other_and_each_image_once(tmp_p
     )
     assert names(found, bucket) == [f"photos/{name}.jpg" for name in "abcd"]
     assert found["size_bytes"].to_pylist() == [1, 2, None, None]
-    assert found["carried"].to_pylist() == [None, None, None, [("label", "3")]]
+    assert found["carried"].to_pylist() == [None, None, None, [{"key": "label", "value": "3"}]]
     assert errors(found) == {}
 
 

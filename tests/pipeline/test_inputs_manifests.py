@@ -26,7 +26,13 @@ def parquet(path: Path, columns: dict[str, Any], **options: Any) -> str:
 
 def carried(**options: Any) -> dict[str, dict[str, str] | None]:
     rows = listed(**options).to_pylist()
-    return {row["image_uri"]: None if row["carried"] is None else dict(row["carried"]) for row in rows}
+    return {row["image_uri"]: None if row["carried"] is None else _as_dict(row["carried"]) for row in rows}
+
+
+def _as_dict(entries: list[dict[str, str]]) -> dict[str, str]:
+    found = {entry["key"]: entry["value"] for entry in entries}
+    assert len(found) == len(entries)
+    return found
 
 
 # Lists

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import sink
-from pipeline.sink import PartSink
+from pipeline.sink import PartSink, rows_of_a_part
 from pipeline.tables import PREDICTED, table
 from tests.output_checks import check_invariants
 from tests.pipeline.samples import CLASS_NAMES, failed, segmented
@@ -32,3 +32,21 @@ def test_every_row_is_in_one_part_however_large_they_are(
 def test_a_task_without_rows_writes_nothing(tmp_path: Path) -> None:
     assert PartSink(str(tmp_path), CLASS_NAMES, "model1", "run1", 1024).write([PREDICTED.empty_table()], None) == []
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("images", "size_bytes", "rows"),
+    [
+        (100, 50_000, 256),  # a killed run loses no more than so many, or a 64th
+        (64_000, 50_000, 1000),
+        (1_000_000, 50_000, 15_625),
+        (1_000_000, 100_000, 10_240),  # masks of about 25 kB fill 256 MB
+        (1_000_000, None, 15_625),
+        (10_000_000, None, 32_768),
+        (1000, 50_000_000, 20),  # scenes
+        (1000, 10_000_000_000, 1),
+    ],
+)
+def test_parts_are_large_in_a_large_run_and_never_much_of_it(images: int, size_bytes: int | None, rows: int) -> None:
+    sizes = pa.repeat(pa.scalar(size_bytes, pa.int64()), images)
+    assert rows_of_a_part(pa.table({"size_bytes": sizes})) == rows

@@ -49,7 +49,7 @@ def test_the_columns_are_those_that_readers_rely_on() -> None:
         "image_uri string not null",
         "etag string",
         "size_bytes int64",
-        "carried map<string, string>",
+        "carried list<element: struct<key: string, value: string>>",
         "width int32",
         "height int32",
         "status string not null",
@@ -60,6 +60,8 @@ def test_the_columns_are_those_that_readers_rely_on() -> None:
         "mean_confidence float",
         "mean_entropy float",
         "low_confidence_fraction float",
+        "low_confidence_boxes list<element: struct<x_min: int32, y_min: int32, x_max: int32, y_max: int32, "
+        "pixel_count: int64>>",
         "class_ids list<element: int32>",
         "model_id string not null",
         "run_id string not null",
@@ -130,7 +132,8 @@ def test_a_failed_image_has_a_reason_and_nulls_where_there_is_no_result(both: tu
     masks, class_stats = both
     row = masks.to_pylist()[1]
     assert (row["error_stage"], row["error_type"], row["error_message"]) == ("decode", "Empty", "the file has no bytes")
-    for name in ("width", "height", "mask", "mean_confidence", "mean_entropy", "low_confidence_fraction", "class_ids"):
+    confidence = ("mean_confidence", "mean_entropy", "low_confidence_fraction", "low_confidence_boxes")
+    for name in ("width", "height", "mask", "class_ids", *confidence):
         assert row[name] is None, name
     assert row["image_id"] not in class_stats["image_id"].to_pylist()
     assert masks.to_pylist()[0]["error_type"] is None

@@ -105,6 +105,16 @@ def change(table: str, row: int, **changes: Any) -> Break:
     return apply
 
 
+def low_box(**changes: Any) -> Break:
+    """Change the box of low confidence of the first image."""
+
+    def apply(output: Output) -> None:
+        (box,) = output.rows("masks")[0]["low_confidence_boxes"]
+        change("masks", 0, low_confidence_boxes=[box | changes])(output)
+
+    return apply
+
+
 def remove(path: str) -> Break:
     return lambda output: (output.folder / path.format(name=output.name)).unlink()
 
@@ -251,6 +261,7 @@ LIGHT: list[tuple[str, str, Break]] = [
     ("unknown error", "stage", change("masks", 2, error_stage=None)),
     ("unknown error", "message", change("masks", 2, error_message="")),
     ("labels in an error row", "classes", change("masks", 2, class_ids=[0])),
+    ("labels in an error row", "boxes", change("masks", 2, low_confidence_boxes=[])),
     ("statistics without image", "a failed one", stray_class_row),
     ("wrong class name", "", change("class_stats", 0, class_name="roof")),
     ("wrong class_ids", "too few", change("masks", 0, class_ids=[0])),
@@ -258,6 +269,12 @@ LIGHT: list[tuple[str, str, Break]] = [
     ("wrong class_ids", "twice", change("masks", 0, class_ids=[0, 1, 1])),
     ("wrong class_ids", "null", change("masks", 0, class_ids=None)),
     ("wrong pixel fraction", "", change("class_stats", 0, pixel_fraction=0.5)),
+    ("wrong box", "of low confidence, outside", low_box(x_max=5)),
+    ("wrong box", "of low confidence, inside out", low_box(y_min=1)),
+    ("wrong box", "of low confidence, too many pixels for it", low_box(pixel_count=2)),
+    ("wrong box", "of low confidence, more pixels than there are", low_box(x_max=4, pixel_count=2)),
+    ("wrong box", "of low confidence, an edge is null", low_box(y_max=None)),
+    ("wrong box", "of low confidence, null", change("masks", 0, low_confidence_boxes=None)),
     ("wrong box", "outside", change("class_stats", 1, x_max=5)),
     ("wrong box", "inside out", change("class_stats", 1, x_min=4, x_max=2)),
     ("wrong box", "too small", change("class_stats", 0, y_max=1)),

@@ -1,0 +1,121 @@
+"""What others are told of the tables, made from their schemas: `python -m pipeline.table_docs` after a change of them.
+
+Writes the lists of columns in docs/tables.md, each between two marks, and the statements in sql/.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.tables import CLASS_STATS, CLASSES, MASKS
+
+ROOT = Path(__file__).parent.parent
+TABLES = {"masks": MASKS, "class_stats": CLASS_STATS, "classes": CLASSES}
+PLACES = {"masks": "masks/*.parquet", "class_stats": "class_stats/*.parquet", "classes": "classes.parquet"}
+
+
+def column_list(schema: pa.Schema) -> str:
+    """A Markdown table of the columns."""
+    rows = [f"| `{field.name}` | {field.type} | {_nulls(field)} | {_description(field)} |" for field in schema]
+    return "\n".join(["| column | type | null | |", "|-|-|-|-|", *rows])
+
+
+def duckdb_sql() -> str:
+    views = [
+        f"CREATE OR REPLACE VIEW {name} AS\n"
+        f"  FROM read_parquet(getvariable('output') || '/{place}', hive_partitioning = false);"
+        for name, place in PLACES.items()
+    ]
+    head = "-- DuckDB: views of an output. s3:// needs the extension httpfs, and CREATE SECRET for the credentials."
+    return "\n\n".join([head, "SET VARIABLE output = 'OUTPUT';", *views]) + "\n"
+
+
+def spark_sql() -> str:
+    tables = [
+        f"CREATE TABLE {name} (\n{_columns(schema, _spark_type)}\n)\nUSING parquet\nLOCATION 'OUTPUT/{place}';"
+        for (name, schema), place in zip(TABLES.items(), ("masks", "class_stats", "classes.parquet"), strict=True)
+    ]
+    return (
+        "\n\n".join(
+            [
+                "-- Spark: tables of an output, which stay where they are. OUTPUT is a folder or s3a://BUCKET/PREFIX.",
+                *tables,
+            ]
+        )
+        + "\n"
+    )
+
+
+def athena_sql() -> str:
+    end = "STORED AS PARQUET\nLOCATION"
+    tables = [
+        f"CREATE EXTERNAL TABLE {name} (\n{_columns(schema, _spark_type)}\n)\n{end} 'OUTPUT/{name}/';"
+        for name, schema in TABLES.items()
+        if name != "classes"
+    ]
+    view = (
+        "-- A table of Athena's is a folder, and classes.parquet is a file: these are the classes that occur, without\n"
+        "-- their colours.\n"
+        "CREATE OR REPLACE VIEW classes AS\nSELECT class_id, arbitrary(class_name) AS class_name FROM class_stats "
+        "GROUP BY class_id;"
+    )
+    return (
+        "\n\n".join(
+            ["-- Athena: tables of an output, one statement at a time. OUTPUT is s3://BUCKET/PREFIX.", *tables, view]
+        )
+        + "\n"
+    )
+
+
+STATEMENTS: dict[str, Callable[[], str]] = {"duckdb": duckdb_sql, "spark": spark_sql, "athena": athena_sql}
+
+
+def documents() -> dict[Path, str]:
+    """The files as they should be."""
+    page = ROOT / "docs" / "tables.md"
+    text = page.read_text()
+    for name, schema in TABLES.items():
+        begin, end = f"<!-- columns of {name} -->\n", "<!-- end -->"
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}{column_list(schema)}\n{rest[rest.index(end) :]}"
+    return {page: text, **{ROOT / "sql" / f"{name}.sql": make() for name, make in STATEMENTS.items()}}
+
+
+def _columns(schema: pa.Schema, type_name: Callable[[pa.DataType], str]) -> str:
+    """Lines of a CREATE TABLE; comments without quotes and semicolons, at which some tools would cut."""
+    comments = (_description(field).replace("'", "").replace(";", ",") for field in schema)
+    return ",\n".join(
+        f"  {field.name} {type_name(field.type)} COMMENT '{text}'" for field, text in zip(schema, comments, strict=True)
+    )
+
+
+def _spark_type(kind: pa.DataType) -> str:
+    """Name of the type in Hive's language, which Spark and Athena share."""
+    if pa.types.is_struct(kind):
+        return f"STRUCT<{', '.join(f'{child.name}: {_spark_type(child.type)}' for child in kind)}>"
+    if pa.types.is_list(kind):
+        return f"ARRAY<{_spark_type(kind.value_type)}>"
+    if pa.types.is_timestamp(kind):
+        return "TIMESTAMP"
+    if pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return "BINARY"
+    return {"string": "STRING", "int32": "INT", "int64": "BIGINT", "float": "FLOAT", "double": "DOUBLE"}[str(kind)]
+
+
+def _description(field: pa.Field) -> str:
+    return field.metadata[b"description"].decode()
+
+
+def _nulls(field: pa.Field) -> str:
+    return "yes" if field.nullable else "no"
+
+
+def main() -> None:
+    for path, text in documents().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

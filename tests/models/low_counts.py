@@ -1,0 +1,18 @@
+"""What a prediction counts by cell, against a plane of confidences."""
+
+import numpy as np
+
+from models.doubt import cell_side
+
+
+def assert_low_counts(low_RG: np.ndarray, confidence_HW: np.ndarray, tolerance: float) -> None:
+    """Check the pixels of low confidence of each cell, but for pixels within the tolerance of 0.5."""
+    side = cell_side(*confidence_HW.shape)
+    rows, columns = (-(-size // side) for size in confidence_HW.shape)
+    assert low_RG.shape == (rows, columns)
+    assert low_RG.dtype == np.int32
+    for r in range(rows):
+        for g in range(columns):
+            cell = confidence_HW[r * side : (r + 1) * side, g * side : (g + 1) * side]
+            doubtful = (np.abs(cell - 0.5) < tolerance).sum()
+            assert abs(low_RG[r, g] - (cell < 0.5).sum()) <= doubtful, (r, g)
