@@ -46,6 +46,18 @@ def connect(verbose: bool = False) -> None:
 
 
 @contextmanager
+def disconnecting_on_error() -> Iterator[None]:
+    """End the connection to Ray that was made in the block, if the block raises."""
+    connected_before = ray.is_initialized()
+    try:
+        yield
+    except BaseException:
+        if not connected_before:
+            ray.shutdown()
+        raise
+
+
+@contextmanager
 def _quiet_core() -> Iterator[None]:
     """Start Ray's C++ core without its notices, which go past Python's logging; those of a failed start are shown.
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import botocore.exceptions
 import obstore
 import urllib3.exceptions
-from s3fs.errors import ERROR_CODE_TO_EXCEPTION
 
 from pipeline import s3_connection as s3
 
@@ -248,5 +247,7 @@ def _of_code(answer: dict[str, Any], status: str | None = None) -> OSError:
     code, text = answer.get("Code", ""), answer.get("Message", "")
     if code == "NoSuchBucket":
         return NoBucket("The specified bucket does not exist")
+    from s3fs.errors import ERROR_CODE_TO_EXCEPTION  # a fifth of a second, in processes that mostly need it never
+
     kind = ERROR_CODE_TO_EXCEPTION.get(code) or ERROR_CODE_TO_EXCEPTION.get(status, OSError)
     return kind(f"{code}: {text}" if text else code)

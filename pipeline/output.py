@@ -24,6 +24,11 @@ def claim_output(output: str, model: Checkpoint) -> None:
     parts.write_table(_class_table(output), table(rows, CLASSES.with_metadata(marks)))
 
 
+def is_begun(output: str) -> bool:
+    """Whether a run has ever written to the output."""
+    return storage.exists(_class_table(output))
+
+
 def is_claimed(output: str, model: Checkpoint) -> bool:
     """Whether the output has its class table; raises UserError where it is not this model's."""
     uri = _class_table(output)

@@ -37,6 +37,7 @@ class Planned:
     forecasts: tuple[Forecast, ...] = ()  # for the cluster as it is and, if asked for, for one of other size
 
 
+@cluster.disconnecting_on_error()
 def make_plan(config: SegmentConfig) -> Planned:
     """List the inputs, label a sample of what the output does not hold yet, and work out what all would take.
 

@@ -11,8 +11,10 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -28,10 +30,10 @@ from pipeline.errors import UserError, user_error
 from pipeline.failures import EVERY_KIND, require_kinds
 from pipeline.id_set import IdSet
 from pipeline.inputs import list_images
-from pipeline.output import claim_output, first_failures
+from pipeline.output import claim_output, first_failures, is_begun
 from pipeline.progress import SegmentationLine, say, start_board, watched
 from pipeline.segmenter import Segmenter
-from pipeline.sink import PartSink, WrittenPart
+from pipeline.sink import PartSink, WrittenPart, rows_of_a_part
 from pipeline.stage_seconds import StageSeconds
 from pipeline.table_tasks import map_tables
 from pipeline.tables import IMAGE_ID_BYTES, image_id
@@ -62,6 +64,7 @@ class Summary:
         return self.listed.todo - sum(self.outcomes.values())
 
 
+@cluster.disconnecting_on_error()
 def segment(config: SegmentConfig) -> Summary:
     """Label every image of the inputs that the output does not hold yet.
 
@@ -91,9 +94,21 @@ def opened(config: SegmentConfig) -> tuple[str, Iterator[pa.Table], Checkpoint]:
     require_kinds("retry_errors", config.retry_errors)
     output = storage.absolute(config.output)
     listing = list_images(config)
-    model = Checkpoint.load(config.checkpoint, config.long_side, config.protocol)
+    first = list(islice(listing, 1))  # an input without images is told at once
+    # Of an output that no run has begun all is to be done: Ray is needed.
+    connecting = bool(first) and not is_begun(output) and storage.exists(config.checkpoint)
+    return output, chain(first, listing), _loaded(config, connecting)
+
+
+def _loaded(config: SegmentConfig, connecting: bool) -> Checkpoint:
+    """The checkpoint and, if asked for, a connection to Ray in the same time: either takes seconds."""
+    with ThreadPoolExecutor(1) as thread:
+        loading = thread.submit(Checkpoint.load, config.checkpoint, config.long_side, config.protocol)
+        if connecting:
+            cluster.connect(config.verbose)  # in the main thread, where it minds signals
+        model = loading.result()
     model.require_precision(config.checkpoint, config.precision)
-    return output, listing, model
+    return model
 
 
 def label(
@@ -144,7 +159,8 @@ def _say_what_there_is(config: SegmentConfig, model: Checkpoint, listed: Listed)
 def _label_wave(
     config: SegmentConfig, model: Checkpoint, wave: pa.Table, stages: "Stages", board: Any, summary: Summary
 ) -> list[WrittenPart]:
-    sink = PartSink(summary.output, model.class_names, model.model_id, summary.run_id, config.rows_per_part)
+    rows_per_part = config.rows_per_part or rows_of_a_part(wave)
+    sink = PartSink(summary.output, model.class_names, model.model_id, summary.run_id, rows_per_part)
     ray.data.DataContext.get_current().target_max_block_size = DECODED_BYTES
     blocks = blocks_of(wave, stages.decode_tasks)
     decoded = map_tables(
@@ -251,7 +267,9 @@ def plan_stages(config: PredictConfig, have: cluster.Resources) -> Stages:
         )
     on_a_node = math.ceil(predictors / max(1, have.cpu_nodes))
     threads = config.predictor_cpus or max(1, (os.cpu_count() or 1) // on_a_node)
-    return Stages(predictors, reserved, threads, decode_tasks=max(1, left // 2), write_tasks=max(1, left // 4))
+    # A CPU takes a hundred times as long to predict an image as to decode it: each task more would only start late.
+    decode_tasks = left // 2 if config.gpu else left // 4
+    return Stages(predictors, reserved, threads, max(1, decode_tasks), write_tasks=max(1, left // 4))
 
 
 def _write_run(config: SegmentConfig, model: Checkpoint, summary: Summary) -> None:

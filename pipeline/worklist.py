@@ -112,5 +112,5 @@ def blocks_of(wave: pa.Table, decode_tasks: int, least: int = 16, most: int = 10
 
     Small ones in a small wave, so that no task is long; large ones in a large wave, since Ray's own work is by block.
     """
-    size = min(most, math.ceil(len(wave) / (32 * decode_tasks) / least) * least)
+    size = min(most, math.ceil(len(wave) / (64 * decode_tasks) / least) * least)
     return [wave.slice(start, size).combine_chunks() for start in range(0, len(wave), size)]
