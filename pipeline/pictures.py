@@ -22,7 +22,7 @@ def views(entry: dict[str, Any], palette: NDArray[np.uint8], long_side: int = LO
     """A validation record's entry as pictures of one size, H x W x 3: 'image', 'truth' and 'predicted'."""
     image_HW3 = shrink(np.asarray(entry["image"], np.uint8), long_side)
     height, width = image_HW3.shape[:2]
-    masks = {view: colored(_resized(np.asarray(entry[view]), height, width), palette) for view in VIEWS[1:]}
+    masks = {view: colored(resized(np.asarray(entry[view]), height, width), palette) for view in VIEWS[1:]}
     return {"image": image_HW3, **masks}
 
 
@@ -56,8 +56,8 @@ def colored(class_ids_HW: NDArray[np.integer], palette: NDArray[np.uint8]) -> Pi
     return np.where(is_class_HW[..., None], palette[np.where(is_class_HW, class_ids_HW, 0)], GRAYS[stripes_HW])
 
 
-def _resized(class_ids_HW: NDArray[np.integer], height: int, width: int) -> NDArray[np.integer]:
-    """The id nearest to each new pixel's centre."""
+def resized(class_ids_HW: NDArray[np.integer], height: int, width: int) -> NDArray[np.integer]:
+    """A mask of another size: the id nearest to each new pixel's centre."""
     old_height, old_width = class_ids_HW.shape
     rows_H = ((np.arange(height) + 0.5) * old_height / height).astype(int)
     columns_W = ((np.arange(width) + 0.5) * old_width / width).astype(int)

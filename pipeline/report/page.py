@@ -21,6 +21,11 @@ def data_uri(image_HW3: NDArray[np.uint8], quality: int = 85) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(encode_image(image_HW3, quality)).decode()
 
 
+def png_uri(content: bytes) -> str:
+    """A PNG file as the `src` of an <img>."""
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(

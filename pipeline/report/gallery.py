@@ -1,0 +1,294 @@
+"""Pictures of a few of an output's images, with their masks, for its report."""
+
+import posixpath
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.images import ImageError, decode_image, decode_label, encode_mask, shrink
+from pipeline.pictures import GRAYS, resized
+from pipeline.report.output_tables import OutputTables
+from pipeline.report.page import data_uri, png_uri
+
+LONG_SIDE = 480  # pixels of a picture
+QUALITY = 80  # of its JPEG
+MAX_PIXELS = 100_000_000  # of an image whose picture is made; so many take 0.7 GB with their mask
+MAX_FILE_BYTES = 50_000_000
+DECODE_SECONDS = 30
+AT_ONCE = 8  # images in memory
+OF_A_CLASS = 3  # images that a class proposes
+COLORS_OF_A_PNG = 256
+
+LEAST_CONFIDENT, OF_CLASSES, RANDOM = "least confident", "most of a class", "random"
+REASONS = (LEAST_CONFIDENT, OF_CLASSES, RANDOM)
+TURNS = (OF_CLASSES, LEAST_CONFIDENT, OF_CLASSES, RANDOM)
+
+
+@dataclass
+class Picture:
+    """An image in the gallery."""
+
+    uri: str
+    reason: str  # that it was chosen
+    width: int
+    height: int
+    confidence: float
+    low_confidence: float
+    classes: list[tuple[int, float, float]]  # class id, share of the image, mean confidence; most pixels first
+    image: str | None = None  # data URI
+    mask: str | None = None  # data URI, of the same size
+    notes: list[str] = field(default_factory=list)  # what is wrong with it
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.uri) or self.uri
+
+    def facts(self) -> dict[str, Any]:
+        """What the page's script knows of it."""
+        return {
+            "uri": self.uri,
+            "reason": self.reason,
+            "size": f"{self.width:,} × {self.height:,}",
+            "confidence": round(self.confidence, 4),
+            "lowConfidence": round(self.low_confidence, 4),
+            "classes": [[k, round(share, 6), round(confidence, 4)] for k, share, confidence in self.classes],
+            "notes": self.notes,
+        }
+
+    @property
+    def bytes(self) -> int:
+        return len(self.image or "") + len(self.mask or "")
+
+
+@dataclass
+class Gallery:
+    """Pictures, so ordered that any beginning of them is a fair choice."""
+
+    pictures: list[Picture]
+    left_out: int = 0  # chosen, but the page would have grown too large
+
+    @property
+    def without_image(self) -> int:
+        return sum(picture.image is None for picture in self.pictures)
+
+    def shrink(self, num_bytes: int) -> None:
+        """Leave out the last pictures that take so many bytes together, one at the least."""
+        while self.pictures and num_bytes > 0:
+            num_bytes -= max(1, self.pictures.pop().bytes)
+            self.left_out += 1
+
+
+def make_gallery(tables: OutputTables, palette_K3: NDArray[np.uint8], number: int, max_bytes: int) -> Gallery:
+    """Pictures of `number` images at the most, of `max_bytes` together at the most.
+
+    Half are those with most of a class, rare classes first; a quarter are the least confident, a quarter random.
+    Only the chosen images' masks are read. An image that is gone has a note in its place. Raises: UserError.
+    """
+    reasons = _choose(tables, number)
+    gallery = Gallery([])
+    for picture in _pictures(tables, reasons, palette_K3):
+        max_bytes -= picture.bytes
+        if max_bytes < 0:
+            gallery.left_out = len(reasons) - len(gallery.pictures)
+            break
+        gallery.pictures.append(picture)
+    return gallery
+
+
+def _choose(tables: OutputTables, number: int) -> dict[bytes, str]:
+    """Image id -> reason, in a fair order."""
+    least = tables.rows(
+        f"SELECT image_id FROM masks WHERE status = 'ok' ORDER BY mean_confidence, image_id LIMIT {number}"
+    )
+    # Ids are hashes of names: the lowest are a random sample.
+    random = tables.rows(f"SELECT image_id FROM masks WHERE status = 'ok' ORDER BY image_id LIMIT {number}")
+    by_class = tables.rows(
+        f"""SELECT arg_max(image_id, row(pixel_fraction, image_id), {OF_A_CLASS}) AS image_ids
+        FROM class_stats GROUP BY class_id ORDER BY count(*), class_id"""
+    )
+    of_classes = (row["image_ids"][n] for n in range(OF_A_CLASS) for row in by_class if n < len(row["image_ids"]))
+    waiting: dict[str, Iterator[bytes]] = {
+        OF_CLASSES: of_classes,
+        LEAST_CONFIDENT: (row["image_id"] for row in least),
+        RANDOM: (row["image_id"] for row in random),
+    }
+    chosen: dict[bytes, str] = {}
+    for reason in cycle(TURNS):
+        if len(chosen) == number or not waiting:
+            return chosen
+        if reason in waiting:
+            image_id = next((each for each in waiting[reason] if each not in chosen), None)
+            if image_id is None:
+                del waiting[reason]
+            else:
+                chosen[image_id] = reason
+    return chosen
+
+
+def _pictures(tables: OutputTables, reasons: dict[bytes, str], palette_K3: NDArray[np.uint8]) -> Iterator[Picture]:
+    """Pictures of images, in their order; a few are in memory at once."""
+    rows = {row["image_id"]: row for row in tables.rows_of([*reasons])}
+    classes: dict[bytes, list[tuple[int, float, float]]] = defaultdict(list)
+    for row in tables.classes_of([*rows]):
+        classes[row["image_id"]].append((row["class_id"], row["pixel_fraction"], row["mean_confidence"]))
+    ordered = [rows[image_id] for image_id in reasons if image_id in rows]
+    files = _Files()
+    for start in range(0, len(ordered), AT_ONCE):
+        some = ordered[start : start + AT_ONCE]
+        for row, mask, content in zip(some, _read_masks(tables.output, some), files.fetch(some), strict=True):
+            picture = Picture(
+                uri=row["image_uri"],
+                reason=reasons[row["image_id"]],
+                width=row["width"],
+                height=row["height"],
+                confidence=row["mean_confidence"],
+                low_confidence=row["low_confidence_fraction"],
+                classes=classes[row["image_id"]],
+            )
+            _draw(picture, row, mask, content, palette_K3)
+            yield picture
+
+
+def _read_masks(output: str, rows: list[dict[str, Any]]) -> list[bytes | UserError]:
+    """The masks' PNG files; what was wrong with a part stands in its masks' place."""
+    by_part: dict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        by_part[posixpath.basename(row["filename"])].append(row["row"])
+
+    def read(part: str) -> dict[int, bytes] | UserError:
+        try:
+            return _masks_of_part(storage.join(output, "masks", part), by_part[part])
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = dict(zip(by_part, pool.map(read, by_part), strict=True))
+    masks: list[bytes | UserError] = []
+    for row in rows:
+        of_part = found[posixpath.basename(row["filename"])]
+        masks.append(of_part if isinstance(of_part, UserError) else of_part[row["row"]])
+    return masks
+
+
+def _masks_of_part(uri: str, rows: list[int]) -> dict[int, bytes]:
+    """Masks by their row in the part; only the row groups are read that hold them. Raises UserError."""
+    masks: dict[int, bytes] = {}
+    with storage.explained(uri), storage.open_file(uri) as source:
+        try:
+            file = pq.ParquetFile(source, pre_buffer=True)
+            start = 0
+            for group in range(file.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                if wanted := [row for row in rows if start <= row < end]:
+                    column = file.read_row_group(group, ["mask.bytes"])["mask"]
+                    masks |= {row: column[row - start].as_py()["bytes"] for row in wanted}
+                start = end
+        except pa.ArrowException as error:
+            raise UserError(f"{uri}: cannot be read as Parquet: {error}") from None
+    return masks
+
+
+class _Files:
+    """Fetches image files; a bucket that cannot be reached is asked once."""
+
+    def __init__(self) -> None:
+        self._closed: dict[str, UserError] = {}
+
+    def fetch(self, rows: list[dict[str, Any]]) -> list[storage.Fetched | Exception]:
+        """Files of rows; why there is none stands in its place."""
+        found: dict[bytes, storage.Fetched | Exception] = {}
+        by_place: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in rows:
+            if (row["size_bytes"] or 0) <= MAX_FILE_BYTES:
+                by_place["/".join(row["image_uri"].split("/")[:3])].append(row)  # scheme and bucket
+            else:
+                found[row["image_id"]] = UserError(f"{row['size_bytes']:,} bytes are too many for a picture")
+        for place, of_place in by_place.items():
+            files = self._fetch(place, [row["image_uri"] for row in of_place])
+            found |= zip((row["image_id"] for row in of_place), files, strict=True)
+        return [found[row["image_id"]] for row in rows]
+
+    def _fetch(self, place: str, uris: list[str]) -> list[storage.Fetched | Exception]:
+        if place not in self._closed:
+            try:
+                return storage.fetch_objects(uris)
+            except UserError as error:
+                self._closed[place] = error
+        return [self._closed[place]] * len(uris)
+
+
+def _draw(
+    picture: Picture,
+    row: dict[str, Any],
+    mask: bytes | UserError,
+    content: storage.Fetched | Exception,
+    palette_K3: NDArray[np.uint8],
+) -> None:
+    """Add the image and its mask to a picture, or notes that say why not."""
+    height, width = row["height"], row["width"]
+    if height * width > MAX_PIXELS:
+        picture.notes.append(f"{height * width / 1e6:,.0f} megapixels are too many for a picture")
+        return
+    size = None
+    try:
+        image_HW3 = _image(content, height, width)
+        picture.image = data_uri(image_HW3, QUALITY)
+        size = image_HW3.shape[:2]
+        if isinstance(content, storage.Fetched) and _is_another(row["etag"], content.etag):
+            picture.notes.append("its ETag is another one than when it was labelled: the image may have changed since")
+    except UserError as error:
+        picture.notes.append(f"no image: {error}")
+    try:
+        if isinstance(mask, UserError):
+            raise mask
+        class_ids_HW = decode_label(mask)
+        scale = min(1.0, LONG_SIDE / max(class_ids_HW.shape))
+        size = size or tuple(max(1, round(side * scale)) for side in class_ids_HW.shape)
+        picture.mask = png_uri(_mask_png(resized(class_ids_HW, *size), palette_K3))
+    except (UserError, ImageError) as error:
+        picture.notes.append(f"no mask: {error}; python jobs/verify.py --deep says more")
+
+
+def _is_another(etag: str | None, etag_now: str | None) -> bool:
+    return None not in (etag, etag_now) and etag != etag_now
+
+
+def _image(content: storage.Fetched | Exception, height: int, width: int) -> NDArray[np.uint8]:
+    """The shrunk image. Raises: UserError that says why there is none."""
+    if isinstance(content, UserError):
+        raise content
+    if isinstance(content, Exception):
+        kind = storage.failure_kind(content)
+        raise UserError(f"{kind}: {storage.FAILURE_KINDS[kind]}")
+    try:
+        image_HW3 = decode_image(content.content, MAX_PIXELS, MAX_FILE_BYTES, DECODE_SECONDS)
+    except ImageError as error:
+        raise UserError(f"the file that is there now: {error}") from None
+    if image_HW3.shape[:2] != (height, width):
+        now = f"{image_HW3.shape[1]} × {image_HW3.shape[0]}"
+        raise UserError(f"it has changed since it was labelled; it was {width} × {height} pixels and is {now} now")
+    return shrink(image_HW3, LONG_SIDE)
+
+
+def _mask_png(class_ids_HW: NDArray[np.integer], palette_K3: NDArray[np.uint8]) -> bytes:
+    """A small PNG in the classes' colours.
+
+    Its palette has the classes of this picture alone, so that 16-bit ids fit in; of more than 255, the rest are gray,
+    and so are ids that are no classes.
+    """
+    counts = Counter(class_ids_HW.ravel().tolist())
+    shown = [k for k, _ in counts.most_common(COLORS_OF_A_PNG - 1) if k < len(palette_K3)]
+    places_HW = np.zeros(class_ids_HW.shape, np.uint8)
+    for place, class_id in enumerate(shown, 1):
+        places_HW[class_ids_HW == class_id] = place
+    return encode_mask(places_HW, np.stack([GRAYS[0], *(palette_K3[k] for k in shown)]).astype(np.uint8))

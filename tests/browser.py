@@ -1,0 +1,51 @@
+"""A real browser for pages: headless Chromium, which the machine has or tests of pages are skipped."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@dataclass
+class Seen:
+    """What a page did that it should not do."""
+
+    requests: list[str] = field(default_factory=list)  # for anything but the page itself
+    problems: list[str] = field(default_factory=list)  # errors of scripts, messages, dialogs
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """Headless Chromium; skips the test where there is none."""
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the PATH")
+    with sync_playwright() as playwright:
+        # Without its sandbox, which needs rights that containers lack.
+        running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@contextmanager
+def opened(running: Browser, path: Path, width: int = 1200, height: int = 900, dark: bool = False) -> Iterator[Page]:
+    """A file's page in a window of this size. In the end it must not have asked for anything, nor complained."""
+    context = running.new_context(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
+    context.set_default_timeout(10_000)
+    page = context.new_page()
+    seen = Seen()
+    page.on("request", lambda request: seen.requests.append(request.url))
+    page.on("pageerror", lambda error: seen.problems.append(str(error)))
+    page.on("console", lambda message: seen.problems.append(message.text))
+    page.on("dialog", lambda dialog: (seen.problems.append(dialog.message), dialog.dismiss()))
+    page.goto(path.as_uri())
+    yield page
+    context.close()
+    assert [url for url in seen.requests if not url.startswith("data:")] == [path.as_uri()]
+    assert not seen.problems
