@@ -10,7 +10,8 @@ from pipeline.entry import run_job
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="jobs/demo.py",
-        description="Write built-in scenes into a local bucket, train a small PSPNet on them, label photos, query.",
+        description="Write built-in scenes into a local bucket, train a small PSPNet on them, label photos, ask and "
+        "report what came out.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -20,8 +21,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--num-val", type=int, default=24, help="scenes to validate on")
     parser.add_argument("--num-photos", type=int, default=48, help="photos to label, at least 12")
     arguments, train_options = parser.parse_known_args(argv)
-    from jobs import segment_bucket, train
-    from pipeline.demo import run_demo
+    from jobs import query, report, segment_bucket, train
+    from pipeline.demo import Jobs, run_demo
     from pipeline.progress import duration, say
 
     start = time.monotonic()
@@ -31,8 +32,7 @@ def main(argv: list[str]) -> None:
         arguments.num_val,
         arguments.num_photos,
         train_options,
-        train=train.main,
-        segment=segment_bucket.main,
+        Jobs(train.main, segment_bucket.main, query.main, report.main),
     )
     say(f"Finished in {duration(time.monotonic() - start)}")
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import ray
@@ -26,18 +27,23 @@ FIRST_PHOTO = 2 * FIRST_VAL  # so that no photo is a scene that was trained or v
 # Landscape, portrait and square, as a bucket of photos has them.
 PHOTO_SIZES = [(129, 193), (193, 129), (129, 129)]
 NUM_SHOWN = 4  # photos in the picture
+REPORT = "report.html"
 RESULTS = ("runs/scenes/best", "labels")  # folders of the bucket that are copied
 
 Job = Callable[[list[str]], object]
 
 
-def run_demo(
-    folder: Path, num_train: int, num_val: int, num_photos: int, train_options: list[str], train: Job, segment: Job
-) -> None:
-    """Run the demo and leave copies of checkpoint and tables in `folder`, in place of an earlier demo's.
+class Jobs(NamedTuple):
+    """The jobs that the demo runs, each called with its command line."""
 
-    `train` and `segment` are the jobs, called with their command lines.
-    """
+    train: Job
+    segment_bucket: Job
+    query: Job
+    report: Job
+
+
+def run_demo(folder: Path, num_train: int, num_val: int, num_photos: int, train_options: list[str], jobs: Jobs) -> None:
+    """Run the demo and leave copies of checkpoint, tables and report in `folder`, in place of an earlier demo's."""
     for name in RESULTS:  # and nothing else: the folder may be anyone's
         if (folder / name).exists():
             shutil.rmtree(folder / name)
@@ -52,11 +58,15 @@ def run_demo(
         say(f"{num_train} scenes to train on, {num_val} to validate, {num_photos} photos and 3 broken files to label")
         try:
             options = ["--config", CONFIG, "--data.root", f"{BUCKET}/scenes", "--output", f"{BUCKET}/runs/scenes"]
-            _run("jobs/train.py", train, options + train_options)
+            _run("jobs/train.py", jobs.train, options + train_options)
             options = ["--input", f"{BUCKET}/photos", "--output", f"{BUCKET}/labels"]
-            _run("jobs/segment_bucket.py", segment, [*options, "--checkpoint", f"{BUCKET}/runs/scenes/best"])
+            _run(
+                "jobs/segment_bucket.py", jobs.segment_bucket, [*options, "--checkpoint", f"{BUCKET}/runs/scenes/best"]
+            )
         finally:
             ray.shutdown()
+        _run("jobs/query.py", jobs.query, [f"{BUCKET}/labels", "class-areas"])
+        _run("jobs/report.py", jobs.report, [f"{BUCKET}/labels", "--to", str(folder / REPORT)])
         for name in RESULTS:
             _download(storage.join(BUCKET, name), folder / name)
         _show_results(num_photos, folder)
@@ -69,16 +79,11 @@ def _run(name: str, job: Job, options: list[str]) -> None:
 
 def _show_results(num_photos: int, folder: Path) -> None:
     output = storage.join(BUCKET, "labels")
-    sql = """
-        SELECT class_name, count(*) AS images, round(100 * sum(pixel_count) / sum(sum(pixel_count)) OVER (), 1)
-               AS percent_of_pixels, round(avg(mean_confidence), 2) AS confidence
-        FROM class_stats GROUP BY class_name ORDER BY percent_of_pixels DESC"""
-    _heading(f'python jobs/query.py {folder / "labels"} "..."')
-    say(" ".join(sql.split()))
-    connection = query.connect(output)
-    print(query.run(connection, sql))
-
-    rows = connection.sql("SELECT image_uri, mask.bytes FROM masks WHERE status = 'ok' ORDER BY image_uri").fetchall()
+    rows = (
+        query.connect(output)
+        .sql("SELECT image_uri, mask.bytes FROM masks WHERE status = 'ok' ORDER BY image_uri")
+        .fetchall()
+    )
     masks = {uri: decode_label(content) for uri, content in rows}
     confusion_KK = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
     for uri, (_, truth_HW) in _photos(num_photos):
@@ -94,6 +99,7 @@ def _show_results(num_photos: int, folder: Path) -> None:
     say(f"The bucket {BUCKET} ends with this demo. Copies:")
     say(f"  {folder / 'runs/scenes/best'}  the checkpoint")
     say(f"  {folder / 'labels'}  the tables masks, class_stats and classes, for jobs/query.py")
+    say(f"  {folder / REPORT}  the report, for a browser: totals, charts, and photos with their masks")
     say(f"  {picture}  photos, the truth, and the masks")
 
 

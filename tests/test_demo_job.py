@@ -41,6 +41,7 @@ def test_it_runs_twice_shows_everything_and_leaves_no_process(tmp_path: Path) ->
     assert re.search(r"mIoU of the bucket's masks against the truth: 0\.\d+", printed)
     assert "images/s" in printed
     assert "percent_of_pixels" in printed
+    assert (tmp_path / "demo" / "report.html").stat().st_size > 100_000
     assert (tmp_path / "demo" / "photos.jpg").stat().st_size > 10_000
     connection = query.connect(str(tmp_path / "demo" / "labels"))
     assert connection.sql("SELECT status, count(*) FROM masks GROUP BY status ORDER BY status").fetchall() == [
