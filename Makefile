@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Scenarios that `make chaos` plays: CHAOS_SEEDS=17 is that one again.
 CHAOS_SEEDS ?= 0-49
 
-.PHONY: help setup demo test test-fast chaos check format clean
+.PHONY: help setup demo test test-fast chaos check docs format clean
 
 help:
 	@echo "make demo       train a small PSPNet, label a bucket with it and query the result, all on this machine"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-fast  the same without the slow tests"
 	@echo "make chaos      an hour of segmentation runs that lose processes, nodes and storage requests (CHAOS_SEEDS=first-last)"
 	@echo "make setup      build .venv, which the others do by themselves"
+	@echo "make docs       build the documentation's site in build/docs"
 	@echo "make format     format the code"
 	@echo "make clean      remove .venv and what the demo wrote"
 
@@ -44,6 +45,9 @@ test-fast: check
 
 chaos: .venv/.ready
 	CHAOS_SEEDS=$(CHAOS_SEEDS) $(BIN)/python -m pytest -s -q tests/test_segment_chaos.py -k one_row
+
+docs: .venv/.ready
+	$(BIN)/mkdocs build --strict --site-dir build/docs
 
 format: .venv/.ready
 	$(BIN)/ruff check --fix .

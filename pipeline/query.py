@@ -34,26 +34,30 @@ def connect(output: str) -> duckdb.DuckDBPyConnection:
     Raises: UserError if the output is missing, empty, or not one of ours.
     """
     connection = duckdb.connect()
-    filesystem, path = storage.open_filesystem(output, snapshot=True)
-    is_local = isinstance(filesystem, LocalFileSystem)
-    if not is_local:
+    filesystem, _ = storage.open_filesystem(output, snapshot=True)
+    if not isinstance(filesystem, LocalFileSystem):
         connection.register_filesystem(filesystem)
     for view, pattern in VIEWS.items():
         folder = storage.join(output, pattern.split("*")[0])
         if not any(uri.endswith(".parquet") for uri in storage.find(folder)):
             raise UserError(f"output {output}: has no {pattern}; {_what_instead(output, view)}")
-        source = storage.join(re.sub(r"([*?[])", r"[\1]", path if is_local else output), pattern)
-        quoted = source.replace("'", "''")
+        source = files(output, pattern)
         try:
-            connection.execute(
-                f"CREATE VIEW {view} AS SELECT * FROM read_parquet('{quoted}', hive_partitioning = false)"
-            )
+            connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet({source}, hive_partitioning = false)")
         except duckdb.Error as error:
             raise UserError(
                 f"output {output}: {pattern} cannot be read: {error}; python jobs/verify.py --output {output} says more"
             ) from None
     connection.register("runs", read_runs(output))
     return connection
+
+
+def files(output: str, pattern: str) -> str:
+    """SQL text that names files of an output for read_parquet; only the pattern's own wildcards are ones."""
+    filesystem, path = storage.open_filesystem(output)
+    place = path if isinstance(filesystem, LocalFileSystem) else output
+    source = storage.join(re.sub(r"([*?[])", r"[\1]", place), pattern).replace("'", "''")
+    return f"'{source}'"
 
 
 def warnings(output: str) -> list[str]:

@@ -1,6 +1,5 @@
 """Which images of an output are exported, part by part, and under which names: found out by DuckDB, on disk."""
 
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +9,8 @@ from typing import Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
-from fsspec.implementations.local import LocalFileSystem
 
-from pipeline import query, storage
+from pipeline import query
 from pipeline.errors import UserError
 from pipeline.inputs.names import place_prefix
 from pipeline.mask_export.names import cleaned, common_folder
@@ -131,10 +129,8 @@ class Selection:
 
     def _masks(self) -> str:
         """The view masks once more, by itself, since a view does not hand on the names of its files."""
-        filesystem, path = storage.open_filesystem(self.output)
-        base = path if isinstance(filesystem, LocalFileSystem) else self.output
-        source = storage.join(re.sub(r"([*?[])", r"[\1]", base), "masks/*.parquet").replace("'", "''")
-        return f"read_parquet('{source}', hive_partitioning = false, filename = true)"
+        source = query.files(self.output, query.VIEWS["masks"])
+        return f"read_parquet({source}, hive_partitioning = false, filename = true)"
 
     def _require_inside(self, folder: str) -> None:
         outside = self._ask(

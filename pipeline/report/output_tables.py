@@ -2,12 +2,10 @@
 
 import math
 import posixpath
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import query, storage
 from pipeline.errors import UserError
@@ -194,10 +192,7 @@ class OutputTables:
         )
 
     def _replace_view(self, table: str) -> None:
-        filesystem, path = storage.open_filesystem(self.output)
-        folder = path if isinstance(filesystem, LocalFileSystem) else self.output
-        literal = re.sub(r"([*?[])", r"[\1]", storage.join(folder, table)).replace("'", "''")
-        files = ", ".join(f"'{storage.join(literal, name)}'" for name in self.names)
+        files = ", ".join(query.files(self.output, f"{table}/{name}") for name in self.names)
         options = "hive_partitioning = false, filename = true, file_row_number = true"
         self.connection.execute(f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM read_parquet([{files}], {options})")
 

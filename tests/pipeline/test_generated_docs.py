@@ -1,29 +1,29 @@
-"""What docs/tables.md and sql/ say of the tables is what the schemas say."""
+"""What docs/ and sql/ say of tables and failures is what the program says."""
 
 from pathlib import Path
 
 import pytest
 
-from pipeline import table_docs
+from pipeline import generated_docs
 from pipeline.tables import MASKS
 
 
-@pytest.mark.parametrize("path", sorted(table_docs.documents()), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(generated_docs.documents()), ids=lambda path: path.name)
 def test_the_documents_are_those_of_the_schemas(path: Path) -> None:
-    assert path.read_text() == table_docs.documents()[path], "run python -m pipeline.table_docs"
+    assert path.read_text() == generated_docs.documents()[path], "run python -m pipeline.generated_docs"
 
 
 def test_every_column_is_listed_with_its_type_and_its_meaning() -> None:
-    listed = table_docs.column_list(MASKS).splitlines()[2:]
+    listed = generated_docs.column_list(MASKS).splitlines()[2:]
     assert [line.split("`")[1] for line in listed] == MASKS.names
-    assert "| `image_id` | fixed_size_binary[16] | no | 16-byte BLAKE2b hash of image_uri |" in listed
+    assert "| `image_id` | `fixed_size_binary[16]` | no | 16-byte BLAKE2b hash of image_uri |" in listed
     assert all(line.count("|") == 5 for line in listed), "a description broke the table"
 
 
-@pytest.mark.parametrize("name", table_docs.STATEMENTS)
+@pytest.mark.parametrize("name", generated_docs.STATEMENTS)
 def test_a_statement_ends_where_it_should(name: str) -> None:
     """Whoever splits the file at semicolons gets whole statements."""
-    text = (table_docs.ROOT / "sql" / f"{name}.sql").read_text()
+    text = (generated_docs.ROOT / "sql" / f"{name}.sql").read_text()
     code = "\n".join(line for line in text.splitlines() if not line.startswith("--"))
     statements = [part.strip() for part in code.split(";") if part.strip()]
     assert all(part.startswith(("CREATE ", "SET ")) for part in statements)

@@ -1,6 +1,6 @@
-"""What others are told of the tables, made from their schemas: `python -m pipeline.table_docs` after a change of them.
+"""What the documentation says of tables and failures, from their source: `python -m pipeline.generated_docs`.
 
-Writes the lists of columns in docs/tables.md, each between two marks, and the statements in sql/.
+Writes the lists in docs/tables.md and docs/troubleshooting.md, each between two marks, and the statements in sql/.
 """
 
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pipeline.failures import KINDS
 from pipeline.tables import CLASS_STATS, CLASSES, MASKS
 
 ROOT = Path(__file__).parent.parent
@@ -17,7 +18,7 @@ PLACES = {"masks": "masks/*.parquet", "class_stats": "class_stats/*.parquet", "c
 
 def column_list(schema: pa.Schema) -> str:
     """A Markdown table of the columns."""
-    rows = [f"| `{field.name}` | {field.type} | {_nulls(field)} | {_description(field)} |" for field in schema]
+    rows = [f"| `{field.name}` | `{field.type}` | {_nulls(field)} | {_description(field)} |" for field in schema]
     return "\n".join(["| column | type | null | |", "|-|-|-|-|", *rows])
 
 
@@ -73,13 +74,27 @@ STATEMENTS: dict[str, Callable[[], str]] = {"duckdb": duckdb_sql, "spark": spark
 
 def documents() -> dict[Path, str]:
     """The files as they should be."""
-    page = ROOT / "docs" / "tables.md"
-    text = page.read_text()
+    tables, troubleshooting = ROOT / "docs" / "tables.md", ROOT / "docs" / "troubleshooting.md"
+    text = tables.read_text()
     for name, schema in TABLES.items():
-        begin, end = f"<!-- columns of {name} -->\n", "<!-- end -->"
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}{column_list(schema)}\n{rest[rest.index(end) :]}"
-    return {page: text, **{ROOT / "sql" / f"{name}.sql": make() for name, make in STATEMENTS.items()}}
+        text = _filled_in(text, f"columns of {name}", column_list(schema))
+    return {
+        tables: text,
+        troubleshooting: _filled_in(troubleshooting.read_text(), "kinds of failures", failure_list()),
+        **{ROOT / "sql" / f"{name}.sql": make() for name, make in STATEMENTS.items()},
+    }
+
+
+def failure_list() -> str:
+    """A Markdown table of the kinds of failures."""
+    return "\n".join(["| `error_type` | |", "|-|-|", *(f"| `{kind}` | {meaning} |" for kind, meaning in KINDS.items())])
+
+
+def _filled_in(text: str, name: str, content: str) -> str:
+    """The text with something else between a mark and the next end."""
+    begin, end = f"<!-- {name} -->\n", "<!-- end -->"
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}{content}\n{rest[rest.index(end) :]}"
 
 
 def _columns(schema: pa.Schema, type_name: Callable[[pa.DataType], str]) -> str:

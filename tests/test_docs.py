@@ -1,0 +1,83 @@
+"""What the documentation points to is there: files, sections, jobs and their options."""
+
+import functools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")])
+JOBS = sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py") if path.stem != "__init__")
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+
+
+def sections(page: Path) -> set[str]:
+    """Names of a page's headings, as GitHub makes anchors of them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def commands(page: Path) -> list[tuple[str, str]]:
+    """(job, rest of its command line) of every command that a page shows, over all its lines."""
+    text = re.sub(r"\\\n\s*", " ", page.read_text())
+    return [(job, rest) for job, rest in re.findall(r"jobs/(\w+)\.py([^`\n]*)", text) if job in JOBS]
+
+
+@functools.cache
+def help_of(job: str) -> str:
+    command = [sys.executable, f"jobs/{job}.py", "--help"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, env={"COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    broken = []
+    for target in LINK.findall(without_code(page.read_text())):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, section = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        if not file.exists() or (section and section not in sections(file)):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_option_that_is_shown_is_one_of_its_job(page: Path) -> None:
+    unknown = []
+    for job, rest in commands(page):
+        # What follows a command in the same sentence or line is not its own.
+        own = re.split(r"[|;&]|\s#\s| -- ", rest)[0]
+        known = set(OPTION.findall(help_of(job)))
+        unknown += [f"jobs/{job}.py {option}" for option in OPTION.findall(own) if option not in known]
+    assert unknown == []
+
+
+def test_every_job_is_told_of_in_the_readme_or_the_docs() -> None:
+    told = {job for page in PAGES for job, _ in commands(page)}
+    assert set(JOBS) - told == {"demo"}  # which `make demo` is
+
+
+def test_the_messages_of_the_troubleshooting_page_are_ones_that_are_given() -> None:
+    """A message that is worded anew has to be worded anew there."""
+    sources = [path.read_text() for folder in ("pipeline", "jobs") for path in (REPOSITORY / folder).rglob("*.py")]
+    # As one text each, where the source breaks it into several.
+    given = re.sub(r'"\n\s*f?"', "", "\n".join(sources))
+    page = (REPOSITORY / "docs" / "troubleshooting.md").read_text()
+    page = re.sub(r"<!-- kinds of failures -->.*?<!-- end -->", "", page, flags=re.DOTALL)  # made from the source
+    rows = re.findall(r"^\| (`.+?`) \| ", page, re.MULTILINE)
+    told = [message for row in rows for message in re.findall("`([^`]+)`", row)]
+    assert len(told) > 15
+    assert [message for message in told if message not in given] == []
