@@ -9,11 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.failures import KINDS
+from pipeline.query import VIEWS
 from pipeline.tables import CLASS_STATS, CLASSES, MASKS
 
 ROOT = Path(__file__).parent.parent
 TABLES = {"masks": MASKS, "class_stats": CLASS_STATS, "classes": CLASSES}
-PLACES = {"masks": "masks/*.parquet", "class_stats": "class_stats/*.parquet", "classes": "classes.parquet"}
 
 
 def column_list(schema: pa.Schema) -> str:
@@ -26,32 +26,25 @@ def duckdb_sql() -> str:
     views = [
         f"CREATE OR REPLACE VIEW {name} AS\n"
         f"  FROM read_parquet(getvariable('output') || '/{place}', hive_partitioning = false);"
-        for name, place in PLACES.items()
+        for name, place in VIEWS.items()
     ]
     head = "-- DuckDB: views of an output. s3:// needs the extension httpfs, and CREATE SECRET for the credentials."
-    return "\n\n".join([head, "SET VARIABLE output = 'OUTPUT';", *views]) + "\n"
+    return _file(head, "SET VARIABLE output = 'OUTPUT';", *views)
 
 
 def spark_sql() -> str:
     tables = [
-        f"CREATE TABLE {name} (\n{_columns(schema, _spark_type)}\n)\nUSING parquet\nLOCATION 'OUTPUT/{place}';"
+        f"CREATE TABLE {name} (\n{_columns(schema)}\n)\nUSING parquet\nLOCATION 'OUTPUT/{place}';"
         for (name, schema), place in zip(TABLES.items(), ("masks", "class_stats", "classes.parquet"), strict=True)
     ]
-    return (
-        "\n\n".join(
-            [
-                "-- Spark: tables of an output, which stay where they are. OUTPUT is a folder or s3a://BUCKET/PREFIX.",
-                *tables,
-            ]
-        )
-        + "\n"
-    )
+    head = "-- Spark: tables of an output, which stay where they are. OUTPUT is a folder or s3a://BUCKET/PREFIX."
+    return _file(head, *tables)
 
 
 def athena_sql() -> str:
     end = "STORED AS PARQUET\nLOCATION"
     tables = [
-        f"CREATE EXTERNAL TABLE {name} (\n{_columns(schema, _spark_type)}\n)\n{end} 'OUTPUT/{name}/';"
+        f"CREATE EXTERNAL TABLE {name} (\n{_columns(schema)}\n)\n{end} 'OUTPUT/{name}/';"
         for name, schema in TABLES.items()
         if name != "classes"
     ]
@@ -61,12 +54,12 @@ def athena_sql() -> str:
         "CREATE OR REPLACE VIEW classes AS\nSELECT class_id, arbitrary(class_name) AS class_name FROM class_stats "
         "GROUP BY class_id;"
     )
-    return (
-        "\n\n".join(
-            ["-- Athena: tables of an output, one statement at a time. OUTPUT is s3://BUCKET/PREFIX.", *tables, view]
-        )
-        + "\n"
-    )
+    head = "-- Athena: tables of an output, one statement at a time. OUTPUT is s3://BUCKET/PREFIX."
+    return _file(head, *tables, view)
+
+
+def _file(*pieces: str) -> str:
+    return "\n\n".join(pieces) + "\n"
 
 
 STATEMENTS: dict[str, Callable[[], str]] = {"duckdb": duckdb_sql, "spark": spark_sql, "athena": athena_sql}
@@ -97,11 +90,12 @@ def _filled_in(text: str, name: str, content: str) -> str:
     return f"{before}{begin}{content}\n{rest[rest.index(end) :]}"
 
 
-def _columns(schema: pa.Schema, type_name: Callable[[pa.DataType], str]) -> str:
+def _columns(schema: pa.Schema) -> str:
     """Lines of a CREATE TABLE; comments without quotes and semicolons, at which some tools would cut."""
     comments = (_description(field).replace("'", "").replace(";", ",") for field in schema)
     return ",\n".join(
-        f"  {field.name} {type_name(field.type)} COMMENT '{text}'" for field, text in zip(schema, comments, strict=True)
+        f"  {field.name} {_spark_type(field.type)} COMMENT '{text}'"
+        for field, text in zip(schema, comments, strict=True)
     )
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import ExportMasksConfig
-from pipeline.errors import UserError
 from pipeline.mask_export import cityscapes, coco, fiftyone, pictures, yolo
 from pipeline.mask_export.coco_file import write_coco
 from pipeline.mask_export.dataset import dataset, dataset_yaml
@@ -42,7 +41,7 @@ def format_of(config: ExportMasksConfig, classes: Classes, target: str, model_id
             make = partial(pictures.overlaid, classes=classes, opacity=config.opacity)
             return of_classes(make, beside({"classes.csv": classes.as_csv()}), needs_images=True)
         case "coco-panoptic":
-            things = _class_ids("things", config.things, classes)
+            things = classes.ids("things", config.things)
             info = {"description": f"{config.labels}, model {model_id}"}
             finish = partial(_finish_panoptic, target, info, coco.categories(classes, things))
             return of_classes(partial(coco.panoptic, things=things), finish, needs_images=False)
@@ -87,13 +86,3 @@ def _finish_panoptic(target: str, info: dict[str, Any], categories: list[dict[st
 def _finish_rle(target: str, info: dict[str, Any], categories: list[dict[str, Any]], records: Records) -> None:
     entries = ((record["image"], record["annotations"]) for record in records)
     write_coco(storage.join(target, "annotations.json"), info, categories, entries)
-
-
-def _class_ids(option: str, names: tuple[str, ...], classes: Classes) -> frozenset[int]:
-    """Raises UserError for a name that is no class."""
-    unknown = [name for name in names if name not in classes.names]
-    if unknown:
-        raise UserError(
-            f"{option}: {', '.join(map(repr, unknown))}: no class of the output; it has {', '.join(classes.names)}"
-        )
-    return frozenset(classes.names.index(name) for name in names)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.errors import UserError
 from pipeline.images import ImageError, decode_image, decode_label
 from pipeline.mask_export.names import split_ending
 
@@ -36,6 +38,15 @@ class Classes:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def ids(self, option: str, names: Collection[str]) -> frozenset[int]:
+        """Ids of classes that an option names. Raises UserError for a name that is none."""
+        unknown = [name for name in names if name not in self.names]
+        if unknown:
+            raise UserError(
+                f"{option}: {', '.join(map(repr, unknown))}: no class of the output; it has {', '.join(self.names)}"
+            )
+        return frozenset(map(self.names.index, names))
 
     def as_csv(self, **more: list[int]) -> bytes:
         """class_id, class_name and colour, and columns more."""

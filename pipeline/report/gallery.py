@@ -136,16 +136,17 @@ def _choose(tables: OutputTables, number: int) -> dict[bytes, str]:
 
 
 def _pictures(tables: OutputTables, reasons: dict[bytes, str], palette_K3: NDArray[np.uint8]) -> Iterator[Picture]:
-    """Pictures of images, in their order; a few are in memory at once."""
+    """Pictures of images, in their order; a few are in memory at once, and the PNG files of all masks."""
     rows = {row["image_id"]: row for row in tables.rows_of([*reasons])}
     classes: dict[bytes, list[tuple[int, float, float]]] = defaultdict(list)
     for row in tables.classes_of([*rows]):
         classes[row["image_id"]].append((row["class_id"], row["pixel_fraction"], row["mean_confidence"]))
     ordered = [rows[image_id] for image_id in reasons if image_id in rows]
+    masks = _read_masks(tables.output, ordered)  # at once: several may lie in one row group
     files = _Files()
     for start in range(0, len(ordered), AT_ONCE):
         some = ordered[start : start + AT_ONCE]
-        for row, mask, content in zip(some, _read_masks(tables.output, some), files.fetch(some), strict=True):
+        for row, mask, content in zip(some, masks[start : start + AT_ONCE], files.fetch(some), strict=True):
             picture = Picture(
                 uri=row["image_uri"],
                 reason=reasons[row["image_id"]],
