@@ -3,7 +3,7 @@
     python benchmarks/first_image.py                              1 million rows
     python benchmarks/first_image.py --rows 1000000 10000000      1 and 10 million
 
-The first images of the manifest are there, the others are not: each run is stopped (as by Ctrl-C) when the first of
+The first images of the manifest are there, the others are not: each run is stopped when the first of
 them are done, while it still lists. The first wave, on which Ray Data works by then, is what was listed until it began.
 """
 
@@ -71,7 +71,7 @@ def until_first(root: str, manifest: Path) -> dict[str, Any]:
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     found = next(json.loads(line) for line in child.stdout if line.startswith("{"))
-    child.send_signal(signal.SIGINT)
+    child.send_signal(signal.SIGTERM)
     child.communicate()
     return {"seconds_to_first": round(found.pop("time") - start, 1), **found}
 
@@ -87,10 +87,7 @@ def run(root: str, manifest: str) -> None:
     pipeline.on_progress(tell)
     command = ["--manifest", manifest, "--allow", root, "--output", f"{root}/{os.path.basename(manifest)}"]
     command += ["--checkpoint", f"{root}/checkpoint", "--max-error-rate", "1"]
-    try:
-        segment(load_settings(SegmentConfig, command, prog="benchmark"))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    segment(load_settings(SegmentConfig, command, prog="benchmark"))
 
 
 if __name__ == "__main__":

@@ -114,9 +114,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     before, start = listing.memory_mib(), time.perf_counter()
     reconcile, seconds = parts.reconcile, {}
 
-    def timed(output: str) -> Any:
+    def timed(*arguments: Any) -> Any:
         since = time.perf_counter()
-        found = reconcile(output)
+        found = reconcile(*arguments)
         seconds["reading_parts"] = time.perf_counter() - since
         return found
 

@@ -38,7 +38,7 @@ from models.pspnet import MIN_SIZE
 from models.strip_output import StripOutput
 from models.windows import HeldRows, ImageWindows, WholeImage
 
-# One crop of the paper's keeps a CPU busy, and little memory; of smaller ones, as many pixels.
+# On a CPU each thread has a crop of its own (models/streams.py); of small ones, as many pixels as the paper's have.
 CPU_BATCH_PIXELS, GPU_BATCH, GPU_BATCH_PIXELS = 473**2, 16, 16 * 473**2
 # Logits are kept up to this size, and beyond it those of one image's current band alone.
 LOGITS_BYTES_CPU, LOGITS_BYTES_GPU = 128 * 2**20, 4 * 2**30
@@ -124,7 +124,7 @@ class SlidingPredictor:
 
         Every row of pixels is read once, from the top down. Beside the mask, memory grows with the image's width and
         not with its height. The labels are those of `predict`, bit by bit where batches do not matter: with one crop
-        in each, as a CPU has of the paper's.
+        in each.
 
         Raises ValueError where a crop would need all of the image: without crops, or with a base size. What `read`
         raises passes through.
@@ -204,7 +204,7 @@ class SlidingPredictor:
 
     def _default_batch(self, crop_pixels: int) -> int:
         if self.predictor.device.type == "cpu":
-            return max(1, CPU_BATCH_PIXELS // crop_pixels)
+            return max(torch.get_num_threads() if self.crop else 1, CPU_BATCH_PIXELS // crop_pixels)
         return GPU_BATCH if self.crop else max(1, min(GPU_BATCH, GPU_BATCH_PIXELS // crop_pixels))
 
     def _crop_image(self, grid: Grid, image: WholeImage | HeldRows, key: CropKey) -> Tensor:

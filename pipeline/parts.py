@@ -8,8 +8,9 @@ import hashlib
 import io
 import posixpath
 import re
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.done import Done
 from pipeline.errors import UserError
+from pipeline.id_set import IdSet
 from pipeline.parquet_layout import write_options
-from pipeline.tables import MASKS
 
 PART = re.compile(r"part-[^/]+-[0-9a-f]{16}\.parquet")
 READERS = 16  # parts whose ids are read at once; the reading is waiting
@@ -66,43 +68,42 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
             raise UserError(f"{uri}: cannot be read as Parquet: {error}; remove it") from error
 
 
-# What is read of every part before a run, so that it knows what is left to do.
-DONE = pa.schema([MASKS.field(name) for name in ("image_id", "status", "error_type", "etag")])
-
-
-@dataclass
-class Reconciled:
-    """What an output holds after it was put in order, and what had to be done for that."""
-
-    done: pa.Table = field(default_factory=DONE.empty_table)  # of DONE, each image once
-    mended: list[str] = field(default_factory=list)
-
-
-def reconcile(output: str) -> Reconciled:
-    """Put in order what an interrupted run left, and return the images that are done.
+def reconcile(output: str, retry_errors: Sequence[str] = (), relabel_changed: bool = False) -> tuple[Done, list[str]]:
+    """Put in order what an interrupted run left, and return the images that are done and what was mended.
 
     Half-written local files and statistics without masks are deleted. Masks without statistics (which no kill
     leaves behind, but a person may) are deleted too, so that their images are done again. Of an image that stands
     in two parts the newest row stays. Interrupted at any point, it can simply be run again.
 
+    Args:
+        retry_errors, relabel_changed: which images do not count as done, as Done says.
+
     Raises: UserError.
     """
-    result = Reconciled()
-    masks, class_stats = (_names(output, table, result) for table in ("masks", "class_stats"))
+    mended: list[str] = []
+    masks, class_stats = (_names(output, table, mended) for table in ("masks", "class_stats"))
     for name in sorted(class_stats - masks):
         storage.remove(storage.join(output, "class_stats", name))
-        result.mended.append(f"removed class_stats/{name}: an interrupted run had not committed it")
+        mended.append(f"removed class_stats/{name}: an interrupted run had not committed it")
     for name in sorted(masks - class_stats):
         storage.remove(storage.join(output, "masks", name))
-        result.mended.append(f"removed masks/{name}: its class_stats file is missing; its images are done again")
+        mended.append(f"removed masks/{name}: its class_stats file is missing; its images are done again")
 
-    found = _read_parts(output, sorted(masks & class_stats), DONE.names)
-    if _stand_twice(found):
-        result.mended += remove_superseded(output)
-        found = _read_parts(output, sorted(_names(output, "masks", result)), DONE.names)
-    if found:
-        result.done = pa.concat_tables(found.values())
-    return result
+    done = Done(retry_errors, relabel_changed)
+    for _, rows in _read_parts(output, sorted(masks & class_stats), done.columns):
+        if done.add(rows).false_count:
+            mended += remove_superseded(output)
+            return read_done(output, retry_errors, relabel_changed), mended
+    return done, mended
+
+
+def read_done(output: str, retry_errors: Sequence[str] = (), relabel_changed: bool = False) -> Done:
+    """The images that are done, as `reconcile` returns them, of an output that is left as it is. Raises UserError."""
+    masks, class_stats = ({*filter(PART.fullmatch, _files(output, table))} for table in ("masks", "class_stats"))
+    done = Done(retry_errors, relabel_changed)
+    for _, rows in _read_parts(output, sorted(masks & class_stats), done.columns):
+        done.add(rows)
+    return done
 
 
 def remove_superseded(output: str) -> list[str]:
@@ -111,26 +112,26 @@ def remove_superseded(output: str) -> list[str]:
     A part that loses rows is written anew under another name before it goes: until then rows stand twice, never
     nowhere.
     """
-    names = sorted(_names(output, "masks", Reconciled()))
-    keep = _newest(_read_parts(output, names, ["image_id", "segmented_at"]))
     mended: list[str] = []
     rewritten: set[str] = set()
-    for name, kept in keep.items():
-        num_kept = pc.sum(kept).as_py() or 0
-        if num_kept in (0, len(kept)):
+    superseded = _superseded(output, sorted(_names(output, "masks", mended)))
+    for name, rows_of_part in superseded.items():
+        masks = read_table(storage.join(output, "masks", name))
+        if len(rows_of_part) == len(masks):
             continue
-        masks = read_table(storage.join(output, "masks", name)).filter(kept)
+        is_kept = np.ones(len(masks), bool)
+        is_kept[rows_of_part] = False
+        masks = masks.filter(pa.array(is_kept))
         class_stats = read_table(storage.join(output, "class_stats", name))
         still_here = pc.is_in(class_stats["image_id"], value_set=masks["image_id"].combine_chunks())
         smaller = part_name(masks["run_id"][0].as_py(), masks["image_id"])
         write_part(output, smaller, masks, class_stats.filter(still_here))
         rewritten.add(smaller)
-    for name, kept in keep.items():
-        num_superseded = len(kept) - (pc.sum(kept).as_py() or 0)
+    for name, rows_of_part in superseded.items():
         # An interrupted mending may have made a part already that was just made again.
-        if num_superseded and name not in rewritten:
+        if name not in rewritten:
             remove_part(output, name)
-            mended.append(f"removed {num_superseded} rows from masks/{name}: newer ones have taken their place")
+            mended.append(f"removed {len(rows_of_part)} rows from masks/{name}: newer ones have taken their place")
     return mended
 
 
@@ -148,20 +149,13 @@ def remove_strays(output: str, run_id: str, written: set[str]) -> list[str]:
     return strays
 
 
-def read_done(output: str) -> pa.Table:
-    """The images that are done, as `reconcile` returns them, of an output that is left as it is. Raises UserError."""
-    masks, class_stats = ({*filter(PART.fullmatch, _files(output, table))} for table in ("masks", "class_stats"))
-    found = _read_parts(output, sorted(masks & class_stats), DONE.names)
-    return pa.concat_tables([DONE.empty_table(), *found.values()])
-
-
-def _names(output: str, table: str, result: Reconciled) -> set[str]:
+def _names(output: str, table: str, mended: list[str]) -> set[str]:
     """Parts of a table; what else lies there is left alone, but half-written files."""
     names = set()
     for name in _files(output, table):
         if name.startswith(storage.PARTIAL):
             storage.remove(storage.join(output, table, name))
-            result.mended.append(f"removed {table}/{name}: half written")
+            mended.append(f"removed {table}/{name}: half written")
         elif PART.fullmatch(name):
             names.add(name)
     return names
@@ -172,29 +166,39 @@ def _files(output: str, table: str) -> list[str]:
     return [uri.removeprefix(folder) for uri in storage.find(folder)]
 
 
-def _read_parts(output: str, names: list[str], columns: list[str]) -> dict[str, pa.Table]:
+def _read_parts(output: str, names: list[str], columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
+    """Columns of masks by name of their part; a few parts ahead are in memory, however many there are."""
     with ThreadPoolExecutor(READERS) as pool:
-        tables = pool.map(lambda name: read_table(storage.join(output, "masks", name), columns), names)
-        return dict(zip(names, tables, strict=True))
+        ahead: deque[tuple[str, Future[pa.Table]]] = deque()
+        for name in names:
+            ahead.append((name, pool.submit(read_table, storage.join(output, "masks", name), columns)))
+            if len(ahead) > 2 * READERS:
+                first, reading = ahead.popleft()
+                yield first, reading.result()
+        for name, reading in ahead:
+            yield name, reading.result()
 
 
-def _stand_twice(found: dict[str, pa.Table]) -> bool:
-    if not found:
-        return False
-    image_ids = pa.concat_tables(found.values())["image_id"]
-    return pc.count_distinct(image_ids).as_py() < len(image_ids)
-
-
-def _newest(dated: dict[str, pa.Table]) -> dict[str, pa.Array]:
-    """For each part, by row: whether no other row of the image is newer; of equally new ones the first stays."""
-    rows = pa.concat_tables(dated.values())
-    rows = rows.append_column("row", pa.array(np.arange(len(rows))))
-    by_age = rows.sort_by([("image_id", "ascending"), ("segmented_at", "descending"), ("row", "ascending")])
-    first_of_image = by_age.group_by("image_id", use_threads=False).aggregate([("row", "first")])["row_first"]
-    kept = np.zeros(len(rows), bool)
-    kept[first_of_image.to_numpy()] = True
-    ends = np.cumsum([len(part) for part in dated.values()])
-    return {
-        name: pa.array(kept[end - len(part) : end])
-        for (name, part), end in zip(dated.items(), ends.tolist(), strict=True)
-    }
+def _superseded(output: str, names: list[str]) -> dict[str, list[int]]:
+    """By part, its rows whose image has a newer row; of equally new ones the first stays."""
+    images, twice = IdSet(), IdSet()
+    for _, rows in _read_parts(output, names, ["image_id"]):
+        twice.add(rows["image_id"].filter(pc.invert(images.add(rows["image_id"]))))
+    del images
+    if not len(twice):
+        return {}
+    rivals = []
+    for number, (_, rows) in enumerate(_read_parts(output, names, ["image_id", "segmented_at"])):
+        rows = rows.append_column("part", pa.repeat(number, len(rows)))
+        rows = rows.append_column("row", pa.array(np.arange(len(rows))))
+        rivals.append(rows.filter(twice.contains(rows["image_id"])))
+    order = [("image_id", "ascending"), ("segmented_at", "descending"), ("part", "ascending"), ("row", "ascending")]
+    sorted_rivals = pa.concat_tables(rivals).sort_by(order)
+    image_ids = sorted_rivals["image_id"].combine_chunks()
+    found: dict[str, list[int]] = {}
+    is_older = pc.equal(image_ids[1:], image_ids[:-1])
+    for row in (
+        sorted_rivals.slice(1).filter(is_older).sort_by([("part", "ascending"), ("row", "ascending")]).to_pylist()
+    ):
+        found.setdefault(names[row["part"]], []).append(row["row"])
+    return found

@@ -16,10 +16,11 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline import cluster, parts, storage
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import SegmentConfig
+from pipeline.done import Done
 from pipeline.output import is_claimed
 from pipeline.planning import Forecast, Machines, Plan, Survey, Tried, steady_rate, survey
 from pipeline.progress import LINE_EVERY, News, SegmentationLine, say
-from pipeline.segmentation import Summary, label, opened, plan_stages, what_is_done
+from pipeline.segmentation import Summary, label, opened, plan_stages
 from pipeline.worklist import FIRST_WAIT, Listed, Worklist
 
 LEAST_TRIED = 32  # images for each predictor
@@ -47,10 +48,10 @@ def make_plan(config: SegmentConfig) -> Planned:
     """
     started = time.monotonic()
     output, listing, model = opened(config)
-    done = parts.read_done(output) if is_claimed(output, model) else parts.DONE.empty_table()
+    again = config.retry_errors, config.relabel_changed
+    done = parts.read_done(output, *again) if is_claimed(output, model) else Done(*again)
     begun = time.monotonic()
-    is_done = what_is_done(done, config.retry_errors, config.relabel_changed)
-    surveyed = survey(_told(listing), is_done)
+    surveyed = survey(_told(listing), done.holds)
     planned = Planned(output, model.model_id, surveyed, config.max_error_rate)
     if not surveyed.images:
         return planned

@@ -10,7 +10,7 @@ import platform
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +18,6 @@ from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 
@@ -27,8 +26,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.config import PredictConfig, SegmentConfig
 from pipeline.decoding import DECODED_BYTES, Limits, decode
 from pipeline.errors import UserError, user_error
-from pipeline.failures import EVERY_KIND, require_kinds
-from pipeline.id_set import IdSet
+from pipeline.failures import require_kinds
 from pipeline.inputs import list_images
 from pipeline.output import claim_output, first_failures, is_begun
 from pipeline.progress import SegmentationLine, say, start_board, watched
@@ -36,7 +34,6 @@ from pipeline.segmenter import Segmenter
 from pipeline.sink import PartSink, WrittenPart, rows_of_a_part
 from pipeline.stage_seconds import StageSeconds
 from pipeline.table_tasks import map_tables
-from pipeline.tables import IMAGE_ID_BYTES, image_id
 from pipeline.worklist import Listed, Worklist, blocks_of
 
 # Not 1: into predictors that reserve the same Ray Data would fuse decoding, which could then not run beside them.
@@ -73,13 +70,12 @@ def segment(config: SegmentConfig) -> Summary:
     started = time.monotonic()
     output, listing, model = opened(config)
     claim_output(output, model)
-    reconciled = parts.reconcile(output)
-    for line in reconciled.mended:
+    done, mended = parts.reconcile(output, config.retry_errors, config.relabel_changed)
+    for line in mended:
         say(f"mended: {line}")
-    is_done = what_is_done(reconciled.done, config.retry_errors, config.relabel_changed)
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     summary = Summary(run_id, output)
-    with Worklist(listing, is_done) as worklist:
+    with Worklist(listing, done.holds) as worklist:
         summary.listed = worklist.listed
         label(config, model, worklist, summary)
     if config.retry_errors or config.relabel_changed:
@@ -199,39 +195,6 @@ def _label_wave(
     except Exception as error:
         raise user_error(error) or error from None
     return sink.written
-
-
-def what_is_done(done: pa.Table, retry_errors: Sequence[str], relabel_changed: bool) -> Callable[[pa.Table], pa.Array]:
-    """Of a LISTED table, which images need nothing more.
-
-    Args:
-        done: the output's rows, as parts.DONE has them.
-        retry_errors: kinds of failures to try again; 'all' is every kind.
-        relabel_changed: whether an image with another ETag than its row is to be labelled again.
-    """
-    if retry_errors:
-        failed = pc.equal(done["status"], "error")
-        again = failed if EVERY_KIND in retry_errors else pc.is_in(done["error_type"], pa.array(retry_errors))
-        done = done.filter(pc.invert(again))
-    images, versions = IdSet(), IdSet()
-    images.add(done["image_id"])
-    if relabel_changed:
-        versions.add(_versions(done))
-
-    def is_done(listed: pa.Table) -> pa.Array:
-        known = images.contains(listed["image_id"])
-        if not relabel_changed:
-            return known
-        same = pc.or_(pc.is_null(listed["etag"]), versions.contains(_versions(listed)))
-        return pc.and_(known, same)
-
-    return is_done
-
-
-def _versions(images: pa.Table) -> pa.Array:
-    """An id for each image and ETag together."""
-    pairs = zip(images["image_id"].to_pylist(), images["etag"].to_pylist(), strict=True)
-    return pa.array([image_id(f"{name.hex()} {etag}") for name, etag in pairs], pa.binary(IMAGE_ID_BYTES))
 
 
 @dataclass(frozen=True)

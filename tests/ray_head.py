@@ -20,23 +20,24 @@ ACCESS = {
 
 @dataclass(frozen=True)
 class RayHead:
-    """A running head: where drivers and `ray job` find it."""
+    """A running head: where drivers, `ray job` and Prometheus find it."""
 
     environment: dict[str, str]  # for a driver that connects directly
     dashboard: str
+    metrics: str
 
 
 @contextlib.contextmanager
 def ray_head(folder: Path, environment: Mapping[str, str], num_cpus: int = 8) -> Iterator[RayHead]:
     """Run a head of `num_cpus` logical CPUs whose workers inherit `environment`. Ends with the block."""
-    gcs, dashboard, client, agent = free_ports(4)
+    gcs, dashboard, client, agent, metrics = free_ports(5)
     process = ServerProcess(
         name="ray head",
         command=[
             str(Path(sys.executable).parent / "ray"),
             *("start", "--head", "--block", "--disable-usage-stats", f"--node-ip-address={LOOPBACK}"),
             *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
-            f"--dashboard-agent-listen-port={agent}",
+            *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"),
             *(f"--num-cpus={num_cpus}", f"--object-store-memory={2**30}"),
         ],
         url=f"http://{LOOPBACK}:{dashboard}/",
@@ -51,6 +52,7 @@ def ray_head(folder: Path, environment: Mapping[str, str], num_cpus: int = 8) ->
     process.start()
     try:
         process.wait_until_it_answers(120)
-        yield RayHead({**ACCESS, "RAY_ADDRESS": f"{LOOPBACK}:{gcs}"}, f"http://{LOOPBACK}:{dashboard}")
+        drivers = {**ACCESS, "RAY_ADDRESS": f"{LOOPBACK}:{gcs}"}
+        yield RayHead(drivers, f"http://{LOOPBACK}:{dashboard}", f"http://{LOOPBACK}:{metrics}/metrics")
     finally:
         process.stop()

@@ -4,15 +4,15 @@ import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pytest
 
 from pipeline import parts, storage
 from pipeline.errors import UserError
-from pipeline.tables import CLASS_STATS, CLASSES, MASKS, image_id
-from tests.output_checks import check_invariants
+from pipeline.tables import CLASS_STATS, CLASSES, LISTED, MASKS, image_id, table
+from tests.output_checks import check_invariants, read
 from tests.pipeline.samples import MADE_AT, failed, write_part
 
 Break = Callable[[str], set[str]]
@@ -55,9 +55,14 @@ def both(name: str) -> set[str]:
     return {f"masks/{name}", f"class_stats/{name}"}
 
 
-def reconciled(output: str) -> parts.Reconciled:
+class Reconciled(NamedTuple):
+    image_ids: set[bytes]  # of all rows
+    mended: list[str]
+
+
+def reconciled(output: str) -> Reconciled:
     """Reconcile, and check that what is reported is what lies there."""
-    result = parts.reconcile(output)
+    done, mended = parts.reconcile(output)
     uris = [
         uri
         for part in storage.find(storage.join(output, "masks"))
@@ -65,9 +70,10 @@ def reconciled(output: str) -> parts.Reconciled:
     ]
     rows = check_invariants(output, uris)
     assert len(rows) == len(uris), "an image stands twice"
-    found = {row["image_id"]: (row["status"], row["error_type"], row["etag"]) for row in result.done.to_pylist()}
-    assert found == {row["image_id"]: (row["status"], row["error_type"], row["etag"]) for row in rows.values()}
-    return result
+    listed = table([*rows.values(), {"image_id": image_id("another"), "image_uri": "another"}], LISTED)
+    assert done.holds(listed).to_pylist() == [True] * len(rows) + [False]
+    assert len(done) == len(rows)
+    return Reconciled({row["image_id"] for row in rows.values()}, mended)
 
 
 # Writing
@@ -226,16 +232,15 @@ BROKEN = [
 
 
 def test_an_output_that_does_not_exist_yet_holds_nothing(output: str) -> None:
-    result = parts.reconcile(output)
-    assert (len(result.done), result.mended) == (0, [])
-    assert result.done.schema.equals(parts.DONE)
+    done, mended = parts.reconcile(output)
+    assert (len(done), mended) == (0, [])
 
 
 def test_an_output_in_order_is_left_as_it_is(output: str) -> None:
     uris = nothing_wrong(output)
     before = {uri: storage.read_bytes(uri) for uri in storage.find(output)}
     result = reconciled(output)
-    assert set(result.done["image_id"].to_pylist()) == {image_id(uri) for uri in uris}
+    assert result.image_ids == {image_id(uri) for uri in uris}
     assert result.mended == []
     assert {uri: storage.read_bytes(uri) for uri in storage.find(output)} == before
 
@@ -244,7 +249,7 @@ def test_an_output_in_order_is_left_as_it_is(output: str) -> None:
 def test_each_broken_state_is_put_in_order_once(broken: Break, output: str) -> None:
     uris = broken(output)
     result = reconciled(output)
-    assert set(result.done["image_id"].to_pylist()) == {image_id(uri) for uri in uris}
+    assert result.image_ids == {image_id(uri) for uri in uris}
     assert result.mended
     assert reconciled(output).mended == []
 
@@ -266,7 +271,7 @@ def test_mending_that_is_killed_after_any_step_can_be_run_again(
         except Killed:
             kills += 1
         result = reconciled(output)
-        assert set(result.done["image_id"].to_pylist()) == {image_id(uri) for uri in uris}, f"killed after step {kills}"
+        assert result.image_ids == {image_id(uri) for uri in uris}, f"killed after step {kills}"
         assert reconciled(output).mended == []
     assert kills > 0
 
@@ -281,7 +286,7 @@ def test_rows_that_an_earlier_mending_has_moved_stay_in_their_new_part(image: st
     write_part(output, ["b", image], run_id="run2")
     write_part(output, [image], run_id="run2")
     result = reconciled(output)
-    assert set(result.done["image_id"].to_pylist()) == {image_id(uri) for uri in ("a", "b", image)}
+    assert result.image_ids == {image_id(uri) for uri in ("a", "b", image)}
 
 
 def test_what_was_mended_is_told_with_the_file_and_the_reason(output: str) -> None:
@@ -291,7 +296,8 @@ def test_what_was_mended_is_told_with_the_file_and_the_reason(output: str) -> No
     storage.write_bytes(f"{output}/masks/.partial-abc", b"")
     write_part(output, ["c", "d"])
     twice = write_part(output, ["c", "d", "e"], run_id="run2")
-    lines = "\n".join(parts.reconcile(output).mended)
+    _, mended = parts.reconcile(output)
+    lines = "\n".join(mended)
     assert "removed masks/.partial-abc: half written" in lines
     assert f"removed class_stats/{unfinished}: an interrupted run had not committed it" in lines
     assert f"removed masks/{incomplete}: its class_stats file is missing; its images are done again" in lines
@@ -303,7 +309,8 @@ def test_files_that_are_no_parts_are_left_alone(output: str) -> None:
     theirs = ["masks/notes.txt", "masks/table.parquet", f"masks/copies/{name}", "class_stats/part-of-mine.parquet"]
     for file in theirs:
         storage.write_bytes(f"{output}/{file}", b"mine")
-    assert len(parts.reconcile(output).done) == 1
+    done, _ = parts.reconcile(output)
+    assert len(done) == 1
     assert [storage.read_bytes(f"{output}/{file}") for file in theirs] == [b"mine"] * 4
 
 
@@ -320,8 +327,8 @@ def test_the_newest_row_of_an_image_takes_the_place_of_older_ones(output: str) -
     new = write_part(output, ["b"], failures=["c"], run_id="run1", made_at=MADE_AT + timedelta(seconds=1))
     result = reconciled(output)
     assert result.mended == [f"removed 2 rows from masks/{old}: newer ones have taken their place"]
-    by_id = {row["image_id"]: row["status"] for row in result.done.to_pylist()}
-    assert by_id == {image_id("a"): "ok", image_id("b"): "ok", image_id("c"): "error"}
+    by_uri = {row["image_uri"]: row["status"] for row in read(output, "masks").to_pylist()}
+    assert by_uri == {"a": "ok", "b": "ok", "c": "error"}
     assert f"masks/{new}" in files(output)
     assert f"masks/{old}" not in files(output)
 
@@ -329,7 +336,7 @@ def test_the_newest_row_of_an_image_takes_the_place_of_older_ones(output: str) -
 def test_an_image_that_failed_in_one_run_and_went_well_in_another_has_one_row(output: str) -> None:
     write_part(output, ["a"], failures=["b"])
     write_part(output, ["b", "c"], failures=["a"], run_id="run2")
-    assert set(reconciled(output).done["image_id"].to_pylist()) == {image_id(uri) for uri in "abc"}
+    assert reconciled(output).image_ids == {image_id(uri) for uri in "abc"}
     assert (
         failed("b")["error_type"]
         in parts.read_table(next(iter(storage.find(f"{output}/masks"))))["error_type"].to_pylist()
@@ -346,8 +353,19 @@ def test_a_bucket_is_put_in_order_like_a_disk(bucket: str, monkeypatch: pytest.M
         kill_after(4, patch)  # in the middle of rewriting the part
         with pytest.raises(Killed):
             parts.reconcile(output)
-    assert set(reconciled(output).done["image_id"].to_pylist()) == {image_id(uri) for uri in uris}
+    assert reconciled(output).image_ids == {image_id(uri) for uri in uris}
     assert reconciled(output).mended == []
+
+
+def test_more_parts_than_are_read_at_once_are_all_counted(output: str) -> None:
+    uris = [f"{n:03}" for n in range(3 * parts.READERS)]
+    for uri in uris:
+        write_part(output, [uri])
+    assert len(parts.read_done(output)) == len(uris)
+    old = write_part(output, ["000", "far"], run_id="run0", made_at=MADE_AT - timedelta(seconds=1))
+    result = reconciled(output)
+    assert result.mended == [f"removed 1 rows from masks/{old}: newer ones have taken their place"]
+    assert result.image_ids == {image_id(uri) for uri in [*uris, "far"]}
 
 
 def test_a_missing_bucket_is_an_error_and_no_empty_output(bucket: str) -> None:

@@ -3,11 +3,10 @@
 import pyarrow as pa
 import pytest
 
+from pipeline.done import Done
 from pipeline.errors import UserError
 from pipeline.failures import require_kinds
-from pipeline.parts import DONE
-from pipeline.segmentation import what_is_done
-from pipeline.tables import LISTED, image_id, table
+from pipeline.tables import LISTED, MASKS, image_id, table
 
 ROWS = [
     {"image_id": image_id("good"), "status": "ok", "error_type": None, "etag": "1"},
@@ -19,8 +18,11 @@ ROWS = [
 
 def todo(etags: dict[str, str | None], retry_errors: tuple[str, ...] = (), relabel_changed: bool = False) -> set[str]:
     listed = table([{"image_id": image_id(uri), "image_uri": uri, "etag": etag} for uri, etag in etags.items()], LISTED)
-    is_done = what_is_done(table(ROWS, DONE), retry_errors, relabel_changed)(listed)
-    return {uri for uri, done in zip(etags, is_done.to_pylist(), strict=True) if not done}
+    done = Done(retry_errors, relabel_changed)
+    rows = table(ROWS, pa.schema([MASKS.field(name) for name in done.columns]))
+    assert done.add(rows[:3]).to_pylist() == [True] * 3
+    assert done.add(rows[2:]).to_pylist() == [False, True]
+    return {uri for uri, held in zip(etags, done.holds(listed).to_pylist(), strict=True) if not held}
 
 
 SAME = {"good": "1", "plain": None, "broken": "2", "late": "3", "new": "4"}
@@ -60,7 +62,19 @@ def test_a_kind_that_there_is_not_is_refused_with_those_there_are() -> None:
         require_kinds("retry_errors", ["Timeuot"])
 
 
-def test_an_empty_output_has_nothing_done() -> None:
+@pytest.mark.parametrize("again", [((), True), (("all",), False)])
+def test_an_empty_output_has_nothing_done(again: tuple[tuple[str, ...], bool]) -> None:
     listed = table([{"image_id": image_id("a"), "image_uri": "a"}], LISTED)
-    assert what_is_done(DONE.empty_table(), (), True)(listed).to_pylist() == [False]
-    assert isinstance(what_is_done(DONE.empty_table(), ("all",), False)(listed), pa.Array | pa.ChunkedArray)
+    assert Done(*again).holds(listed).to_pylist() == [False]
+
+
+def test_an_image_with_a_newer_row_that_went_well_is_not_tried_again() -> None:
+    """A run may have been stopped before it removed the older row."""
+    done = Done(("all",))
+    ok, failed = ({"image_id": image_id("a"), "status": status, "error_type": kind} for status, kind in OUTCOMES)
+    for row in (failed, ok):
+        done.add(table([row], pa.schema([MASKS.field(name) for name in done.columns])))
+    assert done.holds(table([{"image_id": image_id("a"), "image_uri": "a"}], LISTED)).to_pylist() == [True]
+
+
+OUTCOMES = [("ok", None), ("error", "Timeout")]

@@ -1,0 +1,64 @@
+"""What Prometheus reads of a segmentation run from Ray's own exporter."""
+
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipeline import monitoring, storage
+from tests.conftest import RunJob, make_bucket
+from tests.ray_head import RayHead
+from tests.scene_data import write_photos
+from tests.test_segment_job import save_checkpoint, upload
+
+pytestmark = pytest.mark.slow
+
+Sums = Counter[tuple[str, str]]  # by name of a sample, and by outcome or stage
+
+
+def test_the_exporter_has_the_images_failures_stages_and_waits_of_a_run(
+    head: RayHead, run_job: RunJob, tmp_path: Path
+) -> None:
+    bucket = make_bucket()
+    write_photos(f"{bucket}/photos", 20)
+    storage.write_bytes(f"{bucket}/photos/empty.jpg", b"")
+    save_checkpoint(tmp_path)
+    checkpoint = upload(tmp_path, f"{bucket}/checkpoint")
+    before = sums(head.metrics)
+    options = ["--input", f"{bucket}/photos", "--output", f"{bucket}/labels", "--checkpoint", checkpoint]
+    done = run_job("jobs/segment_bucket.py", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    images, stages = f"ray_{monitoring.IMAGES}", f"ray_{monitoring.STAGE_SECONDS}_count"
+    expected = {(images, "ok"): 20, (images, "Empty"): 1, (stages, "decode"): 21}
+    counted = wait_for(expected, head.metrics, before)
+    assert {stage for name, stage in counted if name == stages} == set(monitoring.STAGES)
+    assert counted[f"ray_{monitoring.PREDICTOR_WAIT_SECONDS}", ""] > 0
+
+
+def sums(url: str) -> Sums:
+    """Values of our metrics, all workers together."""
+    found: Sums = Counter()
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        for family in text_string_to_metric_families(answer.read().decode()):
+            for sample in family.samples:
+                if sample.name.startswith("ray_sceneparse_") and not sample.name.endswith(("_bucket", "_created")):
+                    key = sample.labels.get("outcome") or sample.labels.get("stage") or ""
+                    found[sample.name, key] += sample.value
+    return found
+
+
+def wait_for(expected: dict[tuple[str, str], int], url: str, before: Sums) -> Sums:
+    """What has been counted since `before`, once it is what is expected: Ray's workers report every ten seconds."""
+    deadline = time.monotonic() + 60
+    while True:
+        counted = sums(url)
+        counted.subtract(before)
+        found = {key: counted[key] for key in expected}
+        if found == expected or time.monotonic() > deadline:
+            assert found == expected
+            return +counted
+        time.sleep(1)
