@@ -18,7 +18,7 @@ HEAD_CPUS, NODE_CPUS, NODES = 4, 2, 2
 TITLES = MappingProxyType(
     {
         "predictor": "MapBatches(Segmenter)",
-        "decoder": "MapBatches(decode)",
+        "decoder": "ray::Readdecode",  # which begins a dataset, as reading does
         "writer": "ray::Write",
         "board": "ray::Board",
     }
