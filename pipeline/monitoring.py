@@ -23,13 +23,13 @@ STAGES = {
     "download": "a group of files",
     "decode": "an image",
     "predict": "a batch",
-    "encode": "the masks of a block, as far as it is not done beside predicting",
+    "encode": "what is left of compressing a block's masks once it is predicted",
     "write": "a part",
 }
 WAIT = "wait"  # of predictors for something to predict; among the run's totals a stage of its own
 BOUNDARIES = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 
-# Of this process, since its last report: it works for one run at a time, downloading in a thread.
+# Of this process, since its last report: it works for one run at a time, in several threads.
 _lock = threading.Lock()
 _spent: defaultdict[str, Spent] = defaultdict(Spent)
 _reported: set[str] = set()
@@ -73,8 +73,8 @@ def report() -> Report:
     with _lock:
         spent = dict(_spent)
         _spent.clear()
-    first = spent.keys() - _reported
-    _reported.update(first)
+        first = spent.keys() - _reported
+        _reported.update(first)
     return Report(spent, first)
 
 

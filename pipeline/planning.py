@@ -199,14 +199,13 @@ class Plan:
 
     def forecast(self, machines: Machines, price_per_hour: float | None = None) -> Forecast:
         """What all images would take on these machines, at a price for all of them together."""
-        costs = {stage: Cost(0, 0) for stage in ("download", "decode", "predict", "encode", "write")} | self.costs
-        # A decoding task downloads some images while it decodes others; a predictor does one after the other.
-        predict = Cost(costs["predict"].seconds + costs["encode"].seconds, costs["predict"].cpu_seconds)
+        costs = {stage: Cost(0, 0) for stage in ("download", "decode", "predict", "write")} | self.costs
+        # A decoding task downloads some images while it decodes others; a predictor encodes masks of the last block.
         every = sum(cost.cpu_seconds for cost in costs.values())
         capacities = {
             "download": Capacity(machines.decode_tasks, costs["download"]),
             "decode": Capacity(machines.decode_tasks, costs["decode"]),
-            "predict": Capacity(machines.predictors, predict),
+            "predict": Capacity(machines.predictors, costs["predict"]),
             "write": Capacity(machines.write_tasks, costs["write"]),
             "processors": Capacity(machines.processors, Cost(every, every)),
         }

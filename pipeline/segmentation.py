@@ -30,7 +30,7 @@ from pipeline.failures import require_kinds
 from pipeline.inputs import list_images
 from pipeline.output import claim_output, first_failures, is_begun
 from pipeline.progress import SegmentationLine, say, start_board, watched
-from pipeline.segmenter import Segmenter
+from pipeline.segmenter import CALLS, Segmenter
 from pipeline.sink import PartSink, WrittenPart, rows_of_a_part
 from pipeline.stage_seconds import StageSeconds
 from pipeline.table_tasks import map_tables
@@ -188,7 +188,10 @@ def _label_wave(
         batch_format="pyarrow",
         num_cpus=stages.predictor_cpus,
         num_gpus=1 if config.gpu else 0,
-        compute=ray.data.ActorPoolStrategy(size=stages.predictors),
+        # One block more than are worked on waits in the actor.
+        compute=ray.data.ActorPoolStrategy(
+            size=stages.predictors, max_concurrent_calls_per_actor=CALLS, max_tasks_in_flight_per_actor=CALLS + 1
+        ),
     )
     try:
         predicted.write_datasink(sink, ray_remote_args={"num_cpus": 1}, concurrency=stages.write_tasks)

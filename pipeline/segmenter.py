@@ -1,9 +1,11 @@
 """The actor that predicts decoded images. Imports torch only when it is made, since the driver imports it, too."""
 
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,15 @@ from pipeline.tables import PREDICTED, table
 # A run is not given up for its error rate before it has seen this many images.
 FEWEST_TO_JUDGE = 200
 SECONDS_BETWEEN_LINES = 30.0  # that tell how far a scene is
+CALLS = 2  # at the same time
 
 
 class Segmenter:
-    """Actor that predicts DECODED rows into PREDICTED rows; holds one Predictor."""
+    """Actor that predicts DECODED rows into PREDICTED rows; holds one Predictor.
+
+    Ray calls it with CALLS blocks at a time, from threads of its own: one block is predicted while Ray brings the next
+    and takes away the last. All predicting is done by one thread, in the order of the calls.
+    """
 
     def __init__(
         self,
@@ -40,28 +47,30 @@ class Segmenter:
         max_error_rate: float,
         board: Any,
     ) -> None:
-        use_threads(device, threads)
+        # Always the same, since torch's number of threads and CUDA graphs belong to a thread.
+        self._predicting = ThreadPoolExecutor(1, "predict", use_threads, (device, threads))
         self._problem: UserError | None = None
         # Not kept: the predictor has packed its own weights.
         model = Checkpoint.load(checkpoint, long_side, protocol)
         if model.model_id != model_id:
             # Raised by the first call: what an actor raises while it is made reaches the driver as text alone.
             self._problem = UserError(f"checkpoint {checkpoint}: changed while the run was starting; start it again")
-        self._predictor = with_protocol(model.predictor(device, precision), protocol)
+        predictor = self._predicting.submit(model.predictor, device, precision).result()
+        self._predictor = with_protocol(predictor, protocol)
         self._palette = model.palette
         self._batch_size = batch_size
         self._max_error_rate = max_error_rate
         self._board = board
         self._counts: Any = None  # of the run, as the board has them; on its way
-        self._idle_since = time.perf_counter()
+        self._idle_since = time.perf_counter()  # what predicts
         self._processor_since = time.process_time()
+        self._counting_processor = threading.Lock()
         # Masks are compressed (outside the interpreter's lock) while the next batch is predicted.
         self._encoders = ThreadPoolExecutor(2)
 
     def __call__(self, decoded: pa.Table) -> Iterator[pa.Table]:
         if self._problem is not None:
             raise self._problem
-        monitoring.count_wait(time.perf_counter() - self._idle_since)
         rows = decoded.to_pylist()
         in_memory = [row for row in rows if not row["by_window"]]
         if in_memory:
@@ -70,15 +79,16 @@ class Segmenter:
             if row["by_window"]:
                 # Alone in its table: a mask may be as large as a table's column can be.
                 yield self._segment_by_window(row)
-        self._processor_since = monitoring.count_processor("predict", self._processor_since)
+        with self._counting_processor:
+            self._processor_since = monitoring.count_processor("predict", self._processor_since)
         self._board.spend.remote(monitoring.report())
-        self._idle_since = time.perf_counter()
 
     def _segment(self, rows: list[dict[str, Any]]) -> pa.Table:
         masks: list[tuple[dict[str, Any], Future[bytes]]] = []
         self._tell([row for row in rows if row["error_type"]])
-        for batch in _batches_of_one_size(rows, self._batch_size):
-            masks += self._predict(batch)
+        batches = list(_batches_of_one_size(rows, self._batch_size))
+        for batch, predicted in [(batch, self._predicting.submit(self._predict, batch)) for batch in batches]:
+            masks += predicted.result()
             self._tell(batch)
         with monitoring.timed("encode", len(masks)) as work:
             for row, mask in masks:
@@ -92,8 +102,7 @@ class Segmenter:
 
         start = time.perf_counter()
         try:
-            with monitoring.timed("predict"):
-                prediction = window_rows.predicted(self._predictor, row, self._telling(row))
+            prediction = self._predicting.submit(self._predict_by_window, row).result()
             with monitoring.timed("encode") as work:
                 mask = encode_mask(prediction.class_ids_NHW[0], self._palette)
                 work.bytes = len(mask)
@@ -108,6 +117,20 @@ class Segmenter:
         row["seconds"] += time.perf_counter() - start
         self._tell([row])
         return _predicted_table([row])
+
+    def _predict_by_window(self, row: dict[str, Any]) -> Any:
+        with self._working():
+            return window_rows.predicted(self._predictor, row, self._telling(row))
+
+    @contextmanager
+    def _working(self, images: int = 1) -> Iterator[None]:
+        """Count the block's time as that of predicting so many images, and the time since the last such block."""
+        monitoring.count_wait(time.perf_counter() - self._idle_since)
+        try:
+            with monitoring.timed("predict", images):
+                yield
+        finally:
+            self._idle_since = time.perf_counter()
 
     def _telling(self, row: dict[str, Any]) -> Callable[[float], None]:
         """What tells now and then how far a scene has been read: it may take hours."""
@@ -151,7 +174,7 @@ class Segmenter:
         shape = (first["input_height"], first["input_width"], 3)
         images_NHW3 = np.stack([np.frombuffer(row.pop("pixels"), np.uint8).reshape(shape) for row in batch])
         try:
-            with monitoring.timed("predict", len(batch)):
+            with self._working(len(batch)):
                 predictions = self._predictor.predict_each(
                     images_NHW3, [(row["height"], row["width"]) for row in batch]
                 )

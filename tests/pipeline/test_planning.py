@@ -118,13 +118,13 @@ def test_an_empty_listing_is_a_survey_of_nothing() -> None:
 def test_the_slowest_stage_sets_the_rate_and_start_and_end_are_added() -> None:
     forecast = plan_of(1000, tried({"ok": 100}, stage_seconds(WORK))).forecast(HERE, price_per_hour=36)
     rates = {stage: capacity.rate for stage, capacity in forecast.capacities.items()}
-    # Predictors encode, too; the processors' seconds are 1.5 + 36 + 0.5 of 100 images, on 4 of them.
-    expected = {"download": 100, "decode": 200, "predict": 1 / 0.12, "write": 200, "processors": 4 / 0.38}
+    # Masks are encoded beside predicting; the processors' seconds are 1.5 + 36 + 0.5 of 100 images, on 4 of them.
+    expected = {"download": 100, "decode": 200, "predict": 10, "write": 200, "processors": 4 / 0.38}
     assert rates == pytest.approx(expected)
     assert forecast.limit == "predict"
-    assert forecast.seconds == pytest.approx(10 + 1000 * 0.12 + 2)
-    assert forecast.node_hours == pytest.approx(132 / 3600)
-    assert forecast.price == pytest.approx(36 * 132 / 3600)
+    assert forecast.seconds == pytest.approx(10 + 1000 * 0.1 + 2)
+    assert forecast.node_hours == pytest.approx(112 / 3600)
+    assert forecast.price == pytest.approx(36 * 112 / 3600)
 
 
 def test_where_decoding_was_done_ahead_of_the_sample_the_processors_set_the_rate() -> None:
@@ -137,7 +137,7 @@ def test_where_decoding_was_done_ahead_of_the_sample_the_processors_set_the_rate
 def test_ten_times_the_nodes_take_a_tenth_of_the_time_but_start_as_slowly() -> None:
     plan = plan_of(100_000, tried({"ok": 100}, stage_seconds(WORK)))
     ten = plan.forecast(Machines(10, 40, 0, 10, 20, 10))
-    assert ten.seconds == pytest.approx(12 + 100_000 * 0.012)
+    assert ten.seconds == pytest.approx(12 + 100_000 * 0.01)
     assert ten.node_hours == pytest.approx(10 * ten.seconds / 3600)
 
 
@@ -161,7 +161,7 @@ def test_images_that_fail_early_cost_only_the_stages_that_they_reached() -> None
 def test_one_image_and_one_that_fails_make_a_plan() -> None:
     one = {stage: Spent(work.seconds / 100, work.cpu_seconds / 100, 1) for stage, work in WORK.items()}
     forecast = plan_of(1, tried({"ok": 1}, stage_seconds(one), rate=None)).forecast(HERE)
-    assert forecast.seconds == pytest.approx(10 + 0.12 + 2)
+    assert forecast.seconds == pytest.approx(10 + 0.1 + 2)
 
     failed = {stage: one[stage] for stage in ("download", "write")}
     failing = plan_of(1, tried({"NotFound": 1}, stage_seconds(failed), rate=None))
@@ -250,12 +250,12 @@ def test_a_plan_is_printed_in_a_hundred_columns_with_what_limits_it() -> None:
     assert "3,000 to label, 0 done before" in text
     assert "5.09 GB, 1.70 MB an image" in text
     (limit,) = [line.split()[:5] for line in printed if "limits the run" in line]
-    assert limit == ["predict", "120.0", "360.0", "1", "8.33"]
+    assert limit == ["predict", "100.0", "360.0", "1", "10.0"]
     assert "prediction takes 95% of the processors' time" in text
     cluster = [line.split() for line in printed if "node" in line and line[0] != "C"]
     assert cluster == [
-        ["as", "it", "is", "1", "node", "8.33", "0:06:12", "0.10", "0.37"],
-        ["asked", "for", "20", "nodes", "167", "0:00:30", "0.17", "0.60"],
+        ["as", "it", "is", "1", "node", "10.0", "0:05:12", "0.09", "0.31"],
+        ["asked", "for", "20", "nodes", "200", "0:00:27", "0.15", "0.54"],
     ]
     assert "64 to 336 images (2.2% to 11.2%); 5 of 100 tried" in text
     assert "Corrupt             4 tried" in text
