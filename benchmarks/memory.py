@@ -56,7 +56,7 @@ def point(sample: Sample, marks: list[list[float]]) -> dict[str, float]:
     for number, process in enumerate(sample.processes.values()):
         if number == 0:
             held["driver"] += process.gib
-        elif "Segmenter" in process.name:
+        elif "MapWorker" in process.name:
             held["predictor"] += process.gib
         elif "decode" in process.name or "Write" in process.name or "IDLE" in process.name:
             held["tasks that decode and write"] += process.gib
