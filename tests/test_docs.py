@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.documented_blocks import PAGES
 
-PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")])
-JOBS = sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py") if path.stem != "__init__")
+JOBS = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "jobs").glob("*.py")} - {"jobs/__init__.py"}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 
@@ -27,14 +27,15 @@ def sections(page: Path) -> set[str]:
 
 
 def commands(page: Path) -> list[tuple[str, str]]:
-    """(job, rest of its command line) of every command that a page shows, over all its lines."""
+    """(job or benchmark, rest of its command line) of every command that a page shows, over all its lines."""
     text = re.sub(r"\\\n\s*", " ", page.read_text())
-    return [(job, rest) for job, rest in re.findall(r"jobs/(\w+)\.py([^`\n]*)", text) if job in JOBS]
+    shown = re.findall(r"((?:jobs|benchmarks)/\w+\.py)([^`\n]*)", text)
+    return [(script, rest) for script, rest in shown if (REPOSITORY / script).exists()]
 
 
 @functools.cache
-def help_of(job: str) -> str:
-    command = [sys.executable, f"jobs/{job}.py", "--help"]
+def help_of(script: str) -> str:
+    command = [sys.executable, script, "--help"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, env={"COLUMNS": "200"})
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -55,19 +56,20 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_every_option_that_is_shown_is_one_of_its_job(page: Path) -> None:
+def test_every_option_that_is_shown_is_one_of_its_job_or_benchmark(page: Path) -> None:
     unknown = []
-    for job, rest in commands(page):
+    for script, rest in commands(page):
         # What follows a command in the same sentence or line is not its own.
         own = re.split(r"[|;&]|\s#\s| -- ", rest)[0]
-        known = set(OPTION.findall(help_of(job)))
-        unknown += [f"jobs/{job}.py {option}" for option in OPTION.findall(own) if option not in known]
+        options = OPTION.findall(own)
+        known = set(OPTION.findall(help_of(script))) if options else set()
+        unknown += [f"{script} {option}" for option in options if option not in known]
     assert unknown == []
 
 
 def test_every_job_is_told_of_in_the_readme_or_the_docs() -> None:
-    told = {job for page in PAGES for job, _ in commands(page)}
-    assert set(JOBS) - told == {"demo"}  # which `make demo` is
+    told = {script for page in PAGES for script, _ in commands(page)}
+    assert JOBS - told == {"jobs/demo.py"}  # which `make demo` is
 
 
 def test_the_messages_of_the_troubleshooting_page_are_ones_that_are_given() -> None:
