@@ -34,7 +34,7 @@ def connect(verbose: bool = False) -> None:
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        _require_listener(address)
+        require_listener(address)
     else:
         options |= {"address": "local", "num_cpus": max(LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
     with nullcontext() if verbose else _quiet_core():
@@ -42,7 +42,7 @@ def connect(verbose: bool = False) -> None:
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(level)
     if not verbose:
-        _leave_out(MANY_PROCESSES)
+        leave_out(MANY_PROCESSES)
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def _quiet_core() -> Iterator[None]:
             os.close(terminal)
 
 
-def _leave_out(notice: str) -> None:
+def leave_out(notice: str) -> None:
     """Keep one of the raylet's notices from the terminal; Ray has no setting for it, and prints all others."""
     show = ray._private.worker.print_to_stdstream
 
@@ -90,7 +90,7 @@ def _leave_out(notice: str) -> None:
     ray._private.worker.print_to_stdstream = show_others
 
 
-def _require_listener(address: str) -> None:
+def require_listener(address: str) -> None:
     """Raise UserError where nothing listens at HOST:PORT; Ray itself would try again for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():

@@ -266,6 +266,18 @@ class VerifyConfig(InputConfig):
         return any(getattr(self, source) for source in SOURCES)
 
 
+class DoctorConfig(JobSettings):
+    """Check a Ray cluster before work goes to it. Exit code 1: something has to be mended, and how is said."""
+
+    storage: str | None = Field(
+        None,
+        description="Folder or URI that every node writes to, reads from and cleans up; none: storage is not checked.",
+    )
+    storage_megabytes: int = Field(
+        64, ge=1, le=2000, description="Written and read by each node, twice, to measure its bandwidth, MB."
+    )
+
+
 class ExportMasksConfig(JobSettings):
     """Export an output's masks to other programs' formats (docs/exports.md). Run again to go on where it stopped."""
 

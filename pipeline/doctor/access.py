@@ -1,0 +1,174 @@
+"""Who gets in: whoever reaches a Ray cluster that asks for no token can run any code on it."""
+
+import http.client
+import ipaddress
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import ray
+import ray._private.worker
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+from pipeline.doctor.findings import FAIL, OK, WARN, Finding
+from pipeline.doctor.nodes import Answer, Roll
+
+LIMIT = 30.0  # seconds
+REQUEST_TIMEOUT = 5.0  # seconds
+# Some page that is shown to whoever has the token.
+PAGE = "/api/jobs/"
+TURN_ON = "make a token (ray get-auth-token --generate), bring it to all nodes, set RAY_AUTH_MODE=token there, restart"
+# A process of its own that asks the head something: the token is read once in a process's life.
+ASK_HEAD = """
+import sys
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
+try:
+    GcsClient(address=sys.argv[1]).internal_kv_keys(b"", b"fun", timeout=10)
+except AuthenticationError:
+    print("refused")
+else:
+    print("let in")
+"""
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """What is seen of the dashboard; statuses are those of HTTP, for a request without a token, None: no answer."""
+
+    host: str
+    port: int
+    at_head: int | None
+    elsewhere: int | None  # from another node
+
+    @property
+    def local(self) -> bool:
+        return self.elsewhere is None and _is_loopback(self.host)
+
+    @property
+    def open(self) -> bool:
+        return 200 in (self.at_head, self.elsewhere)
+
+
+def token_mode() -> bool:
+    """Whether this process shows a token and asks for one."""
+    return is_token_auth_enabled()
+
+
+def is_let_in(address: str, stranger: bool = False) -> bool | None:
+    """Whether the head at HOST:PORT answers, to this process's token or to a stranger without one.
+
+    None if it says nothing in LIMIT seconds.
+    """
+    without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", ASK_HEAD, address],
+            env={**without, "RAY_AUTH_MODE": "disabled"} if stranger else None,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    return {"let in": True, "refused": False}.get(done.stdout.strip())
+
+
+def look_at_dashboard(roll: Roll) -> Dashboard | None:
+    """Ask for a page without a token, on the head and from another node; None where no dashboard runs."""
+    node = ray._private.worker._global_node
+    address = node.webui_url if node is not None else None
+    if not address:
+        return None
+    parts = urlsplit(f"//{address}")
+    assert parts.hostname is not None
+    assert parts.port is not None
+    heads = [node for node in roll.nodes if node.is_head]
+    others = [node for node in roll.nodes if not node.is_head and heads and node.address != heads[0].address][:1]
+    at_head = roll.ask(status_of, parts.hostname, parts.port, limit=LIMIT, nodes=heads)
+    # Also where it is said to be on loopback: what matters is what others get.
+    elsewhere = roll.ask(status_of, heads[0].address, parts.port, limit=LIMIT, nodes=others) if others else []
+    statuses = [[reply.value for _, reply in replies if isinstance(reply, Answer)] for replies in (at_head, elsewhere)]
+    return Dashboard(parts.hostname, parts.port, *(found[0] if found else None for found in statuses))
+
+
+def status_of(host: str, port: int) -> int | None:
+    """HTTP status of a request without a token; None where nothing answers."""
+    connection = http.client.HTTPConnection(host, port, timeout=REQUEST_TIMEOUT)
+    try:
+        connection.request("GET", PAGE)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def judge_authentication(let_in: bool | None, own_mode: bool, modes: dict[str, bool], private: bool) -> list[Finding]:
+    """Judge whether a token is asked for.
+
+    Args:
+        let_in: what `is_let_in` said of a stranger.
+        own_mode: `token_mode` of the driver.
+        modes: the same by node.
+        private: whether this Ray is the driver's own, on this machine, and ends with it.
+    """
+    without = [name for name, on in modes.items() if not on]
+    if private:
+        return [Finding(OK, "this Ray is on this machine alone, and ends with this job")]
+    if let_in or (let_in is None and not own_mode):
+        return [Finding(FAIL, f"the cluster lets in whoever reaches it, without a token; {TURN_ON}")]
+    if without:
+        return [
+            Finding(WARN, f"RAY_AUTH_MODE is not token there, though the head wants one; {TURN_ON}", n) for n in without
+        ]
+    if let_in is None:
+        return [Finding(OK, "RAY_AUTH_MODE is token; whether strangers are refused could not be tried")]
+    return [Finding(OK, "a token is required, and who has none is refused")]
+
+
+def judge_dashboard(seen: Dashboard | None) -> list[Finding]:
+    """Judge whom the dashboard, through which jobs are submitted, lets in."""
+    if seen is None:
+        return [Finding(OK, "none runs")]
+    address = f"{seen.host}:{seen.port}"
+    if seen.open and not seen.local:
+        return [
+            Finding(
+                FAIL,
+                f"{address} serves whoever reaches it, without a token; start the head with "
+                "--dashboard-host=127.0.0.1, and turn authentication on",
+            )
+        ]
+    if seen.open:
+        return [Finding(WARN, f"{address} serves every user of the head's machine without a token; {TURN_ON}")]
+    if seen.local:
+        return [Finding(OK, f"on the head's loopback address alone ({address}), and wants the token")]
+    if _is_public(seen.host):
+        return [
+            Finding(
+                WARN,
+                f"{address} is a public address; a token is asked for, but start the head with "
+                "--dashboard-host=127.0.0.1 and forward the port (ray dashboard cluster.yaml)",
+            )
+        ]
+    if seen.at_head is None and seen.elsewhere is None:
+        return [Finding(WARN, f"{address} does not answer; look at dashboard.log on the head")]
+    return [Finding(OK, f"{address} is a private address, and wants the token")]
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or _property(host, "is_loopback")
+
+
+def _is_public(host: str) -> bool:
+    return _property(host, "is_global")
+
+
+def _property(host: str, name: str) -> bool:
+    try:
+        return bool(getattr(ipaddress.ip_address(host), name))
+    except ValueError:  # a name
+        return False

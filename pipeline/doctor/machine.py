@@ -1,0 +1,126 @@
+"""What a node gives to Ray beside processors: disk, shared memory, open files."""
+
+import os
+import resource
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray._private.worker
+
+from pipeline.doctor.findings import FAIL, OK, WARN, Finding, size, spread
+
+SHARED_MEMORY = "/dev/shm"
+# Ray spills no object to a disk that is fuller than this, and fails the tasks that need it.
+FULL, NEARLY_FULL = 0.95, 0.85
+FEW_FILES, TOO_FEW_FILES = 8192, 1024
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A file system that Ray writes to; bytes."""
+
+    path: str
+    use: str
+    total: int
+    free: int
+
+    @property
+    def used(self) -> float:
+        return 1 - self.free / self.total if self.total else 1.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured on a node; bytes."""
+
+    disks: tuple[Disk, ...]
+    shared_memory: int | None  # None where there is no such thing
+    store_folder: str | None  # where the object store lies; None where the raylet does not show it
+    open_files: int
+
+
+def measure_machine() -> Machine:
+    """Measure the node that this process, a worker of Ray's, runs on."""
+    options = _raylet_options()
+    node = ray._private.worker._global_node
+    assert node is not None, "not in a worker"
+    logs = node.get_temp_dir_path()  # which holds the session's folder
+    spill = options.get("fallback_directory", logs)
+    if Path(spill).is_relative_to(logs):
+        disks = [_disk(logs, "logs and spilled objects")]
+    else:
+        disks = [_disk(logs, "logs"), _disk(spill, "spilled objects")]
+    return Machine(
+        disks=tuple(disks),
+        shared_memory=shutil.disk_usage(SHARED_MEMORY).total if os.path.isdir(SHARED_MEMORY) else None,
+        store_folder=options.get("plasma_directory"),
+        open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    )
+
+
+def _disk(path: str, use: str) -> Disk:
+    usage = shutil.disk_usage(path)
+    return Disk(path, use, usage.total, usage.free)
+
+
+def _raylet_options() -> dict[str, str]:
+    """Options of the raylet, this process's parent; empty where the system does not show them."""
+    command = Path(f"/proc/{os.getppid()}/cmdline")
+    arguments = command.read_bytes().decode(errors="replace").split("\0") if command.exists() else []
+    pairs = [argument.removeprefix("--").partition("=") for argument in arguments if argument.startswith("--")]
+    return {name: value for name, _, value in pairs}
+
+
+def judge_disks(machines: dict[str, Machine]) -> list[Finding]:
+    """Judge by node where Ray spills and logs."""
+    findings = []
+    for name, machine in machines.items():
+        for disk in machine.disks:
+            told = f"{disk.path} ({disk.use}) has {size(disk.free)} free and is {disk.used:.0%} full"
+            if disk.used >= FULL:
+                findings.append(
+                    Finding(
+                        FAIL, f"{told}; Ray spills nothing beyond {FULL:.0%}: make room or take a larger disk", name
+                    )
+                )
+            elif disk.used >= NEARLY_FULL:
+                findings.append(
+                    Finding(WARN, f"{told}; Ray spills nothing beyond {FULL:.0%}: make room before a long run", name)
+                )
+    least = min((disk for machine in machines.values() for disk in machine.disks), key=lambda disk: disk.free)
+    return findings or [Finding(OK, f"{size(least.free)} free at the least where Ray spills and logs ({least.path})")]
+
+
+def judge_shared_memory(machines: dict[str, Machine], stores: dict[str, int]) -> list[Finding]:
+    """Judge /dev/shm by node against the object store's size, bytes."""
+    findings = []
+    remedy = "give the container more (docker run --shm-size, or an emptyDir of medium Memory at /dev/shm), restart Ray"
+    for name, machine in machines.items():
+        shared, store = machine.shared_memory, stores[name]
+        if machine.store_folder is not None and not machine.store_folder.startswith(SHARED_MEMORY):
+            told = f"the object store ({size(store)}) lies on a disk, in {machine.store_folder}, which is slow"
+            has = f"{SHARED_MEMORY} has {size(shared)}" if shared is not None else f"there is no {SHARED_MEMORY}"
+            findings.append(Finding(WARN, f"{told}; {has}: {remedy}", name))
+        elif shared is not None and shared < store:
+            told = (
+                f"{SHARED_MEMORY} has {size(shared)} for an object store of {size(store)}, and what does not fit kills"
+            )
+            findings.append(Finding(FAIL, f"{told} its writer; {remedy}", name))
+    told = f"object stores of {spread(stores.values(), size)}"
+    sizes = [machine.shared_memory for machine in machines.values() if machine.shared_memory is not None]
+    return findings or [Finding(OK, f"{told} in {SHARED_MEMORY} of {spread(sizes, size)}" if sizes else told)]
+
+
+def judge_open_files(machines: dict[str, Machine]) -> list[Finding]:
+    """Judge `ulimit -n` by node."""
+    findings = []
+    for name, machine in machines.items():
+        told = f"{machine.open_files:,} files may be open at once (ulimit -n)"
+        remedy = "raise it to 65536 before ray start (ulimit -n 65536; docker run --ulimit nofile=65536)"
+        if machine.open_files < TOO_FEW_FILES:
+            findings.append(Finding(FAIL, f"{told}, too few for Ray's connections; {remedy}", name))
+        elif machine.open_files < FEW_FILES:
+            findings.append(Finding(WARN, f"{told}, few for a large cluster; {remedy}", name))
+    least = min(machine.open_files for machine in machines.values())
+    return findings or [Finding(OK, f"{least:,} at once (ulimit -n)")]

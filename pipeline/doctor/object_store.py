@@ -1,0 +1,63 @@
+"""Whether objects get from each node to the next, as batches and weights do: through the ports between nodes."""
+
+import hashlib
+import os
+import time
+from typing import Any
+
+import numpy as np
+import ray
+import ray.exceptions
+
+from pipeline.doctor.findings import FAIL, OK, Finding, spread
+from pipeline.doctor.nodes import Node, Roll, answered, send
+from pipeline.errors import UserError
+
+MEGABYTES = 16
+READ_LIMIT = 45.0  # seconds, for which the rate would be a third of a megabyte a second
+LIMIT = 60.0
+
+
+def make_object() -> np.ndarray:
+    """Bytes that begin with their own hash."""
+    content = os.urandom(MEGABYTES * 1_000_000)
+    return np.frombuffer(hashlib.sha256(content).digest() + content, np.uint8)
+
+
+def read_object(held: list[Any]) -> float:
+    """Get the object that a reference (in a list, so that it comes here as one) is of; returns seconds.
+
+    Raises: UserError.
+    """
+    start = time.perf_counter()
+    try:
+        found = ray.get(held[0], timeout=READ_LIMIT)
+    except ray.exceptions.GetTimeoutError:
+        raise UserError(
+            f"{MEGABYTES} MB of another node's object store did not come within {READ_LIMIT:.0f} s; open all ports "
+            "between the nodes (security group, firewall, network policy)"
+        ) from None
+    seconds = time.perf_counter() - start
+    if hashlib.sha256(found[32:]).digest() != found[:32].tobytes():
+        raise UserError("what came from another node's object store is not what was put there; replace the node")
+    return seconds
+
+
+def check_objects(roll: Roll) -> list[Finding]:
+    """Each node reads an object of the next one's."""
+    nodes = roll.nodes
+    made = {node: send(make_object, node).reference for node in nodes}
+    questions = [send(read_object, node, [made[source]]) for node, source in zip(nodes, _next(nodes), strict=True)]
+    seconds, findings = answered(roll.collect(questions, LIMIT))
+    sources = {node.name: source.name for node, source in zip(nodes, _next(nodes), strict=True)}
+    findings = [Finding(FAIL, f"from {sources[f.node or '']}: {f.message}", f.node) for f in findings]
+    if findings or not seconds:
+        return findings
+    if len(nodes) == 1:
+        return [Finding(OK, f"the one node reads {MEGABYTES} MB of its own")]
+    rates = spread((MEGABYTES / max(took, 1e-6) for took in seconds.values()), lambda rate: f"{rate:.0f} MB/s")
+    return [Finding(OK, f"each node reads {MEGABYTES} MB of the next one's: {rates}")]
+
+
+def _next(nodes: list[Node]) -> list[Node]:
+    return nodes[1:] + nodes[:1]

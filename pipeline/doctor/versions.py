@@ -1,0 +1,54 @@
+"""Whether the driver and all nodes run the same: what is pickled on one must be understood on the others."""
+
+import platform
+from collections.abc import Mapping
+
+from pipeline.doctor.findings import FAIL, OK, SHOWN, Finding
+from pipeline.environment import code, packages
+
+COMPARED = ("ray", "torch", "torchvision", "pyarrow", "sceneparse")
+CODE = "code"
+DRIVER = "the driver"
+
+
+def versions() -> dict[str, str | None]:
+    """Versions in this process; `code` is a hash of this program's sources. Imports none of the packages."""
+    found = packages()
+    return {
+        "Python": platform.python_version(),
+        **{name: found[name] for name in COMPARED},
+        CODE: code()["code_sha256"][:8],
+    }
+
+
+def judge_versions(found: Mapping[str, Mapping[str, str | None]]) -> list[Finding]:
+    """Compare versions.
+
+    Args:
+        found: place (the driver, or a node's name) -> what `versions` said there.
+    """
+    findings = []
+    names = next(iter(found.values())).keys()
+    for name in names:
+        places: dict[str, list[str]] = {}
+        for place, its in found.items():
+            places.setdefault(its[name] or "none", []).append(place)
+        if len(places) > 1:
+            usual = max(places, key=lambda version: len(places[version]))
+            told = ", ".join(f"{version} on {_places(places[version])}" for version in sorted(places.keys() - {usual}))
+            findings.append(Finding(FAIL, f"{name} is {told}, and {usual} everywhere else; {_remedy(name)}"))
+        elif "none" in places and name != "sceneparse":  # whose code may come as the job's working directory
+            findings.append(Finding(FAIL, f"{name} is not installed; {_remedy(name)}"))
+    its = next(iter(found.values()))
+    told = ", ".join(f"{name} {its[name]}" for name in names if its[name])
+    return findings or [Finding(OK, f"{told}: the same on {DRIVER} and {len(found) - 1} node(s)")]
+
+
+def _places(places: list[str]) -> str:
+    return ", ".join(places[:SHOWN]) + (f" and {len(places) - SHOWN} more" if len(places) > SHOWN else "")
+
+
+def _remedy(name: str) -> str:
+    if name in (CODE, "sceneparse"):
+        return "submit the job with --working-dir . so that all run the same code, or install the same everywhere"
+    return "install the same everywhere, as constraints.txt pins it"
