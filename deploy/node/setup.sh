@@ -1,0 +1,26 @@
+#!/bin/bash
+# Makes a machine of the cluster ready: a C compiler and the Python environment of constraints.txt, in ~/.venv.
+# Run again it changes nothing and takes a second, as long as pyproject.toml and constraints.txt are the same.
+set -euo pipefail
+code=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+
+packages=(python3-venv gcc libc6-dev) # models/*.c are compiled for the CPU at hand
+if ! dpkg --status "${packages[@]}" > /dev/null 2>&1; then
+    # A machine that has just started updates itself, and holds apt's lock meanwhile.
+    sudo apt-get -q -o DPkg::Lock::Timeout=600 update
+    sudo DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=600 install "${packages[@]}"
+fi
+
+wanted=$(cat "$code/pyproject.toml" "$code/constraints.txt" | sha256sum)
+if [ ! -f ~/.venv/.ready ] || [ "$(< ~/.venv/.ready)" != "$wanted" ]; then
+    rm -rf ~/.venv
+    python3 -m venv ~/.venv
+    # boto3 is how the head's autoscaler asks for machines.
+    ~/.venv/bin/pip install --no-cache-dir --progress-bar off \
+        --constraint "$code/constraints.txt" --editable "$code" boto3
+    echo "$wanted" > ~/.venv/.ready
+fi
+
+# For the shells of `ray attach`, `ray exec` and `ray down`.
+line=". $code/deploy/node/environment.sh"
+grep -qxF "$line" ~/.bashrc || echo "$line" >> ~/.bashrc

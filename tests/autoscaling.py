@@ -1,0 +1,55 @@
+"""What Ray's own autoscaler would start for the two jobs on a cluster that has no worker yet."""
+
+from collections import Counter
+from typing import Any
+
+from pipeline.cluster import Resources
+from pipeline.config import SegmentConfig
+from pipeline.recipe import WorkersConfig
+from pipeline.segmentation import DECODE_CPUS, plan_stages
+
+
+def segmentation_requests(config: dict[str, Any], predictors: int) -> list[dict[str, float]]:
+    """What each actor and task of a labelling on GPUs asks for, its stages sized for all that the cluster may have."""
+    types = config["available_node_types"].values()
+    most = {name: sum(one["max_workers"] * one["resources"].get(name, 0) for one in types) for name in ("CPU", "GPU")}
+    empty = Resources(cpus=0, gpus=0, max_cpus=most["CPU"], max_gpus=most["GPU"], cpu_nodes=0, node_cpus=0)
+    job = SegmentConfig(input=["photos"], output="labels", checkpoint="best", gpu=True, predictors=predictors)
+    stages = plan_stages(job, empty)
+    return [
+        *[{"CPU": stages.predictor_cpus, "GPU": 1}] * stages.predictors,
+        *[{"CPU": DECODE_CPUS}] * stages.decode_tasks,
+        *[{"CPU": 1}] * stages.write_tasks,
+    ]
+
+
+def training_requests(workers: int) -> list[dict[str, float]]:
+    """What training workers with a GPU each ask for, and the tasks that decode for them."""
+    each = WorkersConfig(count=(workers,), gpu=True)
+    return [*[{"CPU": each.cpus, "GPU": 1}] * workers, *[{"CPU": 1}] * workers * each.ingest_cpus]
+
+
+def launched_for(config: dict[str, Any], requests: list[dict[str, float]]) -> Counter[str]:
+    """Nodes by type that the autoscaler would start at once; fails where a request can never be met.
+
+    Args:
+        config: as the autoscaler has it, of cluster.yaml or of a RayCluster.
+    """
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+    from ray.autoscaler.v2.utils import ResourceRequestUtil
+    from ray.core.generated.autoscaler_pb2 import ResourceRequestByCount
+
+    cluster = AutoscalingConfig(config, skip_content_hash=True)
+    reply = ResourceDemandScheduler().schedule(
+        SchedulingRequest(
+            disable_launch_config_check=True,
+            node_type_configs=cluster.get_node_type_configs(),
+            max_num_nodes=cluster.get_max_num_nodes(),
+            resource_requests=[
+                ResourceRequestByCount(request=ResourceRequestUtil.make(one), count=1) for one in requests
+            ],
+        )
+    )
+    assert not reply.infeasible_resource_requests
+    return Counter({one.instance_type: one.count for one in reply.to_launch})

@@ -1,0 +1,131 @@
+"""An S3 endpoint that passes what an IAM policy allows and answers 403 to all else, in front of one that works."""
+
+import asyncio
+import contextlib
+import fnmatch
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
+
+from pipeline.processes import LOOPBACK, free_ports
+from tests.faulty_storage import HOP_BY_HOP
+
+LISTING = {"list-type", "prefix", "delimiter", "max-keys", "encoding-type", "continuation-token", "fetch-owner"}
+DENIED = "<Error><Code>AccessDenied</Code><Message>not by the policy</Message></Error>"
+
+
+class Call(NamedTuple):
+    """What Amazon asks a policy for."""
+
+    action: str
+    resource: str
+
+
+@dataclass
+class GuardedS3:
+    """A running guard. Change `policy` at will; the calls that it had to judge are kept until `take`."""
+
+    endpoint: str
+    policy: dict[str, Any]
+    allowed: set[Call] = field(default_factory=set)
+    refused: set[Call] = field(default_factory=set)
+
+    def judge(self, calls: list[Call]) -> bool:
+        """Whether a request may pass."""
+        allowed = {call for call in calls if statements(self.policy, call)}
+        self.allowed |= allowed
+        self.refused |= set(calls) - allowed
+        return allowed == set(calls)
+
+    def take(self) -> tuple[set[Call], set[Call]]:
+        """Calls allowed and refused since the last time."""
+        taken = self.allowed, self.refused
+        self.allowed, self.refused = set(), set()
+        return taken
+
+
+def statements(policy: dict[str, Any], call: Call) -> list[dict[str, Any]]:
+    """The statements that allow a call."""
+    assert all(one["Effect"] == "Allow" and "Condition" not in one for one in policy["Statement"])
+    return [
+        one
+        for one in policy["Statement"]
+        if call.action in listed(one["Action"])
+        and any(fnmatch.fnmatchcase(call.resource, pattern) for pattern in listed(one["Resource"]))
+    ]
+
+
+def listed(value: str | list[str]) -> list[str]:
+    """IAM's lists, which may be one string."""
+    return [value] if isinstance(value, str) else value
+
+
+def calls_of(method: str, raw_path: str, body: bytes) -> list[Call]:
+    """What Amazon asks policies for on a request, as its documentation of each operation says."""
+    path, _, query_string = raw_path.partition("?")
+    query = parse_qs(query_string, keep_blank_values=True)
+    bucket, _, key = unquote(path).lstrip("/").partition("/")
+    arn = f"arn:aws:s3:::{bucket}"
+    if not key and method == "POST" and "delete" in query:
+        return [Call("s3:DeleteObject", f"{arn}/{one}") for one in re.findall(r"<Key>(.*?)</Key>", body.decode())]
+    if not key:
+        lists = method in ("GET", "HEAD") and set(query) <= LISTING
+        return [Call("s3:ListBucket" if lists else f"s3:? {method} {sorted(query)}", arn)]
+    if method == "DELETE":
+        action = "s3:AbortMultipartUpload" if "uploadId" in query else "s3:DeleteObject"
+    else:
+        action = "s3:GetObject" if method in ("GET", "HEAD") else "s3:PutObject"
+    return [Call(action, f"{arn}/{key}")]
+
+
+@contextlib.contextmanager
+def guarded_s3(endpoint: str, policy: dict[str, Any]) -> Iterator[GuardedS3]:
+    """Run a guard on loopback before `endpoint`."""
+    (port,) = free_ports(1)
+    guard = GuardedS3(f"http://{LOOPBACK}:{port}", policy)
+    loop = asyncio.new_event_loop()
+    started, finished = threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        async with aiohttp.ClientSession(auto_decompress=False) as session:
+
+            async def handle(request: web.Request) -> web.Response:
+                body = await request.read()
+                if not guard.judge(calls_of(request.method, request.raw_path, body)):
+                    return web.Response(status=403, text=DENIED)
+                headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
+                url = URL(f"{endpoint}{request.raw_path}", encoded=True)
+                async with session.request(
+                    request.method, url, headers=headers, data=body, allow_redirects=False
+                ) as answer:
+                    kept = CIMultiDict((k, v) for k, v in answer.headers.items() if k.lower() not in HOP_BY_HOP)
+                    response = web.Response(status=answer.status, headers=kept, body=await answer.read())
+                    if request.method == "HEAD" and "Content-Length" in answer.headers:
+                        response.headers["Content-Length"] = answer.headers["Content-Length"]
+                    return response
+
+            app = web.Application(client_max_size=2**30)
+            app.router.add_route("*", "/{path:.*}", handle)
+            runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
+            await runner.setup()
+            await web.TCPSite(runner, LOOPBACK, port).start()
+            started.set()
+            await finished.wait()
+            await runner.cleanup()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    thread.start()
+    assert started.wait(30)
+    try:
+        yield guard
+    finally:
+        loop.call_soon_threadsafe(finished.set)
+        thread.join(30)
