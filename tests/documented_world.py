@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -96,17 +97,37 @@ class World:
         code = code.replace(START, f"{START} --port {port}")
         # Without the test's own token and cluster, which the block is about.
         alone = [part for name in self.environment if name.startswith("RAY_") for part in ("-u", name)]
-        command = ["env", "-C", str(self.folder), *alone, "bash", "-exo", "pipefail", "-c", code]
-        process = ServerProcess(str(block), command, "", log, self.environment)
-        process.start()
-        try:
-            end = time.monotonic() + 240
-            while not SERVES.search(log.read_text()):
-                assert time.monotonic() < end, f"{block} does not serve\n{log.read_text()}"
-                time.sleep(0.1)
-        finally:
-            process.stop()
+        with ray_folder() as ray:
+            command = [
+                "env",
+                "-C",
+                str(self.folder),
+                *alone,
+                f"RAY_TMPDIR={ray}",
+                "bash",
+                "-exo",
+                "pipefail",
+                "-c",
+                code,
+            ]
+            process = ServerProcess(str(block), command, "", log, self.environment)
+            process.start()
+            try:
+                end = time.monotonic() + 240
+                while not SERVES.search(log.read_text()):
+                    assert time.monotonic() < end, f"{block} does not serve\n{log.read_text()}"
+                    time.sleep(0.1)
+            finally:
+                process.stop()
         return log.read_text()
+
+
+def ray_folder() -> tempfile.TemporaryDirectory[str]:
+    """For a head's sessions, and its note of which cluster is this machine's, by which submitted jobs go.
+
+    Sockets lie in it, whose paths may have 107 characters: pytest's folders are too deep.
+    """
+    return tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
 
 
 @contextlib.contextmanager
@@ -122,8 +143,8 @@ def documented_world(folder: Path) -> Iterator[World]:
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
         stack.callback(s3fs.S3FileSystem.clear_instance_cache)
-        (folder / "ray").mkdir()
-        head = stack.enter_context(ray_head(folder / "ray", server.environment))
+        ray = stack.enter_context(ray_folder())
+        head = stack.enter_context(ray_head(folder, {**server.environment, "RAY_TMPDIR": ray}))
         _fill_checkout(checkout)
         _fill_buckets()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SCENEPARSE_"))}
