@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +35,7 @@ from tests.models.reference_networks import Semseg
 from tests.models.seeded import seeded_state_dict
 from tests.pipeline.samples import encoded
 from tests.pipeline.test_inputs_inventory import row, write_inventory
-from tests.ray_head import ray_head
+from tests.ray_head import ray_head, sessions_folder
 from tests.scene_data import SIZE, write_photos, write_training_set
 from tests.small_output import write_small_output
 
@@ -97,19 +96,9 @@ class World:
         code = code.replace(START, f"{START} --port {port}")
         # Without the test's own token and cluster, which the block is about.
         alone = [part for name in self.environment if name.startswith("RAY_") for part in ("-u", name)]
-        with ray_folder() as ray:
-            command = [
-                "env",
-                "-C",
-                str(self.folder),
-                *alone,
-                f"RAY_TMPDIR={ray}",
-                "bash",
-                "-exo",
-                "pipefail",
-                "-c",
-                code,
-            ]
+        with sessions_folder() as sessions:
+            command = ["env", "-C", str(self.folder), *alone, f"RAY_TMPDIR={sessions}"]
+            command += ["bash", "-exo", "pipefail", "-c", code]
             process = ServerProcess(str(block), command, "", log, self.environment)
             process.start()
             try:
@@ -120,14 +109,6 @@ class World:
             finally:
                 process.stop()
         return log.read_text()
-
-
-def ray_folder() -> tempfile.TemporaryDirectory[str]:
-    """For a head's sessions, and its note of which cluster is this machine's, by which submitted jobs go.
-
-    Sockets lie in it, whose paths may have 107 characters: pytest's folders are too deep.
-    """
-    return tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
 
 
 @contextlib.contextmanager
@@ -143,8 +124,8 @@ def documented_world(folder: Path) -> Iterator[World]:
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
         stack.callback(s3fs.S3FileSystem.clear_instance_cache)
-        ray = stack.enter_context(ray_folder())
-        head = stack.enter_context(ray_head(folder, {**server.environment, "RAY_TMPDIR": ray}))
+        (folder / "ray").mkdir()
+        head = stack.enter_context(ray_head(folder / "ray", server.environment))
         _fill_checkout(checkout)
         _fill_buckets()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SCENEPARSE_"))}

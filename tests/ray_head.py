@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,32 +28,42 @@ class RayHead:
     metrics: str
 
 
+def sessions_folder() -> tempfile.TemporaryDirectory[str]:
+    """For RAY_TMPDIR of a head: its sessions, and the note of which cluster is this machine's, by which jobs go.
+
+    Sockets lie in it, whose paths may have 107 characters: pytest's folders are too deep.
+    """
+    return tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+
+
 @contextlib.contextmanager
 def ray_head(folder: Path, environment: Mapping[str, str], num_cpus: int = 8) -> Iterator[RayHead]:
     """Run a head of `num_cpus` logical CPUs whose workers inherit `environment`. Ends with the block."""
     gcs, dashboard, client, agent, metrics = free_ports(5)
-    process = ServerProcess(
-        name="ray head",
-        command=[
-            str(Path(sys.executable).parent / "ray"),
-            *("start", "--head", "--block", "--disable-usage-stats", f"--node-ip-address={LOOPBACK}"),
-            *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
-            *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"),
-            *(f"--num-cpus={num_cpus}", f"--object-store-memory={2**30}"),
-        ],
-        url=f"http://{LOOPBACK}:{dashboard}/",
-        log=folder / "ray.log",
-        environment={
-            **environment,
-            **ACCESS,
-            # The environment's programs, without anything from the process that runs the tests.
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        },
-    )
-    process.start()
-    try:
-        process.wait_until_it_answers(120)
-        drivers = {**ACCESS, "RAY_ADDRESS": f"{LOOPBACK}:{gcs}"}
-        yield RayHead(drivers, f"http://{LOOPBACK}:{dashboard}", f"http://{LOOPBACK}:{metrics}/metrics")
-    finally:
-        process.stop()
+    with sessions_folder() as sessions:
+        process = ServerProcess(
+            name="ray head",
+            command=[
+                str(Path(sys.executable).parent / "ray"),
+                *("start", "--head", "--block", "--disable-usage-stats", f"--node-ip-address={LOOPBACK}"),
+                *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
+                *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"),
+                *(f"--num-cpus={num_cpus}", f"--object-store-memory={2**30}"),
+            ],
+            url=f"http://{LOOPBACK}:{dashboard}/",
+            log=folder / "ray.log",
+            environment={
+                **environment,
+                **ACCESS,
+                "RAY_TMPDIR": sessions,
+                # The environment's programs, without anything from the process that runs the tests.
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            },
+        )
+        process.start()
+        try:
+            process.wait_until_it_answers(120)
+            drivers = {**ACCESS, "RAY_ADDRESS": f"{LOOPBACK}:{gcs}"}
+            yield RayHead(drivers, f"http://{LOOPBACK}:{dashboard}", f"http://{LOOPBACK}:{metrics}/metrics")
+        finally:
+            process.stop()
