@@ -48,7 +48,7 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[GuardedS3,
         s3fs.S3FileSystem.clear_instance_cache()
         filesystem, path = storage.open_filesystem(f"s3://{BUCKET}")
         filesystem.mkdir(path)
-        write_training_set(f"s3://{BUCKET}/dataset")
+        write_training_set(f"s3://{BUCKET}/dataset", num_val=1)
         write_photos(f"s3://{BUCKET}/photos", 9)
         environment = s3_environment(guard.endpoint, key="local", secret="local")
         with ray_head(folder, environment) as head:
@@ -69,11 +69,12 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[GuardedS3,
 
 @pytest.fixture(scope="module")
 def training(guard: tuple[GuardedS3, Callable[..., None]], policies: dict[str, dict[str, Any]]) -> Calls:
-    """A training that writes several checkpoints and deletes the first."""
+    """A training of three steps that writes a checkpoint after each, and deletes one that is neither best nor last."""
     storage_guard, run = guard
     storage_guard.policy = policies["training"]
     on_one_worker = TRAIN_OPTIONS[: TRAIN_OPTIONS.index("--workers.count")]
-    options = [*on_one_worker, "--optimization.epochs", "1", "--checkpoint-every", "1"]
+    smaller = ["--no-model.auxiliary", "--model.bins", "1"]  # fewer bytes to upload, with the same requests
+    options = [*on_one_worker, *smaller, "--optimization.epochs", "1", "--checkpoint-every", "1"]
     run("jobs/train.py", "--data.root", f"s3://{BUCKET}/dataset", "--output", f"s3://{BUCKET}/runs/mine", *options)
     return storage_guard.take()
 
