@@ -1,0 +1,97 @@
+"""The predicting actor: blocks that come at the same time, as Ray brings them."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+
+from pipeline import monitoring
+from pipeline.checkpoint import Checkpoint
+from pipeline.decoding import Limits, decode
+from pipeline.progress import start_board
+from pipeline.recipe import ProtocolConfig
+from pipeline.segmenter import CALLS, Segmenter
+from tests.pipeline.samples import encoded, random_image, write_file
+from tests.pipeline.test_decoding import listed
+from tests.test_segment_job import save_checkpoint
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("connected")]
+
+NUM_BLOCKS, IMAGES_OF_A_BLOCK = 4, 5
+
+
+@pytest.fixture
+def blocks(tmp_path: Path) -> list[pa.Table]:
+    """DECODED tables of images of two sizes, one of them broken."""
+    made = []
+    for block in range(NUM_BLOCKS):
+        uris = []
+        for number in range(IMAGES_OF_A_BLOCK):
+            image = random_image(33 if number % 2 else 49, 65, seed=10 * block + number)
+            content = encoded(image, "PNG") if number else b"no image"
+            uris.append(str(write_file(tmp_path / f"{block}-{number}.png", content)))
+        made.append(
+            pa.concat_tables(decode(listed([{"image_uri": uri} for uri in uris]), Limits(10_000, 50_000, 60), None))
+        )
+    return made
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Any]:
+    save_checkpoint(tmp_path / "checkpoint")
+    model_id = Checkpoint.load(str(tmp_path / "checkpoint"), None).model_id
+
+    def made(board: Any) -> Segmenter:
+        place = str(tmp_path / "checkpoint")
+        return Segmenter(place, model_id, None, ProtocolConfig(mode="whole"), "cpu", "float32", 2, 2, 0.9, board)
+
+    monitoring.report()  # what other tests have left
+    yield made
+    monitoring.report()
+
+
+def without_seconds(tables: list[pa.Table]) -> list[dict[str, Any]]:
+    return pa.concat_tables(tables).drop_columns(["seconds"]).to_pylist()
+
+
+def test_blocks_at_the_same_time_have_the_rows_of_blocks_in_turn(make: Any, blocks: list[pa.Table]) -> None:
+    alone = make(start_board())
+    expected = without_seconds([table for block in blocks for table in alone(block)])
+    together = make(start_board())
+    with ThreadPoolExecutor(CALLS) as calls:
+        found = list(calls.map(lambda block: list(together(block)), blocks))
+    assert without_seconds([table for tables in found for table in tables]) == expected
+
+
+def test_one_thread_predicts_whatever_thread_calls(
+    make: Any, blocks: list[pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = make(start_board())
+    threads, predict = set(), segmenter._predictor.predict_each
+
+    def noted(*arguments: Any) -> Any:
+        threads.add(threading.get_ident())
+        return predict(*arguments)
+
+    monkeypatch.setattr(segmenter._predictor, "predict_each", noted)
+    with ThreadPoolExecutor(CALLS) as calls:
+        list(calls.map(lambda block: list(segmenter(block)), blocks))
+    assert len(threads) == 1
+
+
+def test_work_of_blocks_at_the_same_time_is_counted_once(make: Any, blocks: list[pa.Table]) -> None:
+    board = start_board()
+    segmenter = make(board)
+    with ThreadPoolExecutor(CALLS) as calls:
+        list(calls.map(lambda block: list(segmenter(block)), blocks))
+    spent = ray.get(board.stage_seconds.remote()).spent
+    good = NUM_BLOCKS * (IMAGES_OF_A_BLOCK - 1)
+    assert (spent["predict"].images, spent["encode"].images) == (good, good)
+    assert spent["predict"].cpu_seconds > 0
+    counts = ray.get(board.read.remote()).counts
+    assert counts == {"ok": good, "NotAnImage": NUM_BLOCKS}
