@@ -169,6 +169,13 @@ def test_bad_yaml_is_shown_with_its_line(recipe: Path, text: str, line: str) -> 
     assert line in message
 
 
+def test_yaml_that_names_python_objects_is_refused(recipe: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    message = complaint(recipe, text=f"output: !!python/object/apply:os.mkdir [{made}]\n")
+    assert "recipe.yaml: not valid YAML" in message
+    assert not made.exists()
+
+
 @pytest.mark.parametrize(("text", "kind"), [("- a\n- b", "list"), ("just words", "str")])
 def test_a_file_without_keys_is_refused(recipe: Path, text: str, kind: str) -> None:
     assert f"holds a {kind}, but must hold keys and values" in complaint(recipe, text=text)

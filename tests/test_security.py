@@ -1,0 +1,67 @@
+"""Claims of SECURITY.md about the code as a whole, and that the tests which it names are there."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+SOURCES = sorted(path for folder in ("models", "pipeline", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))
+# Between processes of one run alone, which Ray pickles for anyway.
+WITHIN_A_RUN = {"pipeline/dataset_check.py", "pipeline/evaluation_stages.py", "pipeline/ingest.py"}
+UNPICKLERS = {
+    "pickle.load",
+    "pickle.loads",
+    "pickle.Unpickler",
+    "cloudpickle.load",
+    "cloudpickle.loads",
+    "torch.jit.load",
+}
+EVALUATORS = {"eval", "exec", "os.system", "marshal.loads"}
+
+
+def calls(source: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every call, by its dotted name, and its keywords' values as they are written."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords if word.arg}
+
+
+def all_calls() -> Iterator[tuple[str, str, dict[str, str]]]:
+    for path in SOURCES:
+        for name, keywords in calls(path.read_text()):
+            yield path.relative_to(REPOSITORY).as_posix(), name, keywords
+
+
+def test_nothing_unpickles_what_it_did_not_pickle_itself() -> None:
+    assert {place for place, name, _ in all_calls() if name in UNPICKLERS} == WITHIN_A_RUN
+    restricted = [keywords.get("weights_only") for _, name, keywords in all_calls() if name == "torch.load"]
+    assert len(restricted) >= 2
+    assert set(restricted) == {"True"}
+    allowing = [name for _, name, keywords in all_calls() if keywords.get("allow_pickle", "False") != "False"]
+    assert allowing == []
+
+
+def test_yaml_is_read_safely_everywhere() -> None:
+    used = {name for _, name, _ in all_calls() if name.startswith("yaml.")}
+    assert "yaml.safe_load" in used
+    assert {name for name in used if "load" in name} == {"yaml.safe_load"}
+
+
+def test_nothing_evaluates_text_or_passes_it_to_a_shell() -> None:
+    assert [(place, name) for place, name, _ in all_calls() if name in EVALUATORS] == []
+    assert [place for place, _, keywords in all_calls() if keywords.get("shell", "False") != "False"] == []
+
+
+@pytest.mark.parametrize("source", ["import pickle\npickle.loads(x)", "torch.load(x)", "eval(x)"])
+def test_calls_are_seen(source: str) -> None:
+    assert next(iter(calls(source)))[0] in {"pickle.loads", "torch.load", "eval"}
+
+
+def test_the_tests_of_every_claim_are_there() -> None:
+    named = re.findall(r"(tests/[\w/]+\.py)::(test_\w+)", (REPOSITORY / "SECURITY.md").read_text())
+    assert len(named) > 15
+    assert [f"{path}::{name}" for path, name in named if f"def {name}(" not in Path(REPOSITORY, path).read_text()] == []
