@@ -1,0 +1,71 @@
+"""The wheel has all that the jobs need: they run from it, outside the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+PACKAGED = ("models", "pipeline", "jobs", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds what the wheel installs, and nothing of its dependencies."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    # A copy, since setuptools leaves its files where it builds.
+    for name in PACKAGED:
+        path = REPOSITORY / name
+        copy = shutil.copytree if path.is_dir() else shutil.copy
+        copy(path, source / name)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
+    subprocess.run(build, check=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "installed"), str(wheel)], check=True)
+    return folder / "installed"
+
+
+def run(installed: Path, *command: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=installed.parent, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_packages_are_those_of_the_wheel(installed: Path) -> None:
+    found = run(
+        installed, "-c", "import jobs, models, pipeline; print(jobs.__file__, models.__file__, pipeline.__file__)"
+    )
+    assert all(path.startswith(str(installed)) for path in found.split())
+
+
+def test_an_output_is_asked_and_reported_from_the_wheel(installed: Path, small_output: Path, tmp_path: Path) -> None:
+    assert "percent_of_pixels" in run(installed, "-m", "jobs.query", str(small_output), "class-areas")
+    run(installed, "-m", "jobs.report", str(small_output), "--to", str(tmp_path / "labels.html"))
+    assert "<html" in (tmp_path / "labels.html").read_text()
+
+
+def test_every_job_starts_from_the_wheel(installed: Path) -> None:
+    names = sorted(path.stem for path in (installed / "jobs").glob("[!_]*.py"))
+    assert len(names) > 10
+    for name in names:
+        assert "usage" in run(installed, "-m", f"jobs.{name}", "--help").lower()
+
+
+def test_c_sources_and_class_tables_are_there(installed: Path) -> None:
+    program = "import models; from pipeline.dataset_formats import classes_of; from models import native; "
+    assert run(installed, "-c", program + "print(len(classes_of('ade20k')))") == "150\n"
+    assert {path.name for path in (installed / "models").glob("*.[ch]")} == {
+        path.name for path in (REPOSITORY / "models").glob("*.[ch]")
+    }
