@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline import monitoring, window_rows
 from pipeline.checkpoint import Checkpoint
@@ -19,6 +20,7 @@ from pipeline.failures import failure
 from pipeline.images import ImageError, encode_mask
 from pipeline.prediction import use_threads, with_protocol
 from pipeline.recipe import ProtocolConfig
+from pipeline.stage_seconds import Spent
 from pipeline.tables import PREDICTED, table
 
 # A run is not given up for its error rate before it has seen this many images.
@@ -87,8 +89,8 @@ class Segmenter:
         masks: list[tuple[dict[str, Any], Future[bytes]]] = []
         self._tell([row for row in rows if row["error_type"]])
         batches = list(_batches_of_one_size(rows, self._batch_size))
-        for batch, predicted in [(batch, self._predicting.submit(self._predict, batch)) for batch in batches]:
-            masks += predicted.result()
+        for batch, predicted in [(batch, self._predicting.submit(self._predict, *_inputs(batch))) for batch in batches]:
+            masks += self._finished(batch, predicted)
             self._tell(batch)
         with monitoring.timed("encode", len(masks)) as work:
             for row, mask in masks:
@@ -100,12 +102,12 @@ class Segmenter:
         """Read, label and encode one image; whatever goes wrong with it is in its row."""
         import torch
 
-        start = time.perf_counter()
         try:
             prediction = self._predicting.submit(self._predict_by_window, row).result()
             with monitoring.timed("encode") as work:
                 mask = encode_mask(prediction.class_ids_NHW[0], self._palette)
                 work.bytes = len(mask)
+            row["seconds"] += work.seconds
             if len(mask) > window_rows.MAX_MASK_BYTES:
                 limit = window_rows.MAX_MASK_BYTES
                 raise ImageError("TooLarge", f"its mask has {len(mask)} bytes as PNG; the limit is {limit}")
@@ -114,21 +116,24 @@ class Segmenter:
             row |= window_rows.failed(error)
         except (torch.OutOfMemoryError, MemoryError) as error:
             row |= failure("predict", "OutOfMemory", f"{row['width']} x {row['height']} pixels by window: {error}")
-        row["seconds"] += time.perf_counter() - start
         self._tell([row])
         return _predicted_table([row])
 
     def _predict_by_window(self, row: dict[str, Any]) -> Any:
-        with self._working():
-            return window_rows.predicted(self._predictor, row, self._telling(row))
+        start = time.perf_counter()
+        try:
+            with self._working():
+                return window_rows.predicted(self._predictor, row, self._telling(row))
+        finally:
+            row["seconds"] += time.perf_counter() - start
 
     @contextmanager
-    def _working(self, images: int = 1) -> Iterator[None]:
+    def _working(self, images: int = 1) -> Iterator[Spent]:
         """Count the block's time as that of predicting so many images, and the time since the last such block."""
         monitoring.count_wait(time.perf_counter() - self._idle_since)
         try:
-            with monitoring.timed("predict", images):
-                yield
+            with monitoring.timed("predict", images) as work:
+                yield work
         finally:
             self._idle_since = time.perf_counter()
 
@@ -166,29 +171,38 @@ class Segmenter:
                 "check the input, leave out what are no images with --include or --exclude, or raise --max-error-rate"
             )
 
-    def _predict(self, batch: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Future[bytes]]]:
+    def _predict(self, images_NHW3: NDArray[np.uint8], output_sizes: list[tuple[int, int]]) -> tuple[list[Any], float]:
+        """A models.Prediction for each image, and the seconds for one."""
+        with self._working(len(images_NHW3)) as work:
+            predictions = self._predictor.predict_each(images_NHW3, output_sizes)
+        return predictions, work.seconds_per_image
+
+    def _finished(
+        self, batch: list[dict[str, Any]], predicted: Future[tuple[list[Any], float]]
+    ) -> list[tuple[dict[str, Any], Future[bytes]]]:
+        """Complete the rows of a batch but for their masks, which are on their way."""
         import torch
 
-        start = time.perf_counter()
-        first = batch[0]
-        shape = (first["input_height"], first["input_width"], 3)
-        images_NHW3 = np.stack([np.frombuffer(row.pop("pixels"), np.uint8).reshape(shape) for row in batch])
         try:
-            with self._working(len(batch)):
-                predictions = self._predictor.predict_each(
-                    images_NHW3, [(row["height"], row["width"]) for row in batch]
-                )
+            predictions, seconds = predicted.result()
         except (torch.OutOfMemoryError, MemoryError) as error:
+            shape = batch[0]["input_height"], batch[0]["input_width"], 3
             for row in batch:
                 row |= failure("predict", "OutOfMemory", f"{shape} pixels: {error}")
             return []
-        seconds = (time.perf_counter() - start) / len(batch)
         masks = []
         for row, prediction in zip(batch, predictions, strict=True):
             row["seconds"] += seconds
             row |= outcome(prediction, 0)
             masks.append((row, self._encoders.submit(encode_mask, prediction.class_ids_NHW[0], self._palette)))
         return masks
+
+
+def _inputs(batch: list[dict[str, Any]]) -> tuple[NDArray[np.uint8], list[tuple[int, int]]]:
+    """The pixels of a batch, which its rows give away, and the sizes of its masks."""
+    shape = (batch[0]["input_height"], batch[0]["input_width"], 3)
+    images_NHW3 = np.stack([np.frombuffer(row.pop("pixels"), np.uint8).reshape(shape) for row in batch])
+    return images_NHW3, [(row["height"], row["width"]) for row in batch]
 
 
 def _batches_of_one_size(rows: list[dict[str, Any]], batch_size: int) -> Iterator[list[dict[str, Any]]]:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import ray
+import torch
 
 from pipeline import monitoring
 from pipeline.checkpoint import Checkpoint
@@ -95,3 +96,21 @@ def test_work_of_blocks_at_the_same_time_is_counted_once(make: Any, blocks: list
     assert spent["predict"].cpu_seconds > 0
     counts = ray.get(board.read.remote()).counts
     assert counts == {"ok": good, "NotAnImage": NUM_BLOCKS}
+
+
+def test_a_batch_that_memory_does_not_hold_is_rows_that_say_so(
+    make: Any, blocks: list[pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = make(start_board())
+    predict = segmenter._predictor.predict_each
+
+    def tight(images_NHW3: Any, output_sizes: Any) -> Any:
+        if images_NHW3.shape[1] == 33:
+            raise torch.OutOfMemoryError("no room")
+        return predict(images_NHW3, output_sizes)
+
+    monkeypatch.setattr(segmenter._predictor, "predict_each", tight)
+    (table,) = segmenter(blocks[0])
+    failed = {row["height"] for row in table.to_pylist() if row["error_type"] == "OutOfMemory"}
+    labelled = {row["height"] for row in table.to_pylist() if row["mask"] is not None}
+    assert (failed, labelled) == ({33}, {49})
