@@ -3,20 +3,14 @@
 import asyncio
 import contextlib
 import itertools
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-import aiohttp
 from aiohttp import web
-from multidict import CIMultiDict
-from yarl import URL
 
-from pipeline.processes import LOOPBACK, free_ports
-
-HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "content-encoding", "expect"}
+from tests.storage_proxy import Answer, Forward, storage_proxy
 
 REFUSE = "refuse"  # answer with 503
 CUT = "cut"  # close the connection without an answer
@@ -65,58 +59,25 @@ def faulty_storage(
     endpoint: str, every: int = 10, kinds: tuple[str, ...] = (REFUSE, CUT), choose: Choose | None = None
 ) -> Iterator[FaultyStorage]:
     """Run a proxy on loopback that breaks every so manyth request by each kind in turn, or what `choose` says."""
-    (port,) = free_ports(1)
-    proxy = FaultyStorage(f"http://{LOOPBACK}:{port}", choose or in_turn(kinds, every))
     numbers = itertools.count(1)
-    loop = asyncio.new_event_loop()
-    started, finished = threading.Event(), asyncio.Event()
 
-    async def serve() -> None:
-        async with aiohttp.ClientSession(auto_decompress=False) as session:
+    async def handle(request: web.Request, body: bytes, forward: Forward) -> web.StreamResponse:
+        path = unquote(request.raw_path.partition("?")[0])
+        if request.method == "GET" and path.count("/") > 1 and "?list-type" not in request.raw_path:
+            proxy.gets[path] += 1
+        fault = proxy.choose(request.method, path, next(numbers))
+        await asyncio.sleep(proxy.delay)
+        if fault is not None and fault not in WITHIN_BODY:
+            return await _break(proxy, request, fault)
+        answer = await forward()
+        if fault is not None:
+            return await _break_body(proxy, request, fault, answer)
+        proxy.passed += 1
+        return answer.response_to(request)
 
-            async def handle(request: web.Request) -> web.StreamResponse:
-                body = await request.read()
-                path = unquote(request.raw_path.partition("?")[0])
-                if request.method == "GET" and path.count("/") > 1 and "?list-type" not in request.raw_path:
-                    proxy.gets[path] += 1
-                fault = proxy.choose(request.method, path, next(numbers))
-                await asyncio.sleep(proxy.delay)
-                if fault is not None and fault not in WITHIN_BODY:
-                    return await _break(proxy, request, fault)
-                # The signature covers the host, so the request goes on as it came.
-                headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
-                url = URL(f"{endpoint}{request.raw_path}", encoded=True)
-                async with session.request(
-                    request.method, url, headers=headers, data=body, allow_redirects=False
-                ) as answer:
-                    content = await answer.read()
-                    kept = CIMultiDict((k, v) for k, v in answer.headers.items() if k.lower() not in HOP_BY_HOP)
-                    if fault is not None:
-                        return await _break_body(proxy, request, fault, answer.status, kept, content)
-                    proxy.passed += 1
-                    response = web.Response(status=answer.status, headers=kept, body=content)
-                    if request.method == "HEAD" and "Content-Length" in answer.headers:
-                        response.headers["Content-Length"] = answer.headers["Content-Length"]
-                    return response
-
-            app = web.Application(client_max_size=2**30)
-            app.router.add_route("*", "/{path:.*}", handle)
-            # Requests that hang end with their client.
-            runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
-            await runner.setup()
-            await web.TCPSite(runner, LOOPBACK, port).start()
-            started.set()
-            await finished.wait()
-            await runner.cleanup()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
-    thread.start()
-    assert started.wait(30)
-    try:
+    with storage_proxy(endpoint, handle) as address:
+        proxy = FaultyStorage(address, choose or in_turn(kinds, every))
         yield proxy
-    finally:
-        loop.call_soon_threadsafe(finished.set)
-        thread.join(30)
 
 
 async def _break(proxy: FaultyStorage, request: web.Request, fault: str) -> web.StreamResponse:
@@ -130,14 +91,13 @@ async def _break(proxy: FaultyStorage, request: web.Request, fault: str) -> web.
     return web.Response()
 
 
-async def _break_body(
-    proxy: FaultyStorage, request: web.Request, fault: str, status: int, headers: CIMultiDict[str], content: bytes
-) -> web.StreamResponse:
+async def _break_body(proxy: FaultyStorage, request: web.Request, fault: str, answer: Answer) -> web.StreamResponse:
+    content = answer.content
     if request.method == "HEAD" or len(content) < 2:
         return await _break(proxy, request, CUT)
     proxy.broken[fault] += 1
-    headers["Content-Length"] = str(len(content))
-    response = web.StreamResponse(status=status, headers=headers)
+    response = web.StreamResponse(status=answer.status, headers=answer.headers)
+    response.headers["Content-Length"] = str(len(content))
     await response.prepare(request)
     if fault in (DRIP, SLOW):
         size = 1 if fault == DRIP else -(-len(content) // 8)

@@ -1,22 +1,16 @@
 """An S3 endpoint that passes what an IAM policy allows and answers 403 to all else, in front of one that works."""
 
-import asyncio
 import contextlib
 import fnmatch
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote
 
-import aiohttp
 from aiohttp import web
-from multidict import CIMultiDict
-from yarl import URL
 
-from pipeline.processes import LOOPBACK, free_ports
-from tests.faulty_storage import HOP_BY_HOP
+from tests.storage_proxy import Forward, storage_proxy
 
 LISTING = {"list-type", "prefix", "delimiter", "max-keys", "encoding-type", "continuation-token", "fetch-owner"}
 DENIED = "<Error><Code>AccessDenied</Code><Message>not by the policy</Message></Error>"
@@ -89,43 +83,12 @@ def calls_of(method: str, raw_path: str, body: bytes) -> list[Call]:
 @contextlib.contextmanager
 def guarded_s3(endpoint: str, policy: dict[str, Any]) -> Iterator[GuardedS3]:
     """Run a guard on loopback before `endpoint`."""
-    (port,) = free_ports(1)
-    guard = GuardedS3(f"http://{LOOPBACK}:{port}", policy)
-    loop = asyncio.new_event_loop()
-    started, finished = threading.Event(), asyncio.Event()
 
-    async def serve() -> None:
-        async with aiohttp.ClientSession(auto_decompress=False) as session:
+    async def handle(request: web.Request, body: bytes, forward: Forward) -> web.StreamResponse:
+        if not guard.judge(calls_of(request.method, request.raw_path, body)):
+            return web.Response(status=403, text=DENIED)
+        return (await forward()).response_to(request)
 
-            async def handle(request: web.Request) -> web.Response:
-                body = await request.read()
-                if not guard.judge(calls_of(request.method, request.raw_path, body)):
-                    return web.Response(status=403, text=DENIED)
-                headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
-                url = URL(f"{endpoint}{request.raw_path}", encoded=True)
-                async with session.request(
-                    request.method, url, headers=headers, data=body, allow_redirects=False
-                ) as answer:
-                    kept = CIMultiDict((k, v) for k, v in answer.headers.items() if k.lower() not in HOP_BY_HOP)
-                    response = web.Response(status=answer.status, headers=kept, body=await answer.read())
-                    if request.method == "HEAD" and "Content-Length" in answer.headers:
-                        response.headers["Content-Length"] = answer.headers["Content-Length"]
-                    return response
-
-            app = web.Application(client_max_size=2**30)
-            app.router.add_route("*", "/{path:.*}", handle)
-            runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
-            await runner.setup()
-            await web.TCPSite(runner, LOOPBACK, port).start()
-            started.set()
-            await finished.wait()
-            await runner.cleanup()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
-    thread.start()
-    assert started.wait(30)
-    try:
+    with storage_proxy(endpoint, handle) as address:
+        guard = GuardedS3(address, policy)
         yield guard
-    finally:
-        loop.call_soon_threadsafe(finished.set)
-        thread.join(30)
