@@ -120,12 +120,11 @@ class Segmenter:
         return _predicted_table([row])
 
     def _predict_by_window(self, row: dict[str, Any]) -> Any:
-        start = time.perf_counter()
         try:
-            with self._working():
+            with self._working() as work:
                 return window_rows.predicted(self._predictor, row, self._telling(row))
         finally:
-            row["seconds"] += time.perf_counter() - start
+            row["seconds"] += work.seconds
 
     @contextmanager
     def _working(self, images: int = 1) -> Iterator[Spent]:
