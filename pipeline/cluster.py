@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import ray._private.state
@@ -104,30 +104,63 @@ def require_listener(address: str) -> None:
         ) from None
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What the cluster has in all, in use or not, and what it may have once its autoscaler has grown it."""
+class Node(NamedTuple):
+    """What a node has for tasks and actors, in use or not."""
 
     cpus: int
-    gpus: int
-    max_cpus: int
-    max_gpus: int
-    cpu_nodes: int  # nodes that have CPUs to compute with
-    node_cpus: int  # of the smallest of them
+    gpus: int = 0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The cluster's living nodes, and what it may have once its autoscaler has grown it; 0: there is none."""
+
+    nodes: tuple[Node, ...]
+    allowed_cpus: int = 0
+    allowed_gpus: int = 0
+
+    @property
+    def cpus(self) -> int:
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> int:
+        return sum(node.gpus for node in self.nodes)
+
+    @property
+    def max_cpus(self) -> int:
+        return max(self.cpus, self.allowed_cpus)
+
+    @property
+    def max_gpus(self) -> int:
+        return max(self.gpus, self.allowed_gpus)
+
+    @property
+    def may_grow(self) -> bool:
+        return self.allowed_cpus > self.cpus or self.allowed_gpus > self.gpus
+
+    @property
+    def cpu_nodes(self) -> int:
+        """How many nodes have CPUs to compute with."""
+        return sum(node.cpus > 0 for node in self.nodes)
+
+    @property
+    def node_cpus(self) -> int:
+        """CPUs of the smallest of them."""
+        return min((node.cpus for node in self.nodes if node.cpus), default=0)
+
+    def room_for(self, cpus: int, gpu: bool) -> int:
+        """How many actors that reserve so much the nodes can hold now."""
+        return sum(min(node.cpus // cpus, node.gpus if gpu else node.cpus) for node in self.nodes)
 
 
 def resources() -> Resources:
     """Resources of the living nodes now, and of all that the cluster's configuration allows."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    node_cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-    cpus, gpus = sum(node_cpus), int(sum(node.get("GPU", 0) for node in nodes))
+    living = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     # Ray's own libraries ask this too; there is no public question. None without an autoscaler.
     allowed = ray._private.state.state.get_max_resources_from_cluster_config() or {}
     return Resources(
-        cpus=cpus,
-        gpus=gpus,
-        max_cpus=max(cpus, allowed.get("CPU", 0)),
-        max_gpus=max(gpus, allowed.get("GPU", 0)),
-        cpu_nodes=len(node_cpus),
-        node_cpus=min(node_cpus, default=0),
+        tuple(Node(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in living),
+        allowed_cpus=int(allowed.get("CPU", 0)),
+        allowed_gpus=int(allowed.get("GPU", 0)),
     )

@@ -26,7 +26,7 @@ from pipeline.errors import UserError, user_error
 from pipeline.evaluation_stages import Evaluator, ImageResult, Part, Wanted, listed_block, load, parts_of
 from pipeline.metrics import Metrics, rounded
 from pipeline.recipe import ProtocolConfig
-from pipeline.table_tasks import map_tables
+from pipeline.table_tasks import map_by_actors, map_tables
 
 IMAGES_PER_BLOCK = 4
 # Loading waits for storage half of its time; and stages that reserve the same would be fused by Ray Data, so that
@@ -121,9 +121,10 @@ def evaluate(
         concurrency=min(load_tasks, len(blocks)),  # Ray warns of tasks that cannot be
         data=data,
     )
-    counted = loaded.map_batches(
+    counted = map_by_actors(
+        loaded,
         Evaluator,
-        fn_constructor_kwargs={
+        {
             "checkpoint": storage.absolute(checkpoint_uri),
             "data": data,
             "protocol": protocol,
@@ -132,11 +133,9 @@ def evaluate(
             "threads": threads or predictor_cpus,
             "wanted": Wanted(boundary, calibration, fit_temperature, panel, worst > 0),
         },
-        batch_size=None,
-        batch_format="pyarrow",
+        ray.data.ActorPoolStrategy(size=min(predictors, len(blocks))),
         num_cpus=predictor_cpus,
-        num_gpus=1 if gpu else 0,
-        compute=ray.data.ActorPoolStrategy(size=min(predictors, len(blocks))),
+        gpu=gpu,
     )
     total = Part.none(len(data.classes))
     shown: list[ImageResult] = []

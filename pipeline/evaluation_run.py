@@ -21,7 +21,7 @@ from pipeline.evaluation import Evaluation, evaluate
 from pipeline.progress import duration, say
 from pipeline.report.charts import png
 from pipeline.report.evaluation import PAGE, confusion_figure, evaluation_page, reliability_figure
-from pipeline.segmentation import plan_stages
+from pipeline.stages import plan_stages
 
 SECONDS_BETWEEN_LINES = 10.0
 

@@ -15,12 +15,15 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import cluster, parts, storage
 from pipeline.checkpoint import Checkpoint
+from pipeline.cluster_watch import ClusterChanged
 from pipeline.config import SegmentConfig
 from pipeline.done import Done
+from pipeline.errors import UserError
 from pipeline.output import is_claimed
 from pipeline.planning import Forecast, Machines, Plan, Survey, Tried, steady_rate, survey
 from pipeline.progress import LINE_EVERY, News, SegmentationLine, say
-from pipeline.segmentation import Summary, label, opened, plan_stages
+from pipeline.segmentation import Summary, label, opened
+from pipeline.stages import plan_stages
 from pipeline.worklist import FIRST_WAIT, Listed, Worklist
 
 LEAST_TRIED = 32  # images for each predictor
@@ -101,7 +104,10 @@ def _try(config: SegmentConfig, model: Checkpoint, surveyed: Survey, output: str
         with Worklist([sample], lambda listed: pa.array([False] * len(listed))) as worklist:
             summary = Summary(run_id, folder, worklist.listed)
             line = _SampleLine(worklist.listed)
-            label(config, model, worklist, summary, line)
+            try:
+                label(config, model, worklist, summary, line)
+            except ClusterChanged as change:
+                raise UserError(f"plan: {change}; make it again") from None
         ended = time.monotonic()
         names = [uri for uri in storage.find(storage.join(folder, "masks")) if uri.endswith(".parquet")]
         rows = pa.concat_tables([parts.read_table(uri, ["size_bytes", "seconds", "mask"]) for uri in names])
@@ -148,9 +154,14 @@ def _forecasts(config: SegmentConfig, plan: Plan) -> Iterator[Forecast]:
     yield plan.forecast(_machines(config, have, processors), price)
     if config.plan_nodes is not None:
         share = config.plan_nodes / have.cpu_nodes
-        cpus, gpus = int(share * have.cpus), int(share * have.gpus)
-        other = cluster.Resources(cpus, gpus, cpus, gpus, config.plan_nodes, have.node_cpus)
+        cpus, gpus = (_shared_out(int(share * total), config.plan_nodes) for total in (have.cpus, have.gpus))
+        other = cluster.Resources(tuple(map(cluster.Node, cpus, gpus)))
         yield plan.forecast(_machines(config, other, processors), None if price is None else share * price)
+
+
+def _shared_out(total: int, nodes: int) -> list[int]:
+    """As evenly as whole numbers allow."""
+    return [total * (k + 1) // nodes - total * k // nodes for k in range(nodes)]
 
 
 def _processors() -> int:

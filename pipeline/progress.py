@@ -1,5 +1,6 @@
 """Counters and lines that remote workers send and the driver prints."""
 
+import math
 import shutil
 import sys
 import threading
@@ -112,6 +113,7 @@ class SegmentationLine:
         self._out = out or sys.stdout
         self._in_place = self._out.isatty()
         self._start = time.monotonic()
+        self.last_news = self._start  # of an image that was labelled, or of one that a predictor is at
         self._recent: deque[tuple[float, int]] = deque([(0.0, 0)])  # of the last RECENT seconds
         self._printed: tuple[float, int] = (-LINE_EVERY, 0)  # when, and how many images it told
 
@@ -121,6 +123,8 @@ class SegmentationLine:
             print("\r\x1b[K" * self._in_place + line, file=self._out, flush=True)
         counts, total = news.counts, self._listed.todo
         now, done = time.monotonic() - self._start, min(sum(counts.values()), total)
+        if news.lines or done > self._recent[-1][1]:
+            self.last_news = self._start + now
         if done and self.seconds_to_first is None:
             self.seconds_to_first = round(now, 1)
         self._recent.append((now, done))
@@ -151,6 +155,13 @@ class SegmentationLine:
         if self._price_per_hour is not None:
             parts.append(f"{self._price_per_hour * now / 3600:,.2f} spent")
         return " · ".join(parts)
+
+    def seconds_left(self, now: float) -> float:
+        """At the average rate, when time.monotonic() is `now`; infinite where that is not known."""
+        done = self._recent[-1][1]
+        if not done or not self._listed.ended:
+            return math.inf
+        return (self._listed.todo - done) * (now - self._start) / done
 
     def _print(self, line: str, is_last: bool) -> None:
         if not self._in_place:

@@ -4,8 +4,6 @@ list_images -> Worklist -> decode (tasks) -> Segmenter (actors) -> PartSink (tas
 """
 
 import json
-import math
-import os
 import platform
 import secrets
 import time
@@ -23,9 +21,10 @@ import ray.data
 
 from pipeline import cluster, parts, storage, window_rows
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import PredictConfig, SegmentConfig
+from pipeline.cluster_watch import ClusterChanged, Watch, watching
+from pipeline.config import SegmentConfig
 from pipeline.decoding import DECODED_BYTES, Limits, decode
-from pipeline.errors import UserError, user_error
+from pipeline.errors import user_error
 from pipeline.failures import require_kinds
 from pipeline.inputs import list_images
 from pipeline.output import claim_output, first_failures, is_begun
@@ -33,11 +32,10 @@ from pipeline.progress import SegmentationLine, say, start_board, watched
 from pipeline.segmenter import CALLS, Segmenter
 from pipeline.sink import PartSink, WrittenPart, rows_of_a_part
 from pipeline.stage_seconds import StageSeconds
-from pipeline.table_tasks import map_tables
+from pipeline.stages import DECODE_CPUS, Stages, plan_stages
+from pipeline.table_tasks import map_by_actors, map_tables
 from pipeline.worklist import Listed, Worklist, blocks_of
 
-# Not 1: into predictors that reserve the same Ray Data would fuse decoding, which could then not run beside them.
-DECODE_CPUS = 0.99
 # Images that are predicted together by default. On a CPU it takes no more memory, and its threads wait less often.
 GPU_BATCH, CPU_BATCH = 8, 32
 
@@ -61,12 +59,31 @@ class Summary:
         return self.listed.todo - sum(self.outcomes.values())
 
 
-@cluster.disconnecting_on_error()
 def segment(config: SegmentConfig) -> Summary:
     """Label every image of the inputs that the output does not hold yet.
 
+    When the cluster changes so that another number of predictors fits, the run ends and another one goes on from there.
+
     Raises: UserError; within seconds, for everything that can be known before an actor starts.
     """
+    while True:
+        try:
+            return _run(config)
+        except ClusterChanged as change:
+            say(f"{change}; starting again with what there is")
+            config = _with_as_many_as_fit(config)
+
+
+def _with_as_many_as_fit(config: SegmentConfig) -> SegmentConfig:
+    """With no more predictors than asked for, and than the cluster has room for now."""
+    cluster.connect(config.verbose)
+    most = plan_stages(config.model_copy(update={"predictors": None}), cluster.resources()).predictors
+    return config.model_copy(update={"predictors": config.predictors and min(config.predictors, most)})
+
+
+@cluster.disconnecting_on_error()
+def _run(config: SegmentConfig) -> Summary:
+    # Where it fails, the connection ends with it, and so does whatever still works for it.
     started = time.monotonic()
     output, listing, model = opened(config)
     claim_output(output, model)
@@ -126,13 +143,13 @@ def label(
     for wave in worklist.waves():
         if board is None:
             cluster.connect(config.verbose)
-            stages = plan_stages(config, cluster.resources())
             board = start_board()
             if line is None:
                 _say_what_there_is(config, model, worklist.listed)
                 line = SegmentationLine(worklist.listed, config.price_per_hour)
         assert line is not None
-        with watched(board, line.show):
+        stages = plan_stages(config, cluster.resources())
+        with watched(board, line.show), watching(Watch(config, stages, line).look):
             written += _label_wave(config, model, wave, stages, board, summary)
     if board is None or line is None:
         _say_what_there_is(config, model, worklist.listed)
@@ -153,7 +170,7 @@ def _say_what_there_is(config: SegmentConfig, model: Checkpoint, listed: Listed)
 
 
 def _label_wave(
-    config: SegmentConfig, model: Checkpoint, wave: pa.Table, stages: "Stages", board: Any, summary: Summary
+    config: SegmentConfig, model: Checkpoint, wave: pa.Table, stages: Stages, board: Any, summary: Summary
 ) -> list[WrittenPart]:
     rows_per_part = config.rows_per_part or rows_of_a_part(wave)
     sink = PartSink(summary.output, model.class_names, model.model_id, summary.run_id, rows_per_part)
@@ -170,9 +187,10 @@ def _label_wave(
         board=board,
         by_window=window_rows.applies(config.protocol, model.long_side),
     )
-    predicted = decoded.map_batches(
+    predicted = map_by_actors(
+        decoded,
         Segmenter,
-        fn_constructor_kwargs={
+        {
             "checkpoint": storage.absolute(config.checkpoint),
             "model_id": model.model_id,
             "long_side": config.long_side,
@@ -184,58 +202,18 @@ def _label_wave(
             "max_error_rate": config.max_error_rate,
             "board": board,
         },
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=stages.predictor_cpus,
-        num_gpus=1 if config.gpu else 0,
         # One block more than are worked on waits in the actor.
-        compute=ray.data.ActorPoolStrategy(
+        ray.data.ActorPoolStrategy(
             size=stages.predictors, max_concurrent_calls_per_actor=CALLS, max_tasks_in_flight_per_actor=CALLS + 1
         ),
+        num_cpus=stages.predictor_cpus,
+        gpu=config.gpu,
     )
     try:
         predicted.write_datasink(sink, ray_remote_args={"num_cpus": 1}, concurrency=stages.write_tasks)
     except Exception as error:
         raise user_error(error) or error from None
     return sink.written
-
-
-@dataclass(frozen=True)
-class Stages:
-    """How many of each there are, and what each reserves."""
-
-    predictors: int
-    predictor_cpus: int
-    predictor_threads: int
-    decode_tasks: int
-    write_tasks: int
-
-
-def plan_stages(config: PredictConfig, have: cluster.Resources) -> Stages:
-    """Size the stages so that each can always run: predictors never reserve the CPUs that feed them.
-
-    A CPU predictor reserves half of its node and computes with all of it: decoding takes little beside it.
-
-    Raises: UserError where the cluster cannot hold the predictors and one CPU beside them.
-    """
-    if config.gpu and not have.max_gpus:
-        raise UserError("gpu: the cluster has no GPU; add a GPU node or leave out --gpu")
-    # An autoscaling cluster may have no node yet.
-    predictors = config.predictors or max(1, have.gpus if config.gpu else have.cpu_nodes)
-    if config.gpu and predictors > have.max_gpus:
-        raise UserError(f"predictors: {predictors} asked for, but the cluster has {have.max_gpus} GPU(s)")
-    reserved = config.predictor_cpus or (1 if config.gpu else max(1, have.node_cpus // 2))
-    left = have.max_cpus - predictors * reserved
-    if left < 1:
-        raise UserError(
-            f"predictors: {predictors} with {reserved} CPU(s) each leave none of the cluster's {have.max_cpus} CPUs "
-            "for decoding; lower --predictors or --predictor-cpus, or add CPUs"
-        )
-    on_a_node = math.ceil(predictors / max(1, have.cpu_nodes))
-    threads = config.predictor_cpus or max(1, (os.cpu_count() or 1) // on_a_node)
-    # A CPU takes a hundred times as long to predict an image as to decode it: each task more would only start late.
-    decode_tasks = left // 2 if config.gpu else left // 4
-    return Stages(predictors, reserved, threads, max(1, decode_tasks), write_tasks=max(1, left // 4))
 
 
 def _write_run(config: SegmentConfig, model: Checkpoint, summary: Summary) -> None:

@@ -58,3 +58,30 @@ class _Tables(Datasource):
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         return [ReadTask(partial(self._function, table), unknown) for table in self._tables]
+
+
+def map_by_actors(
+    tables: ray.data.Dataset,
+    actor: type,
+    arguments: dict[str, Any],
+    compute: ray.data.ActorPoolStrategy,
+    num_cpus: float,
+    gpu: bool,
+) -> ray.data.Dataset:
+    """A dataset of what actors return or yield for each of the tables, which they get whole.
+
+    Args:
+        actor: a class whose instances take a table; `arguments` are those of its constructor.
+        num_cpus, gpu: what each actor reserves.
+    """
+    # Where there are GPUs `Dataset.map_batches` wants a number of rows for all batches. The tables come as those who
+    # made them saw fit.
+    return tables.map_batches_internal(
+        actor,
+        fn_constructor_kwargs=arguments,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=num_cpus,
+        num_gpus=1 if gpu else 0,
+        compute=compute,
+    )

@@ -6,14 +6,14 @@ from typing import Any
 from pipeline.cluster import Resources
 from pipeline.config import SegmentConfig
 from pipeline.recipe import WorkersConfig
-from pipeline.segmentation import DECODE_CPUS, plan_stages
+from pipeline.stages import DECODE_CPUS, plan_stages
 
 
 def segmentation_requests(config: dict[str, Any], predictors: int) -> list[dict[str, float]]:
     """What each actor and task of a labelling on GPUs asks for, its stages sized for all that the cluster may have."""
     types = config["available_node_types"].values()
     most = {name: sum(one["max_workers"] * one["resources"].get(name, 0) for one in types) for name in ("CPU", "GPU")}
-    empty = Resources(cpus=0, gpus=0, max_cpus=most["CPU"], max_gpus=most["GPU"], cpu_nodes=0, node_cpus=0)
+    empty = Resources((), allowed_cpus=most["CPU"], allowed_gpus=most["GPU"])
     job = SegmentConfig(input=["photos"], output="labels", checkpoint="best", gpu=True, predictors=predictors)
     stages = plan_stages(job, empty)
     return [

@@ -9,12 +9,13 @@ import s3fs
 
 import models
 from pipeline import storage
-from pipeline.cluster import Resources
+from pipeline.cluster import Node, Resources
 from pipeline.config import SegmentConfig
 from pipeline.errors import UserError
 from pipeline.parts import write_table
-from pipeline.segmentation import Summary, plan_stages, segment
+from pipeline.segmentation import Summary, segment
 from pipeline.settings import load_settings
+from pipeline.stages import plan_stages
 from pipeline.tables import CLASSES, SCHEMA_VERSION, table
 from tests.scene_data import write_photos
 from tests.test_segment_job import save_checkpoint
@@ -151,7 +152,7 @@ def plan(have: Resources, *options: str):
 
 def cluster(cpus: int, gpus: int = 0) -> Resources:
     """One node, and no autoscaler."""
-    return Resources(cpus=cpus, gpus=gpus, max_cpus=cpus, max_gpus=gpus, cpu_nodes=1, node_cpus=cpus)
+    return Resources((Node(cpus, gpus),))
 
 
 @pytest.mark.parametrize("cpus", [2, 3, 4, 8, 64])
@@ -172,7 +173,7 @@ def test_a_cluster_that_cannot_hold_the_predictors_is_refused() -> None:
 
 
 def test_a_cluster_that_can_grow_from_nothing_is_planned_for() -> None:
-    empty = Resources(cpus=0, gpus=0, max_cpus=64, max_gpus=4, cpu_nodes=0, node_cpus=0)
+    empty = Resources((), allowed_cpus=64, allowed_gpus=4)
     assert plan(empty, "--gpu").predictors == 1
     assert plan(empty, "--gpu", "--predictors", "4").predictors == 4
     assert plan(empty).predictors == 1

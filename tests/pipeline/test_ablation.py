@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.ablation import trials_at_once
-from pipeline.cluster import Resources
+from pipeline.cluster import Node, Resources
 from pipeline.config import AblateConfig
 from pipeline.errors import UserError
 from pipeline.settings import load_settings
@@ -19,7 +19,7 @@ def configured(*options: str) -> AblateConfig:
 
 
 def cluster_of(cpus: int, gpus: int = 0) -> Resources:
-    return Resources(cpus=cpus, gpus=gpus, max_cpus=cpus, max_gpus=gpus, cpu_nodes=1, node_cpus=cpus)
+    return Resources((Node(cpus, gpus),))
 
 
 # A trial with one worker takes four CPUs: its driver, a worker, a task that decodes and a predictor.

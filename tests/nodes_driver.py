@@ -1,0 +1,64 @@
+"""jobs/segment_bucket.py for a cluster whose GPUs are pretended; notes on which nodes its stages run.
+
+    python -m tests.nodes_driver [options of the job]
+
+What predicts reserves a GPU and computes on a CPU. The folder of NOTES gets an empty file STAGE.NODE_ID for each stage
+and each node that has worked on it. A change of the cluster counts after seconds.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from pipeline import cluster_watch, segmentation
+from pipeline.config import SegmentConfig
+from pipeline.decoding import decode
+from pipeline.entry import run_job
+from pipeline.segmenter import Segmenter
+from pipeline.settings import load_settings
+
+NOTES = "SCENEPARSE_TEST_NOTES"  # environment variable of all nodes
+# So that a run of some hundred small photos is still at work when a test gets to it.
+SECONDS_FOR_A_BLOCK = 1.0
+
+
+def note(stage: str) -> None:
+    Path(os.environ[NOTES], f"{stage}.{ray.get_runtime_context().get_node_id()}").touch()
+
+
+def noted_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
+    note("decode")
+    yield from decode(listed, **arguments)
+
+
+class NotedSegmenter(Segmenter):
+    def __init__(self, device: str, **arguments: Any) -> None:
+        assert bool(ray.get_runtime_context().get_assigned_resources().get("GPU")) == (device == "cuda")
+        super().__init__(device="cpu", **arguments)
+        self._one_at_a_time = threading.Lock()
+
+    def __call__(self, decoded: pa.Table) -> Iterator[pa.Table]:
+        note("predict")
+        with self._one_at_a_time:
+            time.sleep(SECONDS_FOR_A_BLOCK)
+        yield from super().__call__(decoded)
+
+
+def main(argv: list[str]) -> int:
+    cluster_watch.STILL, cluster_watch.SETTLED, cluster_watch.WORTH_IT = 10.0, 3.0, 0.0
+    segmentation.decode, segmentation.Segmenter = noted_decode, NotedSegmenter  # type: ignore[assignment, misc]
+    summary = segmentation.segment(load_settings(SegmentConfig, argv, prog="tests/nodes_driver.py"))
+    return 1 if summary.missing else 0
+
+
+if __name__ == "__main__":
+    # Workers import these classes by the module's name.
+    from tests import nodes_driver
+
+    run_job(nodes_driver.main)

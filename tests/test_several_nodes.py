@@ -1,0 +1,89 @@
+"""Labelling spreads over a cluster's nodes, never starves on a small one, and goes on when nodes go and come."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster import Node
+from tests.several_nodes import Labelling, Nodes, cluster_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+Start = Callable[..., Labelling]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start the job; it ends with the test."""
+    started: list[Labelling] = []
+
+    def run(nodes: Nodes, photos: int, *options: str) -> Labelling:
+        started.append(Labelling(tmp_path, nodes, photos, *options))
+        return started[-1]
+
+    yield run
+    for one in started:
+        one.kill()
+
+
+@pytest.mark.parametrize("cpus", [[2], [1, 1], [1, 1, 1], [3, 1]], ids=str)
+def test_no_stage_starves_on_a_small_cluster(cpus: list[int], start: Start, tmp_path: Path) -> None:
+    with cluster_of(tmp_path, *map(Node, cpus)) as nodes:
+        run = start(nodes, 80)
+        assert run.status() == 0, run.printed
+    run.check()
+
+
+def test_predictors_take_the_nodes_with_gpus_and_a_lost_one_is_made_up_for(start: Start, tmp_path: Path) -> None:
+    with cluster_of(tmp_path, Node(2), Node(2, gpus=1), Node(2, gpus=1)) as nodes:
+        run = start(nodes, 300, "--gpu")
+        run.wait_until(lambda: nodes.that_did("predict") == {1, 2})
+        run.wait_for_parts(1)
+        assert 0 in nodes.that_did("decode")
+        nodes.kill(1)
+        assert run.status() == 0, run.printed
+        assert nodes.that_did("predict") == {1, 2}
+    run.check()
+
+
+def test_a_cluster_that_has_become_too_small_for_its_predictors_goes_on_with_fewer(
+    start: Start, tmp_path: Path
+) -> None:
+    # Those of the lost nodes are started again on the first one, and take the CPUs that would feed them.
+    with cluster_of(tmp_path, Node(4), Node(4), Node(4)) as nodes:
+        run = start(nodes, 300)
+        run.wait_until(lambda: nodes.that_did("predict") == {0, 1, 2})
+        run.wait_for_parts(1)
+        nodes.kill(1)
+        nodes.kill(2)
+        assert run.status() == 0, run.printed
+    assert "the cluster has become too small for 3 predictor(s)" in run.printed
+    assert "Traceback" not in run.printed
+    run.check()
+
+
+def test_a_run_without_any_gpu_left_ends_and_goes_on_when_there_is_one(start: Start, tmp_path: Path) -> None:
+    with cluster_of(tmp_path, Node(2), Node(2, gpus=1)) as nodes:
+        run = start(nodes, 200, "--gpu")
+        run.wait_for_parts(1)
+        nodes.kill(1)
+        assert run.status() == 2, run.printed
+        assert "error: gpu: the cluster has no GPU" in run.printed
+        assert "Traceback" not in run.printed
+        nodes.add(Node(2, gpus=1))
+        run = start(nodes, 200, "--gpu")
+        assert run.status() == 0, run.printed
+        assert "200 images in the input, 0 of them done" not in run.printed
+    run.check()
+
+
+def test_a_node_that_comes_is_used(start: Start, tmp_path: Path) -> None:
+    with cluster_of(tmp_path, Node(2), Node(2, gpus=1)) as nodes:
+        run = start(nodes, 600, "--gpu")
+        run.wait_for_parts(1)
+        nodes.add(Node(2, gpus=1))
+        run.wait_until(lambda: 2 in nodes.that_did("predict"))
+        assert run.status() == 0, run.printed
+    assert "the cluster has grown and holds 2 predictors, not 1" in run.printed
+    run.check()
