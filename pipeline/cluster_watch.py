@@ -19,8 +19,9 @@ from pipeline.progress import SegmentationLine
 from pipeline.stages import Stages, plan_stages
 
 LOOK_EVERY = 5.0  # seconds
-# Seconds without an image more before a cluster that has become too small is believed to stay so.
-STILL = 60.0
+# Seconds without an image more before a cluster that is too small is believed to stay so; an autoscaler may take
+# minutes to bring a node.
+STILL, STILL_IF_IT_MAY_GROW = 60.0, 600.0
 # Seconds after the last change before new nodes count: they come one after the other.
 SETTLED = 30.0
 # A new start costs the loading of models and what was not written yet: seconds from one to the next at the least,
@@ -63,15 +64,16 @@ class Watch:
         if not stages.fit(have, gpu):
             # Where no predictor has room and the autoscaler may bring nodes, a new start would only wait for it, too.
             waits_for_nodes = have.may_grow and not have.room_for(stages.predictor_cpus, gpu)
-            if now - max(self._line.last_news, self._changed) >= STILL and not waits_for_nodes:
+            patience = STILL_IF_IT_MAY_GROW if have.may_grow else STILL
+            if now - max(self._line.last_news, self._changed) >= patience and not waits_for_nodes:
                 raise ClusterChanged(
                     f"the cluster has become too small for {stages.predictors} predictor(s), and nothing was labelled "
-                    f"for {STILL:g} seconds"
+                    f"for {patience:g} seconds"
                 )
             return
         if now - self._changed < SETTLED or now - self._begun < WORTH_IT or self._line.seconds_left(now) < WORTH_IT:
             return
-        predictors = plan_stages(self._config, have).predictors
+        predictors = plan_stages(self._config, have, as_fits=True).predictors
         if predictors > stages.predictors:
             raise ClusterChanged(f"the cluster has grown and holds {predictors} predictors, not {stages.predictors}")
 

@@ -66,23 +66,17 @@ def segment(config: SegmentConfig) -> Summary:
 
     Raises: UserError; within seconds, for everything that can be known before an actor starts.
     """
+    as_fits = False
     while True:
         try:
-            return _run(config)
+            return _run(config, as_fits)
         except ClusterChanged as change:
             say(f"{change}; starting again with what there is")
-            config = _with_as_many_as_fit(config)
-
-
-def _with_as_many_as_fit(config: SegmentConfig) -> SegmentConfig:
-    """With no more predictors than asked for, and than the cluster has room for now."""
-    cluster.connect(config.verbose)
-    most = plan_stages(config.model_copy(update={"predictors": None}), cluster.resources()).predictors
-    return config.model_copy(update={"predictors": config.predictors and min(config.predictors, most)})
+            as_fits = True
 
 
 @cluster.disconnecting_on_error()
-def _run(config: SegmentConfig) -> Summary:
+def _run(config: SegmentConfig, as_fits: bool) -> Summary:
     # Where it fails, the connection ends with it, and so does whatever still works for it.
     started = time.monotonic()
     output, listing, model = opened(config)
@@ -94,7 +88,7 @@ def _run(config: SegmentConfig) -> Summary:
     summary = Summary(run_id, output)
     with Worklist(listing, done.holds) as worklist:
         summary.listed = worklist.listed
-        label(config, model, worklist, summary)
+        label(config, model, worklist, summary, as_fits=as_fits)
     if config.retry_errors or config.relabel_changed:
         parts.remove_superseded(output)
     summary.seconds = time.monotonic() - started
@@ -130,13 +124,15 @@ def label(
     worklist: Worklist,
     summary: Summary,
     line: SegmentationLine | None = None,
+    as_fits: bool = False,
 ) -> None:
     """Label the worklist into the summary's output, and note in the summary how that went.
 
     Args:
         line: shows the progress; none: one is made, and what there is to do is said before.
+        as_fits: with fewer predictors than asked for, if no more fit on the cluster now.
 
-    Raises: UserError.
+    Raises: UserError, ClusterChanged.
     """
     board: Any = None
     written: list[WrittenPart] = []
@@ -148,7 +144,7 @@ def label(
                 _say_what_there_is(config, model, worklist.listed)
                 line = SegmentationLine(worklist.listed, config.price_per_hour)
         assert line is not None
-        stages = plan_stages(config, cluster.resources())
+        stages = plan_stages(config, cluster.resources(), as_fits)
         with watched(board, line.show), watching(Watch(config, stages, line).look):
             written += _label_wave(config, model, wave, stages, board, summary)
     if board is None or line is None:

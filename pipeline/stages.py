@@ -33,17 +33,24 @@ class Stages:
         return have.room_for(self.predictor_cpus, gpu) >= self.predictors and beside >= 1
 
 
-def plan_stages(config: PredictConfig, have: Resources) -> Stages:
+def plan_stages(config: PredictConfig, have: Resources, as_fits: bool = False) -> Stages:
     """Size the stages so that each can always run: predictors never reserve the CPUs that feed them.
 
     A CPU predictor reserves half of its node and computes with all of it: decoding takes little beside it.
+
+    Args:
+        as_fits: fewer predictors than the configuration asks for will do, if no more fit on the nodes now.
 
     Raises: UserError where the cluster cannot hold the predictors and one CPU beside them.
     """
     if config.gpu and not have.max_gpus:
         raise UserError("gpu: the cluster has no GPU; add a GPU node or leave out --gpu")
     reserved = config.predictor_cpus or (1 if config.gpu else max(1, have.node_cpus // 2))
-    predictors = config.predictors or _as_many_as_fit(config.gpu, reserved, have)
+    # An autoscaling cluster may have no node yet.
+    most = max(1, min(have.room_for(reserved, config.gpu), (have.cpus - 1) // reserved))
+    predictors = config.predictors or min(max(1, have.gpus if config.gpu else have.cpu_nodes), most)
+    if as_fits:
+        predictors = min(predictors, most)
     if config.gpu and predictors > have.max_gpus:
         raise UserError(f"predictors: {predictors} asked for, but the cluster has {have.max_gpus} GPU(s)")
     left = have.max_cpus - predictors * reserved
@@ -63,12 +70,3 @@ def plan_stages(config: PredictConfig, have: Resources) -> Stages:
     # A CPU takes a hundred times as long to predict an image as to decode it: each task more would only start late.
     decode_tasks = left // 2 if config.gpu else left // 4
     return Stages(predictors, reserved, threads, max(1, decode_tasks), write_tasks=max(1, left // 4))
-
-
-def _as_many_as_fit(gpu: bool, reserved: int, have: Resources) -> int:
-    """One for each GPU or each node with CPUs, as far as there is room and a CPU is left; at least one.
-
-    An autoscaling cluster may have no node yet.
-    """
-    wanted = have.gpus if gpu else have.cpu_nodes
-    return max(1, min(wanted, have.room_for(reserved, gpu), (have.cpus - 1) // reserved))

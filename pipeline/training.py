@@ -2,6 +2,7 @@
 
 import posixpath
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from pipeline.datasets import Pair, fingerprint, list_pairs, load_pair, refuse_s
 from pipeline.environment import describe_run, read_starts
 from pipeline.errors import UserError, user_error
 from pipeline.ingest import Plan, stored
+from pipeline.kept_free import kept_free
 from pipeline.progress import News, say, start_board, watched
 from pipeline.recipe import ValidationConfig, WorkersConfig
 from pipeline.report.training import REPORT
@@ -120,10 +122,18 @@ def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validat
         ),
         validation_config=ray.train.ValidationConfig(fn=validator, ray_remote_kwargs={"num_cpus": 0}),
     )
+    is_elastic = workers.fewest < workers.most
     try:
-        return trainer.fit()
+        with kept_free(_beside(config.validation)) if is_elastic else nullcontext():
+            return trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise user_error(error) or error from None
+
+
+def _beside(validation: ValidationConfig) -> list[dict[str, float]]:
+    """What works beside the workers: predictors that validate, and one task that decodes images."""
+    predictor = {"CPU": float(validation.predictor_cpus), **({"GPU": 1.0} if validation.gpu else {})}
+    return [*[predictor] * validation.predictors, {"CPU": 1.0}]
 
 
 def _describe(output: str, command: Sequence[str], pairs: list[Pair]) -> None:

@@ -1,6 +1,6 @@
-"""jobs/segment_bucket.py for a cluster whose GPUs are pretended; notes on which nodes its stages run.
+"""A job on a cluster whose GPUs are pretended, which notes on which nodes its stages run.
 
-    python -m tests.nodes_driver [options of the job]
+    python -m tests.nodes_driver segment_bucket|evaluate [options of the job]
 
 What predicts reserves a GPU and computes on a CPU. The folder of NOTES gets an empty file STAGE.NODE_ID for each stage
 and each node that has worked on it. A change of the cluster counts after seconds.
@@ -16,12 +16,12 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from pipeline import cluster_watch, segmentation
-from pipeline.config import SegmentConfig
+from jobs import evaluate, segment_bucket
+from pipeline import cluster_watch, evaluation, segmentation
 from pipeline.decoding import decode
 from pipeline.entry import run_job
+from pipeline.evaluation_stages import Evaluator
 from pipeline.segmenter import Segmenter
-from pipeline.settings import load_settings
 
 NOTES = "SCENEPARSE_TEST_NOTES"  # environment variable of all nodes
 # So that a run of some hundred small photos is still at work when a test gets to it.
@@ -32,6 +32,11 @@ def note(stage: str) -> None:
     Path(os.environ[NOTES], f"{stage}.{ray.get_runtime_context().get_node_id()}").touch()
 
 
+def require_reserved(device: str) -> None:
+    reserved = ray.get_runtime_context().get_assigned_resources()
+    assert bool(reserved.get("GPU")) == (device == "cuda"), reserved
+
+
 def noted_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
     note("decode")
     yield from decode(listed, **arguments)
@@ -39,7 +44,7 @@ def noted_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
 
 class NotedSegmenter(Segmenter):
     def __init__(self, device: str, **arguments: Any) -> None:
-        assert bool(ray.get_runtime_context().get_assigned_resources().get("GPU")) == (device == "cuda")
+        require_reserved(device)
         super().__init__(device="cpu", **arguments)
         self._one_at_a_time = threading.Lock()
 
@@ -50,11 +55,22 @@ class NotedSegmenter(Segmenter):
         yield from super().__call__(decoded)
 
 
-def main(argv: list[str]) -> int:
+class NotedEvaluator(Evaluator):
+    def __init__(self, device: str, **arguments: Any) -> None:
+        require_reserved(device)
+        super().__init__(device="cpu", **arguments)
+
+    def __call__(self, loaded: pa.Table) -> pa.Table:
+        note("predict")
+        return super().__call__(loaded)
+
+
+def main(argv: list[str]) -> int | None:
+    job, *options = argv
     cluster_watch.STILL, cluster_watch.SETTLED, cluster_watch.WORTH_IT = 10.0, 3.0, 0.0
     segmentation.decode, segmentation.Segmenter = noted_decode, NotedSegmenter  # type: ignore[assignment, misc]
-    summary = segmentation.segment(load_settings(SegmentConfig, argv, prog="tests/nodes_driver.py"))
-    return 1 if summary.missing else 0
+    evaluation.Evaluator = NotedEvaluator  # type: ignore[misc]
+    return {"segment_bucket": segment_bucket.main, "evaluate": evaluate.main}[job](options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Labelling on a Ray cluster of several nodes on this machine, which come and go while it runs."""
+"""Jobs on a Ray cluster of several nodes on this machine, which come and go while they run."""
 
 import contextlib
 import itertools
@@ -63,23 +63,17 @@ class Nodes:
         self._cluster.shutdown()
 
 
-class Labelling:
-    """A run of the job in a process of its own."""
+class Job:
+    """A job in a process of its own."""
 
-    def __init__(self, folder: Path, nodes: Nodes, photos: int, *options: str) -> None:
-        self._folder = folder
-        if not (folder / "photos").exists():
-            save_checkpoint(folder / "checkpoint")
-            write_photos(str(folder / "photos"), photos)
-        places = {"--input": "photos", "--output": "labels", "--checkpoint": "checkpoint"}
-        arguments = [*itertools.chain(*((option, str(folder / name)) for option, name in places.items())), *options]
-        self._log = folder / "driver.log"
-        with self._log.open("w") as log:
+    def __init__(self, nodes: Nodes, log: Path, job: str, *options: str) -> None:
+        self._log = log
+        with log.open("w") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.nodes_driver", "--rows-per-part", str(ROWS_PER_PART), *arguments],
+                [sys.executable, "-m", "tests.nodes_driver", job, *options],
                 cwd=REPOSITORY,
                 env={**os.environ, **nodes.environment},
-                stdout=log,
+                stdout=file,
                 stderr=subprocess.STDOUT,
             )
 
@@ -94,10 +88,6 @@ class Labelling:
             assert time.monotonic() < deadline, self.printed
             time.sleep(0.1)
 
-    def wait_for_parts(self, number: int) -> None:
-        masks = self._folder / "labels" / "masks"
-        self.wait_until(lambda: len(list(masks.glob("*.parquet"))) >= number)
-
     def status(self, seconds: float = 180) -> int:
         """Of the process, which ends within that time."""
         try:
@@ -105,15 +95,31 @@ class Labelling:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"not ended after {seconds:g} s:\n{self.printed}") from None
 
-    def check(self) -> None:
-        """Every photo has its row, and nothing is wrong with the output."""
-        photos = sorted((self._folder / "photos").iterdir())
-        rows = check_invariants(str(self._folder / "labels"), [storage.absolute(str(path)) for path in photos])
-        assert {row["status"] for row in rows.values()} == {"ok"}
-
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+class Labelling(Job):
+    """jobs/segment_bucket.py on photos that lie in the folder, or are put there."""
+
+    def __init__(self, folder: Path, nodes: Nodes, photos: int, *options: str) -> None:
+        self._photos, self._output, checkpoint = folder / "photos", folder / "labels", folder / "checkpoint"
+        if not self._photos.exists():
+            save_checkpoint(checkpoint)
+            write_photos(str(self._photos), photos)
+        places = {"--input": self._photos, "--output": self._output, "--checkpoint": checkpoint}
+        given = itertools.chain(*((option, str(place)) for option, place in places.items()))
+        options = (*given, "--rows-per-part", str(ROWS_PER_PART), *options)
+        super().__init__(nodes, folder / "driver.log", "segment_bucket", *options)
+
+    def wait_for_parts(self, number: int) -> None:
+        self.wait_until(lambda: len(list(self._output.glob("masks/*.parquet"))) >= number)
+
+    def check(self) -> None:
+        """Every photo has its row, and nothing is wrong with the output."""
+        rows = check_invariants(str(self._output), [storage.absolute(str(path)) for path in self._photos.iterdir()])
+        assert {row["status"] for row in rows.values()} == {"ok"}
 
 
 @contextlib.contextmanager

@@ -172,6 +172,41 @@ def test_a_cluster_that_cannot_hold_the_predictors_is_refused() -> None:
         plan(cluster(8, gpus=2), "--gpu", "--predictors", "3")
 
 
+@pytest.mark.parametrize(
+    ("nodes", "options", "predictors"),
+    [
+        ([Node(1), Node(1)], [], 1),
+        ([Node(1), Node(1), Node(1)], [], 2),
+        ([Node(8), Node(2)], ["--predictor-cpus", "8"], 1),
+        ([Node(1, gpus=2), Node(4)], ["--gpu"], 1),
+        ([Node(4), Node(2, gpus=1), Node(2, gpus=1)], ["--gpu"], 2),
+        ([Node(0), Node(1, gpus=1), Node(1, gpus=1)], ["--gpu"], 1),
+    ],
+)
+def test_no_more_predictors_than_the_nodes_have_room_for(
+    nodes: list[Node], options: list[str], predictors: int
+) -> None:
+    have = Resources(tuple(nodes))
+    stages = plan(have, *options)
+    assert stages.predictors == predictors
+    assert stages.fit(have, "--gpu" in options)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "room"),
+    [
+        ([Node(4), Node(4)], ["--predictors", "1", "--predictor-cpus", "6"], 0),
+        ([Node(5), Node(2)], ["--predictors", "2", "--predictor-cpus", "3"], 1),
+        ([Node(2, gpus=4), Node(64)], ["--predictors", "4", "--gpu"], 2),
+    ],
+)
+def test_predictors_that_no_node_can_hold_are_refused(nodes: list[Node], options: list[str], room: int) -> None:
+    with pytest.raises(UserError, match=rf"do not fit on the cluster's nodes, which have room for {room}"):
+        plan(Resources(tuple(nodes)), *options)
+    # A larger node may come.
+    assert plan(Resources(tuple(nodes), allowed_cpus=999, allowed_gpus=9), *options).predictors == int(options[1])
+
+
 def test_a_cluster_that_can_grow_from_nothing_is_planned_for() -> None:
     empty = Resources((), allowed_cpus=64, allowed_gpus=4)
     assert plan(empty, "--gpu").predictors == 1

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import Node
-from tests.several_nodes import Labelling, Nodes, cluster_of
+from tests.scene_data import write_training_set
+from tests.several_nodes import Job, Labelling, Nodes, cluster_of
+from tests.test_segment_job import save_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -45,6 +47,17 @@ def test_predictors_take_the_nodes_with_gpus_and_a_lost_one_is_made_up_for(start
         assert run.status() == 0, run.printed
         assert nodes.that_did("predict") == {1, 2}
     run.check()
+
+
+def test_a_checkpoint_is_evaluated_on_the_nodes_with_gpus(tmp_path: Path) -> None:
+    write_training_set(str(tmp_path / "scenes"), num_train=1, num_val=20)
+    save_checkpoint(tmp_path / "checkpoint")
+    options = ["--checkpoint", str(tmp_path / "checkpoint"), "--data.root", str(tmp_path / "scenes"), "--gpu"]
+    with cluster_of(tmp_path, Node(2), Node(2, gpus=1)) as nodes:
+        job = Job(nodes, tmp_path / "driver.log", "evaluate", *options)
+        assert job.status() == 0, job.printed
+        assert nodes.that_did("predict") == {1}
+    assert "mIoU" in job.printed
 
 
 def test_a_cluster_that_has_become_too_small_for_its_predictors_goes_on_with_fewer(

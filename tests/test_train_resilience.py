@@ -203,6 +203,21 @@ def test_a_node_that_is_about_to_be_taken_away_gets_a_checkpoint_first(
         run.wait_for("Resuming after step")
 
 
+def test_a_node_that_comes_is_trained_on(start: Any, root: str, swift: SwiftServer) -> None:
+    """Ray Train looks once a minute whether an elastic training can have more workers."""
+    output = posixpath.join(posixpath.dirname(root), "grown")
+    with cluster_of_nodes([2, 3]) as (cluster, _, environment):
+        changes = {"--workers.count": "1,2", "--workers.cpus": "2", "--optimization.micro-batch": "2"}
+        run = start(output, environment, {**changes, "--optimization.epochs": "1000"})
+        run.wait_for_checkpoint()
+        assert len(train_workers(cluster.address)) == 1
+        add_node(cluster, 3)
+        run.wait_for("Resuming after step")
+        run.wait_for("step 1/4 · loss")
+        workers = train_workers(cluster.address)
+        assert len(workers) == len({worker.ppid() for worker in workers}) == 2
+
+
 def assert_ended_alike(output: str, other: str) -> None:
     """The same parameters, optimizer, moving average, step and best mIoU, bit for bit, and no checkpoint left over."""
     assert_equal(training_state(output), training_state(other), "")
@@ -261,17 +276,15 @@ class cluster_of_nodes:
 
     def __enter__(self) -> tuple[Cluster, list[Any], dict[str, str]]:
         self.cluster = Cluster()
-        nodes = []
-        for number, cpus in enumerate(self.cpus):
-            (agent,) = free_ports(1)
-            options: dict[str, Any] = {"include_dashboard": False} if number == 0 else {}
-            nodes.append(
-                self.cluster.add_node(
-                    num_cpus=cpus, object_store_memory=2**28, dashboard_agent_listen_port=agent, **options
-                )
-            )
+        options: list[dict[str, Any]] = [{"include_dashboard": False}, *[{}] * (len(self.cpus) - 1)]
+        nodes = [add_node(self.cluster, cpus, **more) for cpus, more in zip(self.cpus, options, strict=True)]
         self.cluster.wait_for_nodes()
         return self.cluster, nodes, {**ACCESS, "RAY_ADDRESS": self.cluster.address}
 
     def __exit__(self, *_: Any) -> None:
         self.cluster.shutdown()
+
+
+def add_node(cluster: Cluster, cpus: int, **options: Any) -> Any:
+    (agent,) = free_ports(1)
+    return cluster.add_node(num_cpus=cpus, object_store_memory=2**28, dashboard_agent_listen_port=agent, **options)

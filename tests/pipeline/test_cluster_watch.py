@@ -6,7 +6,7 @@ import time
 import pytest
 
 from pipeline.cluster import Node, Resources
-from pipeline.cluster_watch import LOOK_EVERY, SETTLED, STILL, WORTH_IT, ClusterChanged, Watch
+from pipeline.cluster_watch import LOOK_EVERY, SETTLED, STILL, STILL_IF_IT_MAY_GROW, WORTH_IT, ClusterChanged, Watch
 from pipeline.config import PredictConfig
 from pipeline.stages import plan_stages
 
@@ -24,11 +24,11 @@ class Line:
         return self._seconds_left
 
 
-def watch(have: Resources, line: Line, gpu: bool = True) -> Watch:
+def watch(have: Resources, line: Line, gpu: bool = True, asked: int | None = None) -> Watch:
     config = PredictConfig.model_construct(
-        checkpoint="c", gpu=gpu, predictors=None, predictor_cpus=None, precision="auto"
+        checkpoint="c", gpu=gpu, predictors=asked, predictor_cpus=None, precision="auto"
     )
-    watch = Watch(config, plan_stages(config, have), line)  # type: ignore[arg-type]
+    watch = Watch(config, plan_stages(config, have, as_fits=True), line)  # type: ignore[arg-type]
     watch.judge(have, time.monotonic())
     return watch
 
@@ -71,6 +71,16 @@ def test_an_autoscaler_is_given_time_where_nothing_is_left_to_go_on_with() -> No
         scaled.judge(none_left, begun + seconds)
 
 
+def test_an_autoscaler_is_given_minutes_where_something_is_left() -> None:
+    begun = time.monotonic()
+    scaled = watch(Resources((Node(4), GPU_NODE, GPU_NODE), 64, 8), Line(last_news=begun))
+    one_left = Resources((Node(4), GPU_NODE), 64, 8)
+    scaled.judge(one_left, begun)
+    scaled.judge(one_left, begun + STILL_IF_IT_MAY_GROW - 1)
+    with pytest.raises(ClusterChanged, match="labelled for 600 seconds"):
+        scaled.judge(one_left, begun + STILL_IF_IT_MAY_GROW + 1)
+
+
 def test_what_feeds_cpu_predictors_must_have_a_cpu_of_its_own() -> None:
     begun = time.monotonic()
     lost = watch(Resources((Node(4), Node(4), Node(4))), Line(last_news=begun), gpu=False)
@@ -100,6 +110,15 @@ def test_new_nodes_are_taken_where_a_new_start_is_worth_it(seconds: float, secon
         return
     with pytest.raises(ClusterChanged, match="has grown and holds 2 predictors, not 1"):
         grown.judge(more, begun + seconds + 1)
+
+
+def test_a_run_that_went_on_with_fewer_takes_what_it_was_asked_for_and_no_more() -> None:
+    begun = time.monotonic()
+    shrunk = watch(Resources((Node(4), GPU_NODE)), Line(begun), asked=2)
+    more = Resources((Node(4), *[GPU_NODE] * 8))
+    shrunk.judge(more, begun + WORTH_IT)
+    with pytest.raises(ClusterChanged, match="has grown and holds 2 predictors, not 1"):
+        shrunk.judge(more, begun + WORTH_IT + SETTLED + 1)
 
 
 def test_nodes_that_no_predictor_can_use_change_nothing() -> None:
