@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +66,13 @@ class Nodes:
 class Job:
     """A job in a process of its own."""
 
-    def __init__(self, nodes: Nodes, log: Path, job: str, *options: str) -> None:
+    def __init__(self, environment: Mapping[str, str], log: Path, job: str, *options: str) -> None:
         self._log = log
         with log.open("w") as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.nodes_driver", job, *options],
                 cwd=REPOSITORY,
-                env={**os.environ, **nodes.environment},
+                env={**os.environ, **environment},
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
@@ -103,7 +103,7 @@ class Job:
 class Labelling(Job):
     """jobs/segment_bucket.py on photos that lie in the folder, or are put there."""
 
-    def __init__(self, folder: Path, nodes: Nodes, photos: int, *options: str) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], photos: int, *options: str) -> None:
         self._photos, self._output, checkpoint = folder / "photos", folder / "labels", folder / "checkpoint"
         if not self._photos.exists():
             save_checkpoint(checkpoint)
@@ -111,7 +111,7 @@ class Labelling(Job):
         places = {"--input": self._photos, "--output": self._output, "--checkpoint": checkpoint}
         given = itertools.chain(*((option, str(place)) for option, place in places.items()))
         options = (*given, "--rows-per-part", str(ROWS_PER_PART), *options)
-        super().__init__(nodes, folder / "driver.log", "segment_bucket", *options)
+        super().__init__(environment, folder / "driver.log", "segment_bucket", *options)
 
     def wait_for_parts(self, number: int) -> None:
         self.wait_until(lambda: len(list(self._output.glob("masks/*.parquet"))) >= number)

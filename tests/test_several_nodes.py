@@ -1,11 +1,14 @@
 """Labelling spreads over a cluster's nodes, never starves on a small one, and goes on when nodes go and come."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.cluster import Node
+from tests.node_network import Network, can_have_networks, node_network
+from tests.nodes_driver import NOTES
 from tests.scene_data import write_training_set
 from tests.several_nodes import Job, Labelling, Nodes, cluster_of
 from tests.test_segment_job import save_checkpoint
@@ -20,8 +23,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start the job; it ends with the test."""
     started: list[Labelling] = []
 
-    def run(nodes: Nodes, photos: int, *options: str) -> Labelling:
-        started.append(Labelling(tmp_path, nodes, photos, *options))
+    def run(nodes: Nodes | Network, photos: int, *options: str) -> Labelling:
+        started.append(Labelling(tmp_path, nodes.environment, photos, *options))
         return started[-1]
 
     yield run
@@ -54,7 +57,7 @@ def test_a_checkpoint_is_evaluated_on_the_nodes_with_gpus(tmp_path: Path) -> Non
     save_checkpoint(tmp_path / "checkpoint")
     options = ["--checkpoint", str(tmp_path / "checkpoint"), "--data.root", str(tmp_path / "scenes"), "--gpu"]
     with cluster_of(tmp_path, Node(2), Node(2, gpus=1)) as nodes:
-        job = Job(nodes, tmp_path / "driver.log", "evaluate", *options)
+        job = Job(nodes.environment, tmp_path / "driver.log", "evaluate", *options)
         assert job.status() == 0, job.printed
         assert nodes.that_did("predict") == {1}
     assert "mIoU" in job.printed
@@ -99,4 +102,21 @@ def test_a_node_that_comes_is_used(start: Start, tmp_path: Path) -> None:
         run.wait_until(lambda: 2 in nodes.that_did("predict"))
         assert run.status() == 0, run.printed
     assert "the cluster has grown and holds 2 predictors, not 1" in run.printed
+    run.check()
+
+
+@pytest.mark.skipif(not can_have_networks(), reason="no network namespaces: needs `ip` and the right to make them")
+@pytest.mark.parametrize("seconds", [2, 30], ids=["shortly", "longer than Ray waits"])
+def test_a_node_that_is_cut_off_for_a_while(seconds: int, start: Start, tmp_path: Path) -> None:
+    """Its writers still reach the output, as nodes may whose network is cut in two."""
+    (tmp_path / "notes").mkdir()
+    with node_network(tmp_path, {NOTES: str(tmp_path / "notes")}) as network:
+        away, _ = network.add(cpus=2, gpus=1), network.add(cpus=2, gpus=1)
+        run = start(network, 400, "--gpu")
+        run.wait_until(lambda: len(list((tmp_path / "notes").glob("predict.*"))) == 2)
+        run.wait_for_parts(1)
+        away.cut_off()
+        time.sleep(seconds)
+        away.reconnect()
+        assert run.status() == 0, run.printed
     run.check()
