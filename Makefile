@@ -5,13 +5,19 @@ BIN := .venv/bin
 # Scenarios that `make chaos` plays: CHAOS_SEEDS=17 is that one again.
 CHAOS_SEEDS ?= 0-49
 
-.PHONY: help setup demo test test-fast chaos check docs format clean
+# Benchmarks that `make bench` runs: ONLY="model pipeline" are those whose results begin so. CAMVID=folder adds three.
+ONLY ?=
+CAMVID ?=
+
+.PHONY: help setup demo test test-fast coverage chaos bench check docs format clean
 
 help:
 	@echo "make demo       train a small PSPNet, label a bucket with it and query the result, all on this machine"
 	@echo "make test       lint, type checks and every test"
 	@echo "make test-fast  the same without the slow tests"
+	@echo "make coverage   lines and branches of models/ and pipeline/ that the fast tests run"
 	@echo "make chaos      an hour of segmentation runs that lose processes, nodes and storage requests (CHAOS_SEEDS=first-last)"
+	@echo "make bench      hours of benchmarks, and the documentation's tables of their results (ONLY=\"model pipeline\")"
 	@echo "make setup      build .venv, which the others do by themselves"
 	@echo "make docs       build the documentation's site in build/docs"
 	@echo "make format     format the code"
@@ -43,8 +49,17 @@ test: check
 test-fast: check
 	$(BIN)/python -m pytest -m 'not slow'
 
+coverage: .venv/.ready
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m 'not slow'
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 chaos: .venv/.ready
 	CHAOS_SEEDS=$(CHAOS_SEEDS) $(BIN)/python -m pytest -s -q tests/test_segment_chaos.py -k one_row
+
+bench: .venv/.ready
+	$(BIN)/python -m benchmarks.measure $(ONLY) $(if $(CAMVID),--camvid $(CAMVID))
 
 docs: .venv/.ready
 	$(BIN)/mkdocs build --strict --site-dir build/docs

@@ -75,6 +75,7 @@ def chart(curve: list[dict[str, Any]]) -> bytes:
         axes = drawn.add_subplot()
         for role in ROLES:
             axes.plot([held["images"] for held in curve], [held[role] for held in curve], label=role)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set(xlabel="images labelled", ylabel="GiB", ylim=(0, None), title="Memory of a run's processes")
         drawn.legend(ncols=3, loc="outside lower center")
     return charts.png(drawn)

@@ -37,6 +37,7 @@ def main() -> None:
         found, curve = measured(number, options.rows_per_part)
         report["runs"].append(found)
         print(found, flush=True)
+        report["memory_of_last"] = [{name: round(value, 3) for name, value in held.items()} for held in curve]
         if options.json:
             Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
     if options.chart:

@@ -40,6 +40,21 @@ def synchronize(model: nn.Module, process_group: Any = None) -> nn.Module:
     return _replace(model, synchronized)
 
 
+def neighbours(at_least: int | None) -> Any:
+    """Return the process group of so many processes, or a few more, that this one shares statistics with; None: of all.
+
+    Groups are of consecutive ranks, which mostly are one machine's, and as even as can be. Every process has to call
+    it. A message that each layer waits for goes round a group, and so takes no longer with more groups.
+    """
+    world_size = _world_size(None)
+    if at_least is None or world_size < 2 * at_least:
+        return None
+    count = world_size // at_least
+    starts = [world_size * k // count for k in range(count + 1)]
+    group, _ = dist.new_subgroups_by_enumeration([[*range(*bounds)] for bounds in pairwise(starts)])
+    return group
+
+
 def freeze(model: nn.Module) -> nn.Module:
     """Keep every BatchNorm2d as it is: running statistics, weight and bias; return the model, its state dict unchanged.
 

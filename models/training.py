@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.averaging import moving_average
-from models.batch_norm import freeze, synchronize, synchronized_processes
+from models.batch_norm import freeze, neighbours, synchronize, synchronized_processes
 from models.objective import LossOptions, Objective
 from models.predictor import has_native_bfloat16
 from models.pspnet import MIN_SIZE, PSPNet
@@ -32,6 +32,7 @@ class StepOptions:
     Args:
         batch_norm: statistics of all processes' images, of each one's own, or the backbone's as they are (its weights
             and biases too, and the heads synchronized).
+        batch_norm_processes: how many processes, at the least, share statistics where synchronized; None: all.
         precision: of the forward pass; "float16" comes with a loss scaler, "auto" is bfloat16 where the device
             computes in it, else float32.
         micro_batch: most images that go through the network at once; the rest of a share is accumulated.
@@ -43,6 +44,7 @@ class StepOptions:
 
     loss: LossOptions = field(default_factory=LossOptions)
     batch_norm: BatchNorm = "synchronized"
+    batch_norm_processes: int | None = None
     precision: Precision = "auto"
     micro_batch: int | None = None
     clip_norm: float | None = None
@@ -53,6 +55,8 @@ class StepOptions:
     def __post_init__(self) -> None:
         for name, kind in (("batch_norm", BatchNorm), ("precision", Precision)):
             self._require(name, getattr(self, name) in get_args(kind), f"one of {', '.join(get_args(kind))}")
+        at_least = self.batch_norm_processes
+        self._require("batch_norm_processes", at_least is None or at_least >= 2, "2 or more, or none")
         self._require("micro_batch", self.micro_batch is None or self.micro_batch >= 1, "1 or more, or none")
         self._require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0, or none")
         self._require("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1, or none")
@@ -215,7 +219,7 @@ class TrainingStep:
         if self.options.batch_norm == "frozen":
             freeze(network.backbone)
         if self.options.batch_norm != "plain":
-            synchronize(network)
+            synchronize(network, neighbours(self.options.batch_norm_processes))
         return network.train()
 
     def _wrapped(self, network: PSPNet) -> nn.Module:

@@ -5,6 +5,7 @@ Imports torch only when a checkpoint is loaded, so that processes which merely d
 
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -141,3 +142,11 @@ def holds_checkpoint(uri: str, model_id: str, metadata: Any) -> bool:
     if (before.classes, before.colors) != (metadata.classes, metadata.colors):
         raise UserError(f"output {uri}: holds these weights with other class names or colours; {way_out}")
     return True
+
+
+def code_version() -> str:
+    """What a checkpoint tells of the code that made it; empty where that is not installed but a working directory."""
+    try:
+        return version("sceneparse")
+    except PackageNotFoundError:
+        return ""

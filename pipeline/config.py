@@ -71,7 +71,8 @@ class TrainConfig(JobSettings):
         recipe = self.optimization
         share = recipe.batch_size // self.workers.most
         passes = -(-share // recipe.micro_batch) if recipe.micro_batch else 1
-        together = share // passes * (1 if recipe.batch_norm == "plain" else self.workers.fewest)
+        synchronized = min(self.workers.fewest, recipe.batch_norm_workers or self.workers.fewest)
+        together = share // passes * (1 if recipe.batch_norm == "plain" else synchronized)
         if together == 1 and 1 in self.model.bins and self.model.reduce:
             raise ValueError(
                 f"optimization: batch_size {recipe.batch_size} over {self.workers.most} worker(s), with micro_batch "
@@ -173,7 +174,7 @@ class SegmentConfig(InputConfig, PredictConfig):
     )
     max_bytes: int = Field(1_000_000_000, ge=1, description="Larger files become error rows, not downloaded; bytes.")
     decode_seconds: float = Field(
-        60, gt=0, description="Images that take more processor time to decode become error rows, seconds."
+        60, gt=0, le=1_000_000, description="Images that take more processor time to decode become error rows, seconds."
     )
     long_side: int | None = Field(
         None,

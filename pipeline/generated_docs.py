@@ -70,10 +70,10 @@ def documents() -> dict[Path, str]:
     tables, troubleshooting = ROOT / "docs" / "tables.md", ROOT / "docs" / "troubleshooting.md"
     text = tables.read_text()
     for name, schema in TABLES.items():
-        text = _filled_in(text, f"columns of {name}", column_list(schema))
+        text = filled_in(text, f"columns of {name}", column_list(schema))
     return {
         tables: text,
-        troubleshooting: _filled_in(troubleshooting.read_text(), "kinds of failures", failure_list()),
+        troubleshooting: filled_in(troubleshooting.read_text(), "kinds of failures", failure_list()),
         **{ROOT / "sql" / f"{name}.sql": make() for name, make in STATEMENTS.items()},
     }
 
@@ -83,7 +83,7 @@ def failure_list() -> str:
     return "\n".join(["| `error_type` | |", "|-|-|", *(f"| `{kind}` | {meaning} |" for kind, meaning in KINDS.items())])
 
 
-def _filled_in(text: str, name: str, content: str) -> str:
+def filled_in(text: str, name: str, content: str) -> str:
     """The text with something else between a mark and the next end."""
     begin, end = f"<!-- {name} -->\n", "<!-- end -->"
     before, _, rest = text.partition(begin)

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
@@ -14,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 import models
 from models.importers import Imported, import_weights
 from pipeline import storage
-from pipeline.checkpoint import holds_checkpoint, write_checkpoint
+from pipeline.checkpoint import code_version, holds_checkpoint, write_checkpoint
 from pipeline.errors import UserError
 
 
@@ -44,7 +43,7 @@ def import_checkpoint(
             imported = import_weights(path, classes, bins, align_corners)
         except (ValueError, FileNotFoundError) as error:
             raise UserError(str(error).replace(str(path), source)) from error
-    imported.metadata.code_version = version("sceneparse")
+    imported.metadata.code_version = code_version()
     model_id = models.model_id(imported.model, imported.metadata)
     written = not holds_checkpoint(output, model_id, imported.metadata)
     if written:

@@ -10,6 +10,7 @@ from pipeline.settings import Section
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Bin = Annotated[int, Field(ge=1, le=256)]
 
 
 class ModelConfig(Section):
@@ -26,7 +27,9 @@ class ModelConfig(Section):
     dilate_second: bool = Field(
         True, description="Dilate both convolutions of ResNet-18's and 34's blocks; false: as MMSegmentation."
     )
-    bins: tuple[Count, ...] = Field((1, 2, 3, 6), description="Pyramid levels, cells per side; empty for none.")
+    bins: tuple[Bin, ...] = Field(
+        (1, 2, 3, 6), max_length=64, description="Pyramid levels, cells per side; empty for none."
+    )
     pooling: Literal["average", "max"] = Field("average", description="Pooling inside a pyramid cell.")
     reduce: bool = Field(True, description="Reduce each level's channels by a 1x1 convolution.")
     auxiliary: bool = Field(True, description="Train with an auxiliary head after res4 (torchvision's layer3).")
@@ -95,6 +98,12 @@ class OptimizationConfig(Section):
     )
     batch_norm: Literal["synchronized", "plain", "frozen"] = Field(
         "synchronized", description="Over all workers, over each one's images, or the backbone's as it was loaded."
+    )
+    batch_norm_workers: int | None = Field(
+        None,
+        ge=2,
+        description="Workers, at the least, over which synchronized statistics extend; none: all, which takes the time "
+        "of a message from each to each in every layer.",
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",

@@ -25,6 +25,7 @@ from models.checkpoint import IMAGENET_STD as STD
 from models.objective import LossOptions
 from models.training import StepOptions, TrainingStep, learning_rate_at, sgd
 from pipeline import storage
+from pipeline.checkpoint import code_version
 from pipeline.config import TrainConfig
 from pipeline.data_config import DataConfig
 from pipeline.errors import UserError, user_error
@@ -131,6 +132,7 @@ class _Worker:
             options = StepOptions(
                 loss=LossOptions(**loss.model_dump()),
                 batch_norm=recipe.batch_norm,
+                batch_norm_processes=recipe.batch_norm_workers,
                 precision=recipe.precision,
                 micro_batch=recipe.micro_batch,
                 clip_norm=recipe.clip_norm,
@@ -324,8 +326,6 @@ def architecture(model: ModelConfig, data: DataConfig) -> models.Architecture:
 
 def checkpoint_metadata(data: DataConfig, epoch: float) -> models.Metadata:
     """What a checkpoint says about its model before it is validated."""
-    from importlib.metadata import version
-
     return models.Metadata(
         classes=[entry.name for entry in data.classes],
         colors=[list(entry.color) for entry in data.classes],
@@ -334,5 +334,5 @@ def checkpoint_metadata(data: DataConfig, epoch: float) -> models.Metadata:
         ignore_index=data.ignore_index,
         preprocessing={"long_side": data.long_side},
         metrics={"epoch": int(epoch) if epoch == int(epoch) else round(epoch, 3)},
-        code_version=version("sceneparse"),
+        code_version=code_version(),
     )

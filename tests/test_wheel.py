@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,18 @@ def test_the_packages_are_those_of_the_wheel(installed: Path) -> None:
         installed, "-c", "import jobs, models, pipeline; print(jobs.__file__, models.__file__, pipeline.__file__)"
     )
     assert all(path.startswith(str(installed)) for path in found.split())
+
+
+def test_the_version_of_a_tree_without_git_is_the_one_that_the_code_tells(installed: Path) -> None:
+    fallback = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools_scm"]["fallback_version"]
+    program = "from pipeline.environment import packages; print(packages()['sceneparse'])"
+    assert run(installed, "-c", program) == f"{fallback}\n"
+
+
+def test_an_editable_install_is_built_of_a_tree_without_git(installed: Path) -> None:
+    program = "import setuptools.build_meta as build; build.build_editable('..')"
+    subprocess.run([sys.executable, "-c", program], cwd=installed.parent / "source", check=True, capture_output=True)
+    assert len(list(installed.parent.glob("*editable*.whl"))) == 1
 
 
 def test_an_output_is_asked_and_reported_from_the_wheel(installed: Path, small_output: Path, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pipeline.doctor.findings import FAIL, OK, SHOWN, Finding
 from pipeline.environment import code, packages
 
-COMPARED = ("ray", "torch", "torchvision", "pyarrow", "sceneparse")
+COMPARED = ("ray", "torch", "torchvision", "pyarrow")
+# Told alone: a checkout keeps the version of the day when it was installed, and may be a job's working directory.
+OURS = "sceneparse"
 CODE = "code"
 DRIVER = "the driver"
 
@@ -16,7 +18,7 @@ def versions() -> dict[str, str | None]:
     found = packages()
     return {
         "Python": platform.python_version(),
-        **{name: found[name] for name in COMPARED},
+        **{name: found[name] for name in (*COMPARED, OURS)},
         CODE: code()["code_sha256"][:8],
     }
 
@@ -30,6 +32,8 @@ def judge_versions(found: Mapping[str, Mapping[str, str | None]]) -> list[Findin
     findings = []
     names = next(iter(found.values())).keys()
     for name in names:
+        if name == OURS:
+            continue
         places: dict[str, list[str]] = {}
         for place, its in found.items():
             places.setdefault(its[name] or "none", []).append(place)
@@ -37,7 +41,7 @@ def judge_versions(found: Mapping[str, Mapping[str, str | None]]) -> list[Findin
             usual = max(places, key=lambda version: len(places[version]))
             told = ", ".join(f"{version} on {_places(places[version])}" for version in sorted(places.keys() - {usual}))
             findings.append(Finding(FAIL, f"{name} is {told}, and {usual} everywhere else; {_remedy(name)}"))
-        elif "none" in places and name != "sceneparse":  # whose code may come as the job's working directory
+        elif "none" in places:
             findings.append(Finding(FAIL, f"{name} is not installed; {_remedy(name)}"))
     its = next(iter(found.values()))
     told = ", ".join(f"{name} {its[name]}" for name in names if its[name])
@@ -49,6 +53,6 @@ def _places(places: list[str]) -> str:
 
 
 def _remedy(name: str) -> str:
-    if name in (CODE, "sceneparse"):
+    if name == CODE:
         return "submit the job with --working-dir . so that all run the same code, or install the same everywhere"
     return "install the same everywhere, as constraints.txt pins it"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.batch_norm import SyncBatchNorm2d, fold_batch_norm, synchronize, synchronized_processes
+from models.batch_norm import SyncBatchNorm2d, fold_batch_norm, neighbours, synchronize, synchronized_processes
 from models.pspnet import Architecture, PSPNet
 from models.pyramid import PyramidHead
 
@@ -160,9 +160,9 @@ def assert_layers_agree(parts: list[dict[str, Tensor]], whole: dict[str, Tensor]
         if name in ("out", "dx"):
             assert_close(torch.cat([p[name] for p in parts]), expected, tolerance, name)
         elif name.startswith("grad"):
-            assert_close(parts[0][name] + parts[1][name], expected, tolerance, name)
+            assert_close(sum(p[name] for p in parts), expected, tolerance, name)  # type: ignore[arg-type]
         else:
-            assert torch.equal(parts[0][name], parts[1][name]), f"{name} differs between the processes"
+            assert all(torch.equal(parts[0][name], p[name]) for p in parts), f"{name} differs between the processes"
             assert_close(parts[0][name], expected, tolerance, name)
 
 
@@ -218,6 +218,29 @@ def test_a_step_costs_one_collective_forward_and_one_backward(two_processes) -> 
     for results in two_processes:
         assert results["forward collectives"] == {"all_gather": 1, "all_reduce": 0}
         assert results["all collectives"] == {"all_gather": 1, "all_reduce": 1}
+
+
+def worker_of_five(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=5)
+    x, weights = (part(tensor, (2, 2, 2, 1, 1), rank) for tensor in layer_inputs(torch.float64))
+    layer = synchronize(make_layer(torch.float64, {}), neighbours(2))
+    results = {"processes": synchronized_processes(layer), "layer": run_layer(layer, x, weights)}
+    results["alone"] = [neighbours(size) for size in (None, 3, 5, 8)]
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_groups_of_processes_are_plain_batch_norm_of_each_groups_batches(tmp_path: Path) -> None:
+    mp.spawn(worker_of_five, args=(str(tmp_path),), nprocs=5)
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(5)]
+    assert [result["processes"] for result in results] == [2, 2, 3, 3, 3]
+    assert all(group is None for result in results for group in result["alone"])
+    x, weights = layer_inputs(torch.float64)
+    for images, ranks in ((slice(0, 4), [0, 1]), (slice(4, 8), [2, 3, 4])):
+        whole = run_layer(make_layer(torch.float64, {}), x[images], weights[images])
+        assert_layers_agree([results[rank]["layer"] for rank in ranks], whole, 1e-11)
 
 
 @pytest.mark.slow

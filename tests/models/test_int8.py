@@ -258,6 +258,12 @@ def test_a_share_cuts_off_the_rarest_values() -> None:
     )
 
 
+def test_ranges_that_lack_a_convolution_are_refused_by_its_name() -> None:
+    ranges = {layer: of_layer for layer, of_layer in ranges_of("resnet18").items() if layer != "layer2.0.conv1"}
+    with pytest.raises(ValueError, match=r"no activation range for layer2\.0\.conv1; calibrate this network"):
+        Predictor(MODELS["resnet18"], MEAN, STD, precision="int8", activation_ranges=ranges)
+
+
 def test_int8_without_ranges_or_on_a_gpu_is_refused() -> None:
     model = MODELS["resnet18"]
     with pytest.raises(ValueError, match=r"calibrate the checkpoint first \(jobs/calibrate.py\)"):

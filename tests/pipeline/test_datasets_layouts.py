@@ -182,6 +182,13 @@ def test_voc_tells_every_listed_name_that_lacks_a_file(tmp_path: Path) -> None:
     assert listing.findings[1].where.endswith("ImageSets/Segmentation/train.txt line 3")
 
 
+def test_a_list_without_names_is_no_empty_training(tmp_path: Path) -> None:
+    put_voc(tmp_path, ["a"])
+    put(tmp_path, "ImageSets/Segmentation/train.txt", b"\n")
+    with pytest.raises(UserError, match=r"ImageSets/Segmentation/train\.txt names no images"):
+        list_pairs(data_config(tmp_path, "voc"), "train")
+
+
 def test_a_missing_list_is_named(tmp_path: Path) -> None:
     put_voc(tmp_path, ["a"])
     with pytest.raises(UserError, match=r"ImageSets/Segmentation/train_aug.txt: not found"):

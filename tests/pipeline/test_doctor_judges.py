@@ -47,6 +47,16 @@ def test_a_version_that_one_node_has_alone_is_named_with_the_node() -> None:
     assert found.message.startswith("torch is 2.13.0 on b, and 2.14.1 everywhere else; ")
 
 
+def test_the_code_is_compared_and_not_the_version_of_the_day_when_it_was_installed() -> None:
+    older = {**VERSIONS, "sceneparse": "0.1.0"}
+    newer = {**VERSIONS, "sceneparse": "0.1.1.dev3+g1234567"}
+    (fine,) = judge_versions({"the driver": newer, "a": older})
+    assert fine.level == OK
+    assert "sceneparse 0.1.1.dev3+g1234567" in fine.message
+    (found,) = judge_versions({"the driver": newer, "a": {**older, "code": "abcdef01"}})
+    assert (found.level, found.message[:17]) == (FAIL, "code is abcdef01 ")
+
+
 def test_a_package_that_is_missing_everywhere_is_no_agreement() -> None:
     nowhere = {**VERSIONS, "torch": None}
     (found,) = judge_versions({"the driver": nowhere, "a": nowhere})

@@ -97,6 +97,14 @@ def test_the_sampled_slopes_lead_to_the_best_temperature_of_all_pixels(
     assert not np.array_equal(sampled, of_all)
 
 
+def test_an_image_without_a_labelled_pixel_has_no_say_in_the_temperature(actor: Evaluator, loaded: pa.Table) -> None:
+    (row,) = loaded.slice(0, 1).to_pylist()
+    row["label"] = np.full((row["height"], row["width"]), 255, np.uint16).tobytes()
+    (found,) = parts_of(actor(pa.Table.from_pylist([row], stages.LOADED)))
+    assert not found.images[0].slopes_T.any()
+    assert found.confusion_KK.sum() == 0
+
+
 def test_only_what_is_wanted_is_counted(checkpoint: str, data: DataConfig, loaded: pa.Table) -> None:
     wanted = Wanted(boundary=False, calibration=False, slopes=False, panel=0, all_pictures=False)
     (part,) = parts_of(evaluator(checkpoint, data, wanted)(loaded))

@@ -16,6 +16,7 @@ from pipeline import parts, storage
 from pipeline.errors import UserError
 from pipeline.images import decode_label, encode_image
 from pipeline.mask_export import tasks
+from pipeline.mask_export.run import SETTINGS
 from tests.conftest import REPOSITORY
 from tests.pipeline.exported_output import KEYS, SIZE, ThreeImages, tree, write_output
 from tests.small_output import write_small_output
@@ -107,7 +108,21 @@ def test_new_images_elsewhere_do_not_move_the_names(three: ThreeImages) -> None:
         main(["--labels", three.labels, "--target", target])
 
 
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"folder": ""}'])
+def test_a_target_whose_record_is_damaged_is_refused(three: ThreeImages, content: bytes) -> None:
+    target = three.export("png")
+    storage.write_bytes(f"{target}/{SETTINGS}", content)
+    with pytest.raises(UserError, match=f"{SETTINGS}: is not what an export writes there; choose another target"):
+        main(["--labels", three.labels, "--target", target])
+
+
 # What is missing or in the way
+
+
+def test_an_output_with_labels_of_two_models_is_refused(three: ThreeImages) -> None:
+    write_output(three.labels, {"s3://photos/z.jpg": np.zeros((1, 1), np.uint8)}, run_id="3", model_id="another")
+    with pytest.raises(UserError, match=r"holds labels of several models; python jobs/verify\.py says more"):
+        three.export("png")
 
 
 def test_images_that_are_gone_are_told_and_tried_again(three: ThreeImages, capsys: pytest.CaptureFixture[str]) -> None:

@@ -276,6 +276,13 @@ def test_with_nothing_to_do_it_says_so() -> None:
     assert "nothing to do" in printed
 
 
+def test_a_listing_without_sizes_is_said_to_have_none() -> None:
+    surveyed = survey([listed(names(5), [None] * 5)], nothing_done)
+    plan = Plan(surveyed, tried({"ok": 5}, stage_seconds(WORK)))
+    printed = "\n".join(plan_lines(Planned("out", "m", surveyed, 0.5, plan, (plan.forecast(HERE),))))
+    assert "the listing tells no sizes" in printed
+
+
 def test_bytes_have_three_figures() -> None:
     assert [num_bytes(count) for count in (0, 999, 1000, 12_345, 1_234_567, 5e15)] == [
         *("0 B", "999 B", "1.00 kB", "12.3 kB", "1.23 MB", "5.00 PB")

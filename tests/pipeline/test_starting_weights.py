@@ -64,3 +64,8 @@ def test_another_backbone_is_refused_with_the_keys_to_change(tmp_path: Path) -> 
 def test_weights_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         take_weights(network(), str(tmp_path / "nowhere"), data())
+
+
+def test_a_key_that_means_nothing_to_a_deep_backbone_does_not_keep_its_weights_out(tmp_path: Path) -> None:
+    source, target = network(backbone="resnet50", dilate_second=False), network(backbone="resnet50")
+    assert "backbone" in take_weights(target, written(source, tmp_path), data())

@@ -169,6 +169,24 @@ def test_storage_that_fails_at_the_end_is_an_error(tmp_path: Path) -> None:
         tracker.close()
 
 
+def test_the_error_that_ended_a_training_is_not_hidden_by_storage_that_fails_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    output.write_text("in the way")
+    config = run_config(str(output), tensorboard=False)
+
+    def train() -> None:
+        with Tracker(str(output), config) as tracker:
+            tracker.add([step_record(10)])
+            raise ValueError("the first error")
+
+    with pytest.raises(ValueError, match="the first error"):
+        train()
+    printed = capsys.readouterr()
+    assert "The run's history could not be written" in printed.out + printed.err
+
+
 def test_a_record_that_cannot_be_used_is_an_error_at_the_end(tmp_path: Path) -> None:
     tracker = Tracker(str(tmp_path), run_config(str(tmp_path)))
     tracker.add([{"kind": "step", "step": 10}])

@@ -208,6 +208,14 @@ def classes(**columns: list[Any]) -> Break:
     return apply
 
 
+def classes_without(column: str) -> Break:
+    def apply(output: Output) -> None:
+        path = output.folder / "classes.parquet"
+        pq.write_table(pq.read_table(path).drop_columns([column]), path)
+
+    return apply
+
+
 def classes_metadata(metadata: dict[str, str]) -> Break:
     def apply(output: Output) -> None:
         path = output.folder / "classes.parquet"
@@ -240,6 +248,7 @@ LIGHT: list[tuple[str, str, Break]] = [
     ("no classes.parquet", "", remove("classes.parquet")),
     ("wrong classes.parquet", "damaged", place("classes.parquet", b"PAR1 no more")),
     ("wrong classes.parquet", "ids with a gap", classes(class_id=[0, 2])),
+    ("wrong classes.parquet", "no colours", classes_without("red")),
     ("wrong classes.parquet", "no model", classes_metadata({"sceneparse.schema_version": SCHEMA_VERSION})),
     ("several runs in a part", "masks", change("masks", 1, run_id="run9")),
     ("several runs in a part", "class_stats", change("class_stats", 1, run_id="run9")),
@@ -317,6 +326,7 @@ DEEP: list[tuple[str, str, Break]] = [
     ("wrong mask size", "", mask(encode_mask(CLASS_IDS_HW.T.copy(), PALETTE))),
     ("unknown class in a mask", "", mask(encode_mask(np.full((2, 4), 2, np.uint8), PALETTE))),
     ("mask and statistics differ", "counts", mask(encode_mask(1 - CLASS_IDS_HW, PALETTE))),
+    ("mask and statistics differ", "box", change("class_stats", 1, x_min=1)),
     ("mask and statistics differ", "places", mask(PNG_OF_OTHER_IDS)),
     ("mask and statistics differ", "class", mask(encode_mask(np.zeros((2, 4), np.uint8), PALETTE))),
 ]

@@ -172,6 +172,33 @@ def test_what_cannot_be_read_as_the_whole_would_be_is_refused(content: bytes, ki
     assert caught.value.kind == kind
 
 
+def with_tag(content: bytes, tag: int, kind: int, value: int) -> bytes:
+    """The file with another type and value of a tag that stands in its first directory."""
+    (start,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, start)
+    entries = [start + 2 + 12 * number for number in range(count)]
+    (entry,) = (place for place in entries if struct.unpack_from("<H", content, place)[0] == tag)
+    return content[: entry + 2] + struct.pack("<HII", kind, 1, value) + content[entry + 12 :]
+
+
+SHORT, TEXT = 3, 2
+
+
+@pytest.mark.parametrize(
+    ("tag", "kind", "value", "expected", "message"),
+    [
+        (256, SHORT, 0, "Corrupt", "damaged header: 0 x 150 pixels"),
+        (256, TEXT, 210, "Corrupt", "damaged header: tag 256 has no whole numbers"),
+        (259, SHORT, 6, "Unsupported", "JPEG of the old kind"),
+        (322, SHORT, 0, "Corrupt", "damaged header: its tiles are 0 x 32"),
+    ],
+)
+def test_a_tag_that_makes_no_sense_is_told(tag: int, kind: int, value: int, expected: str, message: str) -> None:
+    with pytest.raises(ImageError, match=message) as caught:
+        windows(with_tag(VARIANTS["tiles"], tag, kind, value))
+    assert caught.value.kind == expected
+
+
 @pytest.mark.parametrize(
     ("content", "layout"),
     [
