@@ -15,8 +15,9 @@ from pipeline import monitoring, parts
 from pipeline.stage_seconds import Report
 from pipeline.tables import masks_and_class_stats
 
-# A part is in memory about four times while it is written; and a column of 2 GB could not be.
-PART_BYTES = 256_000_000
+# A part's rows are chosen by the sizes of files, to make so many bytes. Those that come out larger are not cut for some
+# bytes too many; but a part is in memory about four times while it is written, and a column of 2 GB could not be.
+PART_BYTES, MOST_BYTES = 256_000_000, 384_000_000
 # What is done of a part is lost when a run is killed: no more than this share of the images, or so many.
 PARTS_OF_A_RUN, FEWEST_ROWS = 64, 256
 # Where the images' sizes are not known; and what a mask takes as a share of its image file, roughly.
@@ -76,10 +77,10 @@ class PartSink(Datasink[list[WrittenPart]]):
 
 
 def _of_bounded_size(blocks: Iterable[Block]) -> Iterator[list[pa.Table]]:
-    """Tables for a part each: all blocks, unless they exceed PART_BYTES."""
+    """Tables for a part each: all blocks, unless they exceed MOST_BYTES."""
     gathered: list[pa.Table] = []
     for block in blocks:
-        if gathered and sum(table.nbytes for table in gathered) + block.nbytes > PART_BYTES:
+        if gathered and sum(table.nbytes for table in gathered) + block.nbytes > MOST_BYTES:
             yield gathered
             gathered = []
         if block.num_rows:

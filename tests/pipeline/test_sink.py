@@ -21,7 +21,7 @@ def blocks(count: int) -> list[pa.Table]:
 def test_every_row_is_in_one_part_however_large_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int, parts: int | None
 ) -> None:
-    monkeypatch.setattr(sink, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(sink, "MOST_BYTES", part_bytes)
     written = PartSink(str(tmp_path), CLASS_NAMES, "model1", "run1", 1024).write(blocks(5), None)
     assert parts is None or len(written) == parts
     assert len({part.name for part in written}) == len(written)
