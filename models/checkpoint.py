@@ -24,6 +24,7 @@ from models.pspnet import Architecture, PSPNet
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT_VERSION = 1
+MAX_DEPTH = 50  # of config.json; its own entries take five levels
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -199,6 +200,7 @@ def _read_config(folder: Path) -> tuple[Architecture, Metadata]:
     path = _require_file(folder, CONFIG)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+        _require_plain(config)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); copy the checkpoint again.") from error
     version = config.get("format_version") if isinstance(config, dict) else None
@@ -223,6 +225,21 @@ def _read_config(folder: Path) -> tuple[Architecture, Metadata]:
         raise ValueError(f"{path}: {error} Correct the entry, or copy the checkpoint again.") from error
     _require_matching_classes(architecture, metadata, str(path))
     return architecture, metadata
+
+
+def _require_plain(value: Any, depth: int = 0) -> None:
+    """Raise ValueError for what JSON can say, but not be asked to say again: half characters, and very deep nesting."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            key.encode()
+            _require_plain(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _require_plain(item, depth + 1)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

@@ -16,6 +16,8 @@ from models.resnet import STAGE_BLOCKS, DilatedResNet, Stem
 
 MIN_SIZE = 64
 MAX_CLASSES = 65536
+MAX_CHANNELS = 4096  # of the stem
+MAX_LEVELS, MAX_BIN = 64, 256  # of the pyramid; a level has the square of its bin in cells
 BACKBONES = tuple(f"resnet{depth}" for depth in STAGE_BLOCKS)
 
 
@@ -49,10 +51,14 @@ class Architecture:
         self._require("stem", self.stem in ("plain", "deep"), "'plain' or 'deep'")
         self._require(
             "stem_channels",
-            _are_positive(self.stem_channels) and len(self.stem_channels) == 3,
-            "three positive numbers of channels",
+            _are_positive(self.stem_channels, MAX_CHANNELS) and len(self.stem_channels) == 3,
+            f"three numbers of channels, 1 to {MAX_CHANNELS}",
         )
-        self._require("bins", _are_positive(self.bins), "a list of positive whole numbers, or an empty one")
+        self._require(
+            "bins",
+            _are_positive(self.bins, MAX_BIN) and len(self.bins) <= MAX_LEVELS,
+            f"a list of at most {MAX_LEVELS} whole numbers from 1 to {MAX_BIN}, or an empty one",
+        )
         self._require("pooling", self.pooling in ("average", "max"), "'average' or 'max'")
         self._require(
             "dropout",
@@ -160,5 +166,5 @@ def _is_int(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def _are_positive(values: Any) -> bool:
-    return isinstance(values, tuple) and all(_is_int(value, 1, 2**31) for value in values)
+def _are_positive(values: Any, high: int) -> bool:
+    return isinstance(values, tuple) and all(_is_int(value, 1, high) for value in values)

@@ -7,7 +7,14 @@ from typing import Annotated, Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 from pydantic_settings.exceptions import SettingsError
 
 from pipeline.errors import UserError
@@ -20,6 +27,9 @@ def _several(value: Any) -> Any:
     return value
 
 
+MAX_VALUES = 100_000  # of a YAML file, with all that its aliases repeat
+MAX_DIGITS = 1000  # of a number in it; Python prints 4,300
+
 # Paths and patterns: each occurrence on the command line is one, with all commas and brackets that it has.
 Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_several)]
 
@@ -27,7 +37,7 @@ Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_several)]
 class Section(BaseModel):
     """A named group of keys; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class JobSettings(BaseSettings):
@@ -37,6 +47,7 @@ class JobSettings(BaseSettings):
         env_prefix="SCENEPARSE_",
         env_nested_delimiter="__",
         extra="forbid",
+        allow_inf_nan=False,
         cli_kebab_case=True,
         cli_avoid_json=True,
         cli_implicit_flags=True,
@@ -73,17 +84,20 @@ def load_settings(settings: type[Settings], argv: list[str], prog: str) -> Setti
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             command_line: Any = CliSettingsSource(settings_cls, cli_parse_args=argv, cli_prog_name=prog)
-            return command_line, env_settings, init_settings
+            return command_line, env_settings, InitSettingsSource(settings_cls, in_file)
 
     try:
-        merged = FromEverywhere(**in_file)
+        merged = FromEverywhere()  # not of keywords, among which a key of the file could be one of pydantic's own
         # A plain instance of the public class: it can be pickled to workers.
         values = {name: getattr(merged, name) for name in settings.model_fields}
+        _require_text(merged, path)
         return cast(Settings, settings.model_construct(**values))
     except ValidationError as error:
         raise UserError(_explain(error, settings, path)) from None
     except SettingsError as error:
         raise UserError(f"{_where(path)}: {error}") from None
+    except RecursionError:
+        raise UserError(f"{_where(path)}: a value is nested too deeply; write it flat") from None
 
 
 def _kebab(argument: str) -> str:
@@ -123,20 +137,55 @@ def _option(argv: list[str], name: str) -> str | None:
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"configuration {path}: no such file; give --config the path of a YAML file") from None
     except OSError as error:
         raise UserError(f"configuration {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"configuration {path}: not a text file in UTF-8: {error.reason}") from None
-    except yaml.YAMLError as error:
+    try:
+        if (root := yaml.compose(text, yaml.SafeLoader)) is not None:
+            _require_limits(root)
+        content = yaml.safe_load(text)
+    except RecursionError:
+        raise UserError(f"configuration {path}: is nested too deeply, or contains itself; write it flat") from None
+    except Exception as error:  # PyYAML raises whatever a value runs into, such as the 31st of February
         raise UserError(f"configuration {path}: not valid YAML: {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"configuration {path}: holds a {type(content).__name__}, but must hold keys and values")
     return {str(key): value for key, value in content.items()}  # YAML takes `on:` for true
+
+
+def _require_limits(root: yaml.Node) -> None:
+    """Raise ValueError for endless numbers, and for aliases (*name) that stand for more values than anyone writes."""
+    counts: dict[int, int] = {}
+
+    def count(node: yaml.Node) -> int:
+        if id(node) not in counts:
+            if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:  # of another base than ten, Python reads it
+                raise ValueError(f"a number of {len(node.value):,} digits; the limit is {MAX_DIGITS:,}")
+            inner = node.value if isinstance(node, yaml.CollectionNode) else []
+            pairs = inner if isinstance(node, yaml.MappingNode) else [(one,) for one in inner]
+            counts[id(node)] = 1 + sum(count(one) for pair in pairs for one in pair)
+        return counts[id(node)]
+
+    if (found := count(root)) > MAX_VALUES:
+        raise ValueError(f"its aliases make {found:,} values of it; the limit is {MAX_VALUES:,}")
+
+
+def _require_text(settings: BaseModel, path: str | None) -> None:
+    """Raise UserError for text with half characters or bytes of another encoding, which no table or file can hold."""
+    for name, value in settings.model_dump().items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            near = error.object[max(0, error.start - 20) : error.end + 20]
+            raise UserError(
+                f"{_where(path)}: {name}: {near!r} is not text in UTF-8; correct it, and rename files of such names"
+            ) from None
 
 
 def _explain(error: ValidationError, settings: type[JobSettings], path: str | None) -> str:
@@ -151,10 +200,14 @@ def _explain(error: ValidationError, settings: type[JobSettings], path: str | No
         elif key and item["type"] == "value_error":
             lines.append(f"  {key}: {message}")  # of a whole section; the message names the values
         elif key:
-            lines.append(f"  {key}: {item['input']!r} is not allowed: {message}")
+            lines.append(f"  {key}: {_shortened(repr(item['input']))} is not allowed: {message}")
         else:
             lines.append(f"  {message}")
     return "\n".join(lines)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _where(path: str | None) -> str:

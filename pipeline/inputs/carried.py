@@ -11,8 +11,11 @@ from pipeline.tables import CARRIED
 
 
 def carried(columns: dict[str, pa.Array]) -> pa.ListArray:
-    """Entries of key and value for each row; NULL values are left out, and a row without any value has no list."""
-    texts = [as_text(column) for column in columns.values()]
+    """Entries of key and value for each row; NULL values are left out, and a row without any value has no list.
+
+    Raises: ValueError naming a column that cannot be written as text.
+    """
+    texts = [_texts(name, column) for name, column in columns.items()]
     count, rows = len(texts), len(texts[0])
     # Row by row: the values of the first row, of the second ...
     order = np.arange(count * rows).reshape(count, rows).T.ravel()
@@ -25,6 +28,13 @@ def carried(columns: dict[str, pa.Array]) -> pa.ListArray:
     starts = pa.array(offsets, pa.int32(), mask=is_null)
     entries = pa.StructArray.from_arrays([keys.filter(valid), values.filter(valid)], fields=list(CARRIED.value_type))
     return pa.ListArray.from_arrays(starts, entries, type=CARRIED)
+
+
+def _texts(name: str, column: pa.Array) -> pa.StringArray:
+    try:
+        return as_text(column)
+    except (ValueError, OverflowError, pa.ArrowException) as error:  # times of unknown zones, or beyond the year 9999
+        raise ValueError(f"column {name!r} holds {column.type} that cannot be written as text ({error})") from error
 
 
 def as_text(column: pa.Array) -> pa.StringArray:

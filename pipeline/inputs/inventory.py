@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from urllib.parse import unquote_plus
 
@@ -49,9 +50,10 @@ def load(uri: str) -> Inventory:
         schema = content["fileSchema"]
         bucket = content["sourceBucket"].rpartition(":")[2]
         named = [(file["key"], file["MD5checksum"].lower()) for file in content["files"]]
-        if not bucket or not isinstance(schema, str) or not all(key for key, _ in named):
-            raise ValueError("a value is empty")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        for text in (bucket, schema, kind, *chain.from_iterable(named)):
+            if not text.encode():  # raises for what is no text, too
+                raise ValueError("a value is empty")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"inventory {uri}: not the manifest.json of an S3 Inventory ({type(error).__name__}: {error})"
         ) from error
@@ -78,30 +80,50 @@ def read(inventory: Inventory) -> Iterator[Names]:
 
 
 def _read_file(inventory: Inventory, uri: str, copy: str) -> Iterator[Names]:
-    present = set(inventory.columns or tabular.column_names(copy))
+    present = inventory.columns or tabular.column_names(copy)
     names = {name: name if inventory.columns else PARQUET_NAMES[name] for name in PARQUET_NAMES}
     wanted = {name: column for name, column in names.items() if column in present}
     if "Key" not in wanted:
         raise UserError(f"inventory {uri}: has no column {names['Key']}, only {', '.join(sorted(present))}")
+    if repeated := [column for column in wanted.values() if present.count(column) > 1]:
+        raise UserError(
+            f"inventory {uri}: has more than one column {repeated[0]}; its columns are {', '.join(present)}"
+        )
     types = {wanted["Key"]: pa.binary()} | ({wanted["Size"]: pa.int64()} if "Size" in wanted else {})
     first = 1
     for batch in tabular.read(copy, list(wanted.values()), types, inventory.columns):
-        columns = {name: batch.column(column) for name, column in wanted.items()}
+        columns = {name: _values(uri, name, column, batch.column(column)) for name, column in wanted.items()}
         columns["number"] = pa.array(range(first, first + batch.num_rows), pa.int64())
         first += batch.num_rows
-        keys = columns["Key"].cast(pa.binary())
+        keys = columns["Key"]
         if inventory.file_format == "csv":
             keys = _url_decoded(keys)
-        bucket = columns["Bucket"].cast(pa.binary()) if "Bucket" in columns else inventory.bucket.encode()
+        bucket = columns.get("Bucket", inventory.bucket.encode())
         columns["uri"] = pc.binary_join_element_wise(b"s3://", bucket, b"/", keys, b"")
         rows = pa.table(columns).filter(_is_current(columns, keys)).combine_chunks()
         column = {name: rows[name].combine_chunks() for name in rows.column_names}
         details = {}
         if "Size" in column:
-            details["size_bytes"] = column["Size"].cast(pa.int64())
+            details["size_bytes"] = column["Size"]
         if "ETag" in column:
-            details["etag"] = pc.utf8_trim(column["ETag"].cast(pa.string()), '"')
+            details["etag"] = pc.utf8_trim(column["ETag"], '"')
         yield Names(column["uri"], column["number"], f"{uri}#row=", f"s3://{inventory.bucket}", details)
+
+
+def _values(uri: str, name: str, column: str, values: pa.Array) -> pa.Array:
+    """A column in the type that it has in every inventory. Raises UserError."""
+    try:
+        if name == "Size":
+            return values.cast(pa.int64())
+        if pa.types.is_boolean(values.type) and name in ("IsLatest", "IsDeleteMarker"):
+            return values
+        content = values.cast(pa.binary())
+        # From bytes to text, since Parquet files may hold text that is not UTF-8.
+        return content if name in ("Bucket", "Key") else content.cast(pa.string())
+    except pa.ArrowException as error:
+        raise UserError(
+            f"inventory {uri}: its column {column} holds {values.type} that cannot be read as {name} ({error})"
+        ) from error
 
 
 def _is_current(columns: dict[str, pa.Array], keys: pa.Array) -> pa.BooleanArray:

@@ -48,6 +48,8 @@ def require_columns(file: str, columns: Sequence[str], uri_column: str) -> None:
             raise UserError(
                 f"manifest {file}: has no column {column!r} ({option}); its columns are {', '.join(map(repr, found))}"
             )
+        if found.count(column) > 1:
+            raise UserError(f"manifest {file}: has more than one column {column!r}; rename all but one of them")
 
 
 def read(files: Sequence[str], uri_column: str, carry: Sequence[str]) -> Iterator[Names]:
@@ -60,7 +62,10 @@ def read(files: Sequence[str], uri_column: str, carry: Sequence[str]) -> Iterato
         for batch in tabular.read(file, columns, {uri_column: pa.binary()}):
             numbers = pa.array(range(first, first + batch.num_rows), pa.int64())
             first += batch.num_rows
-            details = {"carried": carried({name: batch.column(name) for name in carry})} if carry else {}
+            try:
+                details = {"carried": carried({name: batch.column(name) for name in carry})} if carry else {}
+            except ValueError as error:
+                raise UserError(f"manifest {file}: {error}; leave it out of --carry") from error
             yield Names(
                 _names(batch.column(uri_column), file, uri_column), numbers, f"{file}#row=", folder_above(file), details
             )

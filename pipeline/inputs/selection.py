@@ -42,7 +42,7 @@ class Selection:
         if self._seen is not None:
             listed = listed.filter(self._seen.add(listed["image_id"]))
         if self._left is not None:
-            listed = listed.slice(0, self._left)
+            listed = listed.slice(0, min(self._left, len(listed)))  # Arrow counts with 64 bits
             self._left -= len(listed)
         return listed
 

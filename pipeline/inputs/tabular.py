@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
@@ -11,6 +14,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 
 ROWS = 10_000  # of a batch, at the most
+PIECE = 1 << 24  # bytes of text that a batch is cut at
 BUFFER = 1 << 22  # bytes of a column that are read ahead
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".csv.gz": "csv"}
 
@@ -51,9 +55,38 @@ def _read_parquet(
     uri: str, columns: list[str], types: dict[str, pa.DataType], names: Sequence[str] | None
 ) -> Iterator[pa.RecordBatch]:
     with storage.open_file(uri) as source:
+        metadata = pq.read_metadata(source)
         # Without a buffer, whole columns of a row group would be in memory.
-        file = pq.ParquetFile(source, buffer_size=BUFFER, pre_buffer=False)
-        yield from file.iter_batches(batch_size=ROWS, columns=columns, use_threads=False)
+        file = pq.ParquetFile(
+            source, metadata=metadata, read_dictionary=_texts(metadata, columns), buffer_size=BUFFER, pre_buffer=False
+        )
+        for batch in file.iter_batches(batch_size=ROWS, columns=columns, use_threads=False):
+            yield from _unfolded(batch)
+
+
+def _texts(metadata: pq.FileMetaData, columns: Sequence[str]) -> list[str]:
+    """Which of the columns hold text or bytes."""
+    leaves = [metadata.schema.column(number) for number in range(metadata.num_columns)]
+    return [
+        leaf.path
+        for leaf in leaves
+        if leaf.path in columns and leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type != "DECIMAL"
+    ]
+
+
+def _unfolded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """A batch without its dictionaries, in pieces: a file of a few hundred bytes can have a megabyte in every row."""
+    sizes = np.zeros(batch.num_rows, np.int64)
+    folded = [column for column in batch.columns if pa.types.is_dictionary(column.type)]
+    for column in folded:
+        sizes += np.asarray(pc.fill_null(pc.binary_length(column.dictionary).take(column.indices), 0))
+    pieces = sizes.cumsum() // PIECE
+    for start, stop in pairwise([0, *(np.flatnonzero(np.diff(pieces)) + 1), batch.num_rows]):
+        columns = [
+            column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+            for column in batch.slice(start, stop - start).columns
+        ]
+        yield pa.RecordBatch.from_arrays(columns, batch.schema.names)
 
 
 def _read_csv(
@@ -83,6 +116,8 @@ def _explained(uri: str) -> Iterator[None]:
             yield
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise UserError(f"{uri}: cannot be read as {kind}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{uri}: has names of columns that are not UTF-8 ({error}); save it as UTF-8") from error
         except OSError as error:
             if error.errno is None and type(error) is OSError:  # Arrow's own, of what it read
                 raise UserError(f"{uri}: cannot be read as {kind}: {error}") from error

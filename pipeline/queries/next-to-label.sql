@@ -1,21 +1,31 @@
--- Images to annotate next: the model is least sure of them, and each mix of classes has its turn before one has its next
+-- Images to annotate next: the model is less sure of them than of their neighbours by name, and each mix of classes has its share
 -- number: how many images
 -- prefix = : of images whose URI begins with this
 WITH mixes AS (
-    -- Frames of one scene have the same classes; small ones come and go.
+    -- Small classes come and go from frame to frame.
     SELECT image_id, string_agg(class_name, ', ' ORDER BY class_id) AS mix
     FROM class_stats
     WHERE pixel_fraction >= 0.05
     GROUP BY image_id
+), labelled AS (
+    SELECT
+        image_id, image_uri, mean_entropy, mean_confidence, low_confidence_fraction,
+        -- Of twenty frames of one scene, which mostly have neighbouring names, one or two.
+        mean_entropy >= max(mean_entropy) OVER (
+            ORDER BY image_uri ROWS BETWEEN 4 PRECEDING AND 4 FOLLOWING
+        ) AS is_peak
+    FROM masks
+    WHERE status = 'ok' AND starts_with(image_uri, $prefix)
 ), ranked AS (
     SELECT
-        image_uri, mean_entropy, mean_confidence, low_confidence_fraction, mix,
-        row_number() OVER (PARTITION BY mix ORDER BY mean_entropy DESC, image_uri) AS turn
-    FROM masks LEFT JOIN mixes USING (image_id)
-    WHERE status = 'ok' AND starts_with(image_uri, $prefix)
+        *,
+        -- In proportion: a mix that is rare, or that the model only takes something for, has no more than its share.
+        (row_number() OVER (PARTITION BY is_peak, mix ORDER BY mean_entropy DESC, image_uri) - 0.5)
+        / count(*) OVER (PARTITION BY is_peak, mix) AS turn
+    FROM labelled LEFT JOIN mixes USING (image_id)
 )
 SELECT image_uri, round(mean_entropy, 4) AS mean_entropy, round(mean_confidence, 3) AS mean_confidence,
     round(100 * low_confidence_fraction, 1) AS percent_below_half, mix
 FROM ranked
-ORDER BY turn, ranked.mean_entropy DESC, image_uri
+ORDER BY is_peak DESC, turn, ranked.mean_entropy DESC, image_uri
 LIMIT CAST($number AS BIGINT)

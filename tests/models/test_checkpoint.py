@@ -135,6 +135,8 @@ def test_unreadable_json_is_refused(folder: Path, content: bytes) -> None:
         ({"preprocessing": {"long_side": 512.5}}, r"long_side is 512.5; it must be"),
         ({"preprocessing": {"long_side": True}}, r"long_side is True; it must be"),
         ({"metrics": [0.5]}, r"metrics is \[0.5\]; it must be an object"),
+        ({"id2label": {"0": "a", "1": "\ud800", "2": "c"}}, r"config\.json is not valid JSON .*surrogates not allowed"),
+        ({"preprocessing": {"\udfff": 1}}, r"config\.json is not valid JSON .*surrogates not allowed"),
     ],
 )
 def test_a_config_that_contradicts_itself_is_explained(folder: Path, changes: dict, message: str) -> None:
@@ -146,6 +148,31 @@ def test_a_config_that_contradicts_itself_is_explained(folder: Path, changes: di
 def test_deeply_nested_json_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+        load(folder)
+
+
+def test_json_that_only_its_reader_is_deep_enough_for_is_refused(folder: Path) -> None:
+    """Writing it again, as for the model's id, takes more of the stack than reading it."""
+    nested: list[Any] = []
+    for _ in range(900):
+        nested = [nested]
+    edit_config(folder, preprocessing={"steps": nested})
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON \(it is nested more than 50 deep\)"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bins": [1] * 3000}, "at most 64 whole numbers"),  # of which each would get no channel
+        ({"bins": [100_000]}, "whole numbers from 1 to 256"),
+        ({"stem": "deep", "stem_channels": [2**31] * 3}, "three numbers of channels, 1 to 4096"),
+    ],
+)
+def test_an_architecture_beyond_all_measure_is_refused(folder: Path, changes: dict, message: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    edit_config(folder, architecture=config["architecture"] | changes)
+    with pytest.raises(ValueError, match=rf"config\.json: Architecture: .* {message}"):
         load(folder)
 
 

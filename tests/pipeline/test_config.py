@@ -1,5 +1,6 @@
 """Settings: which source wins, and what a user is told who got one wrong."""
 
+import itertools
 import os
 import pickle
 from pathlib import Path
@@ -176,6 +177,43 @@ def test_yaml_that_names_python_objects_is_refused(recipe: Path, tmp_path: Path)
     assert not made.exists()
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2024-02-31",
+        "2024-01-01T25:61:61Z",
+        "!!timestamp x",
+        "!!int x",
+        "!!bool x",
+        "0b_",
+        pytest.param("9" * 5000, id="9s"),
+        pytest.param("0x" + "f" * 5000, id="fs"),
+    ],
+)
+def test_a_value_that_yaml_has_a_type_for_but_cannot_read_is_explained(recipe: Path, value: str) -> None:
+    assert "recipe.yaml: not valid YAML" in complaint(recipe, add=f"weights: {value}\n")
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "{a: " * 5000, "- " * 5000, "output: &a [*a]"], ids=lambda text: text[:9])
+def test_endless_nesting_is_explained(recipe: Path, text: str) -> None:
+    assert "recipe.yaml: is nested too deeply, or contains itself; write it flat" in complaint(recipe, text=text)
+
+
+@pytest.mark.parametrize("shape", ["[{}]", "{{<<: [{}]}}"])
+def test_aliases_that_unfold_to_billions_of_values_are_refused(recipe: Path, shape: str) -> None:
+    names = "abcdefghijkl"
+    pairs = itertools.pairwise(names)
+    lines = [f"{later}: &{later} {shape.format(', '.join([f'*{name}'] * 9))}" for name, later in pairs]
+    message = complaint(recipe, text="a: &a {x: 1}\n" + "\n".join([*lines, "output: *l"]))
+    assert "recipe.yaml: not valid YAML: its aliases make" in message
+    assert len(message) < 300
+
+
+def test_a_few_aliases_are_fine(recipe: Path) -> None:
+    recipe.write_text(RECIPE.replace("[0, 0, 0]", "&black [0, 0, 0]").replace("[1, 1, 1]", "*black"))
+    assert load(recipe).data.classes[1].color == (0, 0, 0)
+
+
 @pytest.mark.parametrize(("text", "kind"), [("- a\n- b", "list"), ("just words", "str")])
 def test_a_file_without_keys_is_refused(recipe: Path, text: str, kind: str) -> None:
     assert f"holds a {kind}, but must hold keys and values" in complaint(recipe, text=text)
@@ -196,6 +234,9 @@ def test_an_empty_file_sets_nothing(recipe: Path) -> None:
         ("modell: {}\n", "modell", "output, weights, checkpoint_every, data, model, augment"),
         ("model: {backbon: resnet18}\n", "model.backbon", "backbone, stem, stem_channels"),
         ("optimization: {batch-size: 4}\n", "optimization.batch-size", "epochs, batch_size"),
+        # Options of pydantic-settings itself, which a file must not reach.
+        ("_env_file: /etc/hostname\n", "_env_file", "output, weights"),
+        ("_cli_parse_args: true\n", "_cli_parse_args", "output, weights"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_keys_that_are_allowed_there(
@@ -229,6 +270,9 @@ def test_a_key_that_yaml_takes_for_no_text_is_an_unknown_key(recipe: Path, key: 
         ("augment: {crop: [129]}\n", "augment.crop", ""),
         ("model: {bins: [1, 0]}\n", "model.bins.1", "0"),
         ("  ignore_index: 70000\n", "data.ignore_index", "70000"),
+        ("optimization: {learning_rate: .inf}\n", "optimization.learning_rate", "inf"),
+        ("checkpoint_every: .nan\n", "checkpoint_every", "nan"),
+        ("model: {bins: [1000]}\n", "model.bins.0", "1000"),
     ],
 )
 def test_a_wrong_value_is_shown_with_its_key(recipe: Path, add: str, key: str, value: str) -> None:
@@ -279,6 +323,40 @@ def test_a_wrong_value_on_the_command_line_is_explained(recipe: Path, option: st
     assert key in complaint(recipe, option, value)
 
 
+def test_a_long_value_is_shown_by_its_beginning(recipe: Path) -> None:
+    message = complaint(recipe, "--model.backbone", "resnet" * 10_000)
+    assert "  model.backbone: 'resnetresnet" in message
+    assert len(message) < 1000
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, '{"a":' * 100_000], ids=["lists", "objects"])
+def test_endless_nesting_on_the_command_line_is_explained(recipe: Path, value: str) -> None:
+    assert "with the command line: a value is nested too deeply; write it flat" in complaint(recipe, "--data", value)
+
+
+@pytest.mark.parametrize(
+    ("add", "options", "key", "text"),
+    [
+        ("", ["--weights", os.fsdecode(b"gr\xfcn")], "weights", r"gr\udcfcn"),
+        ("", ["--data.root", os.fsdecode(b"gr\xfcn")], "data", r"gr\udcfcn"),
+        ('weights: "\\ud800"\n', [], "weights", r"\ud800"),
+    ],
+    ids=["a name in Latin-1", "one of a section", "half a character"],
+)
+def test_text_that_is_not_utf8_is_refused(recipe: Path, add: str, options: list[str], key: str, text: str) -> None:
+    message = complaint(recipe, *options, add=add)
+    assert f"with the command line: {key}: " in message
+    assert text in message
+    assert "is not text in UTF-8" in message
+
+
+@pytest.mark.parametrize("seconds", ["inf", "1e300"])
+def test_a_deadline_beyond_what_clocks_count_is_refused(seconds: str) -> None:
+    options = ["--input", "in", "--output", "out", "--checkpoint", "run/best", "--decode-seconds", seconds]
+    with pytest.raises(UserError, match=rf"decode_seconds: '{seconds}' is not allowed"):
+        load_settings(SegmentConfig, options, prog="jobs/segment_bucket.py")
+
+
 def test_an_unknown_option_ends_the_process_with_code_2(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         load(recipe, "--optimization.epoch", "3")
@@ -318,6 +396,10 @@ def test_a_crop_below_64_pixels_is_refused(recipe: Path) -> None:
 @pytest.mark.parametrize("scale", ["[2, 1]", "[0, 1]", "[-1, 1]"])
 def test_scales_must_be_positive_and_in_order(recipe: Path, scale: str) -> None:
     assert "must be two positive numbers, the smaller first" in complaint(recipe, add=f"augment: {{scale: {scale}}}\n")
+
+
+def test_a_range_of_workers_begins_with_the_smaller_number(recipe: Path) -> None:
+    assert r"count [4, 2] must have the smaller number first" in complaint(recipe, "--workers.count", "[4,2]")
 
 
 def test_a_batch_must_hold_an_image_for_each_worker(recipe: Path) -> None:

@@ -132,6 +132,8 @@ def test_an_inventory_and_its_data_may_be_copied_elsewhere(tmp_path: Path, bucke
         ({"fileSchema": "Bucket, Size"}, "its fileSchema has no Key, only Bucket, Size"),
         ({"files": [{"key": "d/lost.csv.gz", "MD5checksum": "00"}]}, "its data file d/lost.csv.gz is missing"),
         ({"files": []}, "lists no objects"),
+        ({"files": [{"key": 5, "MD5checksum": "00"}]}, "not the manifest.json of an S3 Inventory"),
+        ({"sourceBucket": "arn:aws:s3:::\ud800"}, "not the manifest.json of an S3 Inventory"),
     ],
 )
 def test_an_inventory_that_cannot_be_read_is_explained(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
@@ -140,7 +142,7 @@ def test_an_inventory_that_cannot_be_read_is_explained(tmp_path: Path, changes: 
         listed(inventory=uri)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "no json", '"text"'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "no json", '"text"', "[" * 100_000])
 def test_what_is_no_manifest_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"not the manifest\.json of an S3 Inventory"):
@@ -161,3 +163,44 @@ def test_a_data_file_of_other_content_is_named_by_its_own_name(tmp_path: Path) -
     uri = write_inventory(str(tmp_path), [[row("a.jpg")]], schema="Bucket, Key")
     with pytest.raises(UserError, match=rf"{tmp_path}/.*/data/0.csv.gz: cannot be read as CSV"):
         listed(inventory=uri)
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("key", pa.array([1])),
+        ("key", pa.array([["a.jpg"]])),
+        ("bucket", pa.array([{"a": 1}])),
+        ("size", pa.array([{"a": 1}])),
+        ("size", pa.array(["large"])),
+        ("size", pa.array([2**64 - 1], pa.uint64())),
+        ("is_latest", pa.array([[True]])),
+        ("is_delete_marker", pa.array([1.5])),
+        ("e_tag", pa.array([b"\xff"])),
+    ],
+)
+def test_a_column_of_another_type_is_named(tmp_path: Path, name: str, column: pa.Array) -> None:
+    columns = {"bucket": pa.array(["photos"]), "key": pa.array(["a.jpg"])} | {name: column}
+    uri = _inventory_of(tmp_path, pa.table(columns))
+    with pytest.raises(UserError, match=rf"0\.parquet: its column {name} holds .* that cannot be read as "):
+        listed(inventory=uri)
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    uri = _inventory_of(tmp_path, pa.Table.from_arrays([pa.array(["a.jpg"])] * 2, ["key", "key"]))
+    with pytest.raises(UserError, match=r"0\.parquet: has more than one column key"):
+        listed(inventory=uri)
+    uri = write_inventory(str(tmp_path), [[row("x")]], schema="Bucket, Key, Key")
+    with pytest.raises(UserError, match=r"0\.csv\.gz: has more than one column Key; its columns are Bucket, Key, Key"):
+        listed(inventory=uri)
+
+
+def _inventory_of(folder: Path, table: pa.Table) -> str:
+    """An inventory with this table as its data file."""
+    uri = write_inventory(str(folder), [[row("x")]], "Parquet")
+    data = folder / "s3-inventory/photos/daily/data/0.parquet"
+    pq.write_table(table, data)
+    manifest = json.loads(Path(uri).read_text())
+    manifest["files"][0]["MD5checksum"] = hashlib.md5(data.read_bytes()).hexdigest()
+    Path(uri).write_text(json.dumps(manifest))
+    return uri

@@ -248,6 +248,39 @@ def test_a_column_of_numbers_names_no_images(tmp_path: Path) -> None:
         listed(manifest=path)
 
 
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"m.{ending}"
+    if ending == "csv":
+        write_file(path, b"image_uri,label,image_uri\na.jpg,x,b.jpg\n")
+    else:
+        columns = [pa.array([text]) for text in ("a.jpg", "x", "b.jpg")]
+        pq.write_table(pa.Table.from_arrays(columns, ["image_uri", "label", "image_uri"]), path)
+    with pytest.raises(UserError, match=rf"m.{ending}: has more than one column 'image_uri'; rename"):
+        listed(manifest=str(path))
+
+
+def test_a_header_in_another_encoding_is_explained(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "m.csv", "image_uri,größe\na.jpg,7\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"m\.csv: has names of columns that are not UTF-8"):
+        listed(manifest=str(path))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([{"t": 2**62}], pa.struct([("t", pa.timestamp("us"))])),  # beyond the year 9999
+        pa.array([[2**62]], pa.list_(pa.duration("s"))),
+        pa.array([0], pa.timestamp("s", "Nowhere/Land")),
+    ],
+    ids=["year", "duration", "zone"],
+)
+def test_a_carried_column_that_has_no_text_is_named(tmp_path: Path, values: pa.Array) -> None:
+    path = parquet(tmp_path / "m.parquet", {"image_uri": ["a.jpg"], "taken": values})
+    with pytest.raises(UserError, match=r"m\.parquet: column 'taken' holds .* leave it out of --carry"):
+        listed(manifest=path, carry="taken")
+
+
 BROKEN = {
     "empty.parquet": b"",
     "text.parquet": b"image_uri\na.jpg\n",
@@ -289,6 +322,21 @@ def test_what_is_wrong_with_any_source_is_known_before_the_first_table(tmp_path:
     bad = parquet(tmp_path / "bad.parquet", {"uri": ["a.jpg"]})
     with pytest.raises(UserError, match="no column 'image_uri'"):
         list_images(config(manifest=[good, bad]))
+
+
+def test_a_small_file_that_unfolds_to_much_comes_in_small_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second row has the same 10 kB, which the file holds once."""
+    monkeypatch.setattr("pipeline.inputs.tabular.PIECE", 100_000)
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 1000), ["a" * 10_000, "b.jpg"])
+    path = parquet(tmp_path / "m.parquet", {"image_uri": texts, "n": list(range(2000))})
+    assert Path(path).stat().st_size < 20_000
+    batches = list(tabular.read(path, ["n", "image_uri"], {}))
+    assert 100 < len(batches) < 110
+    assert [n for batch in batches for n in batch.column("n").to_pylist()] == list(range(2000))
+    assert pa.types.is_string(batches[0].column("image_uri").type)
+    assert list(errors(listed(manifest=path)).values()) == ["BadURI"] * 1000
 
 
 def test_batches_of_a_large_csv_file_are_small(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The named queries, on an output whose answers can be worked out by hand."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,10 +123,25 @@ def test_sizes(output: str) -> None:
     assert ask(output, "sizes") == [("below 256", 5, 0.0, None, 0.1)]
 
 
-def test_what_to_label_next_is_not_the_same_scene_twice(output: str) -> None:
-    picked = [row[0] for row in ask(output, "next-to-label", "4")]
-    assert picked[0] == f"{TUESDAY}/b.jpg"
-    assert picked.index(f"{TUESDAY}/a.jpg") == 3, "the mix of the first one again, before the others had their turn"
+def test_what_to_label_next_is_not_the_same_scene_twice(tmp_path: Path) -> None:
+    write_small_output(tmp_path)  # for its classes.parquet
+    for uri in (*storage.find(f"{tmp_path}/masks"), *storage.find(f"{tmp_path}/class_stats")):
+        storage.remove(uri)
+    # Ten frames each of three scenes, of which the fifth is what the model is least sure of.
+    scenes = [(mask(sky=0.5, water=0.5), 0.9), (mask(sky=0.4, water=0.6), 0.5), (mask(road=1.0), 0.3)]
+    rows = [
+        labelled(f"{MONDAY}/{scene}/{frame}.jpg", ids, 0.5) | {"mean_entropy": entropy - 0.02 * abs(frame - 4)}
+        for scene, (ids, entropy) in enumerate(scenes)
+        for frame in range(10)
+    ]
+    made = masks_and_class_stats(table(rows, PREDICTED), NAMES, "model", "run", datetime(2026, 1, 7, tzinfo=UTC))
+    parts.write_part(str(tmp_path), parts.part_name("run", made[0]["image_id"]), *made)
+    picked = [row[0].removeprefix(f"{MONDAY}/") for row in ask(str(tmp_path), "next-to-label", "5")]
+    # Each scene once; the mix that two of them have has its second turn after the other's only one.
+    assert picked[:3] == ["0/4.jpg", "2/4.jpg", "1/4.jpg"]
+    assert not {*picked[3:]} & {*picked[:3]}
+    # No more images than there are are asked for in vain.
+    assert len(ask(str(tmp_path), "next-to-label", "100")) == 30
 
 
 def test_values_may_come_in_order_or_by_name() -> None:
