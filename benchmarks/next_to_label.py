@@ -1,6 +1,6 @@
 """Whether images that `next-to-label` picks teach a model more than random ones: `python benchmarks/next_to_label.py`.
 
-The pool is like a bucket of video: built-in scenes, each seen in several overlapping frames. A PSPNet-18 is trained on
+The pool is like a bucket of video: built-in scenes, each seen in many overlapping frames. A PSPNet-18 is trained on
 a few frames drawn at random, labels the pool, and is trained anew on those frames and as many more, chosen by chance,
 by confidence alone, or by the named query. All three are trained alike, and tested on other scenes. Needs no Ray.
 """
@@ -33,7 +33,7 @@ from pipeline.scenes import IGNORE_INDEX, scene
 from pipeline.segmenter import outcome
 from pipeline.tables import CLASSES, PREDICTED, image_id, masks_and_class_stats, table
 
-SIDE, FRAMES, SHIFT = 129, 5, 16  # of a frame, frames of a scene, pixels between them
+SIDE, TURN = 129, 76  # of a frame; by how far the camera turns from the first frame of a scene to the last, pixels
 NAMES = [entry.name for entry in SCENE_CLASSES]
 PALETTE = np.array([entry.color for entry in SCENE_CLASSES], np.uint8)
 MEAN, STD = (120.0,) * 3, (60.0,) * 3
@@ -66,7 +66,8 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="repetitions, each on other scenes")
-    parser.add_argument("--scenes", type=int, default=120, help="in the pool, each of five frames")
+    parser.add_argument("--scenes", type=int, default=60, help="in the pool")
+    parser.add_argument("--frames", type=int, default=20, help="of each scene")
     parser.add_argument("--first", type=int, default=16, help="frames to begin with")
     parser.add_argument("--more", type=int, default=32, help="frames that are picked")
     parser.add_argument("--steps", type=int, default=300, help="of each training, of 8 frames")
@@ -77,7 +78,7 @@ def parse() -> argparse.Namespace:
 
 def compare(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """mIoU before, and after the frames of each way are added."""
-    pool = [frame for index in range(options.scenes) for frame in frames(1000 + seed, index)]
+    pool = [frame for index in range(options.scenes) for frame in frames(1000 + seed, index, options.frames)]
     test = [Example(*scene(2000 + seed, index, SIDE, SIDE)) for index in range(options.test)]
     chance = np.random.default_rng(seed)
     first = chance.permutation(len(pool))[: options.first].tolist()
@@ -93,15 +94,15 @@ def compare(seed: int, options: argparse.Namespace) -> dict[str, Any]:
         }
     for way in WAYS:
         assert len(set(picks[way])) == options.more
-        result["scenes_picked"][way] = len({n // FRAMES for n in picks[way]})
+        result["scenes_picked"][way] = len({n // options.frames for n in picks[way]})
         result[way] = miou(trained([pool[n] for n in [*first, *picks[way]]], seed, options.steps), test)
     return result
 
 
-def frames(seed: int, index: int) -> list[Example]:
+def frames(seed: int, index: int, number: int) -> list[Example]:
     """One scene as a camera sees it that turns a little."""
-    image_HW3, label_HW = scene(seed, index, SIDE, SIDE + SHIFT * (FRAMES - 1))
-    starts = range(0, SHIFT * FRAMES, SHIFT)
+    image_HW3, label_HW = scene(seed, index, SIDE, SIDE + TURN)
+    starts = np.linspace(0, TURN, number).astype(int).tolist()
     return [Example(image_HW3[:, x : x + SIDE], label_HW[:, x : x + SIDE]) for x in starts]
 
 
@@ -149,15 +150,14 @@ def write_output(output: str, predictor: Predictor, pool: list[Example], members
 
 
 def uri_of(n: int) -> str:
-    return f"s3://video/{n // FRAMES:04}/{n % FRAMES}.jpg"
+    return f"s3://video/{n:06}.jpg"
 
 
 def picked(output: str, name: str, count: int) -> list[int]:
     named = named_query(name)
     relation = query.run(query.connect(output), named.sql, named.values([str(count)]))
     assert relation is not None
-    uris = [row[0].split("/") for row in relation.fetchall()]
-    return [int(uri[-2]) * FRAMES + int(uri[-1].removesuffix(".jpg")) for uri in uris]
+    return [int(row[0].removeprefix("s3://video/").removesuffix(".jpg")) for row in relation.fetchall()]
 
 
 if __name__ == "__main__":
