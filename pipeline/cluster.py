@@ -115,7 +115,7 @@ class Node(NamedTuple):
 class Resources:
     """The cluster's living nodes, and what it may have once its autoscaler has grown it; 0: there is none."""
 
-    nodes: tuple[Node, ...]
+    nodes: tuple[Node, ...]  # in an order that is theirs, so that two looks can be compared
     allowed_cpus: int = 0
     allowed_gpus: int = 0
 
@@ -160,7 +160,7 @@ def resources() -> Resources:
     # Ray's own libraries ask this too; there is no public question. None without an autoscaler.
     allowed = ray._private.state.state.get_max_resources_from_cluster_config() or {}
     return Resources(
-        tuple(Node(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in living),
+        tuple(sorted(Node(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in living)),
         allowed_cpus=int(allowed.get("CPU", 0)),
         allowed_gpus=int(allowed.get("GPU", 0)),
     )

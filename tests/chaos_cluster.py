@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from pipeline.processes import free_ports
 from tests.ray_head import ACCESS
+from tests.ray_nodes import add_node
 
 # So that one write task runs at a time, and the head alone can end a run of two predictors.
 HEAD_CPUS, NODE_CPUS, NODES = 4, 2, 2
@@ -81,14 +81,7 @@ class ChaosCluster:
         self._cluster.shutdown()
 
     def _add_node(self, cpus: int, **options: Any) -> None:
-        (agent,) = free_ports(1)
-        self._cluster.add_node(
-            num_cpus=cpus,
-            object_store_memory=2**28,
-            dashboard_agent_listen_port=agent,
-            env_vars=self._environment,
-            **options,
-        )
+        add_node(self._cluster, cpus, self._environment, **options)
 
 
 def _raylet(node: Any) -> psutil.Process:

@@ -45,8 +45,8 @@ def _ip(*arguments: str) -> None:
 class NetworkNode:
     """A Ray node behind a cable of its own."""
 
-    def __init__(self, name: str, cable: str, process: ServerProcess) -> None:
-        self._name, self._cable, self._process = name, cable, process
+    def __init__(self, cable: str) -> None:
+        self._cable = cable
 
     def cut_off(self) -> None:
         _ip("link", "set", self._cable, "down")
@@ -93,10 +93,10 @@ class Network:
         _ip("-n", name, "link", "set", "lo", "up")
         inside = ["ip", "netns", "exec", name]
         head = f"--address={self._address}:{self._port}"
-        process = self._start(inside, address, head, f"--num-cpus={cpus}", f"--num-gpus={gpus}")
-        return NetworkNode(name, cable, process)
+        self._start(inside, address, head, f"--num-cpus={cpus}", f"--num-gpus={gpus}")
+        return NetworkNode(cable)
 
-    def _start(self, inside: list[str], address: str, *options: str) -> ServerProcess:
+    def _start(self, inside: list[str], address: str, *options: str) -> None:
         agent, metrics = free_ports(2)
         process = ServerProcess(
             name="ray node",
@@ -113,7 +113,6 @@ class Network:
         process.start()
         self._stack.callback(process.stop)
         process.wait_until_it_answers(120)
-        return process
 
 
 @contextlib.contextmanager

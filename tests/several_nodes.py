@@ -14,11 +14,11 @@ from ray.cluster_utils import Cluster
 
 from pipeline import storage
 from pipeline.cluster import Node
-from pipeline.processes import free_ports
 from tests.conftest import REPOSITORY
 from tests.nodes_driver import NOTES
 from tests.output_checks import check_invariants
 from tests.ray_head import ACCESS
+from tests.ray_nodes import add_node
 from tests.scene_data import write_photos
 from tests.test_segment_job import save_checkpoint
 
@@ -39,17 +39,9 @@ class Nodes:
         self.environment = {**ACCESS, "RAY_ADDRESS": self._cluster.address}
 
     def add(self, node: Node) -> None:
-        (agent,) = free_ports(1)
         options: dict[str, Any] = {} if self._nodes else {"include_dashboard": False}
-        added = self._cluster.add_node(
-            num_cpus=node.cpus,
-            num_gpus=node.gpus,
-            object_store_memory=2**27,
-            dashboard_agent_listen_port=agent,
-            env_vars={NOTES: str(self._notes)},
-            **options,
-        )
-        self._nodes.append(added)
+        environment = {NOTES: str(self._notes)}
+        self._nodes.append(add_node(self._cluster, node.cpus, environment, num_gpus=node.gpus, **options))
 
     def kill(self, number: int) -> None:
         self._cluster.remove_node(self._nodes[number], allow_graceful=False)

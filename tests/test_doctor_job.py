@@ -18,6 +18,7 @@ from pipeline import storage
 from pipeline.processes import LOOPBACK, free_ports
 from tests.conftest import REPOSITORY, RunJob
 from tests.ray_head import ACCESS, ray_head
+from tests.ray_nodes import add_node
 from tests.swift import SwiftServer
 
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
@@ -56,14 +57,7 @@ class FaultyCluster:
         self.lost = False
 
     def add_node(self, environment: dict[str, str], num_cpus: int = 2, **options: Any) -> Any:
-        (agent,) = free_ports(1)
-        node = self._cluster.add_node(
-            num_cpus=num_cpus,
-            object_store_memory=2**28,
-            dashboard_agent_listen_port=agent,
-            env_vars=environment,
-            **options,
-        )
+        node = add_node(self._cluster, num_cpus, environment, **options)
         self._cluster.wait_for_nodes(120)
         return node
 

@@ -20,12 +20,12 @@ from ray.cluster_utils import Cluster
 
 from pipeline import storage
 from pipeline.local_s3 import s3_environment
-from pipeline.processes import free_ports
 from pipeline.run_folder import recorded_checkpoints
 from pipeline.train_worker import TRAINING_STATE
 from tests.conftest import REPOSITORY, make_bucket
 from tests.faulty_storage import faulty_storage
 from tests.ray_head import ACCESS, RayHead
+from tests.ray_nodes import add_node
 from tests.scene_data import TRAIN_OPTIONS, write_training_set
 from tests.swift import KEY, SECRET, SwiftServer
 
@@ -283,8 +283,3 @@ class cluster_of_nodes:
 
     def __exit__(self, *_: Any) -> None:
         self.cluster.shutdown()
-
-
-def add_node(cluster: Cluster, cpus: int, **options: Any) -> Any:
-    (agent,) = free_ports(1)
-    return cluster.add_node(num_cpus=cpus, object_store_memory=2**28, dashboard_agent_listen_port=agent, **options)
