@@ -143,7 +143,7 @@ def write_output(output: str, predictor: Predictor, pool: list[Example], members
             identity = {"image_id": image_id(uri), "image_uri": uri, "width": SIDE, "height": SIDE, "seconds": 0.0}
             rows.append({**identity, "mask": mask, **outcome(prediction, place)})
     made = masks_and_class_stats(table(rows, PREDICTED), NAMES, "model", "run", datetime.now(UTC))
-    parts.write_part(output, parts.part_name("run", made[0]["image_id"]), *made)
+    parts.write_part(output, parts.part_name("run", made[0]), *made)
     colors = [dict(zip(("red", "green", "blue"), entry.color, strict=True)) for entry in SCENE_CLASSES]
     classes = [{"class_id": k, "class_name": NAMES[k], **color} for k, color in enumerate(colors)]
     parts.write_table(f"{output}/classes.parquet", table(classes, CLASSES))

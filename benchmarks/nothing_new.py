@@ -100,7 +100,7 @@ def write_part(output: str, uris: pa.StringArray, model: Any) -> None:
     }
     columns = {field.name: pa.repeat(pa.scalar(same.get(field.name), field.type), len(ids)) for field in MASKS}
     masks = pa.table({**columns, "image_id": pa.array(ids, pa.binary(16)), "image_uri": uris}, schema=MASKS)
-    parts.write_part(output, parts.part_name("made-up", masks["image_id"]), masks, table([], CLASS_STATS))
+    parts.write_part(output, parts.part_name("made-up", masks), masks, table([], CLASS_STATS))
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

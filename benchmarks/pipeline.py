@@ -238,7 +238,7 @@ def loop(options: argparse.Namespace, root: str, output: str, marks: list[list[f
             masks, statistics_ = masks_and_class_stats(
                 predicted, model.class_names, model.model_id, "loop", datetime.now(UTC)
             )
-            parts.write_part(output, parts.part_name("loop", masks["image_id"]), masks, statistics_)
+            parts.write_part(output, parts.part_name("loop", masks), masks, statistics_)
             rows = []
 
 

@@ -9,7 +9,7 @@ def main(argv: list[str]) -> None:
     config = load_settings(AblateConfig, argv, prog="jobs/ablate.py")
     # Only now, since the network takes seconds to import and the options may be wrong.
     from pipeline.ablation import ablate
-    from pipeline.progress import say
+    from pipeline.terminal import say
 
     ablation = ablate(config)
     for table in ablation.tables:

@@ -9,7 +9,7 @@ def main(argv: list[str]) -> None:
     config = load_settings(CalibrateConfig, argv, prog="jobs/calibrate.py")
     from pipeline.calibration import calibrate
     from pipeline.errors import UserError
-    from pipeline.progress import say
+    from pipeline.terminal import say
 
     calibration = calibrate(config)
     say(f"Ranges       cover {calibration.share:.2%} of the activations of {calibration.num_images:,} images")

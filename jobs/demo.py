@@ -23,7 +23,8 @@ def main(argv: list[str]) -> None:
     arguments, train_options = parser.parse_known_args(argv)
     from jobs import query, report, segment_bucket, train
     from pipeline.demo import Jobs, run_demo
-    from pipeline.progress import duration, say
+    from pipeline.progress import duration
+    from pipeline.terminal import say
 
     start = time.monotonic()
     run_demo(

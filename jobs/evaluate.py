@@ -8,7 +8,7 @@ from pipeline.settings import load_settings
 def main(argv: list[str]) -> None:
     config = load_settings(EvaluateConfig, argv, prog="jobs/evaluate.py")
     from pipeline.evaluation_run import evaluate_checkpoint, summary_lines
-    from pipeline.progress import say
+    from pipeline.terminal import say
 
     outcome = evaluate_checkpoint(config)
     for line in summary_lines(outcome):

@@ -7,8 +7,9 @@ from pipeline.settings import load_settings
 
 def main(argv: list[str]) -> int:
     config = load_settings(SegmentConfig, argv, prog="jobs/segment_bucket.py")
-    from pipeline.progress import duration, say
+    from pipeline.progress import duration
     from pipeline.segmentation import segment
+    from pipeline.terminal import say
 
     if config.plan:
         from pipeline.plan_text import plan_lines
@@ -33,9 +34,9 @@ def main(argv: list[str]) -> int:
         )
     if failed > len(summary.failures):
         say(f"  ... and {failed - len(summary.failures):,} more: SELECT * FROM masks WHERE status = 'error'")
-    if summary.missing:
-        say(f"{summary.missing:,} images have no row yet; run the same command again")
-    return 1 if summary.missing else 0
+    if not summary.is_exact:
+        say("Some images have no row yet, or two; run the same command again")
+    return 0 if summary.is_exact else 1
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pipeline.settings import load_settings
 def main(argv: list[str]) -> None:
     config = load_settings(TrainConfig, argv, prog="jobs/train.py")
     # Only now, since the network takes seconds to import and the options may be wrong.
-    from pipeline.progress import say
+    from pipeline.terminal import say
     from pipeline.training import train
 
     summary = train(config, argv)

@@ -9,7 +9,7 @@ def main(argv: list[str]) -> int:
     config = load_settings(ValidateDatasetConfig, argv, prog="jobs/validate_dataset.py")
     from pipeline.dataset_check import check_dataset
     from pipeline.dataset_report import summary, write_report
-    from pipeline.progress import say
+    from pipeline.terminal import say
 
     check, pairs = check_dataset(config)
     for line in summary(check):

@@ -10,6 +10,7 @@ def main(argv: list[str]) -> int:
     from pipeline.findings import Tally
     from pipeline.inputs import list_images
     from pipeline.repair import repair
+    from pipeline.terminal import say
     from pipeline.verification import Verification
 
     verification = Verification(config.output, config.deep, list_images(config) if config.has_inputs else ())
@@ -17,17 +18,17 @@ def main(argv: list[str]) -> int:
     for finding in verification.findings():
         tally.add(finding)
     for line in tally.lines():
-        print(line)
+        say(line)
     found = tally.totals.total()
-    print(f"Verified    {verification.summary()}")
-    print(
+    say(f"Verified    {verification.summary()}")
+    say(
         f"Result      {found:,} finding(s), {tally.mendable:,} of which --repair can mend"
         if found
         else "Result      all is well"
     )
     if config.repair:
         for line in repair(verification, tally):
-            print(f"Repair      {line}", flush=True)
+            say(f"Repair      {line}")
         found -= tally.mendable
     return 1 if found else 0
 

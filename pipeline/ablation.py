@@ -29,8 +29,9 @@ from pipeline.errors import UserError
 from pipeline.evaluation import evaluate
 from pipeline.history import read_history
 from pipeline.parts import write_table
-from pipeline.progress import duration, say
+from pipeline.progress import duration
 from pipeline.run_folder import differing_keys, fixed_keys
+from pipeline.terminal import say
 from pipeline.training import located, train
 
 CONFIG, RECORD, RESULTS_FILE, TABLES = "ablation.yaml", "ablation.json", "results.parquet", "ablation.md"

@@ -26,7 +26,8 @@ from pipeline.datasets import Pair, list_pairs, load_image, load_pair
 from pipeline.errors import UserError
 from pipeline.images import shrink
 from pipeline.metrics import Metrics, confusion_matrix
-from pipeline.progress import duration, say
+from pipeline.progress import duration
+from pipeline.terminal import say
 
 SHARES = (1.0, 0.9999, 0.999)  # of activations that a range covers: cutting off the rarest makes finer steps
 MIN_AGREEMENT = 0.98

@@ -33,8 +33,9 @@ from pipeline.datasets.loading import (
 )
 from pipeline.datasets.pairs import KINDS, SHOWN, Finding
 from pipeline.errors import UserError, user_error
-from pipeline.progress import duration, say
+from pipeline.progress import duration
 from pipeline.table_tasks import map_tables
+from pipeline.terminal import say
 
 PAIRS_PER_BLOCK = 32  # and as many more as stand in the row group of a table, which is read as a whole
 MOST_PER_BLOCK = 256

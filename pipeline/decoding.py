@@ -1,10 +1,10 @@
 """What a decoding task does with a block of listed images: downloads and decodes them. Imports no torch."""
 
+import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import cv2
@@ -14,6 +14,7 @@ from pipeline import monitoring, storage, window_rows
 from pipeline.failures import failure
 from pipeline.images import ImageError, decode_image, shrink
 from pipeline.tables import DECODED, table
+from pipeline.trials import Trial
 from pipeline.window_reading import is_tiff
 
 # Decoded pixels are handed on in pieces of about this size, so that large images do not pile up in a task.
@@ -41,31 +42,60 @@ def decode(
     cv2.setNumThreads(1)
     waiting = _Waiting()
     listed_rows = listed.to_pylist()
+    trial = Trial("decode", listed_rows, board)
     for row in listed_rows:
         if row["error_type"] is None and (row["size_bytes"] or 0) > limits.max_bytes:
             row |= _too_large(row, limits, by_window)
-    for row, file in _downloaded(listed_rows):
-        start = time.perf_counter()
-        if isinstance(file, Exception):
-            row |= failure("download", storage.failure_kind(file), str(file))
-        elif file is not None:
-            # It may have changed since it was listed.
-            row |= {"etag": file.etag, "size_bytes": len(file.content)}
-            try:
-                with monitoring.timed("decode") as work:
-                    work.bytes = len(file.content)
-                    row |= _decoded(file.content, limits, long_side)
-            except ImageError as error:
-                row |= _undecoded(error, file.content, limits, by_window)
-        row["seconds"] = time.perf_counter() - start
+    for row in _fetched_and_decoded(listed_rows, limits, long_side, by_window, trial):
         waiting.add(row)
         if waiting.bytes > DECODED_BYTES:
             yield table(waiting.largest(), DECODED)
     if rest := waiting.all():
         yield table(rest, DECODED)
+    trial.end()
     monitoring.count_processor("decode", since)
     if board is not None:
         board.spend.remote(monitoring.report())
+
+
+def _fetched_and_decoded(
+    rows: list[dict[str, Any]], limits: Limits, long_side: int | None, by_window: bool, trial: Trial
+) -> Iterator[dict[str, Any]]:
+    if trial.one_by_one:
+        for row in rows:
+            with trial.at(row["image_id"]):
+                done = [_decoded(*each, limits, long_side, by_window) for each in _downloaded([row], limits)]
+            yield from done
+        return
+    for row, file in _downloaded(rows, limits):
+        yield _decoded(row, file, limits, long_side, by_window)
+
+
+def _decoded(
+    row: dict[str, Any],
+    file: storage.Fetched | Exception | None,
+    limits: Limits,
+    long_side: int | None,
+    by_window: bool,
+) -> dict[str, Any]:
+    """The row with what its file has become; without a file, as it is."""
+    start = time.perf_counter()
+    if isinstance(file, storage.Refused):
+        row["size_bytes"] = file.size
+        row |= _too_large(row, limits, by_window)
+    elif isinstance(file, Exception):
+        row |= failure("download", storage.failure_kind(file), storage.reason(file))
+    elif file is not None:
+        # It may have changed since it was listed.
+        row |= {"etag": file.etag, "size_bytes": len(file.content)}
+        try:
+            with monitoring.timed("decode") as work:
+                work.bytes = len(file.content)
+                row |= _pixels(file.content, limits, long_side)
+        except ImageError as error:
+            row |= _undecoded(error, file.content, limits, by_window)
+    row["seconds"] = time.perf_counter() - start
+    return row
 
 
 class _Waiting:
@@ -94,25 +124,57 @@ class _Waiting:
         return [row for group in groups.values() for row in group]
 
 
-def _downloaded(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], storage.Fetched | Exception | None]]:
-    """Yields every row with its file, None for one that has failed already; downloads while the caller decodes."""
-    groups = list(_groups(rows))
+class _Room:
+    """Which of the files that are downloaded together are read, once their sizes are known."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, size: int) -> bool:
+        with self._lock:
+            fits = size <= self._max_bytes and (not self._bytes or self._bytes + size <= FETCHED_BYTES)
+            self._bytes += size * fits
+            return fits
+
+
+def _downloaded(
+    rows: list[dict[str, Any]], limits: Limits
+) -> Iterator[tuple[dict[str, Any], storage.Fetched | Exception | None]]:
+    """Yields every row with its file, None for one that has failed already; downloads while the caller decodes.
+
+    A file whose size was not known, and that had no room beside others, comes with the next ones.
+    """
+    groups = deque(_groups(rows))
 
     def fetch(group: list[dict[str, Any]]) -> list[storage.Fetched | Exception]:
         uris = [row["image_uri"] for row in group if _is_wanted(row)]
         with monitoring.timed("download", len(uris)) as work:
-            files = storage.fetch_objects(uris)
+            files = storage.fetch_objects(uris, _Room(limits.max_bytes))
             work.bytes = sum(len(file.content) for file in files if isinstance(file, storage.Fetched))
             return files
 
     with ThreadPoolExecutor(1) as ahead:
-        waiting = [ahead.submit(fetch, group) for group in groups[:1]]
-        for group, following in zip_longest(groups, groups[1:]):
-            contents = iter(waiting.pop().result())
-            if following:
-                waiting.append(ahead.submit(fetch, following))
-            for row in group:
-                yield row, next(contents) if _is_wanted(row) else None
+        fetching = deque([(group, ahead.submit(fetch, group)) for group in _taken(groups)])
+        while fetching:
+            group, waiting = fetching.popleft()
+            files = iter(waiting.result())
+            found = [(row, next(files) if _is_wanted(row) else None) for row in group]
+            late = [
+                row | {"size_bytes": file.size}
+                for row, file in found
+                if isinstance(file, storage.Refused) and file.size <= limits.max_bytes
+            ]
+            groups.extendleft(reversed(list(_groups(late))))
+            fetching += [(group, ahead.submit(fetch, group)) for group in _taken(groups)]
+            late_ids = {row["image_id"] for row in late}
+            yield from ((row, file) for row, file in found if row["image_id"] not in late_ids)
+
+
+def _taken(groups: deque[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """The first group, if there is one."""
+    return [groups.popleft()] if groups else []
 
 
 def _is_wanted(row: dict[str, Any]) -> bool:
@@ -131,7 +193,7 @@ def _groups(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield group
 
 
-def _decoded(content: bytes, limits: Limits, long_side: int | None) -> dict[str, Any]:
+def _pixels(content: bytes, limits: Limits, long_side: int | None) -> dict[str, Any]:
     image_HW3 = decode_image(content, *limits)
     small_HW3 = shrink(image_HW3, long_side)
     return {

@@ -15,9 +15,9 @@ from pipeline import query, storage
 from pipeline.images import decode_image, decode_label, encode_image, overlay
 from pipeline.local_s3 import local_s3
 from pipeline.metrics import Metrics, confusion_matrix
-from pipeline.progress import say
 from pipeline.scene_files import FIRST_VAL, PALETTE, write_scenes
 from pipeline.scenes import CLASSES, IGNORE_INDEX, scene
+from pipeline.terminal import say
 
 CONFIG = "configs/scenes_pspnet18.yaml"
 BUCKET = "s3://sceneparse-demo"

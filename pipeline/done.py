@@ -24,6 +24,7 @@ class Done:
         self._images = IdSet()
         self._settled = IdSet() if retry_errors else self._images  # images without those to try again
         self._versions = IdSet()
+        self.num_unversioned = 0  # listed images that have a row and, with `relabel_changed`, no ETag to compare
         # Of masks, what `add` wants to see.
         self.columns = ["image_id"]
         self.columns += ["status", "error_type"] if retry_errors else []
@@ -50,7 +51,9 @@ class Done:
         known = self._settled.contains(listed["image_id"])
         if not self._relabel_changed:
             return known
-        same = pc.or_(pc.is_null(listed["etag"]), self._versions.contains(_versions(listed)))
+        is_unversioned = pc.is_null(listed["etag"])
+        self.num_unversioned += pc.sum(pc.and_(known, is_unversioned)).as_py() or 0
+        same = pc.or_(is_unversioned, self._versions.contains(_versions(listed)))
         return pc.and_(known, same)
 
 

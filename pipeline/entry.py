@@ -1,10 +1,10 @@
 """How every job starts and ends."""
 
-import re
 import sys
 from collections.abc import Callable
 
 from pipeline.errors import UserError
+from pipeline.terminal import printable
 
 
 def run_job(job: Callable[[list[str]], int | None]) -> None:
@@ -15,13 +15,8 @@ def run_job(job: Callable[[list[str]], int | None]) -> None:
     try:
         sys.exit(job(sys.argv[1:]))
     except UserError as error:
-        print(f"error: {_printable(str(error))}", file=sys.stderr, flush=True)
+        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
         sys.exit(130)
-
-
-def _printable(text: str) -> str:
-    """The text with control characters, which names in files may have and terminals obey, written out."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)

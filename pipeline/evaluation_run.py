@@ -18,10 +18,11 @@ from pipeline.data_config import DataConfig
 from pipeline.datasets import list_pairs
 from pipeline.errors import UserError
 from pipeline.evaluation import Evaluation, evaluate
-from pipeline.progress import duration, say
+from pipeline.progress import duration
 from pipeline.report.charts import png
 from pipeline.report.evaluation import PAGE, confusion_figure, evaluation_page, reliability_figure
 from pipeline.stages import plan_stages
+from pipeline.terminal import say
 
 SECONDS_BETWEEN_LINES = 10.0
 

@@ -22,7 +22,7 @@ from pipeline.datasets import Pair, load_pair
 from pipeline.errors import UserError
 from pipeline.images import decode_image, decode_label, encode_image, encode_mask, shrink
 from pipeline.metrics import Metrics, confusion_matrix
-from pipeline.prediction import use_threads, with_protocol
+from pipeline.prediction import is_out_of_memory, use_threads, with_protocol
 from pipeline.recipe import ProtocolConfig
 
 # Decoded pixels are handed on in pieces of about this size, so that large images do not pile up in a task.
@@ -186,8 +186,6 @@ class Evaluator:
         return pa.Table.from_pylist([{"part": pickle.dumps(total)}], COUNTED)
 
     def _part(self, row: dict[str, Any]) -> Part:
-        import torch
-
         wanted, ignore_index = self._wanted, self._data.ignore_index
         num_classes = len(self._data.classes)
         pair: Pair = pickle.loads(row["pair"])
@@ -197,7 +195,9 @@ class Evaluator:
             # One by one: in a batch, results would depend in their last bits on what else is in it.
             prediction = self._predictor.predict(image_HW3[None], truth_HW.shape, wanted.calibration)
             slopes_T = self._slopes(image_HW3, truth_HW) if wanted.slopes else None
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             raise UserError(
                 f"image {pair.image_uri}: too little memory to label its {row['input_width']} x {row['input_height']} "
                 f"pixels ({error}); lower data.long_side, or use a larger machine"

@@ -16,6 +16,7 @@ KINDS = {
     **storage.FAILURE_KINDS,
     **{kind: meaning for kind, meaning in IMAGE_KINDS.items() if kind not in ("NotALabelMap", "UnknownColor")},
     "OutOfMemory": "the predictor's device has too little memory for it",
+    "Crashed": "each process that worked on it died, mostly since its memory ended",
 }
 EVERY_KIND = "all"
 

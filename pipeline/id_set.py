@@ -29,6 +29,21 @@ class _Run(NamedTuple):
 _EMPTY = _Run(np.empty(0, np.uint64), np.empty(0, np.uint64))
 
 
+class IdSum(NamedTuple):
+    """How many ids there are, and their sum, modulo 2^64: if one is another, or comes twice for it, a different one."""
+
+    count: int = 0
+    total: int = 0
+
+    @classmethod
+    def of(cls, ids: pa.Array | pa.ChunkedArray) -> "IdSum":
+        numbers = _numbers(ids).first
+        return cls(len(numbers), int(numbers.sum(dtype=np.uint64)))
+
+    def plus(self, other: "IdSum") -> "IdSum":
+        return IdSum(self.count + other.count, (self.total + other.total) % 2**64)
+
+
 class IdSet:
     """An exact set of 16-byte ids, added and looked up by the array.
 

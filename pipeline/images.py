@@ -18,6 +18,7 @@ __all__ = [
     "ImageError",
     "decode_image",
     "decode_label",
+    "decode_mask",
     "encode_image",
     "encode_mask",
     "encode_png",
@@ -81,6 +82,19 @@ def decode_label(content: bytes, colors: Mapping[tuple[int, int, int], int] | No
             f"has mode {image.mode}, but label ids need one channel (8-bit, 16-bit or palette)",
         )
     return np.ascontiguousarray(turned(np.asarray(image), turn), np.int32)
+
+
+def decode_mask(content: bytes) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Decode a mask of ours: class ids, H x W, in a byte or two each, since a scene may have billions of pixels.
+
+    Raises: ImageError.
+    """
+    with quiet():
+        image = opened(content)
+        load(image)
+    if image.mode not in ("L", "P", "I;16"):
+        raise ImageError("NotALabelMap", f"has mode {image.mode}, but masks have one channel of 8 or 16 bits")
+    return np.asarray(image)
 
 
 def encode_mask(class_ids_HW: NDArray[np.integer], palette: NDArray[np.uint8]) -> bytes:

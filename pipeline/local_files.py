@@ -5,22 +5,26 @@ import io
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UserError
-from pipeline.objects import Fetched, Listed
+from pipeline.objects import Fetched, Listed, Refused
 from pipeline.range_file import RangeFile
 
 # Hidden, so that no reader takes it for a part; reconcile removes what a kill leaves.
 PARTIAL = ".partial-"
 
 
-def read(uri: str) -> Fetched:
+def read(uri: str, is_wanted: Callable[[int], bool] = lambda size: True) -> Fetched:
+    """A file with all its bytes. Raises OSError; Refused where they are not wanted, so many as they are."""
     with open(_regular(uri), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not is_wanted(size):
+            raise Refused(size)
         return Fetched(file.read(), None)
 
 

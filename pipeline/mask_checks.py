@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images import ImageError, decode_label
+from pipeline.images import ImageError, decode_mask
 
 STRIP_PIXELS = 1 << 20  # counted at once, so that counting takes little memory
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -43,7 +43,7 @@ def check_mask(
         yield "wrong mask size", f"its mask has {size[0]} x {size[1]} pixels, the image {width} x {height}"
         return
     try:
-        ids_HW = decode_label(content)
+        ids_HW = decode_mask(content)
     except ImageError as error:
         yield "undecodable mask", f"{error.kind}: {error.message}"
         return

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.progress import say
+from pipeline.terminal import say
 
 EXPERIMENT = "sceneparse"  # unless MLFLOW_EXPERIMENT_NAME says otherwise
 # MLflow waits for many minutes on a server that does not answer unless it is told otherwise. It is asked again anyway.

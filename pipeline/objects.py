@@ -10,7 +10,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -56,6 +56,14 @@ class Changed(OSError):
     """Another version has taken the object's place while it was read."""
 
 
+class Refused(Exception):
+    """Its size told, the file was not wanted; no fault of storage's."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"{size} bytes")
+        self.size = size
+
+
 class Unreachable(OSError):
     """Nothing answers at the endpoint: no fault of any one object."""
 
@@ -70,16 +78,21 @@ def split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def get(uri: str, connection: s3.Connection, span: Span | None = None) -> Fetched:
-    """Content of one object, or of a span of its bytes. Raises OSError or botocore's own errors.
+def get(
+    uri: str, connection: s3.Connection, span: Span | None = None, is_wanted: Callable[[int], bool] = lambda size: True
+) -> Fetched:
+    """Content of one object, or of a span of its bytes. Raises OSError or botocore's own errors, Refused.
 
     Unreachable and missing credentials concern all other objects, too.
+
+    Args:
+        is_wanted: asked once, with the number of bytes, before they are read.
     """
     bucket, key = split(uri)
     with _answered(connection):
         if not (s3.obstore_works() and PLAIN_KEY.fullmatch(key) and PLAIN_BUCKET.fullmatch(bucket)):
-            return _get_by_botocore(connection, bucket, key, span)
-        return _get_by_obstore(connection, bucket, key, span)
+            return _get_by_botocore(connection, bucket, key, span, is_wanted)
+        return _get_by_obstore(connection, bucket, key, span, is_wanted)
 
 
 def head(uri: str, connection: s3.Connection) -> Listed:
@@ -134,14 +147,19 @@ def pages(uri: str) -> Iterator[list[Listed]]:
         raise _of_code(error.response["Error"]) from error
 
 
-def _get_by_obstore(connection: s3.Connection, bucket: str, key: str, span: Span | None) -> Fetched:
-    seconds, is_second = s3.DEADLINE, False
+def _get_by_obstore(
+    connection: s3.Connection, bucket: str, key: str, span: Span | None, is_wanted: Callable[[int], bool]
+) -> Fetched:
+    seconds, is_second, is_asked = s3.DEADLINE, False, False
     options: obstore.GetOptions = {"range": span} if span else {}
     while True:
         try:
             answer = obstore.get(connection.store(bucket, seconds), key, options=options)
             connection.note_answer()
             size = span.end - span.start if span else answer.meta["size"]
+            if not is_asked and not is_wanted(size):
+                raise Refused(size)
+            is_asked = True
             if size > seconds * s3.SLOWEST_DOWNLOAD:
                 # Again, with time for so many bytes; powers of two, so that the stores are few.
                 seconds = s3.DEADLINE * 2 ** math.ceil(math.log2(size / s3.SLOWEST_DOWNLOAD / s3.DEADLINE))
@@ -161,10 +179,12 @@ def _get_by_obstore(connection: s3.Connection, bucket: str, key: str, span: Span
             raise failure from None  # obstore's own text is a page long
 
 
-def _get_by_botocore(connection: s3.Connection, bucket: str, key: str, span: Span | None) -> Fetched:
+def _get_by_botocore(
+    connection: s3.Connection, bucket: str, key: str, span: Span | None, is_wanted: Callable[[int], bool]
+) -> Fetched:
     """The same for what obstore cannot name, and after a fork."""
     options = {"Range": f"bytes={span.start}-{span.end - 1}"} if span else {}
-    begin = time.monotonic()
+    begin, is_asked = time.monotonic(), False
     for attempt in range(s3.RETRIES + 1):
         if attempt:
             longest = min(s3.FIRST_PAUSE * s3.PAUSE_GROWTH**attempt, s3.LONGEST_PAUSE)
@@ -178,6 +198,10 @@ def _get_by_botocore(connection: s3.Connection, bucket: str, key: str, span: Spa
         except botocore.exceptions.BotoCoreError as error:
             raise _of_botocore(error) from error
         connection.note_answer()
+        if not is_asked and not is_wanted(answer["ContentLength"]):
+            answer["Body"].close()
+            raise Refused(answer["ContentLength"])
+        is_asked = True
         deadline = s3.DEADLINE + answer["ContentLength"] / s3.SLOWEST_DOWNLOAD
         try:
             return Fetched(_body(answer, time.monotonic() + deadline), _etag(answer))

@@ -1,5 +1,8 @@
 """An output as a whole: whose it is, and what failed in it."""
 
+import posixpath
+from collections import Counter
+
 import pyarrow.compute as pc
 
 from pipeline import parts, storage
@@ -59,6 +62,16 @@ def is_claimed(output: str, model: Checkpoint) -> bool:
 
 def _class_table(output: str) -> str:
     return storage.join(output, "classes.parquet")
+
+
+def outcomes_of(output: str, run_id: str) -> dict[str, int]:
+    """How many images of a run ended how, by the parts that it has written: 'ok' or a kind of failure -> images."""
+    outcomes: Counter[str] = Counter()
+    for uri in storage.find(storage.join(output, "masks")):
+        if posixpath.basename(uri).startswith(f"part-{run_id}-"):
+            kinds = parts.read_table(uri, ["error_type"])["error_type"]
+            outcomes.update(kind or "ok" for kind in kinds.to_pylist())
+    return dict(outcomes)
 
 
 def first_failures(output: str, names: list[str], most: int = 10) -> list[dict[str, str]]:

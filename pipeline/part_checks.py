@@ -146,9 +146,9 @@ def _check_identity(rows: Rows, reference: Reference) -> Iterator[Finding]:
     run = masks["run_id"][0].as_py()
     message = "is of run {run_id}, the part's first row of {run}"
     yield from rows.expect(rows.among("run_id", [run]), "several runs in a part", message, run=run)
-    name = parts.part_name(run, masks["image_id"])
+    name = parts.part_name(run, masks)
     if posixpath.basename(rows.file) != name:
-        yield Finding("wrong part name", rows.file, f"by its run and images it would be {name}")
+        yield Finding("wrong part name", rows.file, f"by its run, images and labels it would be {name}")
     if reference.model_id is not None:
         same = rows.among("model_id", [reference.model_id])
         message = "is of model {model_id}, classes.parquet of {model}"

@@ -27,10 +27,19 @@ PART = re.compile(r"part-[^/]+-[0-9a-f]{16}\.parquet")
 READERS = 16  # parts whose ids are read at once; the reading is waiting
 
 
-def part_name(run_id: str, image_ids: pa.Array | pa.ChunkedArray) -> str:
-    """Name from the run and the images in it: a task that is tried again writes the same part over itself."""
-    digest = hashlib.blake2b(b"".join(sorted(image_ids.to_pylist())), digest_size=8).hexdigest()
-    return f"part-{run_id}-{digest}.parquet"
+def part_name(run_id: str, masks: pa.Table) -> str:
+    """Name from the run, the images and what became of them.
+
+    A task that is tried again writes the same part over itself; where it comes to other labels (on another kind of
+    GPU, or of an object that was replaced), a part of its own, so that no masks stand beside the statistics of others.
+
+    Args:
+        masks: at least the columns image_id and mean_confidence, which no two predictions share by chance.
+    """
+    rows = masks.select(["image_id", "mean_confidence"]).sort_by("image_id")
+    digest = hashlib.blake2b(b"".join(rows["image_id"].to_pylist()), digest_size=8)
+    digest.update(pc.fill_null(rows["mean_confidence"], -1.0).to_numpy().tobytes())
+    return f"part-{run_id}-{digest.hexdigest()}.parquet"
 
 
 def write_part(output: str, name: str, masks: pa.Table, class_stats: pa.Table) -> int:
@@ -73,7 +82,7 @@ def reconcile(output: str, retry_errors: Sequence[str] = (), relabel_changed: bo
 
     Half-written local files and statistics without masks are deleted. Masks without statistics (which no kill
     leaves behind, but a person may) are deleted too, so that their images are done again. Of an image that stands
-    in two parts the newest row stays. Interrupted at any point, it can simply be run again.
+    in two parts one row stays, as `remove_superseded` chooses. Interrupted at any point, it can simply be run again.
 
     Args:
         retry_errors, relabel_changed: which images do not count as done, as Done says.
@@ -83,6 +92,8 @@ def reconcile(output: str, retry_errors: Sequence[str] = (), relabel_changed: bo
     mended: list[str] = []
     masks, class_stats = (_names(output, table, mended) for table in ("masks", "class_stats"))
     for name in sorted(class_stats - masks):
+        if storage.exists(storage.join(output, "masks", name)):
+            continue  # another run has committed it since
         storage.remove(storage.join(output, "class_stats", name))
         mended.append(f"removed class_stats/{name}: an interrupted run had not committed it")
     for name in sorted(masks - class_stats):
@@ -107,7 +118,9 @@ def read_done(output: str, retry_errors: Sequence[str] = (), relabel_changed: bo
 
 
 def remove_superseded(output: str) -> list[str]:
-    """Of every image that stands in several parts keep the newest row alone; returns what was done.
+    """Of every image that stands in several parts keep one row: of the run with the newest, labels before a failure.
+
+    Returns what was done.
 
     A part that loses rows is written anew under another name before it goes: until then rows stand twice, never
     nowhere.
@@ -124,7 +137,7 @@ def remove_superseded(output: str) -> list[str]:
         masks = masks.filter(pa.array(is_kept))
         class_stats = read_table(storage.join(output, "class_stats", name))
         still_here = pc.is_in(class_stats["image_id"], value_set=masks["image_id"].combine_chunks())
-        smaller = part_name(masks["run_id"][0].as_py(), masks["image_id"])
+        smaller = part_name(masks["run_id"][0].as_py(), masks)
         write_part(output, smaller, masks, class_stats.filter(still_here))
         rewritten.add(smaller)
     for name, rows_of_part in superseded.items():
@@ -180,7 +193,7 @@ def _read_parts(output: str, names: list[str], columns: list[str]) -> Iterator[t
 
 
 def _superseded(output: str, names: list[str]) -> dict[str, list[int]]:
-    """By part, its rows whose image has a newer row; of equally new ones the first stays."""
+    """By part, its rows whose image has a better one; of equally good ones the first stays."""
     images, twice = IdSet(), IdSet()
     for _, rows in _read_parts(output, names, ["image_id"]):
         twice.add(rows["image_id"].filter(pc.invert(images.add(rows["image_id"]))))
@@ -188,12 +201,18 @@ def _superseded(output: str, names: list[str]) -> dict[str, list[int]]:
     if not len(twice):
         return {}
     rivals = []
-    for number, (_, rows) in enumerate(_read_parts(output, names, ["image_id", "segmented_at"])):
+    for number, (_, rows) in enumerate(_read_parts(output, names, ["image_id", "run_id", "status", "segmented_at"])):
         rows = rows.append_column("part", pa.repeat(number, len(rows)))
         rows = rows.append_column("row", pa.array(np.arange(len(rows))))
         rivals.append(rows.filter(twice.contains(rows["image_id"])))
-    order = [("image_id", "ascending"), ("segmented_at", "descending"), ("part", "ascending"), ("row", "ascending")]
-    sorted_rivals = pa.concat_tables(rivals).sort_by(order)
+    # One run has an image twice where a lost node's work was repeated: what failed then may have gone well before.
+    # "ok" comes after "error".
+    rows = pa.concat_tables(rivals)
+    last = rows.group_by(["image_id", "run_id"]).aggregate([("segmented_at", "max")])
+    rows = rows.join(last, ["image_id", "run_id"])
+    best = {name: "descending" for name in ("segmented_at_max", "run_id", "status", "segmented_at")}
+    order = {"image_id": "ascending", **best, "part": "ascending", "row": "ascending"}
+    sorted_rivals = rows.sort_by(list(order.items()))
     image_ids = sorted_rivals["image_id"].combine_chunks()
     found: dict[str, list[int]] = {}
     is_older = pc.equal(image_ids[1:], image_ids[:-1])

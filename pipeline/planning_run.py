@@ -21,9 +21,10 @@ from pipeline.done import Done
 from pipeline.errors import UserError
 from pipeline.output import is_claimed
 from pipeline.planning import Forecast, Machines, Plan, Survey, Tried, steady_rate, survey
-from pipeline.progress import LINE_EVERY, News, SegmentationLine, say
+from pipeline.progress import LINE_EVERY, News, SegmentationLine
 from pipeline.segmentation import Summary, label, opened
 from pipeline.stages import plan_stages
+from pipeline.terminal import say
 from pipeline.worklist import FIRST_WAIT, Listed, Worklist
 
 LEAST_TRIED = 32  # images for each predictor

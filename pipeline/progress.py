@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TextIO
 
@@ -14,6 +14,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.stage_seconds import Report, StageSeconds
+from pipeline.terminal import printable
+from pipeline.trials import Begun, Trials
 from pipeline.worklist import Listed
 
 LINE_EVERY = 30.0  # seconds, in a log
@@ -38,6 +40,7 @@ class Board:
         self._records: list[dict[str, Any]] = []
         self._problem: str | None = None
         self._stage_seconds = StageSeconds()
+        self._trials = Trials()
 
     def add(self, **counts: int) -> dict[str, int]:
         """Count, and return the counts."""
@@ -50,6 +53,19 @@ class Board:
 
     def stage_seconds(self) -> StageSeconds:
         return self._stage_seconds
+
+    def begin(self, block: str, image_ids: Sequence[bytes]) -> Begun:
+        """A block of images is begun, perhaps again; `enter`, `leave` and `end` are told of it, too. See Trials."""
+        return self._trials.begin(block, image_ids, _is_alive)
+
+    def enter(self, block: str, image_id: bytes, node: str) -> None:
+        self._trials.enter(block, image_id, node)
+
+    def leave(self, block: str) -> None:
+        self._trials.leave(block)
+
+    def end(self, block: str) -> None:
+        self._trials.end(block)
 
     def say(self, line: str) -> None:
         self._lines.append(line)
@@ -68,6 +84,10 @@ class Board:
         lines, self._lines = self._lines, []
         records, self._records = self._records, []
         return News(dict(self._counts), lines, records)
+
+
+def _is_alive(node: str) -> bool:
+    return any(found["NodeID"] == node and found["Alive"] for found in ray.nodes())
 
 
 def start_board() -> Any:
@@ -104,23 +124,30 @@ class SegmentationLine:
     Args:
         listed: what there is to do, as far as it is known.
         price_per_hour: of the cluster; None: no costs are shown.
+        seconds_before: that the same command has worked already, for the costs.
     """
 
-    def __init__(self, listed: Listed, price_per_hour: float | None = None, out: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        listed: Listed,
+        price_per_hour: float | None = None,
+        seconds_before: float = 0.0,
+        out: TextIO | None = None,
+    ) -> None:
         self.seconds_to_first: float | None = None
         self._listed = listed
-        self._price_per_hour = price_per_hour
+        self._price_per_hour, self._seconds_before = price_per_hour, seconds_before
         self._out = out or sys.stdout
         self._in_place = self._out.isatty()
         self._start = time.monotonic()
         self.last_news = self._start  # of an image that was labelled, or of one that a predictor is at
         self._recent: deque[tuple[float, int]] = deque([(0.0, 0)])  # of the last RECENT seconds
-        self._printed: tuple[float, int] = (-LINE_EVERY, 0)  # when, and how many images it told
+        self._printed: tuple[float, int] = (0.0, 0)  # when, and how many images it told
 
     def show(self, news: News) -> None:
         """Print what has been said, and what has changed if it is time to."""
         for line in news.lines:
-            print("\r\x1b[K" * self._in_place + line, file=self._out, flush=True)
+            print("\r\x1b[K" * self._in_place + printable(line), file=self._out, flush=True)
         counts, total = news.counts, self._listed.todo
         now, done = time.monotonic() - self._start, min(sum(counts.values()), total)
         if news.lines or done > self._recent[-1][1]:
@@ -132,9 +159,12 @@ class SegmentationLine:
             self._recent.popleft()
         is_last = done == total and self._listed.ended
         last_time, last_done = self._printed
-        if not done or (done == last_done and (is_last or not self._in_place)):
-            return
-        if self._in_place or is_last or now - last_time >= LINE_EVERY:
+        if is_last:
+            is_time = done != last_done
+        else:
+            # In a log, too, where nothing goes on: who reads it sees that the run is alive.
+            is_time = self._in_place or (done and not last_done) or now - last_time >= LINE_EVERY
+        if is_time:
             self._printed = now, done
             self._print(self.line(counts, now, done), is_last)
 
@@ -149,11 +179,13 @@ class SegmentationLine:
         parts = [
             f"{done:,} of {total:,} images" + ("" if is_listed else " listed so far"),
             f"{recent:.1f} images/s now, {rate:.1f} on average",
-            f"{duration((total - done) / rate)} left" if is_listed else "time left unknown",
+            f"{duration((total - done) / rate)} left" if is_listed and done else "time left unknown",
             f"{sum(failed.values()):,} failed{kinds}",
         ]
+        if not done:
+            parts[1:] = [f"starting, {duration(now)} so far"]
         if self._price_per_hour is not None:
-            parts.append(f"{self._price_per_hour * now / 3600:,.2f} spent")
+            parts.append(f"{self._price_per_hour * (self._seconds_before + now) / 3600:,.2f} spent")
         return " · ".join(parts)
 
     def seconds_left(self, now: float) -> float:
@@ -178,8 +210,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def say(line: str) -> None:
-    """Print a line at once, also into a job's log file."""
-    print(line, flush=True)

@@ -24,20 +24,24 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.cluster_watch import ClusterChanged, Watch, watching
 from pipeline.config import SegmentConfig
 from pipeline.decoding import DECODED_BYTES, Limits, decode
+from pipeline.environment import packages
 from pipeline.errors import user_error
 from pipeline.failures import require_kinds
+from pipeline.id_set import IdSum
 from pipeline.inputs import list_images
-from pipeline.output import claim_output, first_failures, is_begun
-from pipeline.progress import SegmentationLine, say, start_board, watched
+from pipeline.output import claim_output, first_failures, is_begun, outcomes_of
+from pipeline.progress import SegmentationLine, start_board, watched
 from pipeline.segmenter import CALLS, Segmenter
 from pipeline.sink import PartSink, WrittenPart, rows_of_a_part
 from pipeline.stage_seconds import StageSeconds
 from pipeline.stages import DECODE_CPUS, Stages, plan_stages
 from pipeline.table_tasks import map_by_actors, map_tables
+from pipeline.terminal import say
 from pipeline.worklist import Listed, Worklist, blocks_of
 
 # Images that are predicted together by default. On a CPU it takes no more memory, and its threads wait less often.
 GPU_BATCH, CPU_BATCH = 8, 32
+MOST_REPEATS = 3  # of a run whose rows are not exact
 
 
 @dataclass
@@ -52,31 +56,45 @@ class Summary:
     seconds: float = 0.0
     seconds_to_first: float | None = None
     stage_seconds: StageSeconds = field(default_factory=StageSeconds)  # of this run, all workers together
+    worked_on: IdSum = field(default_factory=IdSum)
+    written: IdSum = field(default_factory=IdSum)
 
     @property
-    def missing(self) -> int:
-        """Images that have no row yet."""
-        return self.listed.todo - sum(self.outcomes.values())
+    def is_exact(self) -> bool:
+        """Whether each image that was worked on has one row.
+
+        Ray repeats a lost node's work and takes from it what is still wanted, counted in blocks. Which images are in
+        which block depends on how large they are decoded, and on whether they could be: an image that comes now and
+        did not before, or the other way round, moves others. They may then be in no block that is taken, or in two.
+        """
+        return self.written == self.worked_on
 
 
 def segment(config: SegmentConfig) -> Summary:
     """Label every image of the inputs that the output does not hold yet.
 
-    When the cluster changes so that another number of predictors fits, the run ends and another one goes on from there.
+    When the cluster changes so that another number of predictors fits, the run ends and another one goes on from there;
+    and another one follows a run that is not exact.
 
     Raises: UserError; within seconds, for everything that can be known before an actor starts.
     """
-    as_fits = False
+    started = time.monotonic()
+    as_fits, repeats = False, 0
     while True:
         try:
-            return _run(config, as_fits)
+            summary = _run(config, as_fits, time.monotonic() - started)
         except ClusterChanged as change:
             say(f"{change}; starting again with what there is")
             as_fits = True
+            continue
+        if summary.is_exact or repeats == MOST_REPEATS:
+            return summary
+        repeats += 1
+        say("images came out twice or not at all when a lost node's work was repeated; putting that right")
 
 
 @cluster.disconnecting_on_error()
-def _run(config: SegmentConfig, as_fits: bool) -> Summary:
+def _run(config: SegmentConfig, as_fits: bool, seconds_before: float) -> Summary:
     # Where it fails, the connection ends with it, and so does whatever still works for it.
     started = time.monotonic()
     output, listing, model = opened(config)
@@ -88,7 +106,18 @@ def _run(config: SegmentConfig, as_fits: bool) -> Summary:
     summary = Summary(run_id, output)
     with Worklist(listing, done.holds) as worklist:
         summary.listed = worklist.listed
-        label(config, model, worklist, summary, as_fits=as_fits)
+        try:
+            label(config, model, worklist, summary, as_fits=as_fits, seconds_before=seconds_before)
+        except ClusterChanged:
+            summary.outcomes = outcomes_of(output, run_id)
+            summary.seconds = time.monotonic() - started
+            _write_run(config, model, summary)
+            raise
+    if done.num_unversioned:
+        say(
+            f"relabel_changed: {done.num_unversioned:,} images that are done have no ETag in the listing, so that it "
+            "cannot tell whether they changed; only S3 prefixes and inventories have them"
+        )
     if config.retry_errors or config.relabel_changed:
         parts.remove_superseded(output)
     summary.seconds = time.monotonic() - started
@@ -125,12 +154,14 @@ def label(
     summary: Summary,
     line: SegmentationLine | None = None,
     as_fits: bool = False,
+    seconds_before: float = 0.0,
 ) -> None:
     """Label the worklist into the summary's output, and note in the summary how that went.
 
     Args:
         line: shows the progress; none: one is made, and what there is to do is said before.
         as_fits: with fewer predictors than asked for, if no more fit on the cluster now.
+        seconds_before: that the same command has worked already.
 
     Raises: UserError, ClusterChanged.
     """
@@ -142,8 +173,9 @@ def label(
             board = start_board()
             if line is None:
                 _say_what_there_is(config, model, worklist.listed)
-                line = SegmentationLine(worklist.listed, config.price_per_hour)
+                line = SegmentationLine(worklist.listed, config.price_per_hour, seconds_before)
         assert line is not None
+        summary.worked_on = summary.worked_on.plus(IdSum.of(wave["image_id"]))
         stages = plan_stages(config, cluster.resources(), as_fits)
         with watched(board, line.show), watching(Watch(config, stages, line).look):
             written += _label_wave(config, model, wave, stages, board, summary)
@@ -154,6 +186,7 @@ def label(
     summary.stage_seconds = ray.get(board.stage_seconds.remote())
     for part in written:
         summary.stage_seconds.add(part.report)
+        summary.written = summary.written.plus(part.images)
     summary.outcomes = dict(sum((Counter(part.outcomes) for part in written), Counter()))
     parts.remove_strays(summary.output, summary.run_id, {part.name for part in written})
     failed = [part.name for part in written if set(part.outcomes) != {"ok"}]
@@ -224,7 +257,7 @@ def _write_run(config: SegmentConfig, model: Checkpoint, summary: Summary) -> No
         "seconds": round(summary.seconds, 2),
         "seconds_to_first": summary.seconds_to_first,
         "stage_seconds": summary.stage_seconds.as_json(),
-        "versions": {"python": platform.python_version(), "ray": ray.__version__, "pyarrow": pa.__version__},
+        "versions": {"python": platform.python_version(), **packages()},
     }
     uri = storage.join(summary.output, "runs", f"{summary.run_id}.json")
     storage.write_bytes(uri, json.dumps(run, indent=1).encode())

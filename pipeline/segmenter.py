@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,15 +18,17 @@ from pipeline.doubtful_regions import low_confidence_boxes
 from pipeline.errors import UserError
 from pipeline.failures import failure
 from pipeline.images import ImageError, encode_mask
-from pipeline.prediction import use_threads, with_protocol
+from pipeline.prediction import is_out_of_memory, use_threads, with_protocol
 from pipeline.recipe import ProtocolConfig
 from pipeline.stage_seconds import Spent
 from pipeline.tables import PREDICTED, table
+from pipeline.trials import Trial
 
 # A run is not given up for its error rate before it has seen this many images.
 FEWEST_TO_JUDGE = 200
 SECONDS_BETWEEN_LINES = 30.0  # that tell how far a scene is
 CALLS = 2  # at the same time
+BATCHES_AHEAD = 2  # of a block: one is predicted, one waits; no more, since a prediction has masks at full size
 
 
 class Segmenter:
@@ -51,6 +53,8 @@ class Segmenter:
     ) -> None:
         # Always the same, since torch's number of threads and CUDA graphs belong to a thread.
         self._predicting = ThreadPoolExecutor(1, "predict", use_threads, (device, threads))
+        # Block by block: of two that are predicted in turns, neither would be ready while the other is.
+        self._submitting = threading.Lock()
         self._problem: UserError | None = None
         # Not kept: the predictor has packed its own weights.
         model = Checkpoint.load(checkpoint, long_side, protocol)
@@ -74,36 +78,49 @@ class Segmenter:
         if self._problem is not None:
             raise self._problem
         rows = decoded.to_pylist()
+        trial = Trial("predict", rows, self._board)
         in_memory = [row for row in rows if not row["by_window"]]
         if in_memory:
-            yield self._segment(in_memory)
+            yield self._segment(in_memory, trial)
         for row in rows:
             if row["by_window"]:
                 # Alone in its table: a mask may be as large as a table's column can be.
-                yield self._segment_by_window(row)
+                yield self._segment_by_window(row, trial)
+        trial.end()
         with self._counting_processor:
             self._processor_since = monitoring.count_processor("predict", self._processor_since)
         self._board.spend.remote(monitoring.report())
 
-    def _segment(self, rows: list[dict[str, Any]]) -> pa.Table:
+    def _segment(self, rows: list[dict[str, Any]], trial: Trial) -> pa.Table:
         masks: list[tuple[dict[str, Any], Future[bytes]]] = []
         self._tell([row for row in rows if row["error_type"]])
-        batches = list(_batches_of_one_size(rows, self._batch_size))
-        for batch, predicted in [(batch, self._predicting.submit(self._predict, *_inputs(batch))) for batch in batches]:
-            masks += self._finished(batch, predicted)
+        ahead: deque[tuple[list[dict[str, Any]], Future[list[Any]]]] = deque()
+
+        def finish() -> None:
+            batch, predicting = ahead.popleft()
+            masks.extend(self._finished(batch, predicting.result()))
             self._tell(batch)
+
+        with self._submitting:
+            for batch in _batches_of_one_size(rows, 1 if trial.one_by_one else self._batch_size):
+                ahead.append((batch, self._predicting.submit(self._predict, batch, *_inputs(batch), trial)))
+                if len(ahead) == BATCHES_AHEAD:
+                    finish()
+        while ahead:
+            finish()
         with monitoring.timed("encode", len(masks)) as work:
             for row, mask in masks:
                 row["mask"] = {"bytes": mask.result(), "path": row["image_id"].hex() + ".png"}
                 work.bytes += len(row["mask"]["bytes"])
             return _predicted_table(rows)
 
-    def _segment_by_window(self, row: dict[str, Any]) -> pa.Table:
+    def _segment_by_window(self, row: dict[str, Any], trial: Trial) -> pa.Table:
         """Read, label and encode one image; whatever goes wrong with it is in its row."""
-        import torch
-
+        if row["error_type"]:
+            self._tell([row])
+            return _predicted_table([row])
         try:
-            prediction = self._predicting.submit(self._predict_by_window, row).result()
+            prediction = self._predicting.submit(self._predict_by_window, row, trial).result()
             with monitoring.timed("encode") as work:
                 mask = encode_mask(prediction.class_ids_NHW[0], self._palette)
                 work.bytes = len(mask)
@@ -114,14 +131,16 @@ class Segmenter:
             row |= {**outcome(prediction, 0), "mask": {"bytes": mask, "path": row["image_id"].hex() + ".png"}}
         except (ImageError, window_rows.ReadFault) as error:
             row |= window_rows.failed(error)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             row |= failure("predict", "OutOfMemory", f"{row['width']} x {row['height']} pixels by window: {error}")
         self._tell([row])
         return _predicted_table([row])
 
-    def _predict_by_window(self, row: dict[str, Any]) -> Any:
+    def _predict_by_window(self, row: dict[str, Any], trial: Trial) -> Any:
         try:
-            with self._working() as work:
+            with trial.at(row["image_id"]), self._working() as work:
                 return window_rows.predicted(self._predictor, row, self._telling(row))
         finally:
             row["seconds"] += work.seconds
@@ -170,28 +189,42 @@ class Segmenter:
                 "check the input, leave out what are no images with --include or --exclude, or raise --max-error-rate"
             )
 
-    def _predict(self, images_NHW3: NDArray[np.uint8], output_sizes: list[tuple[int, int]]) -> tuple[list[Any], float]:
-        """A models.Prediction for each image, and the seconds for one."""
-        with self._working(len(images_NHW3)) as work:
-            predictions = self._predictor.predict_each(images_NHW3, output_sizes)
-        return predictions, work.seconds_per_image
+    def _predict(
+        self,
+        batch: list[dict[str, Any]],
+        images_NHW3: NDArray[np.uint8],
+        output_sizes: list[tuple[int, int]],
+        trial: Trial,
+    ) -> list[Any]:
+        """For each row of a batch its models.Prediction, or what keeps memory from holding it alone."""
+        with trial.at(batch[0]["image_id"]), self._working(len(batch)) as work:
+            predictions = self._predict_what_fits(images_NHW3, output_sizes)
+        for row in batch:
+            row["seconds"] += work.seconds_per_image
+        return predictions
+
+    def _predict_what_fits(self, images_NHW3: NDArray[np.uint8], output_sizes: list[tuple[int, int]]) -> list[Any]:
+        try:
+            return self._predictor.predict_each(images_NHW3, output_sizes)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(output_sizes) == 1:
+                return [error.with_traceback(None)]  # which would keep what was computed so far
+        half = len(output_sizes) // 2
+        parts = slice(half), slice(half, None)
+        return [one for part in parts for one in self._predict_what_fits(images_NHW3[part], output_sizes[part])]
 
     def _finished(
-        self, batch: list[dict[str, Any]], predicted: Future[tuple[list[Any], float]]
+        self, batch: list[dict[str, Any]], predictions: list[Any]
     ) -> list[tuple[dict[str, Any], Future[bytes]]]:
         """Complete the rows of a batch but for their masks, which are on their way."""
-        import torch
-
-        try:
-            predictions, seconds = predicted.result()
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            shape = batch[0]["input_height"], batch[0]["input_width"], 3
-            for row in batch:
-                row |= failure("predict", "OutOfMemory", f"{shape} pixels: {error}")
-            return []
         masks = []
         for row, prediction in zip(batch, predictions, strict=True):
-            row["seconds"] += seconds
+            if isinstance(prediction, Exception):
+                shape = row["input_height"], row["input_width"], 3
+                row |= failure("predict", "OutOfMemory", f"{shape} pixels: {prediction}")
+                continue
             row |= outcome(prediction, 0)
             masks.append((row, self._encoders.submit(encode_mask, prediction.class_ids_NHW[0], self._palette)))
         return masks

@@ -12,6 +12,7 @@ from ray.data.block import Block
 from ray.data.datasource import Datasink, WriteResult
 
 from pipeline import monitoring, parts
+from pipeline.id_set import IdSum
 from pipeline.stage_seconds import Report
 from pipeline.tables import masks_and_class_stats
 
@@ -33,10 +34,11 @@ def rows_of_a_part(images: pa.Table) -> int:
 
 @dataclass(frozen=True)
 class WrittenPart:
-    """What a write task reports: its part, how many images ended how ('ok' or a kind of failure), and its time."""
+    """What a write task reports: its part, which images are in it and how many ended how, and its time."""
 
     name: str
-    outcomes: dict[str, int]
+    images: IdSum
+    outcomes: dict[str, int]  # 'ok' or a kind of failure -> images
     report: Report
 
 
@@ -69,11 +71,11 @@ class PartSink(Datasink[list[WrittenPart]]):
             masks, class_stats = masks_and_class_stats(
                 predicted, self._class_names, self._model_id, self._run_id, datetime.now(UTC)
             )
-            name = parts.part_name(self._run_id, masks["image_id"])
+            name = parts.part_name(self._run_id, masks)
             work.bytes = parts.write_part(self._output, name, masks, class_stats)
         monitoring.count_processor("write", since)
         outcomes = Counter(kind or "ok" for kind in masks["error_type"].to_pylist())
-        return WrittenPart(name, dict(outcomes), monitoring.report())
+        return WrittenPart(name, IdSum.of(masks["image_id"]), dict(outcomes), monitoring.report())
 
 
 def _of_bounded_size(blocks: Iterable[Block]) -> Iterator[list[pa.Table]]:

@@ -30,6 +30,7 @@ from pipeline import local_files, objects, s3_connection
 from pipeline.errors import UserError
 from pipeline.objects import Fetched as Fetched
 from pipeline.objects import Listed as Listed
+from pipeline.objects import Refused as Refused
 from pipeline.range_file import RangeFile, object_file
 
 WRITE_TIMEOUT = 60  # seconds, and what the bytes take
@@ -104,8 +105,12 @@ def read_bytes(uri: str) -> bytes:
         return _reader(uri)(uri).content
 
 
-def fetch_objects(uris: list[str]) -> list[Fetched | Exception]:
+def fetch_objects(uris: list[str], is_wanted: Callable[[int], bool] | None = None) -> list[Fetched | Exception]:
     """Contents of files with their ETags, fetched concurrently; a failure stands in its file's place.
+
+    Args:
+        is_wanted: asked with a file's bytes before they are read, from several threads; those that are not wanted
+            are Refused.
 
     Raises: UserError if storage cannot be reached at all, which says nothing about any one file.
     """
@@ -129,7 +134,7 @@ def fetch_objects(uris: list[str]) -> list[Fetched | Exception]:
         for uri in uris:
             if _scheme(uri) not in readers:
                 with explained(uri):
-                    readers[_scheme(uri)] = _reader(uri)
+                    readers[_scheme(uri)] = _reader(uri, is_wanted)
         pool = ThreadPoolExecutor(min(FETCHES, max(len(uris), 1)))
         at_exit.callback(pool.shutdown, cancel_futures=True)
         results = []
@@ -149,16 +154,26 @@ def _scheme(uri: str) -> str:
     return found[1] if found else "file"
 
 
-def _reader(uri: str) -> Callable[[str], Fetched]:
+def _reader(uri: str, is_wanted: Callable[[int], bool] | None = None) -> Callable[[str], Fetched]:
     """What reads the files of a URI's scheme. Raises UserError for a scheme that no installed package serves."""
+    options = {"is_wanted": is_wanted} if is_wanted else {}
     if uri.startswith(S3_SCHEMES):
         connection = s3_connection.current()
-        return lambda name: objects.get(name, connection)
+        return lambda name: objects.get(name, connection, **options)
     filesystem, _ = open_filesystem(uri)
     if isinstance(filesystem, LocalFileSystem):
-        return local_files.read
-    # One by one, since `filesystem.cat` of many takes names with * ? [ for patterns.
-    return lambda name: Fetched(filesystem.cat_file(filesystem._strip_protocol(name)), None)
+        return lambda name: local_files.read(name, **options)
+
+    def read(name: str) -> Fetched:
+        path = filesystem._strip_protocol(name)
+        # A request of its own. A server may not tell, and then the file is read.
+        size = filesystem.size(path) if is_wanted else None
+        if is_wanted and size is not None and not is_wanted(size):
+            raise Refused(size)
+        # One by one, since `filesystem.cat` of many takes names with * ? [ for patterns.
+        return Fetched(filesystem.cat_file(path), None)
+
+    return read
 
 
 def open_file(uri: str) -> RangeFile:
@@ -329,7 +344,7 @@ def explained(uri: str) -> Iterator[None]:
         raise UserError(f"{uri}: not found; check the path") from error
     except PermissionError as error:
         raise UserError(
-            f"{uri}: access denied ({_reason(error)}); check the AWS credentials in the environment, "
+            f"{uri}: access denied ({reason(error)}); check the AWS credentials in the environment, "
             "and that they may use this place"
         ) from error
     except NO_CREDENTIALS as error:
@@ -345,11 +360,12 @@ def explained(uri: str) -> Iterator[None]:
     ) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"{uri}: no space is left to write it ({_reason(error)}); make room there and run the same command "
+                f"{uri}: no space is left to write it ({reason(error)}); make room there and run the same command "
                 "again, which goes on from what is done"
             ) from error
-        raise UserError(f"{uri}: storage failed: {_reason(error)}") from error
+        raise UserError(f"{uri}: storage failed: {reason(error)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """Why, in words: some errors have none but their name."""
     return str(error).strip() or type(error).__name__

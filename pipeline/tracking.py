@@ -16,8 +16,8 @@ from pipeline.event_files import EventFiles
 from pipeline.history import HISTORY, Record, pictures_uri, read_history
 from pipeline.mlflow_run import MlflowRun
 from pipeline.pictures import kept, strip, views
-from pipeline.progress import say
 from pipeline.report.training import build_report
+from pipeline.terminal import say
 
 EVERY = 30.0  # seconds between writes to storage
 MOST_PICTURES = 24  # of a kind: the panel, the worst

@@ -18,10 +18,11 @@ from pipeline.environment import describe_run, read_starts
 from pipeline.errors import UserError, user_error
 from pipeline.ingest import Plan, stored
 from pipeline.kept_free import kept_free
-from pipeline.progress import News, say, start_board, watched
+from pipeline.progress import News, start_board, watched
 from pipeline.recipe import ValidationConfig, WorkersConfig
 from pipeline.report.training import REPORT
 from pipeline.run_folder import claim_run, publish, remove_orphans
+from pipeline.terminal import say
 from pipeline.tracking import Tracker
 from pipeline.train_worker import Assignment, train_worker
 from pipeline.validation import Validator

@@ -82,7 +82,7 @@ def failed(error: ImageError | ReadFault) -> dict[str, Any]:
     if isinstance(error, ImageError):
         return failure("decode", error.kind, error.message)
     assert isinstance(error.__cause__, Exception)
-    return failure("download", storage.failure_kind(error.__cause__), str(error.__cause__))
+    return failure("download", storage.failure_kind(error.__cause__), storage.reason(error.__cause__))
 
 
 def _described(file: Readable, size: int, max_pixels: int) -> dict[str, Any]:

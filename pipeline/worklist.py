@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 # Listing may go on this long before the first images are labelled, seconds; a small input is listed whole by then.
 FIRST_WAIT = 2.0
+STOP_WAIT = 2.0  # for the listing to end, seconds
 MAX_WAVE = 1_000_000  # images; for each of them Ray holds its name and a few numbers
 MAX_TABLE = 10_000  # images that the listing hands over at once
 
@@ -54,7 +55,8 @@ class Worklist:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        self._thread.join()
+        # It looks when it has found images, which in a bucket of other things may take it long: it ends then.
+        self._thread.join(STOP_WAIT)
 
     def waves(self) -> Iterator[pa.Table]:
         """Yields LISTED tables of about MAX_WAVE images at the most. Raises what the listing raises."""

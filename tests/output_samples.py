@@ -51,7 +51,7 @@ def write_output(
 def add_part(folder: Path, rows: list[dict[str, Any]], names: Sequence[str] = NAMES) -> str:
     """One part more; returns its name."""
     masks, class_stats = masks_and_class_stats(table(rows, PREDICTED), list(names), "model", RUN, datetime.now(UTC))
-    name = parts.part_name(RUN, masks["image_id"])
+    name = parts.part_name(RUN, masks)
     parts.write_part(str(folder), name, masks, class_stats)
     return name
 

@@ -25,7 +25,7 @@ def write_small_output(folder: Path) -> None:
         {"image_id": image_id("s3://photos/c.jpg"), "image_uri": "s3://photos/c.jpg", "seconds": 0.1, **failure}
     )
     masks, class_stats = masks_and_class_stats(table(rows, PREDICTED), NAMES, "model", "run", datetime.now(UTC))
-    parts.write_part(str(folder), parts.part_name("run", masks["image_id"]), masks, class_stats)
+    parts.write_part(str(folder), parts.part_name("run", masks), masks, class_stats)
     classes = [
         {"class_id": k, "class_name": name, "red": red, "green": green, "blue": blue}
         for k, (name, (red, green, blue)) in enumerate(SCENE_CLASSES)

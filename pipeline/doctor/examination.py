@@ -28,8 +28,8 @@ from pipeline.doctor.nodes import (
     sentence_of,
 )
 from pipeline.errors import UserError
-from pipeline.progress import say
 from pipeline.storage import S3_SCHEMES
+from pipeline.terminal import say
 
 CONNECT_LIMIT = 90.0  # seconds
 TOTAL_LIMIT = 1200.0  # seconds of all checks together

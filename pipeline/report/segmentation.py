@@ -10,11 +10,12 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline import storage
-from pipeline.progress import duration, say
+from pipeline.progress import duration
 from pipeline.report import output_charts as charts
 from pipeline.report.gallery import REASONS, Gallery, make_gallery
 from pipeline.report.output_tables import PAIRED_IMAGES, PRESENT, OutputTables, Row
 from pipeline.report.page import render
+from pipeline.terminal import say
 
 REPORT = "report.html"
 SHOWN_RUNS = 20

@@ -41,7 +41,7 @@ def write_output(
         row["mask"]["bytes"] = encode_mask(ids_HW, classes.palette)
         rows.append(row)
     made = masks_and_class_stats(table(rows, PREDICTED), names, model_id, run_id, datetime.now(UTC))
-    name = parts.part_name(run_id, made[0]["image_id"])
+    name = parts.part_name(run_id, made[0])
     parts.write_part(str(folder), name, *made)
     schema = CLASSES.with_metadata({**CLASSES.metadata, "sceneparse.model_id": model_id})
     entries = [

@@ -99,7 +99,7 @@ def write_part(
     """Write the part in which `run_id` labelled `uris` and failed at `failures`. Returns its name."""
     predicted = table([*map(segmented, uris), *map(failed, failures)], PREDICTED)
     masks, class_stats = masks_and_class_stats(predicted, CLASS_NAMES, "model1", run_id, made_at)
-    name = parts.part_name(run_id, masks["image_id"])
+    name = parts.part_name(run_id, masks)
     parts.write_part(output, name, masks, class_stats)
     return name
 

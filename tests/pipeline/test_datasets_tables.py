@@ -196,7 +196,7 @@ def write_output(root: Path | str, confidences: dict[str, list[float]]) -> str:
     rows.append(failed("s3://photos/broken.jpg"))
     output = f"{root}/labels"
     masks, class_stats = masks_and_class_stats(table(rows, PREDICTED), NAMES, "model", "run", datetime.now(UTC))
-    parts.write_part(output, parts.part_name("run", masks["image_id"]), masks, class_stats)
+    parts.write_part(output, parts.part_name("run", masks), masks, class_stats)
     colors = [dict(zip(("red", "green", "blue"), color, strict=True)) for color in PALETTE.tolist()]
     classes = [{"class_id": k, "class_name": NAMES[k], **color} for k, color in enumerate(colors)]
     parts.write_table(f"{output}/classes.parquet", table(classes, CLASSES))

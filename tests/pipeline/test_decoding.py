@@ -101,7 +101,7 @@ def test_what_failed_in_the_listing_is_not_fetched_and_keeps_its_reason(
 ) -> None:
     fetched: list[str] = []
     fetch = storage.fetch_objects
-    monkeypatch.setattr(storage, "fetch_objects", lambda uris: fetched.extend(uris) or fetch(uris))
+    monkeypatch.setattr(storage, "fetch_objects", lambda uris, wanted: fetched.extend(uris) or fetch(uris, wanted))
     good = next(iter(images))
     refused = {"error_stage": "list", "error_type": "NotAllowed", "error_message": "lies outside s3://bucket"}
     rows = decoded([{"image_uri": "file:///etc/passwd", **refused}, {"image_uri": good}])
@@ -113,10 +113,53 @@ def test_what_failed_in_the_listing_is_not_fetched_and_keeps_its_reason(
 def test_a_file_that_is_too_large_is_not_downloaded(
     images: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "fetch_objects", lambda uris: [] if not uris else pytest.fail("fetched"))
+    monkeypatch.setattr(storage, "fetch_objects", lambda uris, _: [] if not uris else pytest.fail("fetched"))
     row = decoded([{"image_uri": "s3://bucket/huge.tif", "size_bytes": 50_001}])["s3://bucket/huge.tif"]
     assert (row["error_stage"], row["error_type"]) == ("download", "TooLarge")
     assert row["error_message"] == "50001 bytes; the limit is 50000"
+
+
+@pytest.mark.parametrize("place", ["disk", "odd name", "bucket"])
+def test_a_file_whose_size_was_not_known_is_not_read_if_it_is_too_large(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = str(tmp_path) if place == "disk" else request.getfixturevalue("bucket")
+    name = "a\nb" if place == "odd name" else "a"  # which botocore reads
+    small, large = (storage.absolute(f"{folder}/{name}{n}.png") for n in range(2))
+    image_HW3 = random_image(20, 30, seed=0)
+    storage.write_bytes(small, encoded(image_HW3, "PNG"))
+    storage.write_bytes(large, encoded(image_HW3, "PNG") + b"\0" * 50_000)
+    size = len(storage.read_bytes(large))
+    rows = decoded([{"image_uri": large}, {"image_uri": small}, {"image_uri": f"{folder}/gone.png"}])
+    assert (rows[large]["error_stage"], rows[large]["error_type"]) == ("download", "TooLarge")
+    assert rows[large]["error_message"] == f"{size} bytes; the limit is 50000"
+    assert rows[large]["size_bytes"] == size
+    assert rows[small]["pixels"] == image_HW3.tobytes()
+    assert rows[f"{folder}/gone.png"]["error_type"] == "NotFound"
+
+
+def test_files_whose_sizes_were_not_known_are_not_in_memory_together(
+    images: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {uri: Path(uri.removeprefix("file://")).stat().st_size for uri in images}
+    most = 3 * max(sizes.values())
+    monkeypatch.setattr(decoding, "FETCHED_BYTES", most)
+    fetch, together = storage.fetch_objects, []
+
+    def noted(uris: list[str], is_wanted: Any) -> list[Any]:
+        found = fetch(uris, is_wanted)
+        together.append(sum(len(file.content) for file in found if isinstance(file, storage.Fetched)))
+        return found
+
+    monkeypatch.setattr(storage, "fetch_objects", noted)
+    rows = decoded([{"image_uri": uri} for uri in images])
+    assert max(together) <= most
+    assert sum(together) == sum(sizes.values()), "something was read twice"
+    assert {uri: rows[uri]["pixels"] for uri in rows} == {uri: image.tobytes() for uri, image in images.items()}
+    # A file larger than all that is read together comes alone.
+    monkeypatch.setattr(decoding, "FETCHED_BYTES", 10)
+    rows = decoded([{"image_uri": uri} for uri in images])
+    assert {uri: rows[uri]["pixels"] for uri in rows} == {uri: image.tobytes() for uri, image in images.items()}
 
 
 def test_failures_are_rows_beside_the_images_that_went_well(tmp_path: Path, images: dict[str, np.ndarray]) -> None:

@@ -78,3 +78,14 @@ def test_an_image_with_a_newer_row_that_went_well_is_not_tried_again() -> None:
 
 
 OUTCOMES = [("ok", None), ("error", "Timeout")]
+
+
+def test_images_whose_listing_has_no_version_to_compare_are_counted() -> None:
+    done = Done(relabel_changed=True)
+    done.add(table(ROWS, pa.schema([MASKS.field(name) for name in done.columns])))
+    uris = ["good", "plain", "broken", "new"]
+    listed = table([{"image_id": image_id(uri), "image_uri": uri, "etag": None} for uri in uris], LISTED)
+    assert done.holds(listed).to_pylist() == [True, True, True, False]
+    assert done.num_unversioned == 3
+    done.holds(table([{"image_id": image_id("good"), "image_uri": "good", "etag": "1"}], LISTED))
+    assert done.num_unversioned == 3

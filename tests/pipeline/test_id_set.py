@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import id_set
-from pipeline.id_set import IdSet
+from pipeline.id_set import IdSet, IdSum
 
 
 def ids(values: list[bytes]) -> pa.Array:
@@ -88,3 +88,17 @@ def test_a_million_ids_take_sixteen_bytes_each() -> None:
     assert ours.contains(hashes(7, 10_000)).true_count == 10_000
     assert ours.contains(hashes(1_000, 10_000)).true_count == 0
     assert ours.add(hashes(7, 10_000)).true_count == 0
+
+
+def test_the_sum_of_ids_tells_of_one_that_is_missing_or_comes_twice() -> None:
+    some = hashes(0, 1000)
+    total = IdSum.of(some)
+    assert total.count == 1000
+    in_parts = IdSum()
+    for part in (some[700:], some[:0], some[:700]):
+        in_parts = in_parts.plus(IdSum.of(part))
+    assert in_parts == total
+    twice = pa.concat_arrays([some[:999], some[3:4]])  # one is missing, another there twice
+    assert IdSum.of(twice).count == 1000
+    assert IdSum.of(twice) != total
+    assert IdSum.of(pa.chunked_array([some[:999]])) != total

@@ -77,7 +77,7 @@ def test_files_about_all_images_follow_the_output(three: ThreeImages) -> None:
     uris = [f"{three.photos}/{key}" for key in KEYS]
     parts.write_part(
         three.labels,
-        parts.part_name("run", masks["image_id"][:1]),
+        parts.part_name("run", masks[:1]),
         masks[:1],
         class_stats.filter(pc.equal(class_stats["image_uri"], uris[0])),
     )

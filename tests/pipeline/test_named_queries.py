@@ -43,7 +43,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
         ]
         rows += map(failed, failures)
         made = masks_and_class_stats(table(rows, PREDICTED), NAMES, "model", run_id, datetime(2026, 1, 7, tzinfo=UTC))
-        parts.write_part(str(folder), parts.part_name(run_id, made[0]["image_id"]), *made)
+        parts.write_part(str(folder), parts.part_name(run_id, made[0]), *made)
     record = '{"run_id": "run1", "finished_at": "2026-01-07T10:00:00+00:00", "model_id": "model", "images": 3,'
     record += '"done_before": 0, "outcomes": {"ok": 2, "Empty": 1}, "seconds": 6.0, "seconds_to_first": 2.5}'
     storage.write_bytes(f"{folder}/runs/run1.json", record.encode())
@@ -135,7 +135,7 @@ def test_what_to_label_next_is_not_the_same_scene_twice(tmp_path: Path) -> None:
         for frame in range(10)
     ]
     made = masks_and_class_stats(table(rows, PREDICTED), NAMES, "model", "run", datetime(2026, 1, 7, tzinfo=UTC))
-    parts.write_part(str(tmp_path), parts.part_name("run", made[0]["image_id"]), *made)
+    parts.write_part(str(tmp_path), parts.part_name("run", made[0]), *made)
     picked = [row[0].removeprefix(f"{MONDAY}/") for row in ask(str(tmp_path), "next-to-label", "5")]
     # Each scene once; the mix that two of them have has its second turn after the other's only one.
     assert picked[:3] == ["0/4.jpg", "2/4.jpg", "1/4.jpg"]

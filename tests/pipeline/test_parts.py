@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -79,14 +80,26 @@ def reconciled(output: str) -> Reconciled:
 # Writing
 
 
-def test_a_part_is_named_by_its_run_and_its_images_in_any_order() -> None:
-    ids = [image_id(uri) for uri in "abc"]
-    name = parts.part_name("run1", pa.array(ids))
+def test_a_part_is_named_by_its_run_and_its_images_in_any_order_and_their_labels() -> None:
+    masks = pa.table({"image_id": [image_id(uri) for uri in "abc"], "mean_confidence": [0.5, None, 0.75]})
+    name = parts.part_name("run1", masks)
     assert name.startswith("part-run1-")
-    assert name.endswith(".parquet")
-    assert parts.part_name("run1", pa.chunked_array([[ids[2]], [ids[1], ids[0]]])) == name
-    assert parts.part_name("run2", pa.array(ids)) != name
-    assert parts.part_name("run1", pa.array(ids[:2])) != name
+    assert parts.PART.fullmatch(name)
+    assert parts.part_name("run1", pa.concat_tables([masks[2:], masks[:2]])) == name
+    assert parts.part_name("run2", masks) != name
+    assert parts.part_name("run1", masks[:2]) != name
+    for confidence in ([0.5, 0.5, 0.75], [0.5, None, np.nextafter(0.75, 1)]):
+        assert parts.part_name("run1", masks.set_column(1, "mean_confidence", [confidence])) != name
+
+
+def test_a_task_that_comes_to_other_labels_writes_a_part_of_its_own(output: str) -> None:
+    """It may die between its two files: masks would stand beside the statistics of others."""
+    before = write_part(output, ["a", "b"])
+    statistics = storage.read_bytes(f"{output}/class_stats/{before}")
+    write_part(output, ["a"], failures=["b"])
+    assert storage.read_bytes(f"{output}/class_stats/{before}") == statistics
+    reconciled(output)
+    assert {row["status"] for row in check_invariants(output, ["a", "b"]).values()} == {"ok"}
 
 
 def test_a_task_that_is_tried_again_writes_over_its_part(output: str) -> None:
@@ -331,6 +344,35 @@ def test_the_newest_row_of_an_image_takes_the_place_of_older_ones(output: str) -
     assert by_uri == {"a": "ok", "b": "ok", "c": "error"}
     assert f"masks/{new}" in files(output)
     assert f"masks/{old}" not in files(output)
+
+
+@pytest.mark.parametrize("seconds", [-1, 0, 1])
+def test_of_one_run_labels_stay_and_not_a_later_failure(output: str, seconds: int) -> None:
+    """A lost node's work was repeated, and the storage failed in the meantime."""
+    write_part(output, ["a", "b"], run_id="run1")
+    write_part(output, ["c"], failures=["b"], run_id="run1", made_at=MADE_AT + timedelta(seconds=seconds))
+    assert reconciled(output).image_ids == {image_id(uri) for uri in "abc"}
+    assert {row["status"] for row in check_invariants(output, ["a", "b", "c"]).values()} == {"ok"}
+
+
+def test_statistics_that_are_committed_meanwhile_stay(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run, or a worker of one that died, may be between its two files."""
+    name = write_part(output, ["a"])
+    masks = storage.read_bytes(f"{output}/masks/{name}")
+    storage.remove(f"{output}/masks/{name}")
+    names = parts._names
+
+    def committed_after(place: str, table: str, mended: list[str]) -> set[str]:
+        found = names(place, table, mended)
+        if table == "class_stats":
+            storage.write_bytes(f"{output}/masks/{name}", masks)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "_names", committed_after)
+        parts.reconcile(output)
+    assert files(output) == both(name)
+    check_invariants(output, ["a"])
 
 
 def test_an_image_that_failed_in_one_run_and_went_well_in_another_has_one_row(output: str) -> None:

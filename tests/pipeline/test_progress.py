@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import progress
 from pipeline.progress import News, SegmentationLine
+from pipeline.terminal import say
 from pipeline.worklist import Listed
 
 
@@ -65,11 +66,40 @@ def test_what_workers_say_stands_on_lines_of_its_own(clock: list[float]) -> None
     assert f"\r\x1b[K{said.lines[0]}\n\r\x1b[K█" in terminal.getvalue()
 
 
-def test_nothing_is_said_before_the_first_image(clock: list[float]) -> None:
+def test_a_log_shows_that_a_run_is_alive_before_its_first_image_and_while_none_is_done(clock: list[float]) -> None:
     out = io.StringIO()
-    line = SegmentationLine(Listed(images=10, ended=True), out=out)
-    line.show(news())
-    assert out.getvalue() == ""
+    line = SegmentationLine(Listed(images=10, ended=True), price_per_hour=36, seconds_before=100, out=out)
+    for _ in range(65):
+        line.show(news())
+        clock[0] += 1
+    line.show(news(ok=5))
+    for _ in range(65):
+        clock[0] += 1
+        line.show(news(ok=5))
+    assert out.getvalue().splitlines() == [
+        "0 of 10 images · starting, 0:00:30 so far · 1.30 spent",
+        "0 of 10 images · starting, 0:01:00 so far · 1.60 spent",
+        "5 of 10 images · 0.1 images/s now, 0.1 on average · 0:01:05 left · 0 failed · 1.65 spent",
+        "5 of 10 images · 0.2 images/s now, 0.1 on average · 0:01:35 left · 0 failed · 1.95 spent",
+        "5 of 10 images · 0.0 images/s now, 0.0 on average · 0:02:05 left · 0 failed · 2.25 spent",
+    ]
+
+
+def test_after_the_last_image_nothing_is_repeated(clock: list[float]) -> None:
+    out = io.StringIO()
+    line = SegmentationLine(Listed(images=2, ended=True), out=out)
+    for _ in range(100):
+        clock[0] += 1
+        line.show(news(ok=2))
+    assert len(out.getvalue().splitlines()) == 1
+
+
+def test_names_do_not_command_the_terminal(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    out = io.StringIO()
+    SegmentationLine(Listed(images=2), out=out).show(News({}, ["a\x1b[2J.tif: 40%"], []))
+    assert out.getvalue() == "a\\x1b[2J.tif: 40%\n"
+    say("a\x07.tif")
+    assert capsys.readouterr().out == "a\\x07.tif\n"
 
 
 def test_while_the_listing_goes_on_no_time_left_is_promised(clock: list[float]) -> None:

@@ -1,6 +1,8 @@
 """The predicting actor: blocks that come at the same time, as Ray brings them."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +16,10 @@ import torch
 from pipeline import monitoring
 from pipeline.checkpoint import Checkpoint
 from pipeline.decoding import Limits, decode
+from pipeline.prediction import is_out_of_memory
 from pipeline.progress import start_board
 from pipeline.recipe import ProtocolConfig
-from pipeline.segmenter import CALLS, Segmenter
+from pipeline.segmenter import BATCHES_AHEAD, CALLS, Segmenter
 from tests.pipeline.samples import encoded, random_image, write_file
 from tests.pipeline.test_decoding import listed
 from tests.test_segment_job import save_checkpoint
@@ -98,15 +101,23 @@ def test_work_of_blocks_at_the_same_time_is_counted_once(make: Any, blocks: list
     assert counts == {"ok": good, "NotAnImage": NUM_BLOCKS}
 
 
-def test_a_batch_that_memory_does_not_hold_is_rows_that_say_so(
-    make: Any, blocks: list[pa.Table], monkeypatch: pytest.MonkeyPatch
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("no room"),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_an_image_that_memory_does_not_hold_is_a_row_that_says_so(
+    make: Any, blocks: list[pa.Table], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     segmenter = make(start_board())
     predict = segmenter._predictor.predict_each
 
     def tight(images_NHW3: Any, output_sizes: Any) -> Any:
         if images_NHW3.shape[1] == 33:
-            raise torch.OutOfMemoryError("no room")
+            raise error
         return predict(images_NHW3, output_sizes)
 
     monkeypatch.setattr(segmenter._predictor, "predict_each", tight)
@@ -114,3 +125,49 @@ def test_a_batch_that_memory_does_not_hold_is_rows_that_say_so(
     failed = {row["height"] for row in table.to_pylist() if row["error_type"] == "OutOfMemory"}
     labelled = {row["height"] for row in table.to_pylist() if row["mask"] is not None}
     assert (failed, labelled) == ({33}, {49})
+
+
+def test_torch_tells_of_a_cpu_without_memory_as_it_is_told_apart_here() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(raised.value)
+    assert not is_out_of_memory(RuntimeError("The size of tensor a (2) must match the size of tensor b (3)"))
+
+
+def test_a_batch_that_memory_does_not_hold_is_predicted_in_smaller_ones(
+    make: Any, blocks: list[pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = without_seconds(list(make(start_board())(blocks[0])))
+    segmenter = make(start_board())
+    predict = segmenter._predictor.predict_each
+
+    def tight(images_NHW3: Any, output_sizes: Any) -> Any:
+        if len(images_NHW3) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return predict(images_NHW3, output_sizes)
+
+    monkeypatch.setattr(segmenter._predictor, "predict_each", tight)
+    assert without_seconds(list(segmenter(blocks[0]))) == expected
+
+
+def test_of_a_block_few_predictions_are_in_memory(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are at the images' own size, which may be a hundred times that of the network's input."""
+    uris = [str(write_file(tmp_path / f"{n}.png", encoded(random_image(33, 65, seed=n), "PNG"))) for n in range(40)]
+    block = pa.concat_tables(decode(listed([{"image_uri": uri} for uri in uris]), Limits(10_000, 50_000, 60), None))
+    segmenter = make(start_board())
+    predict = segmenter._predictor.predict_each
+    made: list[weakref.ref[Any]] = []
+    most = 0
+
+    def noted(*arguments: Any) -> Any:
+        nonlocal most
+        gc.collect()
+        most = max(most, sum(one() is not None for one in made))
+        predictions = predict(*arguments)
+        made.extend(weakref.ref(one) for one in predictions)
+        return predictions
+
+    monkeypatch.setattr(segmenter._predictor, "predict_each", noted)
+    (table,) = segmenter(block)
+    assert (len(table), len(made)) == (40, 40)
+    assert most <= 2 * (BATCHES_AHEAD + 1)  # in batches of two

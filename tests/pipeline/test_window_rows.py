@@ -48,7 +48,7 @@ def test_without_the_protocol_it_is_too_large_and_says_the_way(tmp_path: Path) -
 
 
 def test_another_format_is_not_downloaded_to_find_that_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "fetch_objects", lambda uris: [] if not uris else pytest.fail("fetched"))
+    monkeypatch.setattr(storage, "fetch_objects", lambda uris, _: [] if not uris else pytest.fail("fetched"))
     content = encoded(IMAGE_HW3, "PNG")
     uri = storage.absolute(str(write_file(tmp_path / "large.tif", content)))
     row = decoded(uri, len(content), SMALL_FILES, by_window=True)

@@ -110,3 +110,22 @@ def test_blocks_hold_every_image_once_and_are_neither_tiny_nor_huge(count: int) 
     assert pa.concat_tables(blocks)["n"].to_pylist() == list(range(count))
     assert all(16 <= len(block) <= 1024 for block in blocks[:-1])
     assert all(len(block) % 16 == 0 for block in blocks[:-1]), "batches would not be full"
+
+
+def test_a_listing_that_finds_nothing_for_hours_does_not_keep_a_run_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worklist, "STOP_WAIT", 0.2)
+    go_on = threading.Event()
+
+    def few_of_many() -> Iterator[pa.Table]:
+        yield numbers(0, 5)
+        go_on.wait()  # all other names match no pattern
+        yield numbers(5, 5)
+
+    with pytest.raises(UserError), Worklist(few_of_many(), nothing_done) as work:
+        next(work.waves())
+        raise UserError("given up")
+    assert work._thread.is_alive()
+    go_on.set()
+    work._thread.join()

@@ -1,0 +1,114 @@
+"""Images that kill the process which works on them, and work that is repeated with another outcome."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs import segment_bucket
+from pipeline import decoding, segmentation, storage
+from pipeline.images import decode_image, encode_png
+from pipeline.segmenter import Segmenter
+from pipeline.tables import DECODED, table
+from tests.output_checks import check_invariants
+from tests.scene_data import write_photos
+from tests.test_segment_job import save_checkpoint
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("connected")]
+
+DEADLY = 77  # the gray of images that kill
+MUDDLED = "muddled"  # file beside the photos, once it has happened
+
+
+def is_deadly(image_HW3: Any) -> bool:
+    return bool((image_HW3 == DEADLY).all())
+
+
+def decode_or_die(content: bytes, *limits: Any) -> Any:
+    image_HW3 = decode_image(content, *limits)
+    if is_deadly(image_HW3):
+        os._exit(1)
+    return image_HW3
+
+
+def deadly_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
+    decoding.decode_image = decode_or_die  # of this worker
+    try:
+        yield from decoding.decode(listed, **arguments)
+    finally:
+        decoding.decode_image = decode_image
+
+
+class DeadlySegmenter(Segmenter):
+    def _predict_what_fits(self, images_NHW3: Any, output_sizes: Any) -> list[Any]:
+        if any(map(is_deadly, images_NHW3)):
+            os._exit(1)
+        return super()._predict_what_fits(images_NHW3, output_sizes)
+
+
+def muddled_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
+    """As if a lost node's work had been repeated, and another image had failed: one is lost, one comes twice."""
+    for piece in decoding.decode(listed, **arguments):
+        rows = piece.to_pylist()
+        mark = Path(rows[0]["image_uri"].removeprefix("file://")).parent.parent / MUDDLED
+        if not mark.exists():
+            mark.touch()
+            failed = {"error_stage": "download", "error_type": "StorageError", "error_message": "503", "pixels": None}
+            rows[1] = rows[0] | failed
+        yield table(rows, DECODED)
+
+
+class Run:
+    """One run of the job in this process, whose Ray it uses."""
+
+    def __init__(self, folder: Path, num_deadly: int = 0) -> None:
+        self._photos, self.output, self._checkpoint = folder / "photos", str(folder / "labels"), folder / "checkpoint"
+        self.uris = write_photos(str(self._photos), 40)
+        self.deadly = [storage.absolute(f"{self._photos}/deadly {n}.png") for n in range(num_deadly)]
+        for uri in self.deadly:
+            storage.write_bytes(uri, encode_png(np.full((65, 97, 3), DEADLY, np.uint8)))
+        save_checkpoint(self._checkpoint)
+
+    def __call__(self, *options: str) -> int:
+        places = ["--input", str(self._photos), "--output", self.output, "--checkpoint", str(self._checkpoint)]
+        return segment_bucket.main([*places, *options])
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        return check_invariants(self.output, [*map(storage.absolute, self.uris), *self.deadly])
+
+
+@pytest.mark.parametrize("stage", ["decode", "predict"])
+def test_images_that_kill_the_process_that_works_on_them_are_failures_like_others(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path, num_deadly=2)
+    with monkeypatch.context() as patch:
+        if stage == "decode":
+            patch.setattr(segmentation, "decode", deadly_decode)
+        else:
+            patch.setattr(segmentation, "Segmenter", DeadlySegmenter)
+        assert run() == 0
+    rows = run.rows()
+    failed = {uri: (row["error_stage"], row["error_type"]) for uri, row in rows.items() if row["status"] == "error"}
+    assert failed == dict.fromkeys(run.deadly, (stage, "Crashed"))
+    printed = capsys.readouterr().out
+    assert f"images to {stage}; they begin again, in turn" in printed
+    assert f"Crashed at {stage}: each process that was to {stage} it died" in printed
+
+    assert run("--retry-errors", "Crashed") == 0
+    assert {row["status"] for row in run.rows().values()} == {"ok"}
+
+
+def test_images_that_repeated_work_lost_or_doubled_are_put_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path)
+    monkeypatch.setattr(segmentation, "decode", muddled_decode)
+    assert run("--rows-per-part", "8") == 0
+    assert (tmp_path / MUDDLED).exists()
+    assert {row["status"] for row in run.rows().values()} == {"ok"}
+    assert "images came out twice or not at all when a lost node's work was repeated" in capsys.readouterr().out
