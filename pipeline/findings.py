@@ -37,7 +37,7 @@ KINDS = {
     # rows of masks
     "several runs in a part": _RELABEL,
     "another model": _RELABEL,
-    "image in two parts": Kind("newest", "--repair keeps the newest row, and so does the next run"),
+    "image in two parts": Kind("newest", "--repair keeps one row, of the newest run, and so does the next run"),
     "image twice in a part": _RELABEL,
     "wrong image id": _RELABEL,
     "unknown status": _RELABEL,

@@ -1,4 +1,4 @@
-"""Images that kill the process which works on them, and work that is repeated with another outcome."""
+"""Each image has one row: of several waves, beside images that kill processes, and where work is repeated."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from jobs import segment_bucket
-from pipeline import decoding, segmentation, storage
+from pipeline import decoding, objects, segmentation, storage, worklist
 from pipeline.images import decode_image, encode_png
 from pipeline.segmenter import Segmenter
 from pipeline.tables import DECODED, table
@@ -21,6 +21,8 @@ from tests.test_segment_job import save_checkpoint
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("connected")]
 
 DEADLY = 77  # the gray of images that kill
+PIECE_BYTES = 40_000  # two photos, or three
+ODD_NAMES = ["a b%41+.jpg", "q'\"=&?*[x].jpg", "line\nbreak\t.jpg", "#ü\u0301世.jpg", "-o;$(x)`.jpg", "a=1/b=2/c.jpg"]
 MUDDLED = "muddled"  # file beside the photos, once it has happened
 
 
@@ -62,6 +64,13 @@ def muddled_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
         yield table(rows, DECODED)
 
 
+def decode_in_pieces(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
+    decoding.DECODED_BYTES = PIECE_BYTES  # of this worker
+    pieces = list(decoding.decode(listed, **arguments))
+    assert len(pieces) > 1
+    yield from pieces
+
+
 class Run:
     """One run of the job in this process, whose Ray it uses."""
 
@@ -101,6 +110,29 @@ def test_images_that_kill_the_process_that_works_on_them_are_failures_like_other
 
     assert run("--retry-errors", "Crashed") == 0
     assert {row["status"] for row in run.rows().values()} == {"ok"}
+
+
+def test_waves_of_many_pieces_and_odd_names_leave_each_image_one_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path)
+    for name in ODD_NAMES:
+        run.uris.append(f"{tmp_path}/photos/{name}")
+        storage.write_bytes(run.uris[-1], storage.read_bytes(run.uris[0]))
+    monkeypatch.setattr(worklist, "MAX_WAVE", 20)
+    monkeypatch.setattr(worklist, "MAX_TABLE", 10)
+    monkeypatch.setattr(objects, "PAGE", 10)
+    monkeypatch.setattr(segmentation, "DECODED_BYTES", PIECE_BYTES)
+    monkeypatch.setattr(segmentation, "decode", decode_in_pieces)
+    waves = []
+    label_wave = segmentation._label_wave
+    monkeypatch.setattr(segmentation, "_label_wave", lambda *given: waves.append(len(given[2])) or label_wave(*given))
+    assert run("--rows-per-part", "7") == 0
+    assert sum(waves) == len(run.uris)
+    assert len(waves) > 1
+    assert {row["status"] for row in run.rows().values()} == {"ok"}
+    assert run() == 0
+    assert f"{len(run.uris)} done before, 0 in this run" in capsys.readouterr().out
 
 
 def test_images_that_repeated_work_lost_or_doubled_are_put_right(
