@@ -5,6 +5,7 @@ import sys
 from pipeline.config import ExportMasksConfig
 from pipeline.entry import run_job
 from pipeline.settings import load_settings
+from pipeline.terminal import printable
 
 
 def main(argv: list[str]) -> int:
@@ -13,11 +14,11 @@ def main(argv: list[str]) -> int:
 
     summary = export_masks(config)
     for line in summary.notes:
-        print(f"note: {line}", file=sys.stderr, flush=True)
+        print(printable(f"note: {line}"), file=sys.stderr, flush=True)
     print(f"Export      {summary.target} ({config.format}; names begin below {summary.folder})")
     print(f"Images      {summary.exported:,} exported, {summary.done_before:,} done before, {summary.failed:,} failed")
     for line in summary.failures:
-        print(f"  {line}")
+        print(printable(f"  {line}"))
     if summary.failed > len(summary.failures):
         print(f"  ... and {summary.failed - len(summary.failures):,} more")
     if summary.failed:

@@ -7,6 +7,7 @@ from typing import get_args
 from pipeline.entry import run_job
 from pipeline.errors import UserError
 from pipeline.query_output import Format
+from pipeline.terminal import printable
 
 
 def main(argv: list[str]) -> None:
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--format parquet: not on a terminal; add --to FILE")
     connection = query.connect(arguments.output)
     for line in query.warnings(arguments.output):
-        print(f"note: {line}", file=sys.stderr, flush=True)
+        print(printable(f"note: {line}"), file=sys.stderr, flush=True)
     if sql is None:
         query_shell.shell(connection)
         return

@@ -2,9 +2,10 @@
 
 import threading
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import cv2
@@ -43,9 +44,6 @@ def decode(
     waiting = _Waiting()
     listed_rows = listed.to_pylist()
     trial = Trial("decode", listed_rows, board)
-    for row in listed_rows:
-        if row["error_type"] is None and (row["size_bytes"] or 0) > limits.max_bytes:
-            row |= _too_large(row, limits, by_window)
     for row in _fetched_and_decoded(listed_rows, limits, long_side, by_window, trial):
         waiting.add(row)
         if waiting.bytes > DECODED_BYTES:
@@ -80,8 +78,7 @@ def _decoded(
 ) -> dict[str, Any]:
     """The row with what its file has become; without a file, as it is."""
     start = time.perf_counter()
-    if isinstance(file, storage.Refused):
-        row["size_bytes"] = file.size
+    if _is_too_large(row, limits):
         row |= _too_large(row, limits, by_window)
     elif isinstance(file, Exception):
         row |= failure("download", storage.failure_kind(file), storage.reason(file))
@@ -142,43 +139,49 @@ class _Room:
 def _downloaded(
     rows: list[dict[str, Any]], limits: Limits
 ) -> Iterator[tuple[dict[str, Any], storage.Fetched | Exception | None]]:
-    """Yields every row with its file, None for one that has failed already; downloads while the caller decodes.
+    """Yields every row with its file, None for one that is not wanted; downloads while the caller decodes.
 
-    A file whose size was not known, and that had no room beside others, comes with the next ones.
+    In the rows' order, whatever came first: work that Ray repeats has to come out the same.
     """
-    groups = deque(_groups(rows))
+    groups = list(_groups(rows))
 
     def fetch(group: list[dict[str, Any]]) -> list[storage.Fetched | Exception]:
-        uris = [row["image_uri"] for row in group if _is_wanted(row)]
-        with monitoring.timed("download", len(uris)) as work:
-            files = storage.fetch_objects(uris, _Room(limits.max_bytes))
+        uris = [row["image_uri"] for row in group if _is_wanted(row, limits)]
+        # Where the listing told the sizes, they are within the limits already.
+        room = _Room(limits.max_bytes) if any(row["size_bytes"] is None for row in group) else None
+        with monitoring.timed("download") as work:
+            files = storage.fetch_objects(uris, room)
+            work.images = sum(not isinstance(file, storage.Refused) for file in files)
             work.bytes = sum(len(file.content) for file in files if isinstance(file, storage.Fetched))
             return files
 
     with ThreadPoolExecutor(1) as ahead:
-        fetching = deque([(group, ahead.submit(fetch, group)) for group in _taken(groups)])
-        while fetching:
-            group, waiting = fetching.popleft()
-            files = iter(waiting.result())
-            found = [(row, next(files) if _is_wanted(row) else None) for row in group]
-            late = [
-                row | {"size_bytes": file.size}
-                for row, file in found
-                if isinstance(file, storage.Refused) and file.size <= limits.max_bytes
-            ]
-            groups.extendleft(reversed(list(_groups(late))))
-            fetching += [(group, ahead.submit(fetch, group)) for group in _taken(groups)]
+        waiting = [ahead.submit(fetch, group) for group in groups[:1]]
+        for group, following in zip_longest(groups, groups[1:]):
+            files = waiting.pop().result()
+            if following:
+                waiting.append(ahead.submit(fetch, following))
+            wanted = [row for row in group if _is_wanted(row, limits)]
+            found = {row["image_id"]: file for row, file in zip(wanted, files, strict=True)}
+            late = []  # what had no room beside the others
+            for row in wanted:
+                file = found[row["image_id"]]
+                if isinstance(file, storage.Refused):
+                    row["size_bytes"] = file.size
+                    if _is_wanted(row, limits):
+                        late.append(row)
+            of_late = (file for part in _groups(late) for file in fetch(part))
             late_ids = {row["image_id"] for row in late}
-            yield from ((row, file) for row, file in found if row["image_id"] not in late_ids)
+            for row in group:
+                yield row, next(of_late) if row["image_id"] in late_ids else found.pop(row["image_id"], None)
 
 
-def _taken(groups: deque[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
-    """The first group, if there is one."""
-    return [groups.popleft()] if groups else []
+def _is_wanted(row: dict[str, Any], limits: Limits) -> bool:
+    return row["error_type"] is None and not _is_too_large(row, limits)
 
 
-def _is_wanted(row: dict[str, Any]) -> bool:
-    return row["error_type"] is None and not row.get("by_window")
+def _is_too_large(row: dict[str, Any], limits: Limits) -> bool:
+    return row["error_type"] is None and (row["size_bytes"] or 0) > limits.max_bytes
 
 
 def _groups(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -12,7 +12,7 @@ import ray
 from numpy.typing import NDArray
 
 from pipeline import query, storage
-from pipeline.images import decode_image, decode_label, encode_image, overlay
+from pipeline.images import decode_image, decode_mask, encode_image, overlay
 from pipeline.local_s3 import local_s3
 from pipeline.metrics import Metrics, confusion_matrix
 from pipeline.scene_files import FIRST_VAL, PALETTE, write_scenes
@@ -84,7 +84,7 @@ def _show_results(num_photos: int, folder: Path) -> None:
         .sql("SELECT image_uri, mask.bytes FROM masks WHERE status = 'ok' ORDER BY image_uri")
         .fetchall()
     )
-    masks = {uri: decode_label(content) for uri, content in rows}
+    masks = {uri: decode_mask(content) for uri, content in rows}
     confusion_KK = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
     for uri, (_, truth_HW) in _photos(num_photos):
         confusion_KK += confusion_matrix(truth_HW, masks[uri], len(CLASSES), IGNORE_INDEX)
@@ -119,7 +119,7 @@ def _write_photos(num_photos: int) -> None:
         list(pool.map(storage.write_bytes, files.keys(), files.values()))
 
 
-def _contact_sheet(masks: dict[str, NDArray[np.int32]]) -> NDArray[np.uint8]:
+def _contact_sheet(masks: dict[str, NDArray[np.integer]]) -> NDArray[np.uint8]:
     """Rows of photo, truth and mask, twice their size."""
     rows = []
     for uri, (image_HW3, truth_HW) in _photos(NUM_SHOWN * len(PHOTO_SIZES)):

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 
 SHOWN = 10  # findings of a kind that are told one by one
 
-# remove: the file goes; relabel: the part goes and its images are labelled again; newest: of an image's rows the
-# newest stays; note: nothing to mend in the output, what is gone is put on record.
+# remove: the file goes; relabel: the part goes and its images are labelled again; newest: of an image's rows one
+# stays, of the newest run; note: nothing to mend in the output, what is gone is put on record.
 Mend = Literal["remove", "relabel", "newest", "note"]
 
 
@@ -31,7 +31,7 @@ KINDS = {
     "unreadable part": _RELABEL,
     "wrong columns": _RELABEL,
     "empty part": _REMOVE,
-    "wrong part name": _RELABEL,
+    "wrong part name": Kind(None, "its rows may be right: name both files as it says, or remove them"),
     "no classes.parquet": Kind(None, "copy it from a backup or from another output of the same model"),
     "wrong classes.parquet": Kind(None, "copy it from a backup or from another output of the same model"),
     # rows of masks

@@ -19,11 +19,11 @@ from pipeline.range_file import RangeFile
 PARTIAL = ".partial-"
 
 
-def read(uri: str, is_wanted: Callable[[int], bool] = lambda size: True) -> Fetched:
+def read(uri: str, is_wanted: Callable[[int], bool] | None = None) -> Fetched:
     """A file with all its bytes. Raises OSError; Refused where they are not wanted, so many as they are."""
     with open(_regular(uri), "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if not is_wanted(size):
+        if is_wanted and not is_wanted(size):
             raise Refused(size)
         return Fetched(file.read(), None)
 

@@ -23,7 +23,7 @@ STAGES = {
     "download": "a group of files",
     "decode": "an image",
     "predict": "a batch",
-    "encode": "what is left of compressing a block's masks once it is predicted",
+    "encode": "what is left of compressing a batch's masks once the next one is predicted",
     "write": "a part",
 }
 WAIT = "wait"  # of predictors for something to predict; among the run's totals a stage of its own

@@ -79,7 +79,7 @@ def split(uri: str) -> tuple[str, str]:
 
 
 def get(
-    uri: str, connection: s3.Connection, span: Span | None = None, is_wanted: Callable[[int], bool] = lambda size: True
+    uri: str, connection: s3.Connection, span: Span | None = None, is_wanted: Callable[[int], bool] | None = None
 ) -> Fetched:
     """Content of one object, or of a span of its bytes. Raises OSError or botocore's own errors, Refused.
 
@@ -148,18 +148,18 @@ def pages(uri: str) -> Iterator[list[Listed]]:
 
 
 def _get_by_obstore(
-    connection: s3.Connection, bucket: str, key: str, span: Span | None, is_wanted: Callable[[int], bool]
+    connection: s3.Connection, bucket: str, key: str, span: Span | None, is_wanted: Callable[[int], bool] | None
 ) -> Fetched:
-    seconds, is_second, is_asked = s3.DEADLINE, False, False
+    seconds, is_second = s3.DEADLINE, False
     options: obstore.GetOptions = {"range": span} if span else {}
     while True:
         try:
             answer = obstore.get(connection.store(bucket, seconds), key, options=options)
             connection.note_answer()
             size = span.end - span.start if span else answer.meta["size"]
-            if not is_asked and not is_wanted(size):
+            if is_wanted and not is_wanted(size):
                 raise Refused(size)
-            is_asked = True
+            is_wanted = None
             if size > seconds * s3.SLOWEST_DOWNLOAD:
                 # Again, with time for so many bytes; powers of two, so that the stores are few.
                 seconds = s3.DEADLINE * 2 ** math.ceil(math.log2(size / s3.SLOWEST_DOWNLOAD / s3.DEADLINE))
@@ -180,11 +180,11 @@ def _get_by_obstore(
 
 
 def _get_by_botocore(
-    connection: s3.Connection, bucket: str, key: str, span: Span | None, is_wanted: Callable[[int], bool]
+    connection: s3.Connection, bucket: str, key: str, span: Span | None, is_wanted: Callable[[int], bool] | None
 ) -> Fetched:
     """The same for what obstore cannot name, and after a fork."""
     options = {"Range": f"bytes={span.start}-{span.end - 1}"} if span else {}
-    begin, is_asked = time.monotonic(), False
+    begin = time.monotonic()
     for attempt in range(s3.RETRIES + 1):
         if attempt:
             longest = min(s3.FIRST_PAUSE * s3.PAUSE_GROWTH**attempt, s3.LONGEST_PAUSE)
@@ -198,10 +198,10 @@ def _get_by_botocore(
         except botocore.exceptions.BotoCoreError as error:
             raise _of_botocore(error) from error
         connection.note_answer()
-        if not is_asked and not is_wanted(answer["ContentLength"]):
+        if is_wanted and not is_wanted(answer["ContentLength"]):
             answer["Body"].close()
             raise Refused(answer["ContentLength"])
-        is_asked = True
+        is_wanted = None
         deadline = s3.DEADLINE + answer["ContentLength"] / s3.SLOWEST_DOWNLOAD
         try:
             return Fetched(_body(answer, time.monotonic() + deadline), _etag(answer))

@@ -74,7 +74,7 @@ def outcomes_of(output: str, run_id: str) -> dict[str, int]:
     return dict(outcomes)
 
 
-def first_failures(output: str, names: list[str], most: int = 10) -> list[dict[str, str]]:
+def first_failures(output: str, names: list[str], most: int) -> list[dict[str, str]]:
     """The first failed images of some parts: image_uri, error_stage, error_type, error_message."""
     columns = ["image_uri", "error_stage", "error_type", "error_message"]
     failures: list[dict[str, str]] = []

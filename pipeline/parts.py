@@ -34,7 +34,7 @@ def part_name(run_id: str, masks: pa.Table) -> str:
     GPU, or of an object that was replaced), a part of its own, so that no masks stand beside the statistics of others.
 
     Args:
-        masks: at least the columns image_id and mean_confidence, which no two predictions share by chance.
+        masks: at least the columns image_id and mean_confidence, which hardly any two predictions share by chance.
     """
     rows = masks.select(["image_id", "mean_confidence"]).sort_by("image_id")
     digest = hashlib.blake2b(b"".join(rows["image_id"].to_pylist()), digest_size=8)
@@ -210,8 +210,9 @@ def _superseded(output: str, names: list[str]) -> dict[str, list[int]]:
     rows = pa.concat_tables(rivals)
     last = rows.group_by(["image_id", "run_id"]).aggregate([("segmented_at", "max")])
     rows = rows.join(last, ["image_id", "run_id"])
-    best = {name: "descending" for name in ("segmented_at_max", "run_id", "status", "segmented_at")}
-    order = {"image_id": "ascending", **best, "part": "ascending", "row": "ascending"}
+    of_run = {"segmented_at_max": "descending", "run_id": "ascending"}
+    of_row = {"status": "descending", "segmented_at": "descending", "part": "ascending", "row": "ascending"}
+    order = {"image_id": "ascending", **of_run, **of_row}
     sorted_rivals = rows.sort_by(list(order.items()))
     image_ids = sorted_rivals["image_id"].combine_chunks()
     found: dict[str, list[int]] = {}

@@ -40,7 +40,7 @@ class Board:
         self._records: list[dict[str, Any]] = []
         self._problem: str | None = None
         self._stage_seconds = StageSeconds()
-        self._trials = Trials()
+        self._trials = Trials(_is_alive)
 
     def add(self, **counts: int) -> dict[str, int]:
         """Count, and return the counts."""
@@ -54,12 +54,12 @@ class Board:
     def stage_seconds(self) -> StageSeconds:
         return self._stage_seconds
 
-    def begin(self, block: str, image_ids: Sequence[bytes]) -> Begun:
-        """A block of images is begun, perhaps again; `enter`, `leave` and `end` are told of it, too. See Trials."""
-        return self._trials.begin(block, image_ids, _is_alive)
+    def begin(self, block: str, image_ids: Sequence[bytes], node: str) -> Begun:
+        """Note that a block of images begins on a node, perhaps again; this and the next three are Trials'."""
+        return self._trials.begin(block, image_ids, node)
 
-    def enter(self, block: str, image_id: bytes, node: str) -> None:
-        self._trials.enter(block, image_id, node)
+    def enter(self, block: str, image_id: bytes) -> None:
+        self._trials.enter(block, image_id)
 
     def leave(self, block: str) -> None:
         self._trials.leave(block)

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain, islice
 from typing import Any
@@ -42,6 +42,7 @@ from pipeline.worklist import Listed, Worklist, blocks_of
 # Images that are predicted together by default. On a CPU it takes no more memory, and its threads wait less often.
 GPU_BATCH, CPU_BATCH = 8, 32
 MOST_REPEATS = 3  # of a run whose rows are not exact
+MOST_FAILURES = 10  # that a summary tells one by one
 
 
 @dataclass
@@ -56,18 +57,25 @@ class Summary:
     seconds: float = 0.0
     seconds_to_first: float | None = None
     stage_seconds: StageSeconds = field(default_factory=StageSeconds)  # of this run, all workers together
-    worked_on: IdSum = field(default_factory=IdSum)
-    written: IdSum = field(default_factory=IdSum)
+    # Whether each image has one row. Ray repeats a lost node's work and takes from it the blocks that are still wanted,
+    # by number. Which images are in a block depends on how large they are decoded, and whether they can be: one that
+    # fails now and did not before moves others, and they may be in no block that is taken, or in two.
+    is_exact: bool = True
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether each image that was worked on has one row.
-
-        Ray repeats a lost node's work and takes from it what is still wanted, counted in blocks. Which images are in
-        which block depends on how large they are decoded, and on whether they could be: an image that comes now and
-        did not before, or the other way round, moves others. They may then be in no block that is taken, or in two.
-        """
-        return self.written == self.worked_on
+    def following(self, earlier: "Summary | None") -> "Summary":
+        """This run's summary with what another one did just before."""
+        if earlier is None:
+            return self
+        outcomes = Counter(earlier.outcomes) + Counter(self.outcomes)
+        done_before = self.listed.done_before - sum(earlier.outcomes.values())
+        return replace(
+            self,
+            listed=replace(self.listed, done_before=done_before),
+            outcomes=dict(outcomes),
+            failures=[*earlier.failures, *self.failures][:MOST_FAILURES],
+            seconds=earlier.seconds + self.seconds,
+            seconds_to_first=earlier.seconds_to_first,
+        )
 
 
 def segment(config: SegmentConfig) -> Summary:
@@ -80,9 +88,10 @@ def segment(config: SegmentConfig) -> Summary:
     """
     started = time.monotonic()
     as_fits, repeats = False, 0
+    earlier: Summary | None = None
     while True:
         try:
-            summary = _run(config, as_fits, time.monotonic() - started)
+            summary = _run(config, as_fits, time.monotonic() - started).following(earlier)
         except ClusterChanged as change:
             say(f"{change}; starting again with what there is")
             as_fits = True
@@ -90,6 +99,8 @@ def segment(config: SegmentConfig) -> Summary:
         if summary.is_exact or repeats == MOST_REPEATS:
             return summary
         repeats += 1
+        earlier = summary
+        config = config.model_copy(update={"retry_errors": ()})  # they have been tried again
         say("images came out twice or not at all when a lost node's work was repeated; putting that right")
 
 
@@ -106,13 +117,10 @@ def _run(config: SegmentConfig, as_fits: bool, seconds_before: float) -> Summary
     summary = Summary(run_id, output)
     with Worklist(listing, done.holds) as worklist:
         summary.listed = worklist.listed
-        try:
-            label(config, model, worklist, summary, as_fits=as_fits, seconds_before=seconds_before)
-        except ClusterChanged:
-            summary.outcomes = outcomes_of(output, run_id)
-            summary.seconds = time.monotonic() - started
-            _write_run(config, model, summary)
-            raise
+        label(config, model, worklist, summary, as_fits=as_fits, seconds_before=seconds_before)
+    if not summary.is_exact:
+        parts.remove_superseded(output)
+        summary.outcomes = outcomes_of(output, run_id)
     if done.num_unversioned:
         say(
             f"relabel_changed: {done.num_unversioned:,} images that are done have no ETag in the listing, so that it "
@@ -167,6 +175,7 @@ def label(
     """
     board: Any = None
     written: list[WrittenPart] = []
+    handed_out, came_out = IdSum(), IdSum()
     for wave in worklist.waves():
         if board is None:
             cluster.connect(config.verbose)
@@ -175,7 +184,7 @@ def label(
                 _say_what_there_is(config, model, worklist.listed)
                 line = SegmentationLine(worklist.listed, config.price_per_hour, seconds_before)
         assert line is not None
-        summary.worked_on = summary.worked_on.plus(IdSum.of(wave["image_id"]))
+        handed_out = handed_out.plus(IdSum.of(wave["image_id"]))
         stages = plan_stages(config, cluster.resources(), as_fits)
         with watched(board, line.show), watching(Watch(config, stages, line).look):
             written += _label_wave(config, model, wave, stages, board, summary)
@@ -186,11 +195,12 @@ def label(
     summary.stage_seconds = ray.get(board.stage_seconds.remote())
     for part in written:
         summary.stage_seconds.add(part.report)
-        summary.written = summary.written.plus(part.images)
+        came_out = came_out.plus(part.images)
+    summary.is_exact = came_out == handed_out and handed_out.count == worklist.listed.todo
     summary.outcomes = dict(sum((Counter(part.outcomes) for part in written), Counter()))
     parts.remove_strays(summary.output, summary.run_id, {part.name for part in written})
     failed = [part.name for part in written if set(part.outcomes) != {"ok"}]
-    summary.failures = first_failures(summary.output, failed)
+    summary.failures = first_failures(summary.output, failed, MOST_FAILURES)
 
 
 def _say_what_there_is(config: SegmentConfig, model: Checkpoint, listed: Listed) -> None:

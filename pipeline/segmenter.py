@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import monitoring, window_rows
+from pipeline import monitoring, storage, window_rows
 from pipeline.checkpoint import Checkpoint
 from pipeline.doubtful_regions import low_confidence_boxes
 from pipeline.errors import UserError
@@ -28,7 +28,6 @@ from pipeline.trials import Trial
 FEWEST_TO_JUDGE = 200
 SECONDS_BETWEEN_LINES = 30.0  # that tell how far a scene is
 CALLS = 2  # at the same time
-BATCHES_AHEAD = 2  # of a block: one is predicted, one waits; no more, since a prediction has masks at full size
 
 
 class Segmenter:
@@ -92,27 +91,27 @@ class Segmenter:
         self._board.spend.remote(monitoring.report())
 
     def _segment(self, rows: list[dict[str, Any]], trial: Trial) -> pa.Table:
-        masks: list[tuple[dict[str, Any], Future[bytes]]] = []
         self._tell([row for row in rows if row["error_type"]])
-        ahead: deque[tuple[list[dict[str, Any]], Future[list[Any]]]] = deque()
+        # Of a block few batches are in memory: predictions and masks have the images' own size.
+        predicting: deque[tuple[list[dict[str, Any]], Future[list[Any]]]] = deque()
+        encoding: deque[list[tuple[dict[str, Any], Future[bytes]]]] = deque()
+        batch_size, ahead, behind = (1, 0, 0) if trial.one_by_one else (self._batch_size, 1, 1)
 
-        def finish() -> None:
-            batch, predicting = ahead.popleft()
-            masks.extend(self._finished(batch, predicting.result()))
-            self._tell(batch)
+        def finish(most_predicting: int, most_encoding: int) -> None:
+            while len(predicting) > most_predicting:
+                batch, predictions = predicting.popleft()
+                encoding.append(self._finished(batch, predictions.result()))
+                self._tell(batch)
+            while len(encoding) > most_encoding:
+                self._encoded(encoding.popleft())
 
         with self._submitting:
-            for batch in _batches_of_one_size(rows, 1 if trial.one_by_one else self._batch_size):
-                ahead.append((batch, self._predicting.submit(self._predict, batch, *_inputs(batch), trial)))
-                if len(ahead) == BATCHES_AHEAD:
-                    finish()
-        while ahead:
-            finish()
-        with monitoring.timed("encode", len(masks)) as work:
-            for row, mask in masks:
-                row["mask"] = {"bytes": mask.result(), "path": row["image_id"].hex() + ".png"}
-                work.bytes += len(row["mask"]["bytes"])
-            return _predicted_table(rows)
+            for batch in _batches_of_one_size(rows, batch_size):
+                with trial.at(batch[0]["image_id"]):
+                    predicting.append((batch, self._predicting.submit(self._predict, batch, *_inputs(batch))))
+                    finish(ahead, behind)
+        finish(0, 0)
+        return _predicted_table(rows)
 
     def _segment_by_window(self, row: dict[str, Any], trial: Trial) -> pa.Table:
         """Read, label and encode one image; whatever goes wrong with it is in its row."""
@@ -120,10 +119,11 @@ class Segmenter:
             self._tell([row])
             return _predicted_table([row])
         try:
-            prediction = self._predicting.submit(self._predict_by_window, row, trial).result()
-            with monitoring.timed("encode") as work:
-                mask = encode_mask(prediction.class_ids_NHW[0], self._palette)
-                work.bytes = len(mask)
+            with trial.at(row["image_id"]):
+                prediction = self._predicting.submit(self._predict_by_window, row).result()
+                with monitoring.timed("encode") as work:
+                    mask = encode_mask(prediction.class_ids_NHW[0], self._palette)
+                    work.bytes = len(mask)
             row["seconds"] += work.seconds
             if len(mask) > window_rows.MAX_MASK_BYTES:
                 limit = window_rows.MAX_MASK_BYTES
@@ -134,13 +134,14 @@ class Segmenter:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            row |= failure("predict", "OutOfMemory", f"{row['width']} x {row['height']} pixels by window: {error}")
+            size = f"{row['width']} x {row['height']} pixels by window"
+            row |= failure("predict", "OutOfMemory", f"{size}: {storage.reason(error)}")
         self._tell([row])
         return _predicted_table([row])
 
-    def _predict_by_window(self, row: dict[str, Any], trial: Trial) -> Any:
+    def _predict_by_window(self, row: dict[str, Any]) -> Any:
         try:
-            with trial.at(row["image_id"]), self._working() as work:
+            with self._working() as work:
                 return window_rows.predicted(self._predictor, row, self._telling(row))
         finally:
             row["seconds"] += work.seconds
@@ -190,14 +191,10 @@ class Segmenter:
             )
 
     def _predict(
-        self,
-        batch: list[dict[str, Any]],
-        images_NHW3: NDArray[np.uint8],
-        output_sizes: list[tuple[int, int]],
-        trial: Trial,
+        self, batch: list[dict[str, Any]], images_NHW3: NDArray[np.uint8], output_sizes: list[tuple[int, int]]
     ) -> list[Any]:
         """For each row of a batch its models.Prediction, or what keeps memory from holding it alone."""
-        with trial.at(batch[0]["image_id"]), self._working(len(batch)) as work:
+        with self._working(len(batch)) as work:
             predictions = self._predict_what_fits(images_NHW3, output_sizes)
         for row in batch:
             row["seconds"] += work.seconds_per_image
@@ -223,11 +220,17 @@ class Segmenter:
         for row, prediction in zip(batch, predictions, strict=True):
             if isinstance(prediction, Exception):
                 shape = row["input_height"], row["input_width"], 3
-                row |= failure("predict", "OutOfMemory", f"{shape} pixels: {prediction}")
+                row |= failure("predict", "OutOfMemory", f"{shape} pixels: {storage.reason(prediction)}")
                 continue
             row |= outcome(prediction, 0)
             masks.append((row, self._encoders.submit(encode_mask, prediction.class_ids_NHW[0], self._palette)))
         return masks
+
+    def _encoded(self, masks: list[tuple[dict[str, Any], Future[bytes]]]) -> None:
+        with monitoring.timed("encode", len(masks)) as work:
+            for row, mask in masks:
+                row["mask"] = {"bytes": mask.result(), "path": row["image_id"].hex() + ".png"}
+                work.bytes += len(row["mask"]["bytes"])
 
 
 def _inputs(batch: list[dict[str, Any]]) -> tuple[NDArray[np.uint8], list[tuple[int, int]]]:

@@ -128,7 +128,7 @@ def fetch_objects(uris: list[str], is_wanted: Callable[[int], bool] | None = Non
             given_up.set()
             raise
         except Exception as error:
-            return error
+            return error.with_traceback(None)  # which would keep an open answer
 
     with ExitStack() as at_exit:
         for uri in uris:
@@ -156,20 +156,21 @@ def _scheme(uri: str) -> str:
 
 def _reader(uri: str, is_wanted: Callable[[int], bool] | None = None) -> Callable[[str], Fetched]:
     """What reads the files of a URI's scheme. Raises UserError for a scheme that no installed package serves."""
-    options = {"is_wanted": is_wanted} if is_wanted else {}
     if uri.startswith(S3_SCHEMES):
         connection = s3_connection.current()
-        return lambda name: objects.get(name, connection, **options)
+        return lambda name: objects.get(name, connection, is_wanted=is_wanted)
     filesystem, _ = open_filesystem(uri)
     if isinstance(filesystem, LocalFileSystem):
-        return lambda name: local_files.read(name, **options)
+        return lambda name: local_files.read(name, is_wanted)
 
     def read(name: str) -> Fetched:
         path = filesystem._strip_protocol(name)
-        # A request of its own. A server may not tell, and then the file is read.
-        size = filesystem.size(path) if is_wanted else None
-        if is_wanted and size is not None and not is_wanted(size):
-            raise Refused(size)
+        if is_wanted:
+            size = None
+            with suppress(FileNotFoundError):  # a web server may not tell, which fsspec calls so: then it is read
+                size = filesystem.size(path)
+            if size is not None and not is_wanted(size):
+                raise Refused(size)
         # One by one, since `filesystem.cat` of many takes names with * ? [ for patterns.
         return Fetched(filesystem.cat_file(path), None)
 

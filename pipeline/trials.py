@@ -1,11 +1,11 @@
 """Images that kill the process that works on them: found among those of their block, and made rows like other failures.
 
-Ray gives the work of a process that died to another one, without end. So a block tells the run's board that it begins;
-one that begins again goes image by image and tells each; and what dies at the same image again has found its image.
+Ray gives the work of a process that died to another one, without end. So a block tells the run's board that it begins.
+One whose process died begins again image by image, and tells each; what dies at the same image again has found it.
 """
 
 import hashlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -20,28 +20,34 @@ PROCESS_DEATHS, NODE_LOSSES = 2, 5
 class Begun(NamedTuple):
     """What a block that begins is told."""
 
-    before: int  # how often it began before
+    one_by_one: bool  # whether its images are to be worked on, and told, one after the other
     given_up: list[bytes]  # ids of its images that are not to be tried again
 
 
 class Trials:
-    """The board's part: which blocks are at work, at which image."""
+    """The board's part: which blocks are at work where, and at which image.
 
-    def __init__(self) -> None:
-        self._begun: Counter[str] = Counter()
-        self._at: dict[str, tuple[bytes, str]] = {}  # block -> image and node, of blocks that go image by image
-        self._deaths: Counter[tuple[bytes, bool]] = Counter()  # image, whether its node was lost -> how often
+    Args:
+        is_alive: whether a node lives, by its id.
+    """
 
-    def begin(self, block: str, image_ids: Sequence[bytes], is_alive: Callable[[str], bool]) -> Begun:
-        before = self._begun[block]
-        self._begun[block] += 1
+    def __init__(self, is_alive: Callable[[str], bool]) -> None:
+        self._is_alive = is_alive
+        self._begun: defaultdict[str, list[str]] = defaultdict(list)  # block -> nodes where it began
+        self._at: dict[str, bytes] = {}  # block -> image, of blocks that go one by one
+        self._deaths: defaultdict[bytes, list[str]] = defaultdict(list)  # image -> nodes where something died at it
+
+    def begin(self, block: str, image_ids: Sequence[bytes], node: str) -> Begun:
+        nodes = self._begun[block]
         if block in self._at:
-            image, node = self._at.pop(block)
-            self._deaths[image, not is_alive(node)] += 1
-        return Begun(before, [image for image in image_ids if self._is_given_up(image)])
+            self._deaths[self._at.pop(block)].append(nodes[-1])
+        # A node that is lost says little of the images, the first time.
+        one_by_one = len(nodes) > 1 or (len(nodes) == 1 and self._is_alive(nodes[-1]))
+        nodes.append(node)
+        return Begun(one_by_one, [image for image in image_ids if self._is_given_up(image)])
 
-    def enter(self, block: str, image_id: bytes, node: str) -> None:
-        self._at[block] = image_id, node
+    def enter(self, block: str, image_id: bytes) -> None:
+        self._at[block] = image_id
 
     def leave(self, block: str) -> None:
         self._at.pop(block, None)
@@ -50,7 +56,9 @@ class Trials:
         self._begun.pop(block, None)
 
     def _is_given_up(self, image: bytes) -> bool:
-        return self._deaths[image, False] >= PROCESS_DEATHS or self._deaths[image, True] >= NODE_LOSSES
+        nodes = self._deaths.get(image, [])
+        # Judged anew each time: that a node is lost is known later than that the process is.
+        return len(nodes) >= NODE_LOSSES or sum(map(self._is_alive, nodes)) >= PROCESS_DEATHS
 
 
 class Trial:
@@ -70,18 +78,14 @@ class Trial:
 
         ids = [row["image_id"] for row in rows]
         self._block = f"{stage} {hashlib.blake2b(b''.join(sorted(ids)), digest_size=16).hexdigest()}"
-        self._node = ray.get_runtime_context().get_node_id()
-        begun = ray.get(board.begin.remote(self._block, ids))
-        self.one_by_one = begun.before > 0
-        if begun.before:
-            board.say.remote(
-                f"a process was lost that had {len(rows):,} images to {stage}; one by one they begin again"
-            )
+        self.one_by_one, given_up = ray.get(
+            board.begin.remote(self._block, ids, ray.get_runtime_context().get_node_id())
+        )
+        if self.one_by_one:
+            board.say.remote(f"a process with {len(rows):,} images to {stage} was lost; they begin again, one by one")
         for row in rows:
-            if row["image_id"] in begun.given_up and row["error_type"] is None:
-                row |= failure(
-                    stage, "Crashed", f"every process that was to {stage} it died; its memory may have ended"
-                )
+            if row["image_id"] in given_up and row["error_type"] is None:
+                row |= failure(stage, "Crashed", f"each process that was to {stage} it died; has it enough memory?")
 
     @contextmanager
     def at(self, image_id: bytes) -> Iterator[None]:
@@ -91,7 +95,7 @@ class Trial:
             return
         import ray
 
-        ray.get(self._board.enter.remote(self._block, image_id, self._node))
+        ray.get(self._board.enter.remote(self._block, image_id))
         try:
             yield
         finally:

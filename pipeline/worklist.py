@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 # Listing may go on this long before the first images are labelled, seconds; a small input is listed whole by then.
 FIRST_WAIT = 2.0
-STOP_WAIT = 2.0  # for the listing to end, seconds
+STOP_WAIT = 2.0  # for the listing to end, seconds; one that takes longer is left to itself
 MAX_WAVE = 1_000_000  # images; for each of them Ray holds its name and a few numbers
 MAX_TABLE = 10_000  # images that the listing hands over at once
 
@@ -35,7 +35,7 @@ class Listed:
 
 
 class Worklist:
-    """Lists in a thread of its own, a wave ahead. A context manager, whose end ends the thread.
+    """Lists in a thread of its own, a wave ahead. A context manager, whose end ends the thread, or lets it end.
 
     Args:
         tables: LISTED tables, as the listing yields them.

@@ -1,5 +1,6 @@
 """Each image has one row: of several waves, beside images that kill processes, and where work is repeated."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,13 +61,16 @@ def muddled_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
         if not mark.exists():
             mark.touch()
             failed = {"error_stage": "download", "error_type": "StorageError", "error_message": "503", "pixels": None}
-            rows[1] = rows[0] | failed
+            rows[1:3] = [rows[0] | failed]
         yield table(rows, DECODED)
 
 
 def decode_in_pieces(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
-    decoding.DECODED_BYTES = PIECE_BYTES  # of this worker
-    pieces = list(decoding.decode(listed, **arguments))
+    whole, decoding.DECODED_BYTES = decoding.DECODED_BYTES, PIECE_BYTES  # of this worker
+    try:
+        pieces = list(decoding.decode(listed, **arguments))
+    finally:
+        decoding.DECODED_BYTES = whole
     assert len(pieces) > 1
     yield from pieces
 
@@ -105,7 +109,7 @@ def test_images_that_kill_the_process_that_works_on_them_are_failures_like_other
     failed = {uri: (row["error_stage"], row["error_type"]) for uri, row in rows.items() if row["status"] == "error"}
     assert failed == dict.fromkeys(run.deadly, (stage, "Crashed"))
     printed = capsys.readouterr().out
-    assert f"images to {stage}; they begin again, in turn" in printed
+    assert f"images to {stage} was lost; they begin again, one by one" in printed
     assert f"Crashed at {stage}: each process that was to {stage} it died" in printed
 
     assert run("--retry-errors", "Crashed") == 0
@@ -143,4 +147,20 @@ def test_images_that_repeated_work_lost_or_doubled_are_put_right(
     assert run("--rows-per-part", "8") == 0
     assert (tmp_path / MUDDLED).exists()
     assert {row["status"] for row in run.rows().values()} == {"ok"}
-    assert "images came out twice or not at all when a lost node's work was repeated" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "images came out twice or not at all when a lost node's work was repeated" in printed
+    assert "40 in the input, 0 done before, 40 in this run" in printed
+    runs = [json.loads(storage.read_bytes(uri)) for uri in sorted(storage.find(f"{run.output}/runs"))]
+    assert [entry["outcomes"] for entry in runs] == [{"ok": 38}, {"ok": 2}]
+
+
+def test_a_run_that_cannot_be_put_right_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path)
+    monkeypatch.setattr(segmentation, "decode", muddled_decode)
+    monkeypatch.setattr(segmentation, "MOST_REPEATS", 0)
+    assert run() == 1
+    assert "Some images have no row yet, or two; run the same command again" in capsys.readouterr().out
+    assert run() == 0
+    assert {row["status"] for row in run.rows().values()} == {"ok"}

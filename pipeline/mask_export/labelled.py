@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.images import ImageError, decode_image, decode_label
+from pipeline.images import ImageError, decode_image, decode_mask
 from pipeline.mask_export.names import split_ending
 
 OTHERS = "python jobs/verify.py --deep looks for others"
@@ -77,10 +77,10 @@ class Labelled:
     def class_ids_HW(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
         """The mask. Raises Cannot."""
         try:
-            ids_HW = decode_label(self.mask)
+            ids_HW = decode_mask(self.mask)
         except ImageError as error:
             raise Cannot(f"its mask is damaged ({error.message}); {OTHERS}") from error
-        if ids_HW.min() < 0 or ids_HW.max() >= self.num_classes:
+        if ids_HW.max() >= self.num_classes:
             raise Cannot(f"its mask holds class {ids_HW.max()} of {self.num_classes}; {OTHERS}")
         return narrowest(ids_HW, self.num_classes)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.images import ImageError, decode_image, decode_label, encode_mask, shrink
+from pipeline.images import ImageError, decode_image, decode_mask, encode_mask, shrink
 from pipeline.pictures import GRAYS, resized
 from pipeline.report.output_tables import OutputTables
 from pipeline.report.page import data_uri, png_uri
@@ -252,7 +252,7 @@ def _draw(
     try:
         if isinstance(mask, UserError):
             raise mask
-        class_ids_HW = decode_label(mask)
+        class_ids_HW = decode_mask(mask)
         scale = min(1.0, LONG_SIDE / max(class_ids_HW.shape))
         size = size or tuple(max(1, round(side * scale)) for side in class_ids_HW.shape)
         picture.mask = png_uri(_mask_png(resized(class_ids_HW, *size), palette_K3))

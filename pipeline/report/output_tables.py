@@ -54,7 +54,7 @@ class OutputTables:
         if not whole:
             raise UserError(f"output {output}: has no whole part yet; ask again when a run has written one")
         self.num_parts = len(whole)
-        # A name ends with a hash of the images in it: the lowest are a random sample, and the same one each time.
+        # A name ends with a hash of what is in it: the lowest are a random sample, and the same one each time.
         self.names = sorted(whole, key=lambda name: name[-len("0123456789abcdef.parquet") :])[:max_parts]
         self.share = sum(sizes[name] for name in self.names) / sum(sizes[name] for name in whole)
         for table in ("masks", "class_stats"):

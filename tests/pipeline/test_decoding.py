@@ -1,14 +1,16 @@
 """Decoding tasks: each image with its own file, failures as rows, nothing downloaded that is not wanted."""
 
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import decoding, storage
+from pipeline import decoding, objects, storage
 from pipeline.decoding import Limits, decode
 from pipeline.tables import LISTED, image_id, table
 from tests.pipeline.samples import encoded, random_image, write_file
@@ -119,23 +121,78 @@ def test_a_file_that_is_too_large_is_not_downloaded(
     assert row["error_message"] == "50001 bytes; the limit is 50000"
 
 
-@pytest.mark.parametrize("place", ["disk", "odd name", "bucket"])
-def test_a_file_whose_size_was_not_known_is_not_read_if_it_is_too_large(
-    place: str, tmp_path: Path, request: pytest.FixtureRequest
+@pytest.mark.parametrize("name", ["large.png", "a\nb.png"], ids=["obstore", "botocore"])
+def test_an_object_whose_size_was_not_known_is_not_read_if_it_is_too_large(
+    name: str, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = str(tmp_path) if place == "disk" else request.getfixturevalue("bucket")
-    name = "a\nb" if place == "odd name" else "a"  # which botocore reads
-    small, large = (storage.absolute(f"{folder}/{name}{n}.png") for n in range(2))
+    large, small = f"{bucket}/{name}", f"{bucket}/{name}.small.png"
     image_HW3 = random_image(20, 30, seed=0)
     storage.write_bytes(small, encoded(image_HW3, "PNG"))
-    storage.write_bytes(large, encoded(image_HW3, "PNG") + b"\0" * 50_000)
-    size = len(storage.read_bytes(large))
-    rows = decoded([{"image_uri": large}, {"image_uri": small}, {"image_uri": f"{folder}/gone.png"}])
+    storage.write_bytes(large, b"\0" * 50_001)
+    read: list[int] = []
+    get, body = objects.obstore.get, objects._body
+
+    class Answer:
+        def __init__(self, answer: Any) -> None:
+            self.meta, self._answer = answer.meta, answer
+
+        def bytes(self) -> Any:
+            content = self._answer.bytes()
+            read.append(len(content))
+            return content
+
+    def noted_body(answer: dict[str, Any], end: float) -> bytes:
+        content = body(answer, end)
+        read.append(len(content))
+        return content
+
+    monkeypatch.setattr(objects.obstore, "get", lambda *given, **options: Answer(get(*given, **options)))
+    monkeypatch.setattr(objects, "_body", noted_body)
+    rows = decoded([{"image_uri": large}, {"image_uri": small}, {"image_uri": f"{bucket}/gone.png"}])
+    assert read == [len(encoded(image_HW3, "PNG"))]
     assert (rows[large]["error_stage"], rows[large]["error_type"]) == ("download", "TooLarge")
-    assert rows[large]["error_message"] == f"{size} bytes; the limit is 50000"
-    assert rows[large]["size_bytes"] == size
+    assert rows[large]["error_message"] == "50001 bytes; the limit is 50000"
+    assert rows[large]["size_bytes"] == 50_001
     assert rows[small]["pixels"] == image_HW3.tobytes()
-    assert rows[f"{folder}/gone.png"]["error_type"] == "NotFound"
+    assert rows[f"{bucket}/gone.png"]["error_type"] == "NotFound"
+
+
+def test_a_file_on_a_disk_whose_size_was_not_known_is_not_read_if_it_is_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "large.tif"
+    path.touch()
+    os.truncate(path, 1 << 43)  # more than there is memory for, and of no blocks
+    (row,) = decoded([{"image_uri": f"file://{path}"}]).values()
+    assert (row["error_stage"], row["error_type"]) == ("download", "TooLarge")
+    assert row["error_message"] == f"{1 << 43} bytes; the limit is 50000"
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_of_other_stores_the_size_is_asked_before_a_file_is_read(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/photos/large.png", b"\0" * 50_001)
+    memory.pipe("/photos/small.png", b"no image")
+    reads: list[str] = []
+    cat_file, size = type(memory).cat_file, type(memory).size
+
+    def noted(self: Any, path: str, *arguments: Any, **options: Any) -> bytes:
+        reads.append(path)
+        return cat_file(self, path, *arguments, **options)
+
+    def size_of(self: Any, path: str) -> int:
+        if not told:
+            raise FileNotFoundError(path)  # as fsspec calls what a web server does not tell
+        return size(self, path)
+
+    monkeypatch.setattr(type(memory), "cat_file", noted)
+    monkeypatch.setattr(type(memory), "size", size_of)
+    rows = decoded([{"image_uri": f"memory://photos/{name}"} for name in ("large.png", "small.png", "gone.png")])
+    kinds = {uri.rpartition("/")[2]: row["error_type"] for uri, row in rows.items()}
+    assert kinds == {
+        "large.png": "TooLarge" if told else "NotAnImage",
+        "small.png": "NotAnImage",
+        "gone.png": "NotFound",
+    }
+    assert any("large" in path for path in reads) != told
 
 
 def test_files_whose_sizes_were_not_known_are_not_in_memory_together(
@@ -155,6 +212,7 @@ def test_files_whose_sizes_were_not_known_are_not_in_memory_together(
     rows = decoded([{"image_uri": uri} for uri in images])
     assert max(together) <= most
     assert sum(together) == sum(sizes.values()), "something was read twice"
+    assert list(rows) == list(images), "work that is repeated would come in another order"
     assert {uri: rows[uri]["pixels"] for uri in rows} == {uri: image.tobytes() for uri, image in images.items()}
     # A file larger than all that is read together comes alone.
     monkeypatch.setattr(decoding, "FETCHED_BYTES", 10)

@@ -11,7 +11,16 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from pipeline.images import ImageError, decode_image, decode_label, encode_image, encode_mask, overlay, shrink
+from pipeline.images import (
+    ImageError,
+    decode_image,
+    decode_label,
+    decode_mask,
+    encode_image,
+    encode_mask,
+    overlay,
+    shrink,
+)
 from tests.pipeline.samples import encoded, random_image
 
 PHOTO_HW3 = random_image(height=12, width=10)
@@ -421,3 +430,17 @@ def test_images_of_many_shapes_shrink_to_few_sizes_of_about_their_shape() -> Non
 def test_shrinking_averages_what_it_drops() -> None:
     checkerboard_HW3 = np.indices((64, 64)).sum(0)[..., None].repeat(3, 2).astype(np.uint8) % 2 * 200
     np.testing.assert_array_equal(shrink(checkerboard_HW3, 32), np.full((32, 32, 3), 100, np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_mask_is_decoded_in_as_many_bytes_as_it_has(dtype: type) -> None:
+    ids_HW = np.array([[0, 3, 255], [7, 200, 1]], dtype) * (1 if dtype == np.uint8 else 100)
+    found_HW = decode_mask(encode_mask(ids_HW, palette_of(256)))
+    assert found_HW.dtype == dtype
+    np.testing.assert_array_equal(found_HW, ids_HW)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "1", "LA"])
+def test_what_is_no_mask_is_refused(mode: str) -> None:
+    with pytest.raises(ImageError, match=f"has mode {mode}, but masks have one channel"):
+        decode_mask(encoded(Image.new(mode, (4, 4)), "PNG"))

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,11 @@ import torch
 from pipeline import monitoring
 from pipeline.checkpoint import Checkpoint
 from pipeline.decoding import Limits, decode
+from pipeline.images import encode_mask
 from pipeline.prediction import is_out_of_memory
 from pipeline.progress import start_board
 from pipeline.recipe import ProtocolConfig
-from pipeline.segmenter import BATCHES_AHEAD, CALLS, Segmenter
+from pipeline.segmenter import CALLS, Segmenter
 from tests.pipeline.samples import encoded, random_image, write_file
 from tests.pipeline.test_decoding import listed
 from tests.test_segment_job import save_checkpoint
@@ -154,20 +156,33 @@ def test_of_a_block_few_predictions_are_in_memory(make: Any, tmp_path: Path, mon
     """They are at the images' own size, which may be a hundred times that of the network's input."""
     uris = [str(write_file(tmp_path / f"{n}.png", encoded(random_image(33, 65, seed=n), "PNG"))) for n in range(40)]
     block = pa.concat_tables(decode(listed([{"image_uri": uri} for uri in uris]), Limits(10_000, 50_000, 60), None))
+    expected = without_seconds(list(make(start_board())(block)))
     segmenter = make(start_board())
     predict = segmenter._predictor.predict_each
-    made: list[weakref.ref[Any]] = []
+    masks: list[weakref.ref[Any]] = []
     most = 0
 
     def noted(*arguments: Any) -> Any:
         nonlocal most
         gc.collect()
-        most = max(most, sum(one() is not None for one in made))
+        most = max(most, sum(mask() is not None for mask in masks))
         predictions = predict(*arguments)
-        made.extend(weakref.ref(one) for one in predictions)
+        masks.extend(weakref.ref(owner(one.class_ids_NHW)) for one in predictions)
         return predictions
 
+    def encoded_slowly(*arguments: Any) -> bytes:
+        time.sleep(0.05)
+        return encode_mask(*arguments)
+
     monkeypatch.setattr(segmenter._predictor, "predict_each", noted)
-    (table,) = segmenter(block)
-    assert (len(table), len(made)) == (40, 40)
-    assert most <= 2 * (BATCHES_AHEAD + 1)  # in batches of two
+    monkeypatch.setattr("pipeline.segmenter.encode_mask", encoded_slowly)
+    assert without_seconds(list(segmenter(block))) == expected
+    assert len(masks) == 40
+    assert most <= 2 * 3  # in batches of two: one is predicted, one waits for that, one is encoded
+
+
+def owner(array: Any) -> Any:
+    """What holds the memory of an array."""
+    while getattr(array, "base", None) is not None:
+        array = array.base
+    return array

@@ -262,7 +262,6 @@ LIGHT: list[tuple[str, str, Break]] = [
     ("no mask", "another name", change("masks", 0, mask={"bytes": b"x", "path": "x.png"})),
     ("no size", "null", change("masks", 0, width=None)),
     ("no size", "zero", change("masks", 0, height=0)),
-    ("wrong confidence", "above 1", change("masks", 0, mean_confidence=1.5)),
     ("wrong confidence", "not a number", change("masks", 0, mean_entropy=float("nan"))),
     ("wrong confidence", "entropy of more classes", change("masks", 0, mean_entropy=0.8)),
     ("wrong confidence", "null", change("masks", 0, low_confidence_fraction=None)),
@@ -303,6 +302,7 @@ LIGHT: list[tuple[str, str, Break]] = [
 ALONG: list[tuple[str, str, Break, set[str]]] = [
     ("empty part", "", empty_part, {"lost images"}),
     ("image twice in a part", "", twice_in_a_part, {"wrong part name"}),
+    ("wrong confidence", "above 1", change("masks", 0, mean_confidence=1.5), {"wrong part name"}),
     ("unknown error", "kind", change("masks", 2, error_type="Oops"), {"wrong counts"}),
     ("wrong image id", "of masks", change("masks", 2, image_uri="x"), set()),
     (
