@@ -119,7 +119,7 @@ def _write_photos(num_photos: int) -> None:
         list(pool.map(storage.write_bytes, files.keys(), files.values()))
 
 
-def _contact_sheet(masks: dict[str, NDArray[np.integer]]) -> NDArray[np.uint8]:
+def _contact_sheet(masks: dict[str, NDArray[np.uint8] | NDArray[np.uint16]]) -> NDArray[np.uint8]:
     """Rows of photo, truth and mask, twice their size."""
     rows = []
     for uri, (image_HW3, truth_HW) in _photos(NUM_SHOWN * len(PHOTO_SIZES)):

@@ -32,7 +32,7 @@ _EMPTY = _Run(np.empty(0, np.uint64), np.empty(0, np.uint64))
 class IdSum(NamedTuple):
     """How many ids there are, and their sum, modulo 2^64: if one is another, or comes twice for it, a different one."""
 
-    count: int = 0
+    num_ids: int = 0
     total: int = 0
 
     @classmethod
@@ -41,7 +41,7 @@ class IdSum(NamedTuple):
         return cls(len(numbers), int(numbers.sum(dtype=np.uint64)))
 
     def plus(self, other: "IdSum") -> "IdSum":
-        return IdSum(self.count + other.count, (self.total + other.total) % 2**64)
+        return IdSum(self.num_ids + other.num_ids, (self.total + other.total) % 2**64)
 
 
 class IdSet:

@@ -196,7 +196,7 @@ def label(
     for part in written:
         summary.stage_seconds.add(part.report)
         came_out = came_out.plus(part.images)
-    summary.is_exact = came_out == handed_out and handed_out.count == worklist.listed.todo
+    summary.is_exact = came_out == handed_out and handed_out.num_ids == worklist.listed.todo
     summary.outcomes = dict(sum((Counter(part.outcomes) for part in written), Counter()))
     parts.remove_strays(summary.output, summary.run_id, {part.name for part in written})
     failed = [part.name for part in written if set(part.outcomes) != {"ok"}]

@@ -186,11 +186,11 @@ def test_of_other_stores_the_size_is_asked_before_a_file_is_read(told: bool, mon
     monkeypatch.setattr(type(memory), "cat_file", noted)
     monkeypatch.setattr(type(memory), "size", size_of)
     rows = decoded([{"image_uri": f"memory://photos/{name}"} for name in ("large.png", "small.png", "gone.png")])
-    kinds = {uri.rpartition("/")[2]: row["error_type"] for uri, row in rows.items()}
-    assert kinds == {
-        "large.png": "TooLarge" if told else "NotAnImage",
-        "small.png": "NotAnImage",
-        "gone.png": "NotFound",
+    failed = {uri.rpartition("/")[2]: (row["error_stage"], row["error_type"]) for uri, row in rows.items()}
+    assert failed == {
+        "large.png": ("download" if told else "decode", "TooLarge"),
+        "small.png": ("decode", "NotAnImage"),
+        "gone.png": ("download", "NotFound"),
     }
     assert any("large" in path for path in reads) != told
 

@@ -93,12 +93,12 @@ def test_a_million_ids_take_sixteen_bytes_each() -> None:
 def test_the_sum_of_ids_tells_of_one_that_is_missing_or_comes_twice() -> None:
     some = hashes(0, 1000)
     total = IdSum.of(some)
-    assert total.count == 1000
+    assert total.num_ids == 1000
     in_parts = IdSum()
     for part in (some[700:], some[:0], some[:700]):
         in_parts = in_parts.plus(IdSum.of(part))
     assert in_parts == total
     twice = pa.concat_arrays([some[:999], some[3:4]])  # one is missing, another there twice
-    assert IdSum.of(twice).count == 1000
+    assert IdSum.of(twice).num_ids == 1000
     assert IdSum.of(twice) != total
     assert IdSum.of(pa.chunked_array([some[:999]])) != total
