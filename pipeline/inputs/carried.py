@@ -1,6 +1,7 @@
 """Columns of manifests that go into the output as they are, as text."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,12 @@ import pyarrow.compute as pc
 
 from pipeline.tables import CARRIED
 
+NO_TEXT = (ValueError, OverflowError, KeyError, pa.ArrowException)  # of times of unknown zones, and of far ones
+
 
 def carried(columns: dict[str, pa.Array]) -> pa.ListArray:
-    """Entries of key and value for each row; NULL values are left out, and a row without any value has no list.
-
-    Raises: ValueError naming a column that cannot be written as text.
-    """
-    texts = [_texts(name, column) for name, column in columns.items()]
+    """Entries of key and value for each row; NULL values are left out, and a row without any value has no list."""
+    texts = [_texts(column) for column in columns.values()]
     count, rows = len(texts), len(texts[0])
     # Row by row: the values of the first row, of the second ...
     order = np.arange(count * rows).reshape(count, rows).T.ravel()
@@ -30,11 +30,14 @@ def carried(columns: dict[str, pa.Array]) -> pa.ListArray:
     return pa.ListArray.from_arrays(starts, entries, type=CARRIED)
 
 
-def _texts(name: str, column: pa.Array) -> pa.StringArray:
+def _texts(column: pa.Array) -> pa.StringArray:
+    """Each value as text; what has none, such as a time beyond the year 9999 in a list, as Arrow shows it."""
     try:
         return as_text(column)
-    except (ValueError, OverflowError, pa.ArrowException) as error:  # times of unknown zones, or beyond the year 9999
-        raise ValueError(f"column {name!r} holds {column.type} that cannot be written as text ({error})") from error
+    except NO_TEXT:
+        if len(column) > 1:
+            return pa.concat_arrays([_texts(column[n : n + 1]) for n in range(len(column))])
+        return pa.array([re.sub(r"\s+", " ", column.to_string()).removeprefix("[ ").removesuffix(" ]")], pa.string())
 
 
 def as_text(column: pa.Array) -> pa.StringArray:

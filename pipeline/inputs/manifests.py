@@ -62,10 +62,7 @@ def read(files: Sequence[str], uri_column: str, carry: Sequence[str]) -> Iterato
         for batch in tabular.read(file, columns, {uri_column: pa.binary()}):
             numbers = pa.array(range(first, first + batch.num_rows), pa.int64())
             first += batch.num_rows
-            try:
-                details = {"carried": carried({name: batch.column(name) for name in carry})} if carry else {}
-            except ValueError as error:
-                raise UserError(f"manifest {file}: {error}; leave it out of --carry") from error
+            details = {"carried": carried({name: batch.column(name) for name in carry})} if carry else {}
             yield Names(
                 _names(batch.column(uri_column), file, uri_column), numbers, f"{file}#row=", folder_above(file), details
             )
