@@ -183,7 +183,7 @@ class SegmentationLine:
             f"{sum(failed.values()):,} failed{kinds}",
         ]
         if not done:
-            parts[1:] = [f"starting, {duration(now)} so far"]
+            parts[1:] = [f"{duration(now)} so far"]
         if self._price_per_hour is not None:
             parts.append(f"{self._price_per_hour * (self._seconds_before + now) / 3600:,.2f} spent")
         return " · ".join(parts)

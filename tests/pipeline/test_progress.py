@@ -77,8 +77,8 @@ def test_a_log_shows_that_a_run_is_alive_before_its_first_image_and_while_none_i
         clock[0] += 1
         line.show(news(ok=5))
     assert out.getvalue().splitlines() == [
-        "0 of 10 images · starting, 0:00:30 so far · 1.30 spent",
-        "0 of 10 images · starting, 0:01:00 so far · 1.60 spent",
+        "0 of 10 images · 0:00:30 so far · 1.30 spent",
+        "0 of 10 images · 0:01:00 so far · 1.60 spent",
         "5 of 10 images · 0.2 images/s now, 0.1 on average · 0:01:05 left · 0 failed · 1.65 spent",
         "5 of 10 images · 0.0 images/s now, 0.1 on average · 0:01:35 left · 0 failed · 1.95 spent",
         "5 of 10 images · 0.0 images/s now, 0.0 on average · 0:02:05 left · 0 failed · 2.25 spent",
