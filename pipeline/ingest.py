@@ -126,6 +126,8 @@ def _dataset(
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
+    # Ray would end what has stood still for half an hour: a training may, while it validates or waits for a node.
+    dataset.context.execution_no_progress_timeout_s = -1
     batches = dataset.map_batches(
         _make_batches,  # type: ignore[arg-type]  # Ray's types know no extra arguments
         fn_kwargs={"plan": plan, "stored_pairs": stored_pairs, "first_step": first_step, "part": part},

@@ -34,6 +34,8 @@ def map_tables(
     context.raise_original_map_exception = True  # otherwise a UserError arrives as text alone
     # Ray would ask for the memory of every busy process once a second, which stops a predictor for a moment.
     context.memory_usage_poll_interval_s = None
+    # Ray would end what has stood still for half an hour: a scene may take hours, and so may nodes that are waited for.
+    context.execution_no_progress_timeout_s = -1
     return ray.data.read_datasource(
         _Tables(partial(function, **arguments), function.__name__, tables),
         override_num_blocks=len(tables),  # otherwise Ray would split what a task yields
