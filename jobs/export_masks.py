@@ -5,7 +5,7 @@ import sys
 from pipeline.config import ExportMasksConfig
 from pipeline.entry import run_job
 from pipeline.settings import load_settings
-from pipeline.terminal import printable
+from pipeline.terminal import say
 
 
 def main(argv: list[str]) -> int:
@@ -14,11 +14,11 @@ def main(argv: list[str]) -> int:
 
     summary = export_masks(config)
     for line in summary.notes:
-        print(printable(f"note: {line}"), file=sys.stderr, flush=True)
+        say(f"note: {line}", sys.stderr)
     print(f"Export      {summary.target} ({config.format}; names begin below {summary.folder})")
     print(f"Images      {summary.exported:,} exported, {summary.done_before:,} done before, {summary.failed:,} failed")
     for line in summary.failures:
-        print(printable(f"  {line}"))
+        say(f"  {line}")
     if summary.failed > len(summary.failures):
         print(f"  ... and {summary.failed - len(summary.failures):,} more")
     if summary.failed:

@@ -7,7 +7,7 @@ from typing import get_args
 from pipeline.entry import run_job
 from pipeline.errors import UserError
 from pipeline.query_output import Format
-from pipeline.terminal import printable
+from pipeline.terminal import say
 
 
 def main(argv: list[str]) -> None:
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--format parquet: not on a terminal; add --to FILE")
     connection = query.connect(arguments.output)
     for line in query.warnings(arguments.output):
-        print(printable(f"note: {line}"), file=sys.stderr, flush=True)
+        say(f"note: {line}", sys.stderr)
     if sql is None:
         query_shell.shell(connection)
         return

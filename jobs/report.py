@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from pipeline.entry import run_job
-from pipeline.terminal import printable
+from pipeline.terminal import say
 
 PICTURES = 60
 MAX_BYTES = 20_000_000
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
 
     report = build_report(arguments.output, arguments.to, arguments.gallery, arguments.max_bytes, arguments.max_parts)
     for note in report.notes:
-        print(printable(f"note: {note}"), file=sys.stderr, flush=True)
+        say(f"note: {note}", sys.stderr)
     print(f"{report.uri}  {report.bytes / 1e6:.1f} MB")
 
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 from pipeline.errors import UserError
-from pipeline.terminal import printable
+from pipeline.terminal import say
 
 
 def run_job(job: Callable[[list[str]], int | None]) -> None:
@@ -15,7 +15,7 @@ def run_job(job: Callable[[list[str]], int | None]) -> None:
     try:
         sys.exit(job(sys.argv[1:]))
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
+        say(f"error: {error}", sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr, flush=True)

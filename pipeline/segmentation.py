@@ -118,16 +118,15 @@ def _run(config: SegmentConfig, as_fits: bool, seconds_before: float) -> Summary
     with Worklist(listing, done.holds) as worklist:
         summary.listed = worklist.listed
         label(config, model, worklist, summary, as_fits=as_fits, seconds_before=seconds_before)
-    if not summary.is_exact:
+    if config.retry_errors or config.relabel_changed or not summary.is_exact:
         parts.remove_superseded(output)
+    if not summary.is_exact:
         summary.outcomes = outcomes_of(output, run_id)
     if done.num_unversioned:
         say(
             f"relabel_changed: {done.num_unversioned:,} images that are done have no ETag in the listing, so that it "
             "cannot tell whether they changed; only S3 prefixes and inventories have them"
         )
-    if config.retry_errors or config.relabel_changed:
-        parts.remove_superseded(output)
     summary.seconds = time.monotonic() - started
     _write_run(config, model, summary)
     return summary

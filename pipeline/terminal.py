@@ -1,6 +1,7 @@
 """What a terminal is shown."""
 
 import re
+from typing import TextIO
 
 
 def printable(text: str) -> str:
@@ -8,6 +9,6 @@ def printable(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 
 
-def say(line: str) -> None:
-    """Print a line at once, also into a job's log file."""
-    print(printable(line), flush=True)
+def say(line: str, file: TextIO | None = None) -> None:
+    """Print a line at once, also into a job's log file; `file` is another one than standard output."""
+    print(printable(line), file=file, flush=True)
