@@ -9,33 +9,39 @@ CHAOS_SEEDS ?= 0-49
 ONLY ?=
 CAMVID ?=
 
-.PHONY: help setup demo test test-fast coverage chaos bench check docs format clean
+# Processes that run tests. One more than there are cores: while some wait for a server, others compute.
+TEST_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() + 1, 8))')
+PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder --durations 20
+
+.PHONY: help setup demo test test-all test-fast coverage chaos bench check docs format clean
 
 help:
 	@echo "make demo       train a small PSPNet, label a bucket with it and query the result, all on this machine"
-	@echo "make test       lint, type checks and every test"
-	@echo "make test-fast  the same without the slow tests"
+	@echo "make test       lint, type checks, and the tests: twenty minutes on two cores"
+	@echo "make test-all   the same with the exhaustive tests: every chaos scenario, every fault alone; two hours"
+	@echo "make test-fast  the same without the slow tests: no Ray head, few servers"
 	@echo "make coverage   lines and branches of models/ and pipeline/ that the fast tests run"
 	@echo "make chaos      an hour of segmentation runs that lose processes, nodes and storage requests (CHAOS_SEEDS=first-last)"
 	@echo "make bench      hours of benchmarks, and the documentation's tables of their results (ONLY=\"model pipeline\")"
-	@echo "make setup      build .venv, which the others do by themselves"
+	@echo "make setup      install everything for development in .venv, which the others do by themselves"
 	@echo "make docs       build the documentation's site in build/docs"
 	@echo "make format     format the code"
 	@echo "make clean      remove .venv and what the demo wrote"
 
-# Rebuilt whenever the list of dependencies or their pinned versions change.
-.venv/.ready: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed, and no python3 was found: install python3.11 with its venv module"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed, $(PYTHON) is `$(PYTHON) -V`: install python3.11, or name one with make PYTHON=..."; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (Debian, Ubuntu: apt-get install python3-venv)"; exit 1; }
-	@echo "Building .venv: about 7 GB, most of it torch's CUDA build; some minutes"
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --progress-bar on --constraint constraints.txt --editable '.[dev]'
+# Made again whenever the list of dependencies or their pinned versions change.
+.venv/.demo: pyproject.toml constraints.txt scripts/install.sh
+	@echo "Installing what the demo needs in .venv: $(DEMO_SIZE), most of it torch's CUDA build; some minutes"
+	scripts/install.sh "$(PYTHON)" demo
+	@touch $@
+
+.venv/.ready: .venv/.demo
+	@echo "Installing what the tests need in .venv: $(DEV_SIZE) more"
+	scripts/install.sh "$(PYTHON)" dev
 	@touch $@
 
 setup: .venv/.ready
 
-demo: .venv/.ready
+demo: .venv/.demo
 	$(BIN)/python jobs/demo.py
 
 check: .venv/.ready
@@ -44,14 +50,17 @@ check: .venv/.ready
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest
+	$(PYTEST) -m 'not exhaustive'
+
+test-all: check
+	$(PYTEST)
 
 test-fast: check
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow and not exhaustive'
 
 coverage: .venv/.ready
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m 'not slow'
+	$(BIN)/coverage run -m pytest -m 'not slow and not exhaustive'
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -58,6 +58,10 @@ class Predictor:
             )
         if precision == "int8" and not has_int8(torch.device(device)):
             raise ValueError("Predictor: int8 needs a CPU with VNNI instructions; use float32 or auto here.")
+        if precision == "bfloat16" and not has_bfloat16(torch.device(device)):
+            raise ValueError(
+                "Predictor: bfloat16 needs a CPU with AVX-512 or AVX-NE-CONVERT instructions; use float32 or auto here."
+            )
         if precision == "int8" and activation_ranges is None:
             raise ValueError(
                 "Predictor: int8 needs the activations' ranges on sample images; calibrate the checkpoint first "
@@ -229,6 +233,13 @@ def has_int8(device: torch.device) -> bool:
     supported = getattr(torch.cpu, "_is_vnni_supported", None)
     on_cpu = device.type == "cpu" and torch.backends.mkldnn.is_available()
     return on_cpu and supported is not None and supported()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether the device computes convolutions in bfloat16 at all; oneDNN refuses to on older CPUs."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return True
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def has_native_bfloat16(device: torch.device) -> bool:

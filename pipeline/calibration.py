@@ -18,7 +18,7 @@ from torch import Tensor
 from models import Predictor
 from models.calibration import activation_ranges
 from models.inputs import checked_images
-from models.predictor import has_native_bfloat16
+from models.predictor import has_int8, has_native_bfloat16
 from pipeline.checkpoint import Checkpoint, holds_checkpoint, write_checkpoint
 from pipeline.config import CalibrateConfig
 from pipeline.data_config import DataConfig
@@ -73,8 +73,11 @@ def calibrate(config: CalibrateConfig) -> Calibration:
 
     Raises: UserError for a checkpoint, dataset or output that cannot be used.
     """
-    if not torch.backends.mkldnn.is_available():
-        raise UserError("this PyTorch has no oneDNN, which int8 needs; calibrate on an x86 machine")
+    if not has_int8(torch.device("cpu")):
+        raise UserError(
+            "calibration runs the checkpoint in int8, which needs a CPU with VNNI instructions and a PyTorch with "
+            "oneDNN; calibrate on such a machine"
+        )
     model = Checkpoint.load(config.checkpoint, long_side=None)
     data = model.data_config(config.checkpoint, config.data)
     holds_checkpoint(config.output, model.model_id, model.metadata)  # another one there is refused before the work

@@ -3,6 +3,7 @@
 Imports torch only when a checkpoint is loaded, so that processes which merely decode or write do not pay for it.
 """
 
+import platform
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -91,18 +92,24 @@ class Checkpoint:
             )
 
     def predictor(self, device: str, precision: Any) -> Any:
-        """A `models.Predictor`; int8 only if the checkpoint is calibrated."""
+        """Return a `models.Predictor`; int8 only if the checkpoint is calibrated.
+
+        Raises: UserError where this machine's processor does not compute in the precision.
+        """
         from models import Predictor
 
-        return Predictor(
-            self.network,
-            self.metadata.mean,
-            self.metadata.std,
-            device=device,
-            precision=precision,
-            activation_ranges=self.metadata.int8.get("ranges"),
-            temperature=self.metadata.temperature,
-        )
+        try:
+            return Predictor(
+                self.network,
+                self.metadata.mean,
+                self.metadata.std,
+                device=device,
+                precision=precision,
+                activation_ranges=self.metadata.int8.get("ranges"),
+                temperature=self.metadata.temperature,
+            )
+        except ValueError as error:
+            raise UserError(f"precision {precision} on {platform.node()}: {error}") from error
 
 
 def write_checkpoint(uri: str, network: Any, metadata: Any) -> None:

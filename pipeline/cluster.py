@@ -26,11 +26,17 @@ MANY_PROCESSES = "worker processes have been started on node"
 def connect(verbose: bool = False) -> None:
     """Connect to the cluster that RAY_ADDRESS names (as it does inside a submitted job), else start a local Ray.
 
-    A local Ray ends with this process. Does nothing if this process is connected already.
+    A local Ray ends with this process. If this process is connected already, it stays so.
     """
-    if ray.is_initialized():
-        return
     level = logging.INFO if verbose else logging.ERROR
+    if not ray.is_initialized():
+        _init(verbose, level)
+    # Also of an earlier job's connection: Ray Train's import has set levels of its own since.
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(level)
+
+
+def _init(verbose: bool, level: int) -> None:
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
     address = os.environ.get("RAY_ADDRESS")
     if address:
@@ -39,8 +45,6 @@ def connect(verbose: bool = False) -> None:
         options |= {"address": "local", "num_cpus": max(LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
     with nullcontext() if verbose else _quiet_core():
         ray.init(**options)
-    for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(level)
     if not verbose:
         leave_out(MANY_PROCESSES)
 

@@ -1,15 +1,13 @@
 """A real browser for pages: headless Chromium, which the machine has or tests of pages are skipped."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
+from tests.requirements import BROWSER, browser_path
 
 
 @dataclass
@@ -23,12 +21,10 @@ class Seen:
 @contextmanager
 def browser() -> Iterator[Browser]:
     """Headless Chromium; skips the test where there is none."""
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the PATH")
+    BROWSER.check()
     with sync_playwright() as playwright:
         # Without its sandbox, which needs rights that containers lack.
-        running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        running = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
         yield running
         running.close()
 

@@ -1,31 +1,61 @@
-"""What the tests share: one Swift server, one Ray head, and ways to run a job on them as a user does."""
+"""Share servers, a Ray head and finished runs between tests, and report at the end what a run skipped and cost."""
+
+import os
+
+# Threads of several test processes share the cores. Those that wait must not spin, as OpenMP's do by default.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import itertools
-import os
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import s3fs
 
 from pipeline import storage
+from tests.in_process import REPOSITORY, run_script
 from tests.ray_head import ACCESS, RayHead, ray_head
+from tests.requirements import PREFIX, SHM, USER_NAME
 from tests.small_output import write_small_output
 from tests.swift import SwiftServer, swift_server
 
+if TYPE_CHECKING:
+    from tests.finished_training import FinishedTraining
+
 os.environ.update(ACCESS)
 
-REPOSITORY = Path(__file__).parents[1]
 _numbers = itertools.count()
+
+# Groups of tests that take longest. They start first, so that no worker is left with one of them at the end.
+LONGEST = (
+    "training",
+    "tests/test_documented_commands.py",
+    "tests/test_segment_chaos.py",
+    "tests/test_several_nodes.py",
+)
 
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of one file to one worker of pytest-xdist, since they share its fixtures; the longest first."""
+    groups = {}
+    for item in items:
+        mark = item.get_closest_marker("xdist_group")
+        groups[item] = mark.args[0] if mark else item.nodeid.partition("::")[0]
+        if mark is None:
+            item.add_marker(pytest.mark.xdist_group(groups[item]))
+    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftServer]:
-    """A Swift server with S3 API, whose address and credentials are in this process's environment."""
+    """Run a Swift server with S3 API; its address and credentials are in this process's environment."""
+    USER_NAME.check()
     with swift_server(tmp_path_factory.mktemp("swift")) as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
@@ -36,7 +66,7 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftServer]:
 
 @pytest.fixture
 def bucket(swift: SwiftServer) -> str:
-    """URI of a new, empty bucket."""
+    """Return the URI of a new, empty bucket."""
     return make_bucket()
 
 
@@ -48,16 +78,19 @@ def make_bucket() -> str:
 
 @pytest.fixture(scope="session")
 def head(swift: SwiftServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
-    """A Ray head whose workers reach the Swift server."""
+    """Run a Ray head whose workers reach the Swift server."""
+    SHM.check()
     with ray_head(tmp_path_factory.mktemp("ray"), swift.environment) as running:
         yield running
+        _disconnect()
 
 
 @pytest.fixture(scope="module")
 def connected(head: RayHead) -> Iterator[None]:
-    """This process connected to the head, for a module."""
-    import ray  # reads ACCESS from the environment as it is imported
+    """Connect this process to the head, or keep the connection that an earlier module has made.
 
+    As long as it lasts, the head's workers do too: they have imported what the next test needs.
+    """
     from pipeline import cluster
 
     with pytest.MonkeyPatch.context() as patch:
@@ -65,29 +98,103 @@ def connected(head: RayHead) -> Iterator[None]:
             patch.setenv(name, value)
         cluster.connect()
         yield
+
+
+@pytest.fixture
+def unconnected() -> None:
+    """End the connection to a cluster that an earlier test has left."""
+    _disconnect()
+
+
+def _disconnect() -> None:
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
         ray.shutdown()
 
 
 @pytest.fixture(scope="session")
 def run_job(head: RayHead) -> RunJob:
-    """Run a job's script on the head and return what it printed; `environment` adds to the test's own."""
+    """Return what runs a job in this process, connected to the head, as `python jobs/NAME.py` would run it there.
+
+    A job with variables of its own (`environment`) runs in a process of its own: libraries read them when they start.
+    """
+    from pipeline import cluster
 
     def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, script, *arguments],
-            cwd=REPOSITORY,
-            env={**os.environ, **head.environment, **environment},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
+        if environment:
+            return run_process(script, *arguments, **head.environment | environment)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in head.environment.items():
+                patch.setenv(name, value)
+            cluster.connect()
+            return run_script(script, *arguments)
 
     return run
 
 
+def run_process(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process of its own; `environment` adds to this process's."""
+    return subprocess.run(
+        [sys.executable, script, *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(run_job: RunJob) -> "FinishedTraining":
+    """Return a finished training, to look at and to compare others with; nobody may change its output."""
+    from tests.finished_training import finish_training
+
+    return finish_training(run_job)
+
+
 @pytest.fixture(scope="session")
 def small_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A local output of three images: two labelled, one that failed."""
+    """Return a local output of three images: two labeled, one that failed."""
     folder = tmp_path_factory.mktemp("output")
     write_small_output(folder)
     return folder
+
+
+# The run's own report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List what the machine lacks, with what installs it, and where the time went."""
+    _report_missing(terminalreporter)
+    _report_seconds(terminalreporter)
+
+
+def _report_missing(terminal: pytest.TerminalReporter) -> None:
+    counts: dict[str, int] = defaultdict(int)
+    for report in terminal.stats.get("skipped", []):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if reason.startswith(PREFIX):
+            counts[reason] += 1
+    if counts:
+        terminal.section("Skipped, because this machine lacks something", sep="-")
+        for reason, count in sorted(counts.items()):
+            terminal.line(f"{count:4} tests {reason}")
+
+
+def _report_seconds(terminal: pytest.TerminalReporter) -> None:
+    """Print seconds by folder and by file, of all workers together; CONTRIBUTING states the budget."""
+    seconds: dict[str, float] = defaultdict(float)
+    for reports in terminal.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                file = report.nodeid.partition("::")[0]
+                seconds[file] += report.duration
+    folders: dict[str, float] = defaultdict(float)
+    for file, spent in seconds.items():
+        folders[file.rpartition("/")[0]] += spent
+    if sum(seconds.values()) < 60:
+        return
+    terminal.section("Seconds by folder, and the twenty files that take longest", sep="-")
+    longest = sorted(seconds.items(), key=lambda item: -item[1])[:20]
+    for name, spent in [*sorted(folders.items(), key=lambda item: -item[1]), *longest]:
+        terminal.line(f"{spent:8.1f} s  {name}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
+from tests.requirements import INT8
 
 PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")])
 LANGUAGES = ("sh", "python", "sql")  # of what a reader types
@@ -14,6 +15,8 @@ REASONS = (
     *("needs a cluster", "needs a GPU", "needs CamVid", "needs fiftyone"),
     *("takes minutes", "takes an hour or more"),
 )
+# Titles of blocks that tests run where the machine has what they need.
+CONDITIONS = {"needs a CPU with VNNI": INT8}
 # The title of a block that is run, and stopped as soon as it serves.
 ENDLESS = "runs until stopped"
 
@@ -33,7 +36,12 @@ class Block:
 
     @property
     def is_run(self) -> bool:
+        """Return whether tests run the block, on a machine that has what it needs."""
         return self.language in LANGUAGES and self.title not in REASONS
+
+    @property
+    def can_run(self) -> bool:
+        return self.title not in CONDITIONS or CONDITIONS[self.title].is_met()
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"

@@ -7,8 +7,7 @@ layers, and recipes under their own names with 18 layers, crops of 65 pixels, on
 import contextlib
 import os
 import re
-import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pytest
-import s3fs
 import torch
 import yaml
 from PIL import Image
@@ -26,7 +23,6 @@ import models
 from pipeline import parts, storage
 from pipeline.ablation_tables import RESULTS
 from pipeline.dataset_formats import classes_of
-from pipeline.local_s3 import local_s3
 from pipeline.processes import ServerProcess, free_ports
 from pipeline.scenes import scene
 from tests.conftest import REPOSITORY
@@ -35,7 +31,8 @@ from tests.models.reference_networks import Semseg
 from tests.models.seeded import seeded_state_dict
 from tests.pipeline.samples import encoded
 from tests.pipeline.test_inputs_inventory import row, write_inventory
-from tests.ray_head import ray_head, sessions_folder
+from tests.python_shim import PythonShim, Run
+from tests.ray_head import RayHead, sessions_folder
 from tests.scene_data import SIZE, write_photos, write_training_set
 from tests.small_output import write_small_output
 
@@ -61,10 +58,11 @@ SERVES = re.compile("# serving|Ray runtime started")
 class World:
     """Runs the pages' blocks in order, as a reader does who has read the README first."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], dashboard: str) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], dashboard: str, shim: PythonShim) -> None:
         self.folder = folder
         self.environment = environment
         self.dashboard = dashboard
+        self._shim = shim
 
     def run(self, block: Block) -> str:
         """Run a block as it is printed; returns what it printed. Fails unless all of its commands end with 0."""
@@ -78,9 +76,7 @@ class World:
             "python": ["python", "-c", BEFORE_PYTHON + code],
             "sql": ["python", "jobs/query.py", "build/demo/labels", code, "--format", "csv"],
         }[block.language]
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
-        )
+        done = self._shim.shell(command, self.folder, self.environment)
         said = f"{block} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert done.returncode == 0, said
         assert "Traceback" not in done.stderr, said
@@ -112,29 +108,26 @@ class World:
 
 
 @contextlib.contextmanager
-def documented_world(folder: Path) -> Iterator[World]:
-    """All of it in `folder`; the object store's address and credentials are in this process's environment, too."""
+def documented_world(folder: Path, head: RayHead, run_job: Run) -> Iterator[World]:
+    """Make all of it in `folder` and in buckets of the object store that this process's environment leads to."""
     checkout = folder / "checkout"
     checkout.mkdir()
     (folder / "home").mkdir()
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(local_s3(folder / "s3"))
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        stack.callback(s3fs.S3FileSystem.clear_instance_cache)
-        (folder / "ray").mkdir()
-        head = stack.enter_context(ray_head(folder / "ray", server.environment))
+    programs = checkout / ".venv" / "bin"
+    with tempfile.TemporaryDirectory() as sockets:  # whose paths may have 107 characters
+        shim = PythonShim(programs, f"{sockets}/jobs", run_job)
         _fill_checkout(checkout)
         _fill_buckets()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SCENEPARSE_"))}
         here = {
             "HOME": str(folder / "home"),
             "HF_HUB_OFFLINE": "1",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         }
-        yield World(checkout, {**inherited, **head.environment, **here}, head.dashboard)
+        try:
+            yield World(checkout, {**inherited, **head.environment, **here}, head.dashboard, shim)
+        finally:
+            shim.close()
 
 
 def add_photos() -> None:
@@ -145,7 +138,6 @@ def add_photos() -> None:
 def _fill_checkout(folder: Path) -> None:
     for name in ("jobs", "tests"):
         (folder / name).symlink_to(REPOSITORY / name)
-    (folder / ".venv").symlink_to(sys.prefix)
     # `ray job submit` uploads all else.
     (folder / ".gitignore").write_text(".venv\n*.pth\n*.onnx\n/best\n")
     (folder / "configs").mkdir()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.processes import ServerProcess, free_ports
 from tests.ray_head import ACCESS, sessions_folder
+from tests.requirements import Requirement
 
 _numbers = itertools.count()
 # Their addresses are no loopback ones, which ACCESS has Ray keep.
@@ -40,6 +41,9 @@ def can_have_networks() -> bool:
 
 def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+NETWORKS = Requirement("network namespaces", "apt-get install iproute2, and run the tests as root", can_have_networks)
 
 
 class NetworkNode:

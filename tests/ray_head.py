@@ -21,11 +21,12 @@ ACCESS = {
 
 @dataclass(frozen=True)
 class RayHead:
-    """A running head: where drivers, `ray job` and Prometheus find it."""
+    """A running head: where drivers, `ray job` and Prometheus find it, and where its logs lie."""
 
     environment: dict[str, str]  # for a driver that connects directly
     dashboard: str
     metrics: str
+    sessions: Path  # with its logs
 
 
 def sessions_folder() -> tempfile.TemporaryDirectory[str]:
@@ -37,20 +38,33 @@ def sessions_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @contextlib.contextmanager
-def ray_head(folder: Path, environment: Mapping[str, str], num_cpus: int = 8) -> Iterator[RayHead]:
-    """Run a head of `num_cpus` logical CPUs whose workers inherit `environment`. Ends with the block."""
-    gcs, dashboard, client, agent, metrics = free_ports(5)
+def ray_head(
+    folder: Path,
+    environment: Mapping[str, str],
+    num_cpus: int = 8,
+    dashboard: bool = True,
+    log_monitor: bool = False,
+) -> Iterator[RayHead]:
+    """Run a head of `num_cpus` logical CPUs whose workers inherit `environment`. Ends with the block.
+
+    Args:
+        dashboard: takes submitted jobs; without it the head starts sooner.
+        log_monitor: brings what workers print to drivers that ask for it (`--verbose`), and takes 5% of a core.
+    """
+    gcs, dashboard_port, client, agent, metrics = free_ports(5)
+    metrics_url = f"http://{LOOPBACK}:{metrics}/metrics"
     with sessions_folder() as sessions:
         process = ServerProcess(
             name="ray head",
             command=[
                 str(Path(sys.executable).parent / "ray"),
                 *("start", "--head", "--block", "--disable-usage-stats", f"--node-ip-address={LOOPBACK}"),
-                *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
+                *(f"--port={gcs}", f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client}"),
                 *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"),
                 *(f"--num-cpus={num_cpus}", f"--object-store-memory={2**30}"),
+                *(f"--include-dashboard={str(dashboard).lower()}", f"--include-log-monitor={str(log_monitor).lower()}"),
             ],
-            url=f"http://{LOOPBACK}:{dashboard}/",
+            url=f"http://{LOOPBACK}:{dashboard_port}/" if dashboard else metrics_url,
             log=folder / "ray.log",
             environment={
                 **environment,
@@ -64,6 +78,6 @@ def ray_head(folder: Path, environment: Mapping[str, str], num_cpus: int = 8) ->
         try:
             process.wait_until_it_answers(120)
             drivers = {**ACCESS, "RAY_ADDRESS": f"{LOOPBACK}:{gcs}"}
-            yield RayHead(drivers, f"http://{LOOPBACK}:{dashboard}", f"http://{LOOPBACK}:{metrics}/metrics")
+            yield RayHead(drivers, f"http://{LOOPBACK}:{dashboard_port}", metrics_url, Path(sessions))
         finally:
             process.stop()

@@ -18,9 +18,8 @@ from pipeline.images import decode_image, decode_label
 from pipeline.scenes import CLASSES
 from tests.conftest import RunJob
 from tests.output_checks import check_invariants
+from tests.requirements import INT8
 from tests.scene_data import write_photos, write_training_set
-
-pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="int8 needs oneDNN")
 
 
 def save_model(folder: Path, outliers: bool = False) -> None:
@@ -62,6 +61,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def calibrated(scenes: str, tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
+    INT8.check()
     folder = tmp_path_factory.mktemp("checkpoints")
     save_model(folder / "best")
     lines: list[str] = []
@@ -123,6 +123,7 @@ def test_a_checkpoint_can_be_calibrated_where_it_lies(
     assert weights.stat().st_mtime_ns == written
 
 
+@INT8.mark
 def test_labels_that_differ_too_much_are_refused_with_both_figures(
     scenes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +172,15 @@ def test_input_that_cannot_work_is_refused_before_the_work(
     with pytest.raises(UserError, match=r"half: holds config\.json but no whole checkpoint"):
         main(arguments(checkpoint, scenes, tmp_path / "half"))
     assert not out.exists()
+
+
+def test_a_machine_without_int8_is_refused_before_the_work(
+    scenes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "has_int8", lambda device: False)
+    with pytest.raises(UserError, match=r"needs a CPU with VNNI instructions .*; calibrate on such a machine"):
+        main(arguments(tmp_path / "best", scenes, tmp_path / "int8"))
+    assert not (tmp_path / "int8").exists()
 
 
 @pytest.mark.slow

@@ -11,30 +11,34 @@ import pytest
 
 from pipeline import query
 from tests.conftest import REPOSITORY
+from tests.requirements import SHM
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, SHM.mark]
 
 SMALL = ["--num-train", "16", "--num-val", "4", "--num-photos", "12", "--optimization.epochs", "1"]
 
 
 @pytest.mark.timeout(900)
-def test_it_runs_twice_shows_everything_and_leaves_no_process(tmp_path: Path) -> None:
-    (tmp_path / "demo").mkdir()
-    (tmp_path / "demo" / "mine.txt").write_text("not the demo's")
-    for _ in range(2):
-        mark = {"SCENEPARSE_TEST_MARK": str(tmp_path)}
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
-        done = subprocess.run(
-            [sys.executable, "jobs/demo.py", "--folder", str(tmp_path / "demo"), *SMALL],
-            cwd=REPOSITORY,
-            env={**environment, **mark},
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert not _processes_with(mark), "the demo left processes behind"
-    assert (tmp_path / "demo" / "mine.txt").exists(), "the demo removed what it had not made"
+def test_it_takes_an_earlier_demos_place_shows_everything_and_leaves_no_process(tmp_path: Path) -> None:
+    demo = tmp_path / "demo"
+    earlier = [demo / "labels" / "masks" / "part-earlier.parquet", demo / "runs" / "scenes" / "best" / "earlier.json"]
+    for path in (*earlier, demo / "mine.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("of an earlier demo, or not a demo's")
+    mark = {"SCENEPARSE_TEST_MARK": str(tmp_path)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
+    done = subprocess.run(
+        [sys.executable, "jobs/demo.py", "--folder", str(demo), *SMALL],
+        cwd=REPOSITORY,
+        env={**environment, **mark},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not _processes_with(mark), "the demo left processes behind"
+    assert (demo / "mine.txt").exists(), "the demo removed what it had not made"
+    assert not [path for path in earlier if path.exists()], "results of an earlier demo are left among the new ones"
     printed = done.stdout
     assert "15 of 15 images" in printed
     assert "broken-text.jpg: NotAnImage at decode" in printed

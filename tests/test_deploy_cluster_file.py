@@ -15,7 +15,7 @@ from tests.autoscaling import launched_for, segmentation_requests, training_requ
 from tests.aws_account import cluster_file
 from tests.conftest import REPOSITORY
 
-SCRIPTS = sorted((REPOSITORY / "deploy").rglob("*.sh"))
+SCRIPTS = sorted(path for folder in ("deploy", "scripts") for path in (REPOSITORY / folder).rglob("*.sh"))
 WORKERS = ("gpu", "cpu")
 
 

@@ -2,14 +2,13 @@
 
 import functools
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY
 from tests.documented_blocks import PAGES
+from tests.in_process import run_script
 
 JOBS = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "jobs").glob("*.py")} - {"jobs/__init__.py"}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -35,8 +34,9 @@ def commands(page: Path) -> list[tuple[str, str]]:
 
 @functools.cache
 def help_of(script: str) -> str:
-    command = [sys.executable, script, "--help"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, env={"COLUMNS": "200"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        done = run_script(script, "--help")
     assert done.returncode == 0, done.stderr
     return done.stdout
 

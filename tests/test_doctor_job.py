@@ -19,6 +19,7 @@ from pipeline.processes import LOOPBACK, free_ports
 from tests.conftest import REPOSITORY, RunJob
 from tests.ray_head import ACCESS, ray_head
 from tests.ray_nodes import add_node
+from tests.requirements import SHM
 from tests.swift import SwiftServer
 
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
@@ -91,6 +92,7 @@ def raylet(node: Any) -> psutil.Process:
 
 @pytest.fixture(scope="module")
 def faulty(swift: SwiftServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyCluster]:
+    SHM.check()
     planted = tmp_path_factory.mktemp("planted")
     (planted / "torchvision-9.9.dist-info").mkdir()
     (planted / "torchvision-9.9.dist-info" / "METADATA").write_text(

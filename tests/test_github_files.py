@@ -1,5 +1,8 @@
 """GitHub shows a form or a heading only if its file has the keys that GitHub reads."""
 
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +46,18 @@ def test_headings_of_a_release_cover_every_label() -> None:
     assert categories[-1]["labels"] == ["*"]
     labels = {label for path in FORMS for label in read(path)["labels"]}
     assert labels <= {label for one in categories for label in one["labels"]}, "a form's label has a heading"
+
+
+def test_workflows_pass_actionlint() -> None:
+    workflows = sorted((REPOSITORY / ".github/workflows").glob("*.yml"))
+    assert workflows
+    actionlint = Path(sys.executable).parent / "actionlint"
+    found = subprocess.run([actionlint, *workflows], text=True, capture_output=True)
+    assert found.returncode == 0, found.stdout
+
+
+def test_every_python_that_the_project_supports_is_tested() -> None:
+    jobs = read(REPOSITORY / ".github/workflows/ci.yml")["jobs"]
+    least = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert f">={jobs['test']['strategy']['matrix']['python'][0]}" == least
+    assert "secrets." not in (REPOSITORY / ".github/workflows/ci.yml").read_text()

@@ -1,7 +1,6 @@
 """jobs/import_weights.py as a user runs it: from a published file to a checkpoint that labels images."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from jobs.import_weights import main
 from pipeline import storage
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import UserError
-from tests.conftest import REPOSITORY
+from tests.in_process import run_script
 from tests.models.reference_networks import MMSeg
 from tests.models.seeded import seeded_state_dict
 
@@ -124,8 +123,7 @@ def test_a_backbone_is_not_announced_as_ready_to_segment(tmp_path: Path, capsys:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "jobs/import_weights.py", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    return run_script("jobs/import_weights.py", *arguments)
 
 
 @pytest.mark.slow

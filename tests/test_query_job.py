@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +13,9 @@ import pytest
 
 from pipeline import parts, storage
 from pipeline.tables import CLASSES, table
+from tests.in_process import run_script
 from tests.small_output import write_small_output
 
-ROOT = Path(__file__).parent.parent
 Ask = Callable[..., subprocess.CompletedProcess]
 
 
@@ -30,8 +29,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(*arguments: object, typed: str = "", code: int = 0) -> subprocess.CompletedProcess:
-    command = [sys.executable, "jobs/query.py", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, input=typed, capture_output=True, text=True, timeout=60)
+    done = run_script("jobs/query.py", *map(str, arguments), typed=typed)
     assert done.returncode == code, (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
     return done

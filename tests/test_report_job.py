@@ -6,7 +6,6 @@ import io
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,10 @@ from PIL import Image
 from pipeline import parts, storage
 from pipeline.errors import UserError
 from pipeline.tables import CLASSES, table
+from tests.in_process import run_script
 from tests.output_samples import add_part, build, failed, scene_photo, write_output
 from tests.small_output import NAMES, PALETTE, labelled, write_small_output
 
-ROOT = Path(__file__).parent.parent
 SKY = NAMES.index("sky")
 
 
@@ -265,8 +264,7 @@ def test_an_output_of_an_older_schema_has_a_note(tmp_path: Path) -> None:
 
 
 def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess:
-    command = [sys.executable, "jobs/report.py", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = run_script("jobs/report.py", *map(str, arguments))
     assert done.returncode == code, (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
     return done

@@ -224,7 +224,7 @@ def test_dark_and_light(chromium: Browser, report: Path, dark: bool) -> None:
             assert abs(paper - ink) > 0.6, selector
 
 
-@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("width", [360, *(pytest.param(w, marks=pytest.mark.exhaustive) for w in (600, 1200, 1920))])
 def test_a_page_is_as_wide_as_its_window(chromium: Browser, report: Path, width: int) -> None:
     with opened(chromium, report, width=width) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -17,8 +17,18 @@ from pipeline.segmentation import Summary, segment
 from pipeline.settings import load_settings
 from pipeline.stages import plan_stages
 from pipeline.tables import CLASSES, SCHEMA_VERSION, table
+from tests.ray_head import RayHead
 from tests.scene_data import write_photos
 from tests.test_segment_job import save_checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _reachable_head(head: RayHead, unconnected: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run that connects to Ray find the head; a Ray of its own would take seconds to start."""
+    for name, value in head.environment.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 from pipeline import storage
 from tests.conftest import RunJob
 from tests.output_checks import check_invariants
+from tests.requirements import ROOT
 from tests.scene_data import write_photos
 from tests.test_segment_job import save_checkpoint
 
@@ -22,7 +23,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80k", "none", str(disk)], capture_output=True)
     if mounted.returncode:
-        pytest.skip("only root may mount a small disk")
+        pytest.skip(ROOT.reason)
     try:
         yield disk
     finally:

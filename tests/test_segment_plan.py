@@ -93,6 +93,8 @@ def test_a_sample_that_fails_altogether_makes_a_plan_too(photos: Photos, connect
     assert not storage.find(photos.output)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("connected")
 def test_an_output_of_an_unknown_model_is_refused_before_anything_is_tried(photos: Photos) -> None:
     storage.write_bytes(f"{photos.output}/masks/foreign.parquet", b"")
     before = photos.objects()

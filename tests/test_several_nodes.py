@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import Node
-from tests.node_network import Network, can_have_networks, node_network
+from tests.node_network import NETWORKS, Network, node_network
 from tests.nodes_driver import NOTES
+from tests.requirements import SHM
 from tests.scene_data import write_training_set
 from tests.several_nodes import Job, Labelling, Nodes, cluster_of
 from tests.test_segment_job import save_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), SHM.mark]
 
 Start = Callable[..., Labelling]
 
@@ -32,7 +33,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         one.kill()
 
 
-@pytest.mark.parametrize("cpus", [[2], [1, 1, 1]], ids=str)
+@pytest.mark.parametrize("cpus", [pytest.param([2], marks=pytest.mark.exhaustive), [1, 1, 1]], ids=str)
 def test_no_stage_starves_on_a_small_cluster(cpus: list[int], start: Start, tmp_path: Path) -> None:
     with cluster_of(tmp_path, *map(Node, cpus)) as nodes:
         run = start(nodes, 80)
@@ -63,6 +64,7 @@ def test_a_checkpoint_is_evaluated_on_the_nodes_with_gpus(tmp_path: Path) -> Non
     assert "mIoU" in job.printed
 
 
+@pytest.mark.exhaustive
 def test_a_cluster_that_has_become_too_small_for_its_predictors_goes_on_with_fewer(
     start: Start, tmp_path: Path
 ) -> None:
@@ -105,7 +107,8 @@ def test_a_node_that_comes_is_used(start: Start, tmp_path: Path) -> None:
     run.check()
 
 
-@pytest.mark.skipif(not can_have_networks(), reason="no network namespaces: needs `ip` and the right to make them")
+@pytest.mark.exhaustive
+@NETWORKS.mark
 def test_a_node_that_is_cut_off_for_longer_than_ray_waits(start: Start, tmp_path: Path) -> None:
     """Its writers still reach the output, as nodes may whose network is cut in two."""
     (tmp_path / "notes").mkdir()

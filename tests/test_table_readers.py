@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from pipeline.images import encode_mask
 from pipeline.parquet_layout import write_options
 from pipeline.tables import MASKS, PREDICTED, masks_and_class_stats, table
 from tests.pipeline.samples import CLASS_IDS_HW, CLASS_NAMES, MADE_AT, failed, segmented, write_classes, write_part
+from tests.requirements import JAVA
 
 SQL = Path(__file__).parent.parent / "sql"
 # Image, class, its colour's red, and its share of the image.
@@ -103,7 +103,7 @@ def test_hugging_face_datasets_shows_masks_as_images(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java")
+@JAVA.mark
 def test_spark_with_the_statements_in_sql(output: Path, tmp_path: Path) -> None:
     """In a process of its own, since Spark leaves threads and a Java machine behind."""
     statements = [text.strip() for text in (SQL / "spark.sql").read_text().replace("OUTPUT", str(output)).split(";")]

@@ -1,9 +1,7 @@
 """A training that loses workers, nodes, its driver or one storage request in ten ends as one that loses nothing."""
 
 import contextlib
-import itertools
 import os
-import posixpath
 import signal
 import subprocess
 import sys
@@ -22,29 +20,14 @@ from pipeline import storage
 from pipeline.local_s3 import s3_environment
 from pipeline.run_folder import recorded_checkpoints
 from pipeline.train_worker import TRAINING_STATE
-from tests.conftest import REPOSITORY, make_bucket
+from tests.conftest import REPOSITORY
 from tests.faulty_storage import faulty_storage
-from tests.ray_head import ACCESS, RayHead
+from tests.finished_training import STEPS, FinishedTraining, with_changes
+from tests.ray_head import ACCESS, RayHead, ray_head
 from tests.ray_nodes import add_node
-from tests.scene_data import TRAIN_OPTIONS, write_training_set
 from tests.swift import KEY, SECRET, SwiftServer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-EPOCHS, STEPS = 3, 12
-# With everything that a resumed run has to go on with: a moving average, warm-up, clipping, unfinished epochs.
-OPTIONS = [
-    *TRAIN_OPTIONS,
-    *("--optimization.epochs", str(EPOCHS), "--optimization.log-every", "1", "--checkpoint-every", "3"),
-    *("--optimization.ema-decay", "0.9", "--optimization.warmup-steps", "2", "--optimization.clip-norm", "5"),
-    *("--optimization.micro-batch", "1", "--tracking.panel", "1"),
-]
-
-
-def with_changes(changes: dict[str, str]) -> list[str]:
-    """OPTIONS with other values for some of them."""
-    options = dict(zip(OPTIONS[::2], OPTIONS[1::2], strict=True))
-    return list(itertools.chain(*(options | changes).items()))
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("training")]
 
 
 @dataclass
@@ -79,22 +62,15 @@ class Run:
             time.sleep(0.1)
 
 
-@pytest.fixture(scope="module")
-def root(swift: SwiftServer) -> str:
-    bucket = make_bucket()
-    write_training_set(f"{bucket}/scenes", num_train=16, num_val=2)
-    return f"{bucket}/scenes"
-
-
 @pytest.fixture
-def start(root: str, tmp_path: Path) -> Iterator[Any]:
+def start(uninterrupted: FinishedTraining, tmp_path: Path) -> Iterator[Any]:
     """Start a run of the same configuration; it ends with the test."""
     runs: list[Run] = []
 
     def run(output: str, environment: dict[str, str], changes: dict[str, str] | None = None) -> Run:
         log = tmp_path / f"run-{len(runs)}.log"
         with log.open("w") as file:
-            options = ["--data.root", root, "--output", output, *with_changes(changes or {})]
+            options = ["--data.root", uninterrupted.root, "--output", output, *with_changes(changes or {})]
             process = subprocess.Popen(
                 [sys.executable, "jobs/train.py", *options],
                 cwd=REPOSITORY,
@@ -113,22 +89,35 @@ def start(root: str, tmp_path: Path) -> Iterator[Any]:
             one.process.wait()
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(root: str, head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Output of a run that nothing happened to."""
-    output = posixpath.join(posixpath.dirname(root), "uninterrupted")
-    command = [sys.executable, "jobs/train.py", "--data.root", root, "--output", output, *OPTIONS]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env={**os.environ, **head.environment}, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return output
-
-
-def test_a_driver_that_is_killed_and_started_again_twice(
-    start: Any, root: str, head: RayHead, uninterrupted: str
+def test_a_worker_and_then_the_driver_that_are_killed_while_storage_fails_one_request_in_ten(
+    start: Any, uninterrupted: FinishedTraining, swift: SwiftServer, tmp_path: Path
 ) -> None:
-    output = posixpath.join(posixpath.dirname(root), "driver")
+    output = uninterrupted.beside("all-faults")
+    with (
+        faulty_storage(swift.environment["AWS_ENDPOINT_URL"]) as faulty,
+        ray_head(tmp_path, s3_environment(faulty.endpoint, KEY, SECRET), dashboard=False) as head,
+    ):
+        environment = {**s3_environment(faulty.endpoint, KEY, SECRET), **head.environment}
+        first = start(output, environment)
+        first.wait_for_checkpoint()
+        train_workers(head.environment["RAY_ADDRESS"])[-1].kill()
+        first.wait_for("Resuming after step")
+        first.wait_for("step 1/4 · loss")  # of the second epoch
+        first.process.send_signal(signal.SIGKILL)
+        first.process.wait()
+        assert "Resuming after step" in start(output, environment).finish()
+    assert min(faulty.refused, faulty.cut) > 5
+    assert_ended_alike(output, uninterrupted.output)
+
+
+# Each fault alone
+
+
+@pytest.mark.exhaustive
+def test_a_driver_that_is_killed_and_started_again_twice(
+    start: Any, head: RayHead, uninterrupted: FinishedTraining
+) -> None:
+    output = uninterrupted.beside("driver")
     first = start(output, head.environment)
     first.wait_for_checkpoint()
     first.process.send_signal(signal.SIGKILL)
@@ -140,31 +129,35 @@ def test_a_driver_that_is_killed_and_started_again_twice(
     last = start(output, head.environment)
     printed = last.finish()
     assert "Resuming after step" in printed
-    assert_ended_alike(output, uninterrupted)
+    assert_ended_alike(output, uninterrupted.output)
 
 
-def test_a_worker_that_is_killed(start: Any, root: str, head: RayHead, uninterrupted: str) -> None:
-    output = posixpath.join(posixpath.dirname(root), "worker")
+@pytest.mark.exhaustive
+def test_a_worker_that_is_killed(start: Any, head: RayHead, uninterrupted: FinishedTraining) -> None:
+    output = uninterrupted.beside("worker")
     run = start(output, head.environment)
     run.wait_for_checkpoint()
     train_workers(head.environment["RAY_ADDRESS"])[-1].kill()
     assert "Resuming after step" in run.finish()
-    assert_ended_alike(output, uninterrupted)
+    assert_ended_alike(output, uninterrupted.output)
 
 
-def test_storage_that_fails_one_request_in_ten(start: Any, root: str, swift: SwiftServer, uninterrupted: str) -> None:
-    output = posixpath.join(posixpath.dirname(root), "faulty")
+@pytest.mark.exhaustive
+def test_storage_that_fails_one_request_in_ten(start: Any, swift: SwiftServer, uninterrupted: FinishedTraining) -> None:
+    output = uninterrupted.beside("faulty")
     with faulty_storage(swift.environment["AWS_ENDPOINT_URL"]) as faulty:
         # A Ray of its own, whose workers have the address of the faulty storage.
         environment = {**s3_environment(faulty.endpoint, KEY, SECRET), "RAY_ADDRESS": ""}
         start(output, environment).finish()
     assert min(faulty.refused, faulty.cut) > 5
-    assert_ended_alike(output, uninterrupted)
+    assert_ended_alike(output, uninterrupted.output)
 
 
-def test_a_node_that_is_lost_and_fewer_workers_that_go_on(start: Any, root: str, swift: SwiftServer) -> None:
+def test_a_node_that_is_lost_and_fewer_workers_that_go_on(
+    start: Any, uninterrupted: FinishedTraining, swift: SwiftServer
+) -> None:
     """Elastic: two workers on two nodes, then one; the batches stay what they were, and every step is taken once."""
-    output = posixpath.join(posixpath.dirname(root), "node")
+    output = uninterrupted.beside("node")
     with cluster_of_nodes([2, 3, 3]) as (cluster, nodes, environment):
         # One worker alone normalises what goes through the network at once, so two images or more.
         changes = {"--workers.count": "1,2", "--workers.cpus": "2", "--optimization.micro-batch": "2"}
@@ -178,10 +171,11 @@ def test_a_node_that_is_lost_and_fewer_workers_that_go_on(start: Any, root: str,
     assert_no_orphans(output)
 
 
+@pytest.mark.exhaustive
 def test_a_node_that_is_about_to_be_taken_away_gets_a_checkpoint_first(
-    start: Any, root: str, swift: SwiftServer
+    start: Any, uninterrupted: FinishedTraining, swift: SwiftServer
 ) -> None:
-    output = posixpath.join(posixpath.dirname(root), "preempted")
+    output = uninterrupted.beside("preempted")
     with cluster_of_nodes([2, 3, 3]) as (cluster, nodes, environment):
         # No checkpoint is due before the run's last steps, but for the one that the notice asks for.
         changes = {"--workers.count": "1,2", "--workers.cpus": "2", "--optimization.micro-batch": "2"}
@@ -203,9 +197,10 @@ def test_a_node_that_is_about_to_be_taken_away_gets_a_checkpoint_first(
         run.wait_for("Resuming after step")
 
 
-def test_a_node_that_comes_is_trained_on(start: Any, root: str, swift: SwiftServer) -> None:
+@pytest.mark.exhaustive
+def test_a_node_that_comes_is_trained_on(start: Any, uninterrupted: FinishedTraining, swift: SwiftServer) -> None:
     """Ray Train looks once a minute whether an elastic training can have more workers."""
-    output = posixpath.join(posixpath.dirname(root), "grown")
+    output = uninterrupted.beside("grown")
     with cluster_of_nodes([2, 3]) as (cluster, _, environment):
         changes = {"--workers.count": "1,2", "--workers.cpus": "2", "--optimization.micro-batch": "2"}
         run = start(output, environment, {**changes, "--optimization.epochs": "1000"})

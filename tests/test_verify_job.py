@@ -8,13 +8,12 @@ import pytest
 
 from pipeline import storage
 from tests.conftest import REPOSITORY
+from tests.in_process import run_script
 from tests.pipeline.samples import write_classes, write_part
 
 
 def verify(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "jobs/verify.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
-    )
+    return run_script("jobs/verify.py", *arguments)
 
 
 def test_a_right_output_gives_exit_code_0(small_output: Path) -> None:

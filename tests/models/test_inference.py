@@ -3,10 +3,11 @@ import torch
 
 import models.inference
 from models import Architecture, Predictor, PSPNet, winograd
-from models.backend import maker
+from models.backend import Precision, maker
 from models.convolution import Convolution
 from models.inference import InferenceNetwork, compiled
 from models.inputs import NetworkInputs
+from tests.requirements import BFLOAT16
 
 CPU = torch.device("cpu")
 MEAN, STD = torch.tensor([120.0, 115, 100]), torch.tensor([60.0, 57, 55])
@@ -49,7 +50,7 @@ def expected_logits(model: PSPNet, images: torch.Tensor) -> torch.Tensor:
         return model(images / STD.view(3, 1, 1)).permute(0, 2, 3, 1)
 
 
-def network(model: PSPNet, precision: str = "float32") -> InferenceNetwork:
+def network(model: PSPNet, precision: Precision = "float32") -> InferenceNetwork:
     return InferenceNetwork(model, STD, maker(precision, CPU), CPU)
 
 
@@ -60,23 +61,38 @@ def difference(result: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_it_is_the_networks_function(name: str) -> None:
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("float32", 2e-5), pytest.param("bfloat16", 3e-2, marks=BFLOAT16.mark)]
+)
+def test_it_is_the_networks_function(name: str, precision: Precision, tolerance: float) -> None:
     model, images = make_model(ARCHITECTURES[name]), make_images(97, 121, batch=2)
     expected = expected_logits(model, images)
     with torch.inference_mode():
-        assert difference(network(model)(images), expected) < 2e-5
-        assert difference(network(model, "bfloat16")(images), expected) < 3e-2
+        assert difference(network(model, precision)(images), expected) < tolerance
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("height", [64, 65, 121, 200])
-def test_strips_of_rows_make_the_whole(name: str, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "height"),
+    [
+        *((name, height) for name in ("plain", "max") for height in (64, 65, 121, 200)),
+        *((name, height) for name in ("deep", "wide levels", "no pyramid") for height in (64, 65)),
+        # Of many layers and of many strips: seconds each.
+        *(
+            pytest.param(name, height, marks=pytest.mark.exhaustive)
+            for name in ("deep", "wide levels", "no pyramid")
+            for height in (121, 200)
+        ),
+    ],
+)
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=BFLOAT16.mark)])
+def test_strips_of_rows_make_the_whole(
+    precision: Precision, name: str, height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(models.inference, "STRIP_BYTES", 1)  # eight rows of the image at a time
     model, images = make_model(ARCHITECTURES[name]), make_images(height, 73, batch=2)
-    for precision in ("float32", "bfloat16"):
-        made = network(model, precision)
-        with torch.inference_mode():
-            assert difference(made.streamed(inputs(images)), made(images)) < 2e-5
+    made = network(model, precision)
+    with torch.inference_mode():
+        assert difference(made.streamed(inputs(images)), made(images)) < 2e-5
 
 
 def test_without_a_compiler_it_is_the_same_function(monkeypatch: pytest.MonkeyPatch) -> None:

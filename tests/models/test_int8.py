@@ -15,8 +15,9 @@ from models import Architecture, Predictor, PSPNet
 from models.calibration import activation_ranges
 from models.inputs import NetworkInputs
 from models.int8 import Int8Convolution, Ranges
+from tests.requirements import INT8
 
-pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="int8 needs oneDNN")
+pytestmark = INT8.mark
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 55.0, 50.0]
 INPUT, OUTPUT = (0.0, 3.0), (0.0, 5.0)

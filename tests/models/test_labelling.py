@@ -1,6 +1,5 @@
 """Masks and statistics: the C kernel and the torch strips against full-size planes, softmax, numpy."""
 
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,9 +12,10 @@ import torch.nn.functional as F
 from models import labelling, native
 from models.labelling import label, label_batch, label_in_strips, only_image, taps
 from tests.models.low_counts import assert_low_counts
+from tests.requirements import C_COMPILER
 
 Fields = dict[str, Any]
-needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+needs_compiler = C_COMPILER.mark
 
 
 def strips(logits, size, padded, output_size, align_corners, with_map, max_strip_bytes=None) -> Fields:

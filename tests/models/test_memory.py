@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models import Architecture, Metadata, PSPNet, save
+from tests.requirements import PROC
 
 LIMIT_SINGLE, LIMIT_SIX_SCALES = 1.5e9, 2.5e9
 PROGRAM = """
@@ -40,7 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+@PROC.mark
 @pytest.mark.parametrize(
     ("mode", "limit"), [("whole", LIMIT_SINGLE), ("single", LIMIT_SINGLE), ("six scales", LIMIT_SIX_SCALES)]
 )

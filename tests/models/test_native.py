@@ -1,6 +1,5 @@
 """Compiled C sources: found again, never trusted blindly, and done without where there is no compiler."""
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -9,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from models import native
+from tests.requirements import C_COMPILER
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+pytestmark = C_COMPILER.mark
 ROOT = Path(native.__file__).parents[1]
 
 

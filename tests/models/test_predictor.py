@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from models import Architecture, Prediction, Predictor, PSPNet, SlidingPredictor
 from models.inputs import padded_size
+from tests.requirements import BFLOAT16, INT8
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 55.0, 50.0]
 
@@ -183,6 +184,7 @@ def test_the_callers_model_is_left_as_it_was() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@BFLOAT16.mark
 def test_bfloat16_mostly_agrees_with_float32() -> None:
     images = make_images(1, 131, 131)
     full = Predictor(MODELS[True], MEAN, STD).predict(images)
@@ -206,11 +208,15 @@ def test_unusable_images_are_refused(images: np.ndarray, message: str) -> None:
         Predictor(MODELS[True], MEAN, STD).predict(images)
 
 
-def test_unusable_settings_are_refused() -> None:
+def test_unusable_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="precision 'int4'"):
         Predictor(MODELS[True], MEAN, STD, precision="int4")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="calibrate"):
+    with pytest.raises(ValueError, match="calibrate" if INT8.is_met() else "needs a CPU with VNNI"):
         Predictor(MODELS[True], MEAN, STD, precision="int8")
+    with monkeypatch.context() as patch:
+        patch.setattr("models.predictor.has_bfloat16", lambda device: False)
+        with pytest.raises(ValueError, match="bfloat16 needs a CPU with AVX-512 or AVX-NE-CONVERT"):
+            Predictor(MODELS[True], MEAN, STD, precision="bfloat16")
     with pytest.raises(ValueError, match="std"):
         Predictor(MODELS[True], MEAN, [1, 0, 1])
     with pytest.raises(ValueError, match="output_size"):

@@ -1,7 +1,6 @@
 """The sliding predictor against the protocol written plainly, with full-size tensors."""
 
 import math
-import shutil
 from dataclasses import fields
 from typing import Any
 
@@ -16,6 +15,7 @@ from models.inputs import padded_size
 from models.labelling import Prediction
 from models.protocol import SlidingPredictor
 from tests.models.low_counts import assert_low_counts
+from tests.requirements import C_COMPILER
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 55.0, 50.0]
 SIX_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -119,7 +119,7 @@ def assert_same(a: Prediction, b: Prediction) -> None:
         np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), field.name)
 
 
-needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+needs_compiler = C_COMPILER.mark
 
 
 @pytest.fixture(params=[pytest.param("kernel", marks=needs_compiler), "torch"])

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from models import Architecture, Metadata, Predictor, PSPNet, load, model_id, save
 from models.calibration import activation_ranges
 from models.export import SegmentationGraph
-from models.predictor import has_int8
 from models.temperature import TEMPERATURES, best_temperature, slopes
+from tests.requirements import BFLOAT16, INT8
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 55.0, 50.0]
 NAMES = [f"class {k}" for k in range(7)]
@@ -91,7 +91,7 @@ def full_logits(images: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("temperature", [0.4, 2.5])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=BFLOAT16.mark)])
 def test_a_predictor_divides_logits_by_it_and_keeps_labels(precision: str, temperature: float) -> None:
     images = make_images(2, 81, 97)
     plain = Predictor(MODEL, MEAN, STD, precision=precision)  # type: ignore[arg-type]
@@ -106,7 +106,7 @@ def test_a_predictor_divides_logits_by_it_and_keeps_labels(precision: str, tempe
         np.testing.assert_allclose(after.confidence_NHW, expected_NHW, atol=1e-3)
 
 
-@pytest.mark.skipif(not has_int8(torch.device("cpu")), reason="int8 needs VNNI and oneDNN")
+@INT8.mark
 def test_it_holds_in_int8_too() -> None:
     images = make_images(1, 81, 97)
     ranges = activation_ranges(MODEL, MEAN, STD, [torch.from_numpy(images)])

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from models import labelling, protocol, windows
 from tests.models.test_protocol import SIX_SCALES, assert_same, make_images, needs_compiler, predictor
+from tests.requirements import PROC
 
 
 class Recorded:
@@ -126,7 +126,7 @@ print(peak() - before)
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+@PROC.mark
 def test_a_tall_image_takes_the_memory_of_its_mask_and_of_a_few_rows() -> None:
     program = PROGRAM.format(height=TALL, width=WIDTH)
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -5,8 +5,9 @@ from torch import nn
 
 from models import native, winograd
 from models.winograd import WinogradConvolution
+from tests.requirements import BFLOAT16, C_COMPILER
 
-pytestmark = pytest.mark.skipif(winograd.library() is None, reason="needs a C compiler")
+pytestmark = C_COMPILER.mark
 CPU = torch.device("cpu")
 
 
@@ -59,6 +60,7 @@ def test_a_shortcut_is_added_before_the_relu(relu: bool) -> None:
     assert_close(run(conv, x, shortcut.to(memory_format=torch.channels_last), relu), expected)
 
 
+@BFLOAT16.mark
 def test_bfloat16_in_and_out_with_float32_between() -> None:
     conv, x = make_conv(), torch.randn(1, 32, 34, 35).bfloat16()
     shortcut = torch.randn(1, 48, 34, 35).bfloat16().to(memory_format=torch.channels_last)
