@@ -9,8 +9,8 @@ CHAOS_SEEDS ?= 0-49
 ONLY ?=
 CAMVID ?=
 
-# Processes that run tests. One more than there are cores: while some wait for a server, others compute.
-TEST_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() + 1, 8))')
+# Processes that run tests. Each may start a Ray head of its own, and what it runs there.
+TEST_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(max(2, min(os.cpu_count(), 8)))')
 PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder --durations 20
 
 .PHONY: help setup demo test test-all test-fast coverage chaos bench check docs format clean

@@ -41,7 +41,8 @@ LONGEST = (
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Give the tests of one file to one worker of pytest-xdist, since they share its fixtures; the longest first."""
     groups = {}
     for item in items:
@@ -49,6 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         groups[item] = mark.args[0] if mark else item.nodeid.partition("::")[0]
         if mark is None:
             item.add_marker(pytest.mark.xdist_group(groups[item]))
+    yield  # pytest-xdist reads the groups, and pytest-randomly shuffles
     items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
 
 
@@ -178,7 +180,7 @@ def _report_missing(terminal: pytest.TerminalReporter) -> None:
     if counts:
         terminal.section("Skipped, because this machine lacks something", sep="-")
         for reason, count in sorted(counts.items()):
-            terminal.line(f"{count:4} tests {reason}")
+            terminal.line(f"{count:4} tests need {reason.removeprefix(PREFIX)}")
 
 
 def _report_seconds(terminal: pytest.TerminalReporter) -> None:

@@ -32,6 +32,7 @@ with socket.socket(socket.AF_UNIX) as channel:
     channel.shutdown(socket.SHUT_WR)
     code, out, err = json.loads(b"".join(iter(lambda: channel.recv(65536), b"")))
 sys.stdout.write(out)
+sys.stdout.flush()
 sys.stderr.write(err)
 sys.exit(code)
 """

@@ -70,6 +70,8 @@ def ray_head(
                 **environment,
                 **ACCESS,
                 "RAY_TMPDIR": sessions,
+                # Ray would start a worker for each CPU with the first driver, which most tests never use.
+                "RAY_prestart_worker_first_driver": "0",
                 # The environment's programs, without anything from the process that runs the tests.
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             },

@@ -74,7 +74,9 @@ def test_every_job_is_told_of_in_the_readme_or_the_docs() -> None:
 
 def test_the_messages_of_the_troubleshooting_page_are_ones_that_are_given() -> None:
     """A message that is worded anew has to be worded anew there."""
-    sources = [path.read_text() for folder in ("pipeline", "jobs") for path in (REPOSITORY / folder).rglob("*.py")]
+    sources = [
+        path.read_text() for folder in ("models", "pipeline", "jobs") for path in (REPOSITORY / folder).rglob("*.py")
+    ]
     # As one text each, where the source breaks it into several.
     given = re.sub(r'"\n\s*f?"', "", "\n".join(sources))
     page = (REPOSITORY / "docs" / "troubleshooting.md").read_text()

@@ -1,0 +1,134 @@
+"""What the tests share does what they take for granted: scripts in this process, requirements, groups, the report."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import REPOSITORY, run_process
+from tests.in_process import run_script
+from tests.python_shim import PythonShim
+from tests.requirements import Requirement
+
+MISSING = Requirement("a unicorn", "apt-get install unicorn", lambda: False)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["jobs/query.py", "--list"], ["jobs/query.py", "no-such-output", "failures"], ["jobs/query.py", "-h"]]
+)
+def test_a_script_in_this_process_gives_what_a_process_gives(arguments: list[str]) -> None:
+    here, there = run_script(*arguments), run_process(*arguments)
+    assert (here.returncode, here.stdout, here.stderr) == (there.returncode, there.stdout, there.stderr)
+
+
+def script(folder: Path, code: str) -> str:
+    """Write a script; returns its path as `run_script` takes it."""
+    (folder / "script.py").write_text(code)
+    return os.path.relpath(folder / "script.py", REPOSITORY)
+
+
+def test_everything_that_is_printed_is_kept_and_the_streams_are_put_back(tmp_path: Path) -> None:
+    code = """
+import logging, os, sys
+logging.getLogger("tests.harness").addHandler(logging.StreamHandler())
+logging.getLogger("tests.harness").error("by a logger")
+print("by Python", input())
+os.write(2, b"past Python\\n")
+sys.exit("the end")
+"""
+    before = sys.stdout, sys.stderr, sys.stdin
+    done = run_script(script(tmp_path, code), typed="typed\n")
+    assert (done.returncode, done.stdout) == (1, "by Python typed\n")
+    assert {"by a logger", "past Python", "the end"} == set(done.stderr.splitlines())
+    assert (sys.stdout, sys.stderr, sys.stdin) == before
+    (handler,) = logging.getLogger("tests.harness").handlers
+    assert isinstance(handler, logging.StreamHandler)
+    assert handler.stream is sys.stderr, "a handler that writes to a closed file"
+    logging.getLogger("tests.harness").removeHandler(handler)
+
+
+def test_a_fault_of_a_script_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_script(script(tmp_path, "1 / 0"))
+
+
+def test_a_shells_python_runs_jobs_here_and_anything_else_as_it_is(tmp_path: Path) -> None:
+    asked = []
+
+    def run(*command: str) -> "subprocess.CompletedProcess[str]":
+        asked.append((command, Path.cwd()))
+        return subprocess.CompletedProcess(command, 3, "out\n", "err\n")
+
+    shim = PythonShim(tmp_path / "bin", str(tmp_path / "socket"), run)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    try:
+        code = "python jobs/a.py 'x y' 2>&1 | tr a-z A-Z; python -c 'import pytest; print(pytest.__name__)'; exit 5"
+        done = shim.shell(["bash", "-c", code], tmp_path, environment)
+    finally:
+        shim.close()
+    assert (done.returncode, done.stdout) == (5, "OUT\nERR\npytest\n")
+    assert asked == [(("jobs/a.py", "x y"), tmp_path)]
+
+
+def test_a_test_without_what_it_needs_is_skipped_with_the_remedy() -> None:
+    with pytest.raises(pytest.skip.Exception, match="needs a unicorn: apt-get install unicorn"):
+        MISSING.check()
+    assert MISSING.mark.kwargs["reason"] == MISSING.reason
+
+
+INNER = """
+import pytest
+from tests.requirements import Requirement
+
+MISSING = Requirement("a unicorn", "apt-get install unicorn", lambda: False)
+
+@pytest.mark.parametrize("n", range(2))
+@MISSING.mark
+def test_one(n): ...
+
+def test_two():
+    MISSING.check()
+
+def test_three(): ...
+"""
+
+
+def test_the_end_of_a_run_lists_what_was_missing_once(tmp_path: Path) -> None:
+    (tmp_path / "test_inner.py").write_text(INNER)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "--rootdir", str(REPOSITORY)]
+    done = subprocess.run([*command, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed, 3 skipped" in done.stdout
+    assert done.stdout.count("   3 tests need a unicorn: apt-get install unicorn") == 1
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from tests.swift import swift_server
+with swift_server(Path(sys.argv[1])):
+    print("serving", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_servers_of_a_run_that_is_killed_end_with_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OWNER, str(tmp_path)]
+    owner = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "serving\n"
+    servers = psutil.Process(owner.pid).children(recursive=True)
+    assert len(servers) >= 4
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    deadline = time.monotonic() + 30
+    while any(server.is_running() and server.status() != psutil.STATUS_ZOMBIE for server in servers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
