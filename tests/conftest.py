@@ -11,7 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import s3fs
@@ -30,28 +30,43 @@ os.environ.update(ACCESS)
 
 _numbers = itertools.count()
 
-# Groups of tests that take longest. They start first, so that no worker is left with one of them at the end.
+# Files that share a fixture of the session which takes long to make: one process of pytest-xdist runs them all.
+TOGETHER = {"tests/test_train_job.py": "training", "tests/test_train_resilience.py": "training"}
+# The files that take longest. They start first, so that no process is left with one of them at the end.
 LONGEST = (
     "training",
     "tests/test_documented_commands.py",
     "tests/test_segment_chaos.py",
     "tests/test_several_nodes.py",
+    "tests/test_ablate_job.py",
+    "tests/test_doctor_job.py",
 )
 
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Give the tests of one file to one worker of pytest-xdist, since they share its fixtures; the longest first."""
-    groups = {}
-    for item in items:
-        mark = item.get_closest_marker("xdist_group")
-        groups[item] = mark.args[0] if mark else item.nodeid.partition("::")[0]
-        if mark is None:
-            item.add_marker(pytest.mark.xdist_group(groups[item]))
-    yield  # pytest-xdist reads the groups, and pytest-randomly shuffles
-    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
+def group_of(nodeid: str) -> str:
+    """Return the group of tests that one process runs: those of a file, or of several files."""
+    file = nodeid.partition("::")[0]
+    return TOGETHER.get(file, file)
+
+
+@pytest.hookimpl(trylast=True)  # pytest-randomly has shuffled before
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {group: place for place, group in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(group_of(item.nodeid), len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Schedule groups of tests in place of single ones, in the order of the collection."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from tests.conftest import RunJob, make_bucket
 from tests.finished_training import OPTIONS, FinishedTraining
 from tests.scene_data import SIZE, TRAIN_OPTIONS, write_training_set
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training")]
+pytestmark = pytest.mark.slow
 
 
 def test_prints_progress_and_metrics(uninterrupted: FinishedTraining) -> None:

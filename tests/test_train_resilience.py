@@ -27,7 +27,7 @@ from tests.ray_head import ACCESS, RayHead, ray_head
 from tests.ray_nodes import add_node
 from tests.swift import KEY, SECRET, SwiftServer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("training")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @dataclass

@@ -1,5 +1,8 @@
 """The dilated backbone against torchvision's ResNets."""
 
+import importlib
+from types import ModuleType
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,11 +10,15 @@ from torch import Tensor
 from models.pspnet import feature_size
 from models.resnet import STAGE_BLOCKS, DilatedResNet
 
-torchvision_models = pytest.importorskip("torchvision.models")
+
+@pytest.fixture(scope="module")
+def torchvision_models() -> ModuleType:
+    """Return torchvision's, which take seconds to import."""
+    return importlib.import_module("torchvision.models")
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
-def test_plain_stem_has_the_names_and_shapes_of_torchvision(depth: int) -> None:
+def test_plain_stem_has_the_names_and_shapes_of_torchvision(depth: int, torchvision_models: ModuleType) -> None:
     with torch.device("meta"):
         ours = DilatedResNet(depth).state_dict()
         theirs = getattr(torchvision_models, f"resnet{depth}")().state_dict()
@@ -39,7 +46,7 @@ def test_features_are_an_eighth_of_the_image_rounded_up(stem, size: tuple[int, i
 
 
 @torch.no_grad()
-def test_contracted_dilation_computes_what_torchvisions_dilated_resnet_does() -> None:
+def test_contracted_dilation_computes_what_torchvisions_dilated_resnet_does(torchvision_models: ModuleType) -> None:
     torch.manual_seed(0)
     theirs = torchvision_models.resnet50(replace_stride_with_dilation=[False, True, True]).eval()
     ours = DilatedResNet(50, contract_dilation=True).eval()

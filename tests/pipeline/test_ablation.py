@@ -2,7 +2,6 @@
 
 import pytest
 
-from pipeline.ablation import trials_at_once
 from pipeline.cluster import Node, Resources
 from pipeline.config import AblateConfig
 from pipeline.errors import UserError
@@ -16,6 +15,12 @@ OPTIONS = [
 
 def configured(*options: str) -> AblateConfig:
     return load_settings(AblateConfig, [*OPTIONS, *options], prog="jobs/ablate.py")
+
+
+def trials_at_once(config: AblateConfig, have: Resources) -> int:
+    from pipeline.ablation import trials_at_once  # takes seconds: it imports Ray Tune
+
+    return trials_at_once(config, have)
 
 
 def cluster_of(cpus: int, gpus: int = 0) -> Resources:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.classification import binary_calibration_error
 
 from pipeline.confidence import BINS, ConfidenceCounts, confidence_counts
 
@@ -25,6 +24,8 @@ def pixels(seed: int, shape: tuple[int, ...] = (60, 80)) -> tuple[NDArray[np.uin
 
 @pytest.mark.parametrize("seed", range(3))
 def test_torchmetrics_says_the_same(seed: int) -> None:
+    from torchmetrics.functional.classification import binary_calibration_error  # takes seconds
+
     truth, predicted, confidence = pixels(seed)
     counted = truth != IGNORE
     # The calibration of a binary task whose probability is our confidence and whose truth is that we are right.

@@ -5,15 +5,8 @@ import math
 
 import numpy as np
 import pytest
-import sklearn.metrics
 import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_confusion_matrix,
-    multiclass_jaccard_index,
-    multiclass_precision,
-)
 
 from pipeline.metrics import Metrics, confusion_matrix
 
@@ -154,6 +147,13 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_torchmetrics_says_the_same(case: str) -> None:
+    from torchmetrics.functional.classification import (  # takes seconds
+        multiclass_accuracy,
+        multiclass_confusion_matrix,
+        multiclass_jaccard_index,
+        multiclass_precision,
+    )
+
     truth, predicted, num_classes = CASES[case]
     confusion_KK = confusion_matrix(truth, predicted, num_classes, IGNORE)
     metrics = Metrics.of(confusion_KK)
@@ -180,6 +180,8 @@ def test_torchmetrics_says_the_same(case: str) -> None:
 @pytest.mark.filterwarnings("ignore:A single label was found")
 @pytest.mark.parametrize("case", CASES)
 def test_scikit_learn_says_the_same(case: str) -> None:
+    import sklearn.metrics  # takes seconds
+
     truth, predicted, num_classes = CASES[case]
     confusion_KK = confusion_matrix(truth, predicted, num_classes, IGNORE)
     metrics = Metrics.of(confusion_KK)
