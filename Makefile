@@ -30,12 +30,12 @@ help:
 
 # Made again whenever the list of dependencies or their pinned versions change.
 .venv/.demo: pyproject.toml constraints.txt scripts/install.sh
-	@echo "Installing what the demo needs in .venv: $(DEMO_SIZE), most of it torch's CUDA build; some minutes"
+	@echo "Installing what the demo needs in .venv: 6.4 GB, most of it torch's CUDA build; some minutes"
 	scripts/install.sh "$(PYTHON)" demo
 	@touch $@
 
 .venv/.ready: .venv/.demo
-	@echo "Installing what the tests need in .venv: $(DEV_SIZE) more"
+	@echo "Installing what the tests need in .venv: 1.6 GB more"
 	scripts/install.sh "$(PYTHON)" dev
 	@touch $@
 

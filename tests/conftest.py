@@ -97,7 +97,9 @@ def make_bucket() -> str:
 def head(swift: SwiftServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
     """Run a Ray head whose workers reach the Swift server."""
     SHM.check()
-    with ray_head(tmp_path_factory.mktemp("ray"), swift.environment) as running:
+    # Its node is never announced to be taken away: an actor less that imports torch, for each training.
+    environment = {**swift.environment, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+    with ray_head(tmp_path_factory.mktemp("ray"), environment) as running:
         yield running
         _disconnect()
 
