@@ -35,7 +35,8 @@ def free_ports(count: int) -> list[int]:
     """Choose `count` different ports of the loopback interface on which nothing listens."""
     with contextlib.ExitStack() as held_until_all_are_found:
         found: list[int] = []
-        for port in random.sample(PORTS, len(PORTS)):
+        # Not from the global generator: processes that seed it alike would all choose the same ports.
+        for port in random.SystemRandom().sample(PORTS, len(PORTS)):
             if len(found) == count:
                 return found
             probe = held_until_all_are_found.enter_context(socket.socket())

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.processes import free_ports
 from tests.conftest import REPOSITORY, run_process
 from tests.in_process import run_script
 from tests.python_shim import PythonShim
@@ -116,6 +118,14 @@ with swift_server(Path(sys.argv[1])):
     print("serving", flush=True)
     time.sleep(600)
 """
+
+
+def test_processes_that_seed_their_generators_alike_choose_different_ports() -> None:
+    chosen = []
+    for _ in range(2):
+        random.seed(0)
+        chosen.append(free_ports(5))
+    assert chosen[0] != chosen[1]
 
 
 @pytest.mark.slow
