@@ -31,6 +31,11 @@ class RayHead:
     sessions: Path  # with its logs
 
 
+# Ray gives a node half a minute to start, which cannot be configured and is too short where others start meanwhile.
+STARTED_TOO_SLOWLY = "The current node timed out during startup"
+STARTS = 3
+
+
 def sessions_folder() -> tempfile.TemporaryDirectory[str]:
     """For RAY_TMPDIR of a head: its sessions, and the note of which cluster is this machine's, by which jobs go.
 
@@ -78,10 +83,20 @@ def ray_head(
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             },
         )
-        process.start()
         try:
-            process.wait_until_it_answers(120)
+            _start(process)
             drivers = {**ACCESS, "RAY_ADDRESS": f"{LOOPBACK}:{gcs}"}
             yield RayHead(drivers, f"http://{LOOPBACK}:{dashboard_port}", metrics_url, Path(sessions))
         finally:
             process.stop()
+
+
+def _start(process: ServerProcess) -> None:
+    for attempt in range(1, STARTS + 1):
+        process.start()
+        try:
+            return process.wait_until_it_answers(120)
+        except RuntimeError as error:
+            process.stop()
+            if attempt == STARTS or STARTED_TOO_SLOWLY not in str(error):
+                raise
