@@ -78,16 +78,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_the_images_and_the_last_c
     uninterrupted: FinishedTraining, run_job: RunJob
 ) -> None:
     root, output = uninterrupted.root, uninterrupted.beside("nan")
-    options = [
-        "--workers.count",
-        "1",
-        "--optimization.learning-rate",
-        "1e30",
-        "--checkpoint-every",
-        "1",
-        "--optimization.precision",
-        "float32",
-    ]
+    options = ["--optimization.learning-rate", "1e30", "--checkpoint-every", "1", "--optimization.precision", "float32"]
     done = run_job("jobs/train.py", "--data.root", root, "--output", output, *TRAIN_OPTIONS, *options)
     assert done.returncode == 2
     assert re.search(
