@@ -11,7 +11,9 @@ CAMVID ?=
 
 # Processes that run tests. Each may start a Ray head of its own, and what it runs there.
 TEST_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(max(2, min(os.cpu_count(), 8)))')
-PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations 20
+# ORDER=random shuffles files and the tests of each; the run prints the seed that repeats it.
+ORDER ?= fixed
+PYTEST = $(BIN)/python -m pytest $(if $(filter random,$(ORDER)),,-p no:randomly) -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations 20
 
 .PHONY: help setup demo test test-all test-fast coverage chaos bench check docs format clean
 

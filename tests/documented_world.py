@@ -143,8 +143,9 @@ def add_photos() -> None:
 def _fill_checkout(folder: Path) -> None:
     for name in ("jobs", "tests"):
         (folder / name).symlink_to(REPOSITORY / name)
-    # `ray job submit` uploads all else.
-    (folder / ".gitignore").write_text(".venv\n*.pth\n*.onnx\n/best\n")
+    # `ray job submit` uploads all else. The second is of what a reader downloads or makes.
+    (folder / ".rayignore").write_text((REPOSITORY / ".rayignore").read_text())
+    (folder / ".gitignore").write_text("*.pth\n*.onnx\n/best\n")
     (folder / "configs").mkdir()
     for path in (REPOSITORY / "configs").glob("*.yaml"):
         (folder / "configs" / path.name).write_text(_small(path.read_text()))

@@ -1,8 +1,11 @@
 """Nodes of a `ray.cluster_utils.Cluster`, all on this machine."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
+from unittest import mock
 
+import ray._private.services
 from ray.cluster_utils import Cluster
 
 from pipeline.processes import free_ports
@@ -13,4 +16,23 @@ def add_node(cluster: Cluster, num_cpus: int, environment: Mapping[str, str] | N
     (agent,) = free_ports(1)
     if environment is not None:
         options["env_vars"] = dict(environment)
-    return cluster.add_node(num_cpus=num_cpus, object_store_memory=2**28, dashboard_agent_listen_port=agent, **options)
+    # Ray gives a node half a minute to start, which cannot be configured and is too short where others start meanwhile.
+    with mock.patch.object(ray._private.services, "get_node", _wait_for_node):
+        return cluster.add_node(
+            num_cpus=num_cpus, object_store_memory=2**28, dashboard_agent_listen_port=agent, **options
+        )
+
+
+_get_node = ray._private.services.get_node
+
+
+def _wait_for_node(gcs_address: str, node_id: str) -> dict[str, Any]:
+    """Return what Ray's own function returns, once it knows the node."""
+    deadline = time.monotonic() + 300
+    while True:
+        try:
+            return _get_node(gcs_address, node_id)
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)

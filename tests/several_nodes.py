@@ -73,14 +73,14 @@ class Job:
     def printed(self) -> str:
         return self._log.read_text()
 
-    def wait_until(self, holds: Callable[[], bool], seconds: float = 90) -> None:
+    def wait_until(self, holds: Callable[[], bool], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
             assert self._process.poll() is None, self.printed
             assert time.monotonic() < deadline, self.printed
             time.sleep(0.1)
 
-    def status(self, seconds: float = 180) -> int:
+    def status(self, seconds: float = 400) -> int:
         """Of the process, which ends within that time."""
         try:
             return self._process.wait(seconds)

@@ -14,7 +14,7 @@ from tests.scene_data import write_training_set
 from tests.several_nodes import Job, Labelling, Nodes, cluster_of
 from tests.test_segment_job import save_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), SHM.mark]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), SHM.mark]
 
 Start = Callable[..., Labelling]
 
