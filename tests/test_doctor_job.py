@@ -23,7 +23,7 @@ from tests.requirements import SHM
 from tests.swift import SwiftServer
 
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 LINE = re.compile(r"(ok|warn|FAIL) +(nodes|[A-Za-z0-9-]+(?: [a-z]+)?)  +(.+)")
 
@@ -123,7 +123,7 @@ def test_a_good_cluster_gives_exit_code_0_and_keeps_nothing(run_job: RunJob, buc
 
 def test_each_fault_of_a_cluster_is_told_and_hides_no_other(faulty: FaultyCluster, bucket: str) -> None:
     doctor = faulty.start_doctor("--storage", bucket, "--storage-megabytes", "1")
-    output, _ = doctor.communicate(timeout=300)
+    output, _ = doctor.communicate(timeout=600)
     assert doctor.returncode == 1, output
     assert_aligned(output)
     wrong_secret = f"/{faulty.wrong_secret.node_id[:6]}"
@@ -182,7 +182,7 @@ def unlucky(faulty: FaultyCluster) -> tuple[int, str]:
             lines.append(line)
             if "  versions  " in line and not faulty.lost:
                 faulty.lose(faulty.no_storage)
-        return doctor.wait(timeout=300), "".join(lines)
+        return doctor.wait(timeout=600), "".join(lines)
 
 
 def test_gpus_that_are_in_use_are_told_and_not_waited_for(faulty: FaultyCluster, unlucky: tuple[int, str]) -> None:
@@ -212,7 +212,7 @@ def test_a_node_that_hangs_is_given_up_and_the_others_are_checked(faulty: Faulty
     try:
         # Sooner than Ray gives it up, after about a minute: a node may hang in ways that Ray never notices.
         doctor = faulty.start_doctor(hello_limit=30)
-        output, _ = doctor.communicate(timeout=300)
+        output, _ = doctor.communicate(timeout=600)
     finally:
         stopped.resume()
     assert doctor.returncode == 1
@@ -246,7 +246,7 @@ def test_a_head_that_is_lost_during_the_checks_ends_them_with_a_sentence(swift: 
         )
         assert doctor.stdout is not None
         assert "nodes" in doctor.stdout.readline()
-    output, errors = doctor.communicate(timeout=300)
+    output, errors = doctor.communicate(timeout=600)
     assert doctor.returncode == 1
     assert re.search(r"FAIL  the head at \S+ does not answer any more; restart the cluster", output)
     assert "Traceback" not in output + errors

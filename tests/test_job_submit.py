@@ -25,7 +25,7 @@ def submit(head: RayHead, *entrypoint: str, **environment: str) -> subprocess.Co
         env={**inherited, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 

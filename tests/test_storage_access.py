@@ -61,7 +61,7 @@ class Guarded:
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=300,
+            timeout=600,
         )
         assert done.returncode == code, f"{done.stdout.decode()}\nrefused: {self.guard.refused}"
         self.printed[command[0]] = self.printed.get(command[0], b"") + done.stdout
