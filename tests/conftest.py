@@ -159,7 +159,7 @@ def run_process(script: str, *arguments: str, **environment: str) -> subprocess.
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=240,
     )
 
 

@@ -81,6 +81,7 @@ def test_a_cluster_that_has_become_too_small_for_its_predictors_goes_on_with_few
     run.check()
 
 
+@pytest.mark.exhaustive
 def test_a_run_without_any_gpu_left_ends_and_goes_on_when_there_is_one(start: Start, tmp_path: Path) -> None:
     with cluster_of(tmp_path, Node(2), Node(2, gpus=1)) as nodes:
         run = start(nodes, 200, "--gpu")

@@ -153,6 +153,7 @@ def test_storage_that_fails_one_request_in_ten(start: Any, swift: SwiftServer, u
     assert_ended_alike(output, uninterrupted.output)
 
 
+@pytest.mark.exhaustive
 def test_a_node_that_is_lost_and_fewer_workers_that_go_on(
     start: Any, uninterrupted: FinishedTraining, swift: SwiftServer
 ) -> None:
