@@ -20,7 +20,7 @@ PYTEST = $(BIN)/python -m pytest $(if $(filter random,$(ORDER)),,-p no:randomly)
 help:
 	@echo "make demo       train a small PSPNet, label a bucket with it and query the result, all on this machine"
 	@echo "make test       lint, type checks, and the tests; CONTRIBUTING.md says how long it may take"
-	@echo "make test-all   the same with the exhaustive tests: every chaos scenario, every fault alone; two hours"
+	@echo "make test-all   the same with the exhaustive tests: every chaos scenario, every fault alone"
 	@echo "make test-fast  the same without the slow tests: no Ray head, few servers"
 	@echo "make coverage   lines and branches of models/ and pipeline/ that the fast tests run"
 	@echo "make chaos      an hour of segmentation runs that lose processes, nodes and storage requests (CHAOS_SEEDS=first-last)"
