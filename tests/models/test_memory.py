@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # oneDNN's older kernels take some percent more: 1.52 and 1.56 GB with AVX2.
         pytest.param("whole", LIMIT_SINGLE, marks=AVX512.mark),
         pytest.param("single", LIMIT_SINGLE, marks=AVX512.mark),
-        ("six scales", LIMIT_SIX_SCALES),
+        pytest.param("six scales", LIMIT_SIX_SCALES, marks=pytest.mark.exhaustive),
     ],
 )
 def test_twelve_megapixels_and_150_classes_fit(checkpoint: Path, mode: str, limit: float) -> None:
