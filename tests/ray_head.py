@@ -56,7 +56,7 @@ def ray_head(
 
     Args:
         dashboard: takes submitted jobs; without it the head starts sooner.
-        log_monitor: brings what workers print to drivers that ask for it (`--verbose`), and takes 5% of a core.
+        log_monitor: brings what workers print to drivers that ask for it (`--verbose`).
     """
     gcs, dashboard_port, client, agent, metrics = free_ports(5)
     metrics_url = f"http://{LOOPBACK}:{metrics}/metrics"

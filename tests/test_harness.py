@@ -1,4 +1,4 @@
-"""What the tests share does what they take for granted: scripts in this process, requirements, groups, the report."""
+"""Check the test harness: scripts in this process, requirements, the report of a run, and servers that end with it."""
 
 import logging
 import os
