@@ -11,6 +11,7 @@ from ray.cluster_utils import Cluster
 
 from tests.ray_head import ACCESS
 from tests.ray_nodes import add_node
+from tests.warm_start import workers_of
 
 # So that one write task runs at a time, and the head alone can end a run of two predictors.
 HEAD_CPUS, NODE_CPUS, NODES = 4, 2, 2
@@ -40,7 +41,7 @@ class ChaosCluster:
         """Ray's processes below the cluster's own raylets, and their titles."""
         found = []
         for node in self._cluster.list_all_nodes():
-            for process in _children(node):
+            for process in workers_of(_raylet(node)):
                 with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
                     title = process.cmdline()[:1]
                     if title and title[0].startswith("ray::") and process.pid not in self._killed:
@@ -63,8 +64,8 @@ class ChaosCluster:
             return False
         node = rng.choice(sorted(self._cluster.worker_nodes, key=lambda node: node.node_id))
         # Its workers, too: those of a machine that is gone do not live on until they miss their raylet.
-        orphans = _children(node)
-        _raylet(node).suspend()
+        orphans = workers_of(_raylet(node))
+        psutil.Process(_raylet(node)).suspend()
         for process in orphans:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -84,15 +85,8 @@ class ChaosCluster:
         add_node(self._cluster, cpus, self._environment, **options)
 
 
-def _raylet(node: Any) -> psutil.Process:
-    return psutil.Process(node.all_processes["raylet"][0].process.pid)
-
-
-def _children(node: Any) -> list[psutil.Process]:
-    try:
-        return _raylet(node).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+def _raylet(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.processes import LOOPBACK, ServerProcess, free_ports
+from tests.warm_start import warm_start
 
 # What the head and every driver need. Ray reads these as it is imported, so the test process sets them before.
 ACCESS = {
@@ -76,6 +77,7 @@ def ray_head(
             environment={
                 **environment,
                 **ACCESS,
+                **warm_start(),
                 "RAY_TMPDIR": sessions,
                 # Ray would start a worker for each CPU with the first driver, which most tests never use.
                 "RAY_prestart_worker_first_driver": "0",

@@ -9,17 +9,20 @@ import ray._private.services
 from ray.cluster_utils import Cluster
 
 from pipeline.processes import free_ports
+from tests.warm_start import warm_start
 
 
 def add_node(cluster: Cluster, num_cpus: int, environment: Mapping[str, str] | None = None, **options: Any) -> Any:
     """Add a node whose workers have this environment, too; its agent's port is not the one that all nodes take."""
     (agent,) = free_ports(1)
-    if environment is not None:
-        options["env_vars"] = dict(environment)
     # Ray gives a node half a minute to start, which cannot be configured and is too short where others start meanwhile.
     with mock.patch.object(ray._private.services, "get_node", _wait_for_node):
         return cluster.add_node(
-            num_cpus=num_cpus, object_store_memory=2**28, dashboard_agent_listen_port=agent, **options
+            num_cpus=num_cpus,
+            object_store_memory=2**28,
+            dashboard_agent_listen_port=agent,
+            env_vars={**warm_start(), **(environment or {})},
+            **options,
         )
 
 

@@ -1,5 +1,6 @@
 """Check the test harness: scripts in this process, requirements, the report of a run, and servers that end with it."""
 
+import ast
 import logging
 import os
 import random
@@ -16,7 +17,9 @@ from pipeline.processes import free_ports
 from tests.conftest import REPOSITORY, run_process
 from tests.in_process import run_script
 from tests.python_shim import PythonShim
+from tests.ray_head import RayHead
 from tests.requirements import Requirement
+from tests.warm_start import workers_of
 
 MISSING = Requirement("a unicorn", "apt-get install unicorn", lambda: False)
 
@@ -87,6 +90,7 @@ def test_a_test_without_what_it_needs_is_skipped_with_the_remedy() -> None:
 INNER = """
 import pytest
 from tests.requirements import Requirement
+from tests.warm_start import workers_of
 
 MISSING = Requirement("a unicorn", "apt-get install unicorn", lambda: False)
 
@@ -126,6 +130,42 @@ def test_processes_that_seed_their_generators_alike_choose_different_ports() -> 
         random.seed(0)
         chosen.append(free_ports(5))
     assert chosen[0] != chosen[1]
+
+
+WORKER = """
+import ray
+ray.init(log_to_driver=False, logging_level="error")
+
+@ray.remote(runtime_env={"env_vars": {"SCENEPARSE_TEST": "from the job"}})
+class Worker:
+    def seen(self):
+        import os, psutil, random, sys
+        import numpy as np
+        parents = [process.pid for process in psutil.Process().parents()]
+        raylet, variable = int(os.environ["RAY_RAYLET_PID"]), os.environ["SCENEPARSE_TEST"]
+        numbers = (random.random(), np.random.random())
+        return os.getpid(), "torch" in sys.modules, raylet in parents, raylet, variable, os.getpgrp(), numbers
+
+workers = [Worker.remote() for _ in range(2)]
+print(ray.get([worker.seen.remote() for worker in workers]))
+input()
+"""
+
+
+@pytest.mark.slow
+def test_workers_of_a_test_head_are_forked_and_else_like_any(head: RayHead) -> None:
+    environment = {**os.environ, **head.environment}
+    command = [sys.executable, "-c", WORKER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as driver:
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        seen = ast.literal_eval(driver.stdout.readline())
+        numbers = [numbers for *_, numbers in seen]
+        assert len(set(sum(numbers, ()))) == 4, "generators that go on alike"
+        for pid, has_torch, below_raylet, raylet, variable, group, _ in seen:
+            assert (has_torch, below_raylet, variable, group) == (True, False, "from the job", pid)
+            assert psutil.Process(pid) in workers_of(raylet)
+        driver.stdin.close()
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from tests.finished_training import STEPS, FinishedTraining, with_changes
 from tests.ray_head import ACCESS, RayHead, ray_head
 from tests.ray_nodes import add_node
 from tests.swift import KEY, SECRET, SwiftServer
+from tests.warm_start import workers_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -100,7 +101,7 @@ def test_a_worker_and_then_the_driver_that_are_killed_while_storage_fails_one_re
         environment = {**s3_environment(faulty.endpoint, KEY, SECRET), **head.environment}
         first = start(output, environment)
         first.wait_for_checkpoint()
-        train_workers(head.environment["RAY_ADDRESS"])[-1].kill()
+        list(train_workers(head.environment["RAY_ADDRESS"]))[-1].kill()
         first.wait_for("Resuming after step")
         first.wait_for("step 1/4 · loss")  # of the second epoch
         first.process.send_signal(signal.SIGKILL)
@@ -137,7 +138,7 @@ def test_a_worker_that_is_killed(start: Any, head: RayHead, uninterrupted: Finis
     output = uninterrupted.beside("worker")
     run = start(output, head.environment)
     run.wait_for_checkpoint()
-    train_workers(head.environment["RAY_ADDRESS"])[-1].kill()
+    list(train_workers(head.environment["RAY_ADDRESS"]))[-1].kill()
     assert "Resuming after step" in run.finish()
     assert_ended_alike(output, uninterrupted.output)
 
@@ -211,7 +212,7 @@ def test_a_node_that_comes_is_trained_on(start: Any, uninterrupted: FinishedTrai
         run.wait_for("Resuming after step")
         run.wait_for("step 1/4 · loss")
         workers = train_workers(cluster.address)
-        assert len(workers) == len({worker.ppid() for worker in workers}) == 2
+        assert len(workers) == len(set(workers.values())) == 2
 
 
 def assert_ended_alike(output: str, other: str) -> None:
@@ -245,22 +246,22 @@ def training_state(output: str) -> dict[str, Any]:
         return torch.load(folder / TRAINING_STATE, weights_only=True)
 
 
-def train_workers(cluster: str) -> list[psutil.Process]:
-    """The training workers of the cluster at this address, and of no other on this machine."""
-    own = []
+def train_workers(cluster: str) -> dict[psutil.Process, int]:
+    """The training workers of the cluster at this address, and of no other on this machine, and the raylet of each."""
+    found = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if any("ray::RayTrainWorker" in part for part in process.cmdline()):
-                raylet = process.parent()
-                if raylet and any(part == f"--gcs-address={cluster}" for part in raylet.cmdline()):
-                    own.append(process)
-    assert own, "no training worker is running"
-    return own
+            if process.name() == "raylet" and f"--gcs-address={cluster}" in process.cmdline():
+                for worker in workers_of(process.pid):
+                    if any("ray::RayTrainWorker" in part for part in worker.cmdline()):
+                        found[worker] = process.pid
+    assert found, "no training worker is running"
+    return found
 
 
 def node_that_trains(cluster: Cluster, nodes: list[Any]) -> Any:
     """A node, other than the head, on which a worker trains."""
-    raylets = {process.ppid() for process in train_workers(cluster.address)}
+    raylets = set(train_workers(cluster.address).values())
     return next(node for node in nodes[1:] if node.all_processes["raylet"][0].process.pid in raylets)
 
 
