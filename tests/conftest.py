@@ -40,6 +40,7 @@ LONGEST = (
     "tests/test_several_nodes.py",
     "tests/test_ablate_job.py",
     "tests/test_doctor_job.py",
+    "tests/test_storage_access.py",
 )
 
 RunJob = Callable[..., subprocess.CompletedProcess[str]]

@@ -4,6 +4,7 @@ Starting an interpreter and importing Ray and torch takes seconds, which a scrip
 """
 
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -41,6 +42,9 @@ def run_script(script: str, *arguments: str, typed: str = "") -> subprocess.Comp
                 runpy.run_path(str(REPOSITORY / script), run_name="__main__")
             except SystemExit as end:
                 code = end.code
+        if code:
+            # Actors that frames of the error hold would live on, and keep CPUs of the cluster from the next job.
+            gc.collect()
         printed = [_content(file) for file in (out, err)]
     if isinstance(code, str):  # as sys.exit does with a message
         code, printed[1] = 1, f"{printed[1]}{code}\n"

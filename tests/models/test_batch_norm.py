@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -15,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models.batch_norm import SyncBatchNorm2d, fold_batch_norm, neighbours, synchronize, synchronized_processes
 from models.pspnet import Architecture, PSPNet
 from models.pyramid import PyramidHead
+from tests.models.processes import run_processes
 
 SPLITS = [(4, 4), (5, 3)]
 DTYPES = [torch.float64, torch.float32]
@@ -146,7 +146,7 @@ def worker(rank: int, folder: str) -> None:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """What each of two gloo processes computed, for every case of this file: starting them takes long."""
     folder: Path = tmp_path_factory.mktemp("gloo")
-    mp.spawn(worker, args=(str(folder),), nprocs=2)
+    run_processes(worker, folder, 2)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
@@ -233,7 +233,7 @@ def worker_of_five(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_groups_of_processes_are_plain_batch_norm_of_each_groups_batches(tmp_path: Path) -> None:
-    mp.spawn(worker_of_five, args=(str(tmp_path),), nprocs=5)
+    run_processes(worker_of_five, tmp_path, 5)
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(5)]
     assert [result["processes"] for result in results] == [2, 2, 3, 3, 3]
     assert all(group is None for result in results for group in result["alone"])

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from models.training import LossOptions, TrainingStep
+from tests.models.processes import run_processes
 from tests.models.training_samples import images_and_labels, make_step
 
 pytestmark = pytest.mark.slow
@@ -63,7 +63,7 @@ def two_processes(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("gloo")
-    mp.spawn(two_processes, args=(str(folder),), nprocs=2)
+    run_processes(two_processes, folder, 2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -103,7 +103,7 @@ def three_processes(rank: int, folder: str) -> None:
 
 def test_three_processes_that_go_on_from_a_saved_state_compute_the_same_bits(tmp_path: Path) -> None:
     """Sums of three depend on their order, and DistributedDataParallel changes that after its first backward pass."""
-    mp.spawn(three_processes, args=(str(tmp_path),), nprocs=3)
+    run_processes(three_processes, tmp_path, 3)
     straight, resumed = torch.load(tmp_path / "0.pt")
     for kind in ("network", "average"):
         for name, tensor in straight[kind].items():
@@ -124,7 +124,7 @@ def compiled(rank: int, folder: str) -> None:
 
 
 def test_a_compiled_network_trains_alike_over_two_processes_and_keeps_its_names(tmp_path: Path) -> None:
-    mp.spawn(compiled, args=(str(tmp_path),), nprocs=2)
+    run_processes(compiled, tmp_path, 2)
     losses, plain, other = torch.load(tmp_path / "found.pt")
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
     assert other.keys() == plain.keys()
