@@ -132,6 +132,41 @@ def test_processes_that_seed_their_generators_alike_choose_different_ports() -> 
     assert chosen[0] != chosen[1]
 
 
+FAILING_JOB = """
+import os, ray, sys
+
+@ray.remote
+class Held:
+    def pid(self):
+        return os.getpid()
+
+def work():
+    held = Held.remote()
+    print(ray.get(held.pid.remote()))
+    raise ValueError
+
+def main():
+    try:
+        work()
+    except ValueError as error:
+        kept = error
+        sys.exit(2)
+
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("connected")
+def test_an_actor_of_a_failed_job_in_this_process_ends_as_with_a_process(tmp_path: Path) -> None:
+    done = run_script(script(tmp_path, FAILING_JOB))
+    assert done.returncode == 2
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(int(done.stdout)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 WORKER = """
 import ray
 ray.init(log_to_driver=False, logging_level="error")
