@@ -1,10 +1,11 @@
-"""Start Ray's workers by a fork of a process that has imported torch, pandas and the like.
+"""Start Ray's workers by forking a process that has already imported torch, pandas and other libraries.
 
-A training's worker imports for 10 to 17 seconds of a slow core, and so does the next one; all tests start many
-hundreds. Where a node's environment has `warm_start()`, `sitecustomize.py` in this folder hands a worker's command to
-`fork_server.py`, which forks, takes over the environment, folder and output that Ray gave it, and runs the command:
-Ray's own code from its first line. Ray and this project are imported after the fork, since they read the environment.
-For the rest of a cluster the one difference is whose child a worker is: `workers_of` knows.
+On a slow core, a training worker spends 10 to 17 seconds on imports, and a run of all tests starts several hundred
+workers. On a node whose environment has `warm_start()`, `sitecustomize.py` in this folder passes a worker's command to
+`fork_server.py`, which forks, takes over the environment, folder and output that Ray gave the worker, and runs the
+command: Ray's own code from its first line. Ray and this project are imported after the fork, because they read the
+environment while they are imported. A cluster sees one difference, the parent of a worker's process: use `workers_of`
+in place of a raylet's children.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Fork a Ray worker for each command that sitecustomize.py hands over, with what workers import imported."""
+"""Import what Ray's workers import, and fork one for each command that sitecustomize.py passes on."""
 
 import gc
 import importlib

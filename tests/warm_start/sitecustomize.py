@@ -1,6 +1,6 @@
-"""Hand the command of a Ray worker over to fork_server.py.
+"""Pass the command of a Ray worker to fork_server.py.
 
-Python imports a module of this name whenever it starts, here in each process of a cluster; so it imports little.
+Python imports a module of this name whenever it starts, here in every process of a cluster, so it imports little.
 """
 
 import os
@@ -11,7 +11,7 @@ PROGRAMS = ("/ray/_private/workers/default_worker.py", "/ray/_private/workers/se
 
 
 def hand_over() -> None:
-    """Have this process's command run by a fork, and end; return, to run it here, if the server is not ready yet."""
+    """Let a fork run this process's command, and end; return, to run it here, if the server is not ready yet."""
     import array
     import json
     import socket
