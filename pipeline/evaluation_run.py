@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline import cluster, storage
+from pipeline import cluster, parquet_files, storage
 from pipeline.checkpoint import Checkpoint, write_checkpoint
 from pipeline.confidence import BINS, ConfidenceCounts
 from pipeline.config import EvaluateConfig
@@ -232,7 +231,7 @@ def _refuse_present(uri: str) -> None:
 
 def _parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+    parquet_files.write_table(table, buffer)
     return buffer.getvalue()
 
 

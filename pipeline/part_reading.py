@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.findings import Finding
 from pipeline.mask_checks import check_mask
+from pipeline.parquet_files import ParquetFile, open_parquet
 from pipeline.part_checks import Reference, Statistics, check_masks, schema_problem
 from pipeline.tables import CLASS_STATS, MASKS
 
@@ -70,7 +70,7 @@ def read_classes(output: str) -> pa.Table:
         return file.read()
 
 
-def _read(file: pq.ParquetFile, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+def _read(file: ParquetFile, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     problem = schema_problem(file.schema_arrow, schema)
     if problem:
         raise Unusable(Finding("wrong columns", name, problem))
@@ -79,7 +79,7 @@ def _read(file: pq.ParquetFile, name: str, schema: pa.Schema, columns: list[str]
     return table.select(schema.names)
 
 
-def _check_number(name: str, file: pq.ParquetFile, masks: pa.Table) -> Iterator[Finding]:
+def _check_number(name: str, file: ParquetFile, masks: pa.Table) -> Iterator[Finding]:
     """As many masks as images with labels, by the file's own statistics."""
     there = 0
     for group in range(file.metadata.num_row_groups):
@@ -95,7 +95,7 @@ def _check_number(name: str, file: pq.ParquetFile, masks: pa.Table) -> Iterator[
 
 
 def _check_contents(
-    name: str, file: pq.ParquetFile, masks: pa.Table, statistics: Statistics, reference: Reference
+    name: str, file: ParquetFile, masks: pa.Table, statistics: Statistics, reference: Reference
 ) -> Iterator[Finding]:
     rows = masks.select(["image_uri", "status", "width", "height"]).to_pylist()
     num_classes = len(reference.class_names) if reference.class_names is not None else None
@@ -108,13 +108,13 @@ def _check_contents(
 
 
 @contextmanager
-def _opened(output: str, name: str) -> Iterator[pq.ParquetFile]:
+def _opened(output: str, name: str) -> Iterator[ParquetFile]:
     """A Parquet file of an output. Raises UserError, and Unusable where it turns out to be damaged or not ours."""
     uri = storage.join(output, name)
     source = storage.open_file(uri)
     try:
         with source:
-            yield pq.ParquetFile(source, pre_buffer=True)
+            yield open_parquet(source, pre_buffer=True)
     except MemoryError as error:
         raise UserError(f"{uri}: needs more memory than there is: {error}; verify on a larger machine") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

@@ -15,9 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline import storage
+from pipeline import parquet_files, storage
 from pipeline.done import Done
 from pipeline.errors import UserError
 from pipeline.id_set import IdSet
@@ -64,7 +63,7 @@ def write_table(uri: str, table: pa.Table) -> int:
 def parquet_bytes(table: pa.Table) -> bytes:
     """A Parquet file of masks, class_stats or classes."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, **write_options(table))
+    parquet_files.write_table(table, buffer, **write_options(table))
     return buffer.getvalue()
 
 
@@ -72,7 +71,8 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file, or only some of its columns. Raises UserError."""
     with storage.explained(uri), storage.open_file(uri) as file:
         try:
-            return pq.read_table(file, columns=columns)
+            table = parquet_files.open_parquet(file, pre_buffer=True).read(columns)
+            return table.select(columns) if columns else table
         except pa.ArrowInvalid as error:
             raise UserError(f"{uri}: cannot be read as Parquet: {error}; remove it") from error
 

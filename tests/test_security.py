@@ -45,6 +45,35 @@ def test_nothing_unpickles_what_it_did_not_pickle_itself() -> None:
     assert allowing == []
 
 
+def imports(source: str) -> Iterator[str]:
+    """The name of every module that is imported, and of what is imported from it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+# What turns files into Arrow tables, and with them values of any type that a library has registered.
+ARROW_READERS = ("pyarrow.parquet", "pyarrow.dataset", "pyarrow.ipc", "pyarrow.feather", "pyarrow.orc")
+
+
+def test_one_module_reads_arrow_tables_from_files() -> None:
+    found = {
+        path.relative_to(REPOSITORY).as_posix()
+        for path in SOURCES
+        for name in imports(path.read_text())
+        if name.startswith(ARROW_READERS)
+    }
+    assert found == {"pipeline/parquet_files.py"}
+    by_name = {
+        name for _, name, _ in all_calls() if re.match(r"(pa|pyarrow)\.(parquet|dataset|ipc|feather|orc)\.", name)
+    }
+    assert by_name == set()
+    # A data source of our own, which reads no files.
+    assert {name for _, name, _ in all_calls() if name.startswith("ray.data.read_")} == {"ray.data.read_datasource"}
+
+
 def test_yaml_is_read_safely_everywhere() -> None:
     used = {name for _, name, _ in all_calls() if name.startswith("yaml.")}
     assert "yaml.safe_load" in used

@@ -17,13 +17,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.data_config import DataConfig
 from pipeline.datasets.layouts import stamp, under
 from pipeline.datasets.pairs import SHOWN, Cell, Listing, Pair
 from pipeline.errors import UserError
+from pipeline.parquet_files import FileMetaData, ParquetFile, open_parquet
 
 READERS = 16  # footers and columns that are read at once
 CACHED_BYTES = 256_000_000  # of row groups, in each process
@@ -217,16 +217,16 @@ def _first_rows(uri: str) -> list[int]:
         return list(itertools.accumulate(_rows(file.metadata), initial=0))
 
 
-def _rows(metadata: pq.FileMetaData) -> list[int]:
+def _rows(metadata: FileMetaData) -> list[int]:
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 @contextmanager
-def _opened(uri: str) -> Iterator[pq.ParquetFile]:
+def _opened(uri: str) -> Iterator[ParquetFile]:
     """An open Parquet file; what fails with it in the block becomes a UserError."""
     with storage.explained(uri):
         try:
             with storage.open_file(uri) as file:
-                yield pq.ParquetFile(file)
+                yield open_parquet(file)
         except pa.ArrowInvalid as error:
             raise UserError(f"{uri}: is not a Parquet file that can be read: {error}") from None

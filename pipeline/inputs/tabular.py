@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
-import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.parquet_files import FileMetaData, open_parquet, read_metadata
 
 ROWS = 10_000  # of a batch, at the most
 PIECE = 1 << 24  # bytes of text that a batch is cut at
@@ -29,7 +29,7 @@ def column_names(uri: str) -> list[str]:
     with _explained(uri):
         if file_format(uri) == "parquet":
             with storage.open_file(uri) as file:
-                return pq.read_schema(file).names
+                return open_parquet(file).schema_arrow.names
         with storage.open_stream(uri) as stream:
             return csv.open_csv(stream, parse_options=csv.ParseOptions(newlines_in_values=True)).schema.names
 
@@ -55,16 +55,16 @@ def _read_parquet(
     uri: str, columns: list[str], types: dict[str, pa.DataType], names: Sequence[str] | None
 ) -> Iterator[pa.RecordBatch]:
     with storage.open_file(uri) as source:
-        metadata = pq.read_metadata(source)
+        metadata = read_metadata(source)
         # Without a buffer, whole columns of a row group would be in memory.
-        file = pq.ParquetFile(
+        file = open_parquet(
             source, metadata=metadata, read_dictionary=_texts(metadata, columns), buffer_size=BUFFER, pre_buffer=False
         )
         for batch in file.iter_batches(batch_size=ROWS, columns=columns, use_threads=False):
             yield from _unfolded(batch)
 
 
-def _texts(metadata: pq.FileMetaData, columns: Sequence[str]) -> list[str]:
+def _texts(metadata: FileMetaData, columns: Sequence[str]) -> list[str]:
     """Which of the columns hold text or bytes."""
     leaves = [metadata.schema.column(number) for number in range(metadata.num_columns)]
     return [

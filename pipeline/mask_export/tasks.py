@@ -14,12 +14,12 @@ from typing import Any
 import cv2
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.mask_export.formats import Format
 from pipeline.mask_export.labelled import Cannot, Labelled
+from pipeline.parquet_files import open_parquet
 
 THREADS = 8  # images at once; much of the work is waiting for storage
 MASKS_AT_ONCE = 32  # in memory
@@ -83,7 +83,7 @@ def _read(uri: str, names: dict[str, str], num_classes: int) -> Iterator[list[La
     wanted = pa.array(names, pa.string())
     try:
         with source:
-            file = pq.ParquetFile(source, pre_buffer=True)
+            file = open_parquet(source, pre_buffer=True)
             for group in range(file.num_row_groups):
                 uris = file.read_row_group(group, ["image_uri"])["image_uri"]
                 if not pc.any(pc.is_in(uris, value_set=wanted)).as_py():

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.images import ImageError, decode_image, decode_mask, encode_mask, shrink
+from pipeline.parquet_files import open_parquet
 from pipeline.pictures import GRAYS, resized
 from pipeline.report.output_tables import OutputTables
 from pipeline.report.page import data_uri, png_uri
@@ -186,7 +186,7 @@ def _masks_of_part(uri: str, rows: list[int]) -> dict[int, bytes]:
     masks: dict[int, bytes] = {}
     with storage.explained(uri), storage.open_file(uri) as source:
         try:
-            file = pq.ParquetFile(source, pre_buffer=True)
+            file = open_parquet(source, pre_buffer=True)
             start = 0
             for group in range(file.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows
