@@ -3,8 +3,8 @@
 import errno
 import io
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -82,7 +82,8 @@ class WholeFile(io.BufferedWriter):
 
     def __init__(self, path: str) -> None:
         self._path, self._is_whole = path, True
-        handle, self._temporary = tempfile.mkstemp(prefix=PARTIAL, dir=os.path.dirname(path))
+        self._temporary = os.path.join(os.path.dirname(path), PARTIAL + secrets.token_hex(8))
+        handle = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)  # less what the umask takes away
         super().__init__(io.FileIO(handle, "w"))
 
     def __exit__(self, kind: Any, *_: Any) -> None:
@@ -98,12 +99,24 @@ class WholeFile(io.BufferedWriter):
                 os.fsync(self.fileno())
             finally:
                 super().close()  # on a full disk, too, where the open file would keep its space
-            os.chmod(self._temporary, 0o644)
             if self._is_whole:
                 os.replace(self._temporary, self._path)
+                _sync(os.path.dirname(self._path))
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(self._temporary)
+
+
+def _sync(folder: str) -> None:
+    """Write a folder's names to the disk, so that a file that was renamed there has its name after a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems have no such call
+            raise
+    finally:
+        os.close(handle)
 
 
 class WholeFiles(LocalFileSystem):

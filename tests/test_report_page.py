@@ -59,6 +59,19 @@ def focused(page: Page) -> str:
     )
 
 
+def test_a_script_that_got_into_the_page_does_not_run(chromium: Browser, report: Path, tmp_path: Path) -> None:
+    inside = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'></body>"
+    hostile = tmp_path / "report.html"
+    hostile.write_text(report.read_text().replace("</body>", inside))
+    page = chromium.new_page()
+    page.goto(hostile.as_uri())
+    assert "<script>window.ran" in page.content()
+    page.locator("#search").fill("boat")
+    expect(page.locator("#cards > li:visible")).to_have_count(1)  # our own script runs
+    assert page.evaluate("window.ran") is None
+    page.close()
+
+
 def test_names_stay_text(page: Page) -> None:
     expect(page.get_by_text(ATTACK).first).to_be_visible()
     assert page.locator("script").count() == 2  # ours

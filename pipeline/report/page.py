@@ -2,13 +2,18 @@
 
 import base64
 import functools
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.images import encode_image
+
+_TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render(template: str, **values: Any) -> bytes:
@@ -26,12 +31,24 @@ def png_uri(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
+def _script(name: str) -> markupsafe.Markup:
+    """One of the scripts beside the templates, as it stands between <script> and </script>."""
+    return markupsafe.Markup((_TEMPLATES / name).read_text())
+
+
+def _script_source(name: str) -> str:
+    """What lets a Content-Security-Policy run that script, and no other that might get into the page."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(_script(name).encode()).digest()).decode()}"
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {"script": _script, "script_source": _script_source}
+    return environment

@@ -239,9 +239,29 @@ def test_writing_below_a_file_names_the_file(tmp_path: Path) -> None:
         storage.write_bytes(f"{tmp_path}/file/a", b"x")
 
 
-def test_others_may_read_what_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_who_may_read_what_is_written_is_as_the_umask_says(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        storage.write_bytes(f"{tmp_path}/a", b"x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+
+
+def test_the_folder_is_written_to_the_disk_after_the_file_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+
+    def fsync(handle: int) -> None:
+        synced.append((os.readlink(f"/proc/self/fd/{handle}"), sorted(os.listdir(tmp_path))))
+
+    monkeypatch.setattr(os, "fsync", fsync)
     storage.write_bytes(f"{tmp_path}/a", b"x")
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o644
+    (file, before), (folder, after) = synced
+    assert (folder, after) == (str(tmp_path), ["a"])
+    assert [os.path.basename(file)] == before, "a name of its own until it is whole"
 
 
 def test_a_local_folder_is_its_own_local_copy(tmp_path: Path) -> None:
