@@ -2,6 +2,7 @@
 
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> Any:
+    _check_archive(path)
     with path.open("rb") as file:
         try:
             with torch.serialization.safe_globals([(_Ignored, name) for name in _LOGS]), warnings.catch_warnings():
@@ -103,6 +105,23 @@ def _read_pickle(path: Path) -> Any:
                 f"{path} is not a readable file of torch.save ({reason}); it is damaged or something else: "
                 "download it again."
             ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raise ValueError for an archive that unpacks to more than it holds; torch.save compresses nothing."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable file of torch.save ({error}); download it again.") from error
+    size = path.stat().st_size
+    if unpacked > size:
+        raise ValueError(
+            f"{path} has {size:,} bytes and unpacks to {unpacked:,}, but torch.save compresses nothing; nothing was "
+            "loaded. If you trust its origin, load it and save it again with torch.save."
+        )
 
 
 def _is_plain(value: Any) -> bool:

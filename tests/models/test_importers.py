@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 import types
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -492,6 +493,17 @@ def test_other_content_than_weights_is_refused(content: Any, message: str, tmp_p
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=message):
         import_weights(tmp_path / "weights.pth")
+
+
+def test_an_archive_that_unpacks_to_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(1 << 22)}, tmp_path / "stored.pth")
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(tmp_path / "stored.pth") as stored, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as to:
+        for entry in stored.namelist():
+            to.writestr(entry, stored.read(entry))
+    assert torch.load(packed, weights_only=True)["weight"].numel() == 1 << 22, "torch itself unpacks it"
+    with pytest.raises(ValueError, match=r"packed\.pth has [\d,]+ bytes and unpacks to 16,\d{3},\d{3}, but"):
+        import_weights(packed)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
