@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from tests.conftest import RunJob
+from tests.conftest import run_process
 from tests.output_checks import check_invariants
+from tests.ray_head import RayHead
 from tests.requirements import ROOT
 from tests.scene_data import write_photos
 from tests.test_segment_job import save_checkpoint
@@ -30,13 +31,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_run_ends_clearly_and_goes_on_when_there_is_room(run_job: RunJob, small_disk: Path, tmp_path: Path) -> None:
+def test_a_run_ends_clearly_and_goes_on_when_there_is_room(head: RayHead, small_disk: Path, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "checkpoint")
     uris = write_photos(f"{tmp_path}/photos", 96)
     places = ["--input", f"{tmp_path}/photos", "--output", str(small_disk / "labels")]
     command = ["jobs/segment_bucket.py", *places, "--checkpoint", f"{tmp_path}/checkpoint", "--rows-per-part", "2"]
 
-    full = run_job(*command)
+    # In processes of their own: predictors of a run that fails live until its process ends, and keep their CPUs.
+    full = run_process(*command, **head.environment)
     assert full.returncode == 2, full.stdout + full.stderr
     assert "no space is left to write it" in full.stderr
     assert "make room there and run the same command again" in full.stderr
@@ -45,7 +47,7 @@ def test_a_run_ends_clearly_and_goes_on_when_there_is_room(run_job: RunJob, smal
     assert any(name.startswith("part-") for name in left), f"full before anything was done: {left}"
 
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    again = run_job(*command)
+    again = run_process(*command, **head.environment)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "96 in the input, 0 done before" not in again.stdout
     check_invariants(str(small_disk / "labels"), [storage.absolute(uri) for uri in uris])
