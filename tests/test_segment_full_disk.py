@@ -14,7 +14,8 @@ from tests.requirements import ROOT
 from tests.scene_data import write_photos
 from tests.test_segment_job import save_checkpoint
 
-pytestmark = pytest.mark.slow
+# Without what earlier jobs in this process may have left on the head.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unconnected")]
 
 
 @pytest.fixture
