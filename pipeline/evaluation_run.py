@@ -1,6 +1,5 @@
 """What jobs/evaluate.py does: evaluate a checkpoint, fit its temperature if asked, and write down what was found."""
 
-import io
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import cluster, parquet_files, storage
+from pipeline import cluster, storage
 from pipeline.checkpoint import Checkpoint, write_checkpoint
 from pipeline.confidence import BINS, ConfidenceCounts
 from pipeline.config import EvaluateConfig
@@ -17,6 +16,7 @@ from pipeline.data_config import DataConfig
 from pipeline.datasets import list_pairs
 from pipeline.errors import UserError
 from pipeline.evaluation import Evaluation, evaluate
+from pipeline.parquet_files import parquet_bytes
 from pipeline.progress import duration
 from pipeline.report.charts import png
 from pipeline.report.evaluation import PAGE, confusion_figure, evaluation_page, reliability_figure
@@ -176,8 +176,8 @@ def write_results(
     names = model.class_names
     files = {
         "metrics.json": json.dumps(about, indent=1, allow_nan=False).encode(),
-        "confusion.parquet": _parquet(confusion_table(evaluation, names)),
-        "images.parquet": _parquet(pa.Table.from_pylist([asdict(image) for image in evaluation.images])),
+        "confusion.parquet": parquet_bytes(confusion_table(evaluation, names)),
+        "images.parquet": parquet_bytes(pa.Table.from_pylist([asdict(image) for image in evaluation.images])),
         "confusion.png": png(confusion_figure(evaluation.confusion_KK, names)),
         PAGE: evaluation_page(evaluation, about, model.palette, before),
     }
@@ -227,12 +227,6 @@ def _refuse_present(uri: str) -> None:
             f"fit_temperature {uri}: holds {' and '.join(found)} already, and a temperature makes another model; "
             "choose another folder, or delete this one first"
         )
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    parquet_files.write_table(table, buffer)
-    return buffer.getvalue()
 
 
 def _number(value: float) -> float | None:

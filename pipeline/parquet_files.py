@@ -1,10 +1,11 @@
-"""Parquet files, whoever wrote them: the one place that reads them with pyarrow.
+"""Parquet files, whoever wrote them: the one place that reads and writes them with pyarrow.
 
 A column's type may be an extension that a library registered in this process. The values of Ray Data's
 `ray.data.arrow_pickled_object` are pickles, which run what they say when pyarrow turns them into objects. Neither
 this project's files nor its inputs need such a type, so a file with any is refused before a value is read.
 """
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,6 @@ import pyarrow.parquet as pq
 FileMetaData = pq.FileMetaData
 ParquetFile = pq.ParquetFile
 read_metadata = pq.read_metadata
-write_table = pq.write_table
 
 
 class ExtensionTypeError(pa.ArrowInvalid):
@@ -36,6 +36,13 @@ def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
     file = pq.ParquetFile(source, arrow_extensions_enabled=False, **options)
     require_plain(file.schema_arrow)
     return file
+
+
+def parquet_bytes(table: pa.Table, **options: Any) -> bytes:
+    """Return a table as a Parquet file, with options of pyarrow.parquet.write_table."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, **options)
+    return buffer.getvalue()
 
 
 def require_plain(schema: pa.Schema) -> None:

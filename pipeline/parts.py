@@ -5,7 +5,6 @@ its masks parts hold, and nothing else keeps books.
 """
 
 import hashlib
-import io
 import posixpath
 import re
 from collections import deque
@@ -16,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import parquet_files, storage
+from pipeline import storage
 from pipeline.done import Done
 from pipeline.errors import UserError
 from pipeline.id_set import IdSet
+from pipeline.parquet_files import open_parquet, parquet_bytes
 from pipeline.parquet_layout import write_options
 
 PART = re.compile(r"part-[^/]+-[0-9a-f]{16}\.parquet")
@@ -55,23 +55,16 @@ def remove_part(output: str, name: str) -> None:
 
 def write_table(uri: str, table: pa.Table) -> int:
     """Write one Parquet file, whole or not at all; returns its bytes. Raises UserError."""
-    content = parquet_bytes(table)
+    content = parquet_bytes(table, **write_options(table))
     storage.write_bytes(uri, content)
     return len(content)
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A Parquet file of masks, class_stats or classes."""
-    buffer = io.BytesIO()
-    parquet_files.write_table(table, buffer, **write_options(table))
-    return buffer.getvalue()
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file, or only some of its columns. Raises UserError."""
     with storage.explained(uri), storage.open_file(uri) as file:
         try:
-            table = parquet_files.open_parquet(file, pre_buffer=True).read(columns)
+            table = open_parquet(file, pre_buffer=True).read(columns)
             return table.select(columns) if columns else table
         except pa.ArrowInvalid as error:
             raise UserError(f"{uri}: cannot be read as Parquet: {error}; remove it") from error

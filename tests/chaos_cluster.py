@@ -10,7 +10,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from tests.ray_head import ACCESS
-from tests.ray_nodes import add_node
+from tests.ray_nodes import add_node, raylet_pid
 from tests.warm_start import workers_of
 
 # So that one write task runs at a time, and the head alone can end a run of two predictors.
@@ -41,7 +41,7 @@ class ChaosCluster:
         """Ray's processes below the cluster's own raylets, and their titles."""
         found = []
         for node in self._cluster.list_all_nodes():
-            for process in workers_of(_raylet(node)):
+            for process in workers_of(raylet_pid(node)):
                 with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
                     title = process.cmdline()[:1]
                     if title and title[0].startswith("ray::") and process.pid not in self._killed:
@@ -64,8 +64,8 @@ class ChaosCluster:
             return False
         node = rng.choice(sorted(self._cluster.worker_nodes, key=lambda node: node.node_id))
         # Its workers, too: those of a machine that is gone do not live on until they miss their raylet.
-        orphans = workers_of(_raylet(node))
-        psutil.Process(_raylet(node)).suspend()
+        orphans = workers_of(raylet_pid(node))
+        psutil.Process(raylet_pid(node)).suspend()
         for process in orphans:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -83,10 +83,6 @@ class ChaosCluster:
 
     def _add_node(self, cpus: int, **options: Any) -> None:
         add_node(self._cluster, cpus, self._environment, **options)
-
-
-def _raylet(node: Any) -> int:
-    return int(node.all_processes["raylet"][0].process.pid)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,11 @@ def add_node(cluster: Cluster, num_cpus: int, environment: Mapping[str, str] | N
         )
 
 
+def raylet_pid(node: Any) -> int:
+    """Return the process id of a node's raylet."""
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
 _get_node = ray._private.services.get_node
 
 

@@ -18,7 +18,7 @@ from pipeline import storage
 from pipeline.processes import LOOPBACK, free_ports
 from tests.conftest import REPOSITORY, RunJob
 from tests.ray_head import ACCESS, ray_head
-from tests.ray_nodes import add_node
+from tests.ray_nodes import add_node, raylet_pid
 from tests.requirements import SHM
 from tests.swift import SwiftServer
 
@@ -84,10 +84,6 @@ class FaultyCluster:
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
-
-
-def raylet(node: Any) -> psutil.Process:
-    return psutil.Process(node.all_processes["raylet"][0].process.pid)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +203,7 @@ def test_a_node_that_is_lost_during_the_checks_costs_its_own_answers_alone(
 
 
 def test_a_node_that_hangs_is_given_up_and_the_others_are_checked(faulty: FaultyCluster) -> None:
-    stopped = raylet(faulty.other_version)
+    stopped = psutil.Process(raylet_pid(faulty.other_version))
     stopped.suspend()
     try:
         # Sooner than Ray gives it up, after about a minute: a node may hang in ways that Ray never notices.

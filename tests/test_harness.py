@@ -90,7 +90,6 @@ def test_a_test_without_what_it_needs_is_skipped_with_the_remedy() -> None:
 INNER = """
 import pytest
 from tests.requirements import Requirement
-from tests.warm_start import workers_of
 
 MISSING = Requirement("a unicorn", "apt-get install unicorn", lambda: False)
 

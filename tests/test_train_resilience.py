@@ -24,7 +24,7 @@ from tests.conftest import REPOSITORY
 from tests.faulty_storage import faulty_storage
 from tests.finished_training import STEPS, FinishedTraining, with_changes
 from tests.ray_head import ACCESS, RayHead, ray_head
-from tests.ray_nodes import add_node
+from tests.ray_nodes import add_node, raylet_pid
 from tests.swift import KEY, SECRET, SwiftServer
 from tests.warm_start import workers_of
 
@@ -262,7 +262,7 @@ def train_workers(cluster: str) -> dict[psutil.Process, int]:
 def node_that_trains(cluster: Cluster, nodes: list[Any]) -> Any:
     """A node, other than the head, on which a worker trains."""
     raylets = set(train_workers(cluster.address).values())
-    return next(node for node in nodes[1:] if node.all_processes["raylet"][0].process.pid in raylets)
+    return next(node for node in nodes[1:] if raylet_pid(node) in raylets)
 
 
 class cluster_of_nodes:

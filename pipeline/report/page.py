@@ -32,12 +32,12 @@ def png_uri(content: bytes) -> str:
 
 
 def _script(name: str) -> markupsafe.Markup:
-    """One of the scripts beside the templates, as it stands between <script> and </script>."""
-    return markupsafe.Markup((_TEMPLATES / name).read_text())
+    """Return a script that lies beside the templates, as the text between <script> and </script>."""
+    return markupsafe.Markup((_TEMPLATES / name).read_text("utf-8"))
 
 
 def _script_source(name: str) -> str:
-    """What lets a Content-Security-Policy run that script, and no other that might get into the page."""
+    """Return the source expression with which a Content-Security-Policy allows that script alone: its SHA-256."""
     return f"sha256-{base64.b64encode(hashlib.sha256(_script(name).encode()).digest()).decode()}"
 
 

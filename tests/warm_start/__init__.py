@@ -1,6 +1,6 @@
 """Start Ray's workers by forking a process that has already imported torch, pandas and other libraries.
 
-On a slow core, a training worker spends 10 to 17 seconds on imports, and a run of all tests starts several hundred
+On a slow core, a training worker spends about 15 seconds on imports, and a run of all tests starts several hundred
 workers. On a node whose environment has `warm_start()`, `sitecustomize.py` in this folder passes a worker's command to
 `fork_server.py`, which forks, takes over the environment, folder and output that Ray gave the worker, and runs the
 command: Ray's own code from its first line. Ray and this project are imported after the fork, because they read the

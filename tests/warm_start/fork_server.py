@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 # What workers of this project import that is neither its own nor Ray's.
 MODULES = (
-    *("torch", "torch._dynamo", "torch.distributed", "torch.nn.parallel", "torch.utils.data", "numpy", "pandas"),
+    *("torch", "torch._dynamo", "torch.distributed", "torch.nn.parallel", "torch.utils.data", "pandas"),
     *("pyarrow.compute", "pyarrow.dataset", "pyarrow.parquet", "s3fs", "aiobotocore.session", "obstore", "safetensors"),
     *("cv2", "simplejpeg", "PIL.Image", "matplotlib.figure", "tensorboard", "jinja2", "pydantic_settings", "yaml"),
     *("requests", "jsonschema", "grpc", "google.protobuf.json_format", "tqdm", "psutil", "click"),
@@ -53,8 +55,7 @@ def become(command: dict[str, Any], files: list[int]) -> None:
     os.environ.update(command["environment"])
     os.chdir(command["folder"])
     os.nice(command["niceness"] - os.nice(0))
-    numpy = importlib.import_module("numpy")
-    numpy.random.seed()  # as a new process would have it, and not as the fork before
+    np.random.seed()  # as a new process would have it, and not as the fork before
     sys.argv = command["arguments"]
     folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     sys.path[:] = [os.path.dirname(sys.argv[0]), *folders, *(path for path in sys.path[1:] if path not in folders)]
