@@ -9,21 +9,30 @@ import ray._private.services
 from ray.cluster_utils import Cluster
 
 from pipeline.processes import free_ports
+from tests.ray_head import STARTED_TOO_SLOWLY
 from tests.warm_start import warm_start
 
 
 def add_node(cluster: Cluster, num_cpus: int, environment: Mapping[str, str] | None = None, **options: Any) -> Any:
-    """Add a node whose workers have this environment, too; its agent's port is not the one that all nodes take."""
-    (agent,) = free_ports(1)
+    """Add a node whose workers have this environment, too; its agent's port is not the one that all nodes take.
+
+    A node that does not come is tried again: another process may have taken one of its ports meanwhile.
+    """
     # Ray gives a node half a minute to start, which cannot be configured and is too short where others start meanwhile.
     with mock.patch.object(ray._private.services, "get_node", _wait_for_node):
-        return cluster.add_node(
-            num_cpus=num_cpus,
-            object_store_memory=2**28,
-            dashboard_agent_listen_port=agent,
-            env_vars={**warm_start(), **(environment or {})},
-            **options,
-        )
+        for last in (False, False, True):
+            (agent,) = free_ports(1)
+            try:
+                return cluster.add_node(
+                    num_cpus=num_cpus,
+                    object_store_memory=2**28,
+                    dashboard_agent_listen_port=agent,
+                    env_vars={**warm_start(), **(environment or {})},
+                    **options,
+                )
+            except Exception as error:
+                if last or STARTED_TOO_SLOWLY not in str(error):
+                    raise
 
 
 def raylet_pid(node: Any) -> int:
@@ -36,7 +45,7 @@ _get_node = ray._private.services.get_node
 
 def _wait_for_node(gcs_address: str, node_id: str) -> dict[str, Any]:
     """Return what Ray's own function returns, once it knows the node."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 120
     while True:
         try:
             return _get_node(gcs_address, node_id)
