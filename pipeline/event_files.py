@@ -1,6 +1,7 @@
 """TensorBoard's event files, in OUTPUT/tensorboard: on this machine's disk in place, in a bucket as copies."""
 
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -79,8 +80,19 @@ class EventFiles:
             # since TensorBoard takes the first that it finds for the start of the run.
             purge = None if run in self._purged else self._last_step + 1
             self._purged.add(run)
+            self._wait_for_a_later_name(run)
             self._writers[run] = SummaryWriter(str(self._folder / run), flush_secs=FLUSH, purge_step=purge)
         return self._writers[run]
+
+    def _wait_for_a_later_name(self, run: str) -> None:
+        """Wait until the second in which the run's last file began is over, a second at the most.
+
+        TensorBoard reads files in the order of their names, which begin with that second and end in a number that is
+        not padded: within a second, file 10 would come before file 9, and what it voids would come back.
+        """
+        last = max((int(path.name.split(".")[3]) for path in self._files(run)), default=0)
+        while last <= (now := time.time()) < last + 1:
+            time.sleep(last + 1 - now)
 
     def _close_writers(self) -> None:
         for writer in self._writers.values():
