@@ -35,6 +35,11 @@ class DataFolder(Section):
     label_map: dict[int, int] = Field(
         {}, description="Label id in the files -> id to use; ids not named stay, or are what the format says."
     )
+    allow: tuple[str, ...] = Field(
+        (),
+        description="list, parquet: prefixes beside root that rows may name, as in s3://bucket/photos. Several: repeat "
+        "it.",
+    )
     image_column: str | None = Field(
         None, description="parquet: column of images (bytes or URIs); none: image, of our own output image_uri."
     )
@@ -54,7 +59,9 @@ class DataFolder(Section):
         return _filled(values, train_split=known.train_split, val_split=known.val_split) if known else values
 
     @model_validator(mode="after")
-    def _columns_are_of_tables(self) -> "DataFolder":
+    def _options_are_of_the_format(self) -> "DataFolder":
+        if self.allow and self.format not in ("list", "parquet"):
+            raise ValueError(f"allow is for formats list and parquet, but the format is {self.format}; remove it")
         if self.format != "parquet":
             for name in ("image_column", "label_column", "min_confidence"):
                 if getattr(self, name) != type(self).model_fields[name].default:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +13,7 @@ from typing import Any
 import ray
 
 from pipeline import storage
+from pipeline.url_credentials import masked
 
 ENVIRONMENT = "environment.json"
 PACKAGES = ("sceneparse", "torch", "torchvision", "ray", "pyarrow", "numpy", "opencv-python-headless", "pillow")
@@ -35,7 +35,7 @@ def describe_run(output: str, arguments: list[str], dataset: str) -> dict[str, A
     uri = storage.join(output, ENVIRONMENT)
     start = {
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [_without_password(argument) for argument in arguments],
+        "command": [masked(argument) for argument in arguments],
         "dataset": dataset,
         **code(),
         "packages": {"python": platform.python_version(), **packages()},
@@ -106,8 +106,3 @@ def _gpus() -> list[str]:
     if ray.is_initialized():
         kinds |= {name.removeprefix(ACCELERATOR) for name in ray.cluster_resources() if name.startswith(ACCELERATOR)}
     return sorted(kinds)
-
-
-def _without_password(argument: str) -> str:
-    """`https://user:word@host` -> `https://user:***@host`."""
-    return re.sub(r"(://[^/@\s:]*:)[^/@\s]*@", r"\1***@", argument)

@@ -10,7 +10,7 @@ STAGES = ("list", "download", "decode", "predict")
 
 # What each kind means.
 KINDS = {
-    "BadURI": "a row of a list or table that names no file",
+    "BadURI": "a row of a list or table that names no file, or holds credentials",
     "NotAllowed": "a row that names a file outside the places that the command allows",
     "InsideOutput": "a row that names a file of the output",
     **storage.FAILURE_KINDS,

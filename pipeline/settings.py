@@ -18,6 +18,7 @@ from pydantic_settings import (
 from pydantic_settings.exceptions import SettingsError
 
 from pipeline.errors import UserError
+from pipeline.url_credentials import ADVICE, has_credentials, masked
 
 
 def _several(value: Any) -> Any:
@@ -91,11 +92,12 @@ def load_settings(settings: type[Settings], argv: list[str], prog: str) -> Setti
         # A plain instance of the public class: it can be pickled to workers.
         values = {name: getattr(merged, name) for name in settings.model_fields}
         _require_text(merged, path)
+        _refuse_credentials(merged, path)
         return cast(Settings, settings.model_construct(**values))
     except ValidationError as error:
-        raise UserError(_explain(error, settings, path)) from None
+        raise UserError(masked(_explain(error, settings, path))) from None
     except SettingsError as error:
-        raise UserError(f"{_where(path)}: {error}") from None
+        raise UserError(masked(f"{_where(path)}: {error}")) from None
     except RecursionError:
         raise UserError(f"{_where(path)}: a value is nested too deeply; write it flat") from None
 
@@ -188,6 +190,21 @@ def _require_text(settings: BaseModel, path: str | None) -> None:
             ) from None
 
 
+def _refuse_credentials(settings: BaseModel, path: str | None) -> None:
+    """Raise UserError for a URL with credentials, since settings are saved and printed."""
+
+    def look(name: str, value: Any) -> None:
+        if isinstance(value, str) and has_credentials(value):
+            raise UserError(f"{_where(path)}: {name}: {masked(value)} holds credentials; {ADVICE}")
+        inner = value.items() if isinstance(value, dict) else ()
+        for key, each in inner:
+            look(f"{name}.{key}" if name else key, each)
+        for each in value if isinstance(value, list | tuple) else ():
+            look(name, each)
+
+    look("", settings.model_dump())
+
+
 def _explain(error: ValidationError, settings: type[JobSettings], path: str | None) -> str:
     lines = [f"{_where(path)}: {error.error_count()} wrong setting(s)"]
     for item in error.errors():
@@ -200,7 +217,7 @@ def _explain(error: ValidationError, settings: type[JobSettings], path: str | No
         elif key and item["type"] == "value_error":
             lines.append(f"  {key}: {message}")  # of a whole section; the message names the values
         elif key:
-            lines.append(f"  {key}: {_shortened(repr(item['input']))} is not allowed: {message}")
+            lines.append(f"  {key}: {_shortened(masked(repr(item['input'])))} is not allowed: {message}")
         else:
             lines.append(f"  {message}")
     return "\n".join(lines)

@@ -26,12 +26,13 @@ import pyarrow.fs
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline import local_files, objects, s3_connection
+from pipeline import local_files, objects, s3_connection, web
 from pipeline.errors import UserError
 from pipeline.objects import Fetched as Fetched
 from pipeline.objects import Listed as Listed
 from pipeline.objects import Refused as Refused
 from pipeline.range_file import RangeFile, object_file
+from pipeline.url_credentials import ADVICE, has_credentials, masked
 
 WRITE_TIMEOUT = 60  # seconds, and what the bytes take
 SLOWEST_UPLOAD = 1_000_000  # bytes a second
@@ -64,11 +65,14 @@ def open_filesystem(uri: str, snapshot: bool = False) -> tuple[fsspec.AbstractFi
     Args:
         snapshot: whether it lists each folder of a bucket once and for all, for many readings of the same files.
 
-    Raises UserError for a scheme that no installed package serves.
+    Raises UserError for a scheme that no installed package serves, and for credentials in the URI.
     """
+    _refuse_credentials(uri)
     options: dict[str, Any] = {"skip_instance_cache": True} if snapshot else {}
     if uri.startswith(S3_SCHEMES):
         options |= {"config_kwargs": s3_connection.client_config(), "use_listings_cache": snapshot}
+    if uri.startswith(web.SCHEMES):
+        options |= {"client_kwargs": web.client_options()}
     try:
         # Not fsspec.core.url_to_fs, which takes "::" in a name for a chain of file systems.
         scheme = SCHEME.match(uri)
@@ -82,6 +86,11 @@ def open_filesystem(uri: str, snapshot: bool = False) -> tuple[fsspec.AbstractFi
     if _is_s3(filesystem):
         filesystem.retries = 1  # botocore's are enough; s3fs would multiply them
     return filesystem, path.rstrip("/") or "/"
+
+
+def _refuse_credentials(uri: str) -> None:
+    if has_credentials(uri):
+        raise UserError(f"{masked(uri)}: holds credentials; {ADVICE}")
 
 
 def _is_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
@@ -156,6 +165,7 @@ def _scheme(uri: str) -> str:
 
 def _reader(uri: str, is_wanted: Callable[[int], bool] | None = None) -> Callable[[str], Fetched]:
     """What reads the files of a URI's scheme. Raises UserError for a scheme that no installed package serves."""
+    _refuse_credentials(uri)
     if uri.startswith(S3_SCHEMES):
         connection = s3_connection.current()
         return lambda name: objects.get(name, connection, is_wanted=is_wanted)
@@ -180,6 +190,7 @@ def _reader(uri: str, is_wanted: Callable[[int], bool] | None = None) -> Callabl
 def open_file(uri: str) -> RangeFile:
     """A file to be read span by span. Raises UserError; its reading raises the library's own errors."""
     with explained(uri):
+        _refuse_credentials(uri)
         if uri.startswith(S3_SCHEMES):
             return object_file(uri, s3_connection.current())
         filesystem, path = open_filesystem(uri)
@@ -339,6 +350,8 @@ def explained(uri: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if isinstance(error.__cause__, web.Redirected):  # which fsspec calls so when it asks for the size
+            raise UserError(f"{uri}: storage failed: {error.__cause__}") from error
         bucket = uri.split("/")[2] if "://" in uri else None
         if bucket and "specified bucket" in str(error):
             raise UserError(f"{uri}: the bucket {bucket!r} does not exist; create it or correct the name") from error
@@ -368,5 +381,5 @@ def explained(uri: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Why, in words: some errors have none but their name."""
-    return str(error).strip() or type(error).__name__
+    """Why, in words: some errors have none but their name. Addresses in it show no credentials."""
+    return masked(str(error).strip()) or type(error).__name__

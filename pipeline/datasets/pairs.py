@@ -1,13 +1,19 @@
 """What a dataset's listing is made of: pairs of image and annotation, and what is wrong with it."""
 
 import hashlib
+import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from pipeline import storage
+from pipeline.data_config import DataFolder
 from pipeline.errors import UserError
+from pipeline.places import Places
 
 SHOWN = 5  # examples in an error message
+NOWHERE = Places((), "data.allow")
+OUTSIDE = "outside the places allowed"
 
 
 @dataclass(frozen=True)
@@ -18,6 +24,7 @@ class Cell:
     row_group: int
     row: int  # in the file, from 0
     column: str
+    places: Places = field(default=NOWHERE, compare=False)  # that it may name, where it has a path in place of bytes
 
     def __str__(self) -> str:
         return f"{self.file}#row={self.row}&column={self.column}"
@@ -63,6 +70,7 @@ class Kind(NamedTuple):
 KINDS = {
     "no images": Kind(True, "check the folder, data.format and the split's name"),
     "unreadable list": Kind(True, "mend the lines"),
+    OUTSIDE: Kind(True, "add a prefix to data.allow if what the row names is meant to be opened"),
     "missing image": Kind(True, "add the images or take them off the list"),
     "missing annotation": Kind(True, "add the annotations or remove the images"),
     "two files for one name": Kind(True, "keep one of them"),
@@ -111,3 +119,9 @@ class Listing:
 
     def add(self, kind: str, where: str, message: str) -> None:
         self.findings.append(Finding(kind, where, message))
+
+
+def places_of(data: DataFolder, file: str) -> Places:
+    """Return what the rows of a list or table may name: what lies in root or in the file's folder, or is allowed."""
+    places = [storage.absolute(data.root), posixpath.dirname(file), *data.allow]
+    return Places([one if one.endswith("://") else storage.absolute(one) for one in places], "data.allow")

@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.data_config import DataConfig
 from pipeline.datasets.layouts import stamp, under
-from pipeline.datasets.pairs import SHOWN, Cell, Listing, Pair
+from pipeline.datasets.pairs import OUTSIDE, SHOWN, Cell, Listing, Pair, places_of
 from pipeline.errors import UserError
 from pipeline.parquet_files import FileMetaData, ParquetFile, open_parquet
+from pipeline.places import Places
 
 READERS = 16  # footers and columns that are read at once
 CACHED_BYTES = 256_000_000  # of row groups, in each process
@@ -44,17 +45,16 @@ def list_tables(data: DataConfig, split: str) -> Listing:
         tables = list(pool.map(lambda file: _Table.open(file, files[file]), files))
     if OWN in (tables[0].schema.metadata or {}) and "image_uri" in tables[0].schema.names:
         _check_classes(_output_of(tables[0].uri), data)
-        with ThreadPoolExecutor(READERS) as pool:
-            parts = pool.map(lambda table: _own_pairs(table, data), tables)
-            listing.pairs = [pair for pairs in parts for pair in pairs]
-        return listing
-    if data.min_confidence is not None:
+        pairs_of = _own_pairs
+    elif data.min_confidence is not None:
         raise UserError(
             f"{tables[0].uri}: was not written by segment_bucket.py, so it says nothing of confidence; "
             "remove data.min_confidence"
         )
+    else:
+        pairs_of = _plain_pairs
     with ThreadPoolExecutor(READERS) as pool:
-        for part in pool.map(lambda table: _plain_pairs(table, data), tables):
+        for part in pool.map(lambda table: pairs_of(table, data), tables):
             listing.pairs += part.pairs
             listing.findings += part.findings
     return listing
@@ -65,7 +65,10 @@ def read_cell(cell: Cell) -> bytes:
     value: Any = _row_groups.column(cell)[cell.row - _first_rows(cell.file)[cell.row_group]].as_py()
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
     if content is None and path:
-        return storage.read_bytes(_beside(cell.file, path))
+        uri = _beside(cell.file, path)
+        if refusal := cell.places.refusal(uri):
+            raise UserError(f"{cell}: {uri} {refusal}")
+        return storage.read_bytes(uri)
     if content is None:
         raise UserError(f"{cell}: is null, but must hold a file's bytes")
     return content
@@ -89,8 +92,8 @@ class _Table:
         with _opened(self.uri) as file:
             return file.read(columns)
 
-    def sources(self, column: str) -> Sequence[str | Cell | None]:
-        """A URI or cell for each row; None where the table has neither."""
+    def sources(self, column: str, places: Places) -> Sequence[str | Cell | None]:
+        """A URI or cell for each row; None where the table has neither. Cells may name what lies in the places."""
         if column not in self.schema.names:
             raise UserError(
                 f"{self.uri}: has no column {column!r}, only {', '.join(self.schema.names)}; set data.image_column and "
@@ -106,7 +109,7 @@ class _Table:
                 "URIs (string) are needed"
             )
         groups = (group for group, rows in enumerate(self.row_groups) for _ in range(rows))
-        return [Cell(self.uri, group, row, column) for row, group in enumerate(groups)]
+        return [Cell(self.uri, group, row, column, places) for row, group in enumerate(groups)]
 
 
 def _table_files(place: str) -> dict[str, dict[str, Any]]:
@@ -118,32 +121,44 @@ def _table_files(place: str) -> dict[str, dict[str, Any]]:
 
 def _plain_pairs(table: _Table, data: DataConfig) -> Listing:
     listing = Listing()
-    images, labels = table.sources(data.image_column or "image"), table.sources(data.label_column)
+    places = places_of(data, table.uri)
+    images, labels = table.sources(data.image_column or "image", places), table.sources(data.label_column, places)
     for row, (image, label) in enumerate(zip(images, labels, strict=True)):
         where = f"{table.uri}#row={row}"
         if image is None:
             listing.add("missing image", where, f"column {data.image_column or 'image'!r} is null")
         if label is None:
             listing.add("missing annotation", where, f"column {data.label_column!r} is null")
-        if image is not None and label is not None:
+        if image is not None and label is not None and _lie_inside(places, where, listing, image, label):
             listing.pairs.append(Pair(image, label, stamp=table.stamp))
     return listing
 
 
-def _own_pairs(table: _Table, data: DataConfig) -> list[Pair]:
+def _lie_inside(places: Places, where: str, listing: Listing, *sources: str | Cell) -> bool:
+    """Whether what a row names may be opened; what may not is added to the listing's findings."""
+    named = [source for source in sources if isinstance(source, str)]
+    refused = [f"{uri} {refusal}" for uri in named if (refusal := places.refusal(uri))]
+    if refused:
+        listing.add(OUTSIDE, where, "; ".join(refused))
+    return not refused
+
+
+def _own_pairs(table: _Table, data: DataConfig) -> Listing:
     """Pairs of a part of a segmentation's output; images of which no class is trusted are left out."""
     ignored = _untrusted(table.uri, data.min_confidence) if data.min_confidence is not None else {}
     rows = table.read(["image_id", "status", "class_ids"]).to_pylist()
-    images, labels = table.sources(data.image_column or "image_uri"), table.sources(data.label_column)
-    pairs = []
-    for row, image, label in zip(rows, images, labels, strict=True):
+    places = places_of(data, table.uri)
+    images, labels = table.sources(data.image_column or "image_uri", places), table.sources(data.label_column, places)
+    listing = Listing()
+    for number, (row, image, label) in enumerate(zip(rows, images, labels, strict=True)):
         untrusted = ignored.get(row["image_id"], ())
         if row["status"] != "ok" or set(row["class_ids"]) <= set(untrusted):
             continue
         assert image is not None, table.uri
         assert label is not None, table.uri
-        pairs.append(Pair(image, label, ignored=untrusted, stamp=table.stamp))
-    return pairs
+        if _lie_inside(places, f"{table.uri}#row={number}", listing, image, label):
+            listing.pairs.append(Pair(image, label, ignored=untrusted, stamp=table.stamp))
+    return listing
 
 
 def _untrusted(masks_part: str, min_confidence: float) -> dict[bytes, tuple[int, ...]]:

@@ -9,9 +9,10 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.input_config import InputConfig
 from pipeline.inputs import inventory, lists, manifests, prefixes
-from pipeline.inputs.names import Names, Places, folder_above, home_of, place_prefix
+from pipeline.inputs.names import Names, Resolver, folder_above
 from pipeline.inputs.patterns import folder_of, is_glob
 from pipeline.inputs.selection import Selection
+from pipeline.places import home_of, place_prefix
 
 __all__ = ["list_images", "refuse_output_inside_input"]
 
@@ -59,32 +60,39 @@ def _prefix(uri: str) -> Iterator[pa.Table]:
 
 
 def _list(uri: str, config: InputConfig) -> Iterator[pa.Table]:
-    places = _places(config, home_of(folder_above(uri)))
-    return _not_empty(_resolved(lists.read(uri), places), f"list_file {uri}: names no images")
+    resolver = _resolver(config, home_of(folder_above(uri)))
+    return _not_empty(_resolved(lists.read(uri), resolver), f"list_file {uri}: names no images")
 
 
 def _manifest(uri: str, config: InputConfig) -> Iterator[pa.Table]:
     files = manifests.files_of(uri)
     folder = folder_above(uri) if manifests.is_one_file(uri, files) else storage.absolute(folder_of(uri))
     names = manifests.read(files, config.uri_column, config.carry)
-    return _not_empty(_resolved(names, _places(config, home_of(folder))), f"manifest {uri}: has no rows")
+    return _not_empty(_resolved(names, _resolver(config, home_of(folder))), f"manifest {uri}: has no rows")
 
 
 def _inventory(uri: str, config: InputConfig) -> Iterator[pa.Table]:
     loaded = inventory.load(uri)
-    places = _places(config, f"s3://{loaded.bucket}")
-    return _not_empty(_resolved(inventory.read(loaded), places), f"inventory {uri}: lists no objects")
+    home = f"s3://{loaded.bucket}"
+    # Whoever writes the manifest names the bucket, too.
+    trusted = [folder_above(uri), *(storage.absolute(folder_of(one)) for one in config.input)]
+    if not config.allow and home not in map(home_of, trusted):
+        raise UserError(
+            f"inventory {uri}: lists the bucket {loaded.bucket!r}, which is neither the inventory's own nor one of "
+            f"--input; if that bucket is meant, add --allow {home}/"
+        )
+    return _not_empty(_resolved(inventory.read(loaded), _resolver(config, home)), f"inventory {uri}: lists no objects")
 
 
-def _places(config: InputConfig, home: str) -> Places:
+def _resolver(config: InputConfig, home: str) -> Resolver:
     # What is labelled anyway may be named, too.
     inputs = [uri for uri in config.input if not is_glob(uri)]
-    return Places([*(config.allow or [home]), *inputs], config.output)
+    return Resolver([*(config.allow or [home]), *inputs], config.output)
 
 
-def _resolved(rows: Iterator[Names], places: Places) -> Iterator[pa.Table]:
+def _resolved(rows: Iterator[Names], resolver: Resolver) -> Iterator[pa.Table]:
     for names in rows:
-        yield places.resolve(names)
+        yield resolver.resolve(names)
 
 
 def _not_empty(tables: Iterator[pa.Table], message: str, at_once: bool = True) -> Iterator[pa.Table]:

@@ -4,24 +4,20 @@ A list may come from someone else. A row that would lead out of the allowed plac
 allowed is decided on the very text that is opened later.
 """
 
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
+from pipeline.places import LONGEST, Places, canonical, place_prefix
 from pipeline.tables import LISTED
-
-LONGEST = 8192  # bytes; S3 allows 1,024 for a key
-SAME_SCHEME = {"s3a": "s3", "gcs": "gs", "az": "abfs", "local": "file"}
+from pipeline.url_credentials import ADVICE, has_credentials, masked
 
 # What is no canonical URI for sure, or might be none: looked at one by one.
-ODD = r"(?s)/\.{0,2}$|/\.{1,2}/|\x00|^file://.*//|^https?:"
+ODD = r"(?s)/\.{0,2}$|/\.{1,2}/|\x00|^file://.*//|^https?:|^[A-Za-z0-9+.-]+://[^/@]*:[^/@]*@"
 WITH_SCHEME = rf"^{storage.SCHEME.pattern}"
 # An image without its id, which is known after this.
 NAMED = pa.schema([column for column in LISTED if column.name != "image_id"])
@@ -46,11 +42,11 @@ class Verdict(NamedTuple):
     message: str | None = None
 
 
-class Places:
-    """The prefixes that rows may name, and the output that they may not."""
+class Resolver:
+    """Knows the prefixes that rows may name, and the output that they may not."""
 
     def __init__(self, allowed: Sequence[str], output: str) -> None:
-        self._prefixes = tuple(place_prefix(place) for place in allowed)
+        self._places = Places(allowed, "--allow")
         self._output = place_prefix(output)
 
     def resolve(self, names: Names) -> pa.Table:
@@ -80,20 +76,22 @@ class Places:
         """What becomes of one name that has its scheme."""
         if text is None:
             return Verdict(None, "BadURI", "the name is missing, or is no text in UTF-8")
-        shown = text if len(text) < 200 else f"{text[:200]}..."
+        if has_credentials(text):
+            # Masked before it is cut: half of an address may not look like one.
+            return Verdict(None, "BadURI", f"{_shortened(masked(text))!r} holds credentials; {ADVICE}")
         try:
             uri = canonical(text)
         except ValueError as error:
-            return Verdict(None, "BadURI", f"{shown!r}: {error}")
-        if ".." in _folders(uri) or not (uri + "/").startswith(self._prefixes):
-            return Verdict(uri, "NotAllowed", f"lies outside {', '.join(self._prefixes)}; --allow names further places")
+            return Verdict(None, "BadURI", f"{_shortened(masked(text))!r}: {error}")
+        if refusal := self._places.refusal(uri):
+            return Verdict(uri, "NotAllowed", refusal)
         if (uri + "/").startswith(self._output):
             return Verdict(uri, "InsideOutput", f"lies inside the output {self._output}")
         return Verdict(uri)
 
     def _allows(self, uris: pa.Array) -> pa.BooleanArray:
         allowed = pa.repeat(False, len(uris))
-        for prefix in self._prefixes:
+        for prefix in self._places.prefixes:
             allowed = pc.or_(allowed, pc.starts_with(uris, prefix))
         return allowed
 
@@ -106,61 +104,13 @@ def named_table(columns: dict[str, pa.Array], length: int) -> pa.Table:
     )
 
 
-def canonical(uri: str) -> str:
-    """The one spelling of a URI. Raises ValueError if it can name no image."""
-    match = storage.SCHEME.match(uri)
-    if match is None:
-        raise ValueError("no URI")
-    if "\0" in uri:
-        raise ValueError("has a NUL character")
-    if len(uri.encode()) > LONGEST:
-        raise ValueError(f"longer than {LONGEST:,} bytes")
-    scheme = SAME_SCHEME.get(match[1].lower(), match[1].lower())
-    rest = uri[match.end() :]
-    if scheme == "file":
-        if not rest.startswith("/"):
-            raise ValueError("file:// takes an absolute path")
-        if rest.rpartition("/")[2] in ("", ".", ".."):
-            raise ValueError("names a folder")
-        return "file:///" + os.path.normpath(rest).lstrip("/")
-    host, _, name = rest.partition("/")
-    if not host:
-        raise ValueError("names no bucket or host")
-    if not name or name.endswith("/"):
-        raise ValueError("names a folder, not an image")
-    if scheme in ("http", "https"):
-        if re.search(r"[\x00-\x20\x7f\\]", rest):
-            raise ValueError("has characters that no web address has")
-        host = host.lower()
-    return f"{scheme}://{host}/{name}"
-
-
-def place_prefix(place: str) -> str:
-    """A place as the beginning of all URIs inside it: `s3a://bucket/photos` -> `s3://bucket/photos/`."""
-    match = storage.SCHEME.match(place)
-    scheme = SAME_SCHEME.get(match[1].lower(), match[1].lower()) if match else "file"
-    if scheme == "file" and place[match.end() if match else 0 :]:
-        return "file://" + storage.open_filesystem(place)[1].rstrip("/") + "/"
-    rest = place[match.end() :] if match else ""
-    host, slash, name = rest.partition("/")
-    if scheme in ("http", "https"):
-        host = host.lower()
-    rest = (host + slash + name).rstrip("/")
-    return f"{scheme}://{rest}/" if rest else f"{scheme}://"
-
-
-def home_of(folder: str) -> str:
-    """What the lists in a folder may name unless told otherwise: its whole bucket or host; on a disk, the folder."""
-    match = storage.SCHEME.match(folder)
-    assert match, folder
-    bucket = folder[match.end() :].split("/")[0]
-    # The ARN of an access point goes on behind the slash.
-    return folder if match[1] == "file" or bucket.startswith("arn:") else match[0] + bucket
-
-
 def folder_above(uri: str) -> str:
     """The folder of a file, without a slash at its end."""
     return storage.absolute(uri).rpartition("/")[0]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) < 200 else f"{text[:200]}..."
 
 
 def _texts(names: pa.Array) -> pa.StringArray:
@@ -191,11 +141,3 @@ def _with_scheme(texts: pa.StringArray, folder: str) -> pa.StringArray:
     texts = pc.if_else(is_path, pc.binary_join_element_wise("file://", texts, ""), texts)
     inside = pc.replace_substring_regex(texts, r"^(?:\./+)+", "")
     return pc.if_else(is_relative, pc.binary_join_element_wise(f"{folder}/", inside, ""), texts)
-
-
-def _folders(uri: str) -> set[str]:
-    """The names between the slashes of a URI; `..` stands for `.` and `..`, however a client writes them."""
-    path = uri.partition("://")[2]
-    if uri.startswith("http"):
-        path = unquote(re.split("[?#]", path)[0]).replace("\\", "/")
-    return {".." if name == "." else name for name in path.split("/")}

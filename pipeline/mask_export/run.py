@@ -12,11 +12,11 @@ import pyarrow as pa
 from pipeline import parts, query, storage
 from pipeline.config import ExportMasksConfig
 from pipeline.errors import UserError, user_error
-from pipeline.inputs.names import place_prefix
 from pipeline.mask_export.formats import Format, format_of
 from pipeline.mask_export.labelled import Classes
 from pipeline.mask_export.selection import Part, Selection
 from pipeline.mask_export.tasks import COMPLETE, FRAGMENTS, INCOMPLETE, SHOWN, export_part
+from pipeline.places import place_prefix
 
 SETTINGS = ".export/settings.json"
 # Options that change no file.

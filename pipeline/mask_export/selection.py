@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from pipeline import query
 from pipeline.errors import UserError
-from pipeline.inputs.names import place_prefix
 from pipeline.mask_export.names import cleaned, common_folder
+from pipeline.places import place_prefix
 
 ROWS = 100_000  # that are named together
 SHOWN = 5  # collisions in a message

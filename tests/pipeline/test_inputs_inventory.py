@@ -71,10 +71,15 @@ def write_inventory(
     return uri
 
 
+def inventoried(uri: str) -> pa.Table:
+    """The listing of an inventory, which lies elsewhere than the bucket that it lists."""
+    return listed(inventory=uri, allow="s3://photos/")
+
+
 @pytest.mark.parametrize("kind", ["CSV", "Parquet"])
 def test_keys_sizes_and_etags_are_taken_as_they_are(bucket: str, kind: str) -> None:
     uri = write_inventory(bucket, [[row(key) for key in KEYS[:2]], [row(key, size=0) for key in KEYS[2:]]], kind)
-    found = listed(inventory=uri)
+    found = inventoried(uri)
     assert uris(found) == [f"s3://photos/{key}" for key in KEYS]
     assert found["size_bytes"].to_pylist() == [7, 7, 0, 0]
     assert found["etag"].to_pylist() == [f"etag-{len(key)}" for key in KEYS]
@@ -90,7 +95,7 @@ def test_only_current_objects_are_images(tmp_path: Path, kind: str) -> None:
         row("gone.jpg", latest=False),
         row("folder/", size=0),
     ]
-    assert uris(listed(inventory=write_inventory(str(tmp_path), [rows], kind))) == ["s3://photos/new.jpg"]
+    assert uris(inventoried(write_inventory(str(tmp_path), [rows], kind))) == ["s3://photos/new.jpg"]
 
 
 def test_an_inventory_of_current_versions_alone_lacks_the_columns_of_versions(tmp_path: Path) -> None:
@@ -101,14 +106,14 @@ def test_an_inventory_of_current_versions_alone_lacks_the_columns_of_versions(tm
     manifest = json.loads(Path(uri).read_text())
     manifest["files"][0]["MD5checksum"] = hashlib.md5(content).hexdigest()
     Path(uri).write_text(json.dumps(manifest))
-    found = listed(inventory=uri)
+    found = inventoried(uri)
     assert uris(found) == ["s3://photos/a.jpg", "s3://photos/b b.jpg"]
     assert found["size_bytes"].null_count == found["etag"].null_count == 2
 
 
 def test_rows_of_another_bucket_are_refused_alone(tmp_path: Path) -> None:
     uri = write_inventory(str(tmp_path), [[row("a.jpg"), row("a.jpg", bucket="secrets"), row("b/../../x/y.jpg")]])
-    found = listed(inventory=uri)
+    found = inventoried(uri)
     assert uris(found) == ["s3://photos/a.jpg", "s3://secrets/a.jpg", "s3://photos/b/../../x/y.jpg"]
     assert errors(found) == dict.fromkeys(uris(found)[1:], "NotAllowed")
 
@@ -116,9 +121,9 @@ def test_rows_of_another_bucket_are_refused_alone(tmp_path: Path) -> None:
 def test_an_inventory_and_its_data_may_be_copied_elsewhere(tmp_path: Path, bucket: str) -> None:
     """Also where Amazon's manifest names keys with a slash too few, after a prefix that ends in one."""
     uri = write_inventory(str(tmp_path), [[row("a.jpg")]])
-    assert uris(listed(inventory=uri)) == ["s3://photos/a.jpg"]
+    assert uris(inventoried(uri)) == ["s3://photos/a.jpg"]
     in_bucket = write_inventory(f"{bucket}/copy", [[row("a.jpg")]])
-    assert uris(listed(inventory=in_bucket)) == ["s3://photos/a.jpg"]
+    assert uris(inventoried(in_bucket)) == ["s3://photos/a.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -139,16 +144,16 @@ def test_an_inventory_and_its_data_may_be_copied_elsewhere(tmp_path: Path, bucke
 def test_an_inventory_that_cannot_be_read_is_explained(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     uri = write_inventory(str(tmp_path), [[row("a.jpg")]], **changes)
     with pytest.raises(UserError, match=rf"inventory {uri}: {expected}"):
-        listed(inventory=uri)
+        inventoried(uri)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "no json", '"text"', "[" * 100_000])
 def test_what_is_no_manifest_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"not the manifest\.json of an S3 Inventory"):
-        listed(inventory=str(tmp_path / "manifest.json"))
+        inventoried(str(tmp_path / "manifest.json"))
     with pytest.raises(UserError, match="not found"):
-        listed(inventory=str(tmp_path / "missing.json"))
+        inventoried(str(tmp_path / "missing.json"))
 
 
 def test_a_data_file_that_is_damaged_gives_no_row(tmp_path: Path) -> None:
@@ -156,13 +161,13 @@ def test_a_data_file_that_is_damaged_gives_no_row(tmp_path: Path) -> None:
     data = tmp_path / "s3-inventory/photos/daily/data/0.csv.gz"
     data.write_bytes(csv_file([row("b.jpg")]))
     with pytest.raises(UserError, match=r"0.csv.gz has the MD5 .* and should have"):
-        listed(inventory=uri)
+        inventoried(uri)
 
 
 def test_a_data_file_of_other_content_is_named_by_its_own_name(tmp_path: Path) -> None:
     uri = write_inventory(str(tmp_path), [[row("a.jpg")]], schema="Bucket, Key")
     with pytest.raises(UserError, match=rf"{tmp_path}/.*/data/0.csv.gz: cannot be read as CSV"):
-        listed(inventory=uri)
+        inventoried(uri)
 
 
 @pytest.mark.parametrize(
@@ -183,16 +188,16 @@ def test_a_column_of_another_type_is_named(tmp_path: Path, name: str, column: pa
     columns = {"bucket": pa.array(["photos"]), "key": pa.array(["a.jpg"])} | {name: column}
     uri = _inventory_of(tmp_path, pa.table(columns))
     with pytest.raises(UserError, match=rf"0\.parquet: its column {name} holds .* that cannot be read as "):
-        listed(inventory=uri)
+        inventoried(uri)
 
 
 def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
     uri = _inventory_of(tmp_path, pa.Table.from_arrays([pa.array(["a.jpg"])] * 2, ["key", "key"]))
     with pytest.raises(UserError, match=r"0\.parquet: has more than one column key"):
-        listed(inventory=uri)
+        inventoried(uri)
     uri = write_inventory(str(tmp_path), [[row("x")]], schema="Bucket, Key, Key")
     with pytest.raises(UserError, match=r"0\.csv\.gz: has more than one column Key; its columns are Bucket, Key, Key"):
-        listed(inventory=uri)
+        inventoried(uri)
 
 
 def _inventory_of(folder: Path, table: pa.Table) -> str:
@@ -204,3 +209,23 @@ def _inventory_of(folder: Path, table: pa.Table) -> str:
     manifest["files"][0]["MD5checksum"] = hashlib.md5(data.read_bytes()).hexdigest()
     Path(uri).write_text(json.dumps(manifest))
     return uri
+
+
+def test_a_bucket_that_the_manifest_alone_names_has_to_be_allowed(bucket: str, tmp_path: Path) -> None:
+    """Whoever can write the manifest could name any bucket that the job may read."""
+    for place in (bucket, str(tmp_path)):
+        uri = write_inventory(place, [[row("a.jpg")]])
+        with pytest.raises(UserError, match=r"lists the bucket 'photos', which is neither .* add --allow s3://photos/"):
+            listed(inventory=uri)
+    name = bucket.removeprefix("s3://")
+    own = write_inventory(bucket, [[row("a.jpg", bucket=name), row("a.jpg")]], sourceBucket=name)
+    found = listed(inventory=own)
+    assert uris(found) == [f"{bucket}/a.jpg", "s3://photos/a.jpg"]
+    assert errors(found) == {"s3://photos/a.jpg": "NotAllowed"}
+
+
+def test_a_bucket_that_is_an_inputs_need_not_be_allowed(bucket: str, tmp_path: Path) -> None:
+    storage.write_bytes(f"{bucket}/new/b.jpg", b"b")
+    name = bucket.removeprefix("s3://")
+    uri = write_inventory(str(tmp_path), [[row("a.jpg", bucket=name)]], sourceBucket=name)
+    assert uris(listed(inventory=uri, input=f"{bucket}/new/")) == [f"{bucket}/new/b.jpg", f"{bucket}/a.jpg"]

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
-from pipeline.inputs.names import Names, Places, canonical, place_prefix
+from pipeline.inputs.names import Names, Resolver
+from pipeline.places import canonical, place_prefix
 from pipeline.tables import image_id
 from tests.pipeline.input_samples import errors, listed, uris
 from tests.pipeline.samples import write_file
@@ -102,12 +103,12 @@ def test_what_lies_inside_has_one_spelling(text: str) -> None:
 
 def resolve(text: str, allowed: list[str]) -> dict[str, str]:
     """What becomes of a row, alone and among others that are plain."""
-    places = Places(allowed, "s3://store/labels")
+    resolver = Resolver(allowed, "s3://store/labels")
     texts = ["s3://store/1.jpg", text, "s3://store/2.jpg"]
     numbers = pa.array([16, 17, 18], pa.int64())
     origin, folder = "s3://store/lists/m.csv#row=", "s3://store/lists"
-    _, among, _ = places.resolve(Names(pa.array(texts), numbers, origin, folder, {})).to_pylist()
-    (alone,) = places.resolve(Names(pa.array([text]), numbers[1:2], origin, folder, {})).to_pylist()
+    _, among, _ = resolver.resolve(Names(pa.array(texts), numbers, origin, folder, {})).to_pylist()
+    (alone,) = resolver.resolve(Names(pa.array([text]), numbers[1:2], origin, folder, {})).to_pylist()
     assert alone == among
     return alone
 
@@ -135,7 +136,7 @@ def resolve(text: str, allowed: list[str]) -> dict[str, str]:
         ("https://good.org/open/%2e%2e/secret.jpg", "https://good.org/open", "NotAllowed"),
         ("https://good.org/open/..%2fsecret.jpg", "https://good.org/open", "NotAllowed"),
         ("https://good.org.evil.org/a.jpg", "https://good.org", "NotAllowed"),
-        ("https://good.org@169.254.169.254/a.jpg", "https://good.org", "NotAllowed"),
+        ("https://good.org@169.254.169.254/a.jpg", "https://good.org", "BadURI"),
         ("https://good.org:8080/a.jpg", "https://good.org", "NotAllowed"),
         ("http://good.org/a.jpg", "https://good.org", "NotAllowed"),
         ("gcs://photos/a.jpg", "gs://photos", None),
@@ -198,14 +199,14 @@ PIECES += ["store", "data", "other", "labels", "a.jpg", "ü", " ", "\n", "\0", "
 def test_whatever_a_row_says_what_is_opened_lies_inside_and_has_one_spelling(seed: int) -> None:
     """Also that looking at all rows of a batch at once decides as looking at each does."""
     choose = random.Random(seed)
-    places = Places(["s3://store", "/data", "https://store/data"], "s3://store/labels")
+    resolver = Resolver(["s3://store", "/data", "https://store/data"], "s3://store/labels")
     texts = ["".join(choose.choices(PIECES, k=choose.randrange(1, 9))) for _ in range(4000)]
     texts += [choose.choice(["s3://store/", "/data/", "https://store/data/"]) + text for text in texts]
     names = Names(pa.array(texts), pa.array(range(len(texts)), pa.int64()), "s3://store/m.csv#row=", "s3://store/x", {})
     accepted = 0
-    for text, row in zip(texts, places.resolve(names).to_pylist(), strict=True):
+    for text, row in zip(texts, resolver.resolve(names).to_pylist(), strict=True):
         uri = row["image_uri"]
-        again = places.verdict(uri)
+        again = resolver.verdict(uri)
         if row["error_type"] == "BadURI":
             assert uri.startswith("s3://store/m.csv#row=")
             continue
