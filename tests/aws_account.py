@@ -32,8 +32,8 @@ class Account:
 
 
 @contextlib.contextmanager
-def aws_account(home: Path, bucket: str = "bucket") -> Iterator[Account]:
-    """An account with the stack in it; `home` is where Ray writes the key it makes."""
+def aws_account(home: Path, bucket: str = "bucket", **parameters: str) -> Iterator[Account]:
+    """An account with the stack in it, made with these parameters; `home` is where Ray writes the key it makes."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
             patch.delenv(name, raising=False)
@@ -44,18 +44,17 @@ def aws_account(home: Path, bucket: str = "bucket") -> Iterator[Account]:
         (home / ".ssh").mkdir()
         with moto.mock_aws():
             boto3.client("s3").create_bucket(Bucket=bucket)
-            yield Account(_make_stack(bucket))
+            yield Account(_make_stack(bucket, parameters))
 
 
-def _make_stack(bucket: str) -> dict[str, str]:
+def _make_stack(bucket: str, parameters: dict[str, str]) -> dict[str, str]:
     ec2, formation = boto3.client("ec2"), boto3.client("cloudformation")
     vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
-    values = {"Bucket": bucket, "SshFrom": "203.0.113.7/32", "Vpc": vpc}
-    parameters = [{"ParameterKey": key, "ParameterValue": value} for key, value in values.items()]
+    values = {"Bucket": bucket, "SshFrom": "203.0.113.7/32", "Vpc": vpc, **parameters}
     formation.create_stack(
         StackName="sceneparse",
         TemplateBody=TEMPLATE,
-        Parameters=parameters,
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in values.items()],
         Capabilities=["CAPABILITY_NAMED_IAM"],
     )
     (stack,) = formation.describe_stacks(StackName="sceneparse")["Stacks"]

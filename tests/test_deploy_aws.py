@@ -1,6 +1,7 @@
 """cluster.yaml and deploy/aws in an account that moto makes: Ray's own launcher starts what is promised."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import botocore.exceptions
 import pytest
 
 from pipeline.aws_nodes import SpotFirst
-from tests.aws_account import REGION, Account, aws_account, cluster_file
+from tests.aws_account import REGION, TEMPLATE, Account, aws_account, cluster_file
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -20,7 +21,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    with aws_account(tmp_path_factory.mktemp("home")) as account:
+    # The template's own types, which moto would take for one text.
+    (types,) = re.findall(r"Default: (\S+,\S+)", TEMPLATE)
+    with aws_account(tmp_path_factory.mktemp("home"), WorkerTypes=types) as account:
         yield account
 
 
@@ -101,6 +104,23 @@ def test_the_head_has_its_role_and_workers_theirs(config: dict[str, Any]) -> Non
         name = config["available_node_types"][node_type]["node_config"]["IamInstanceProfile"]["Name"]
         profile = iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]
         assert [one["RoleName"] for one in profile["Roles"]] == [role]
+
+
+def test_the_head_launches_the_workers_of_the_cluster_file_and_nothing_else(
+    config: dict[str, Any], account: Account
+) -> None:
+    statements = account.policy(f"sceneparse-autoscaler-{REGION}")["Statement"]
+    launches = [one for one in statements if one["Action"] == "ec2:RunInstances"]
+
+    def condition_of(resource: str) -> dict[str, Any]:
+        (found,) = [one for one in launches if f"{resource}/*" in str(one["Resource"])]
+        return found["Condition"]["StringEquals"]
+
+    workers = [one for name, one in config["available_node_types"].items() if name != config["head_node_type"]]
+    types = {one["node_config"]["InstanceType"] for one in workers}
+    assert set(condition_of("instance")["ec2:InstanceType"]) == types
+    # Of Ubuntu's maker, which Amazon lists under its own name, too; of Amazon; and what an administrator made.
+    assert set(condition_of("image")["ec2:Owner"]) == {"099720109477", "amazon", "123456789012"}
 
 
 def test_ray_uses_the_security_group_and_makes_none(config: dict[str, Any], account: Account) -> None:

@@ -17,9 +17,13 @@ from tests.conftest import REPOSITORY
 from tests.kuberay import SCHEMAS
 
 FILES = sorted((REPOSITORY / "deploy/kubernetes").glob("*.yaml"))
-MANIFESTS = {(path.stem, one["kind"]): one for path in FILES for one in yaml.safe_load_all(path.read_text())}
-CLUSTER = MANIFESTS["cluster", "RayCluster"]
-JOBS = {name: one for (name, kind), one in MANIFESTS.items() if kind == "RayJob"}
+MANIFESTS = {
+    (path.stem, one["kind"], one["metadata"]["name"]): one
+    for path in FILES
+    for one in yaml.safe_load_all(path.read_text())
+}
+CLUSTER = MANIFESTS["cluster", "RayCluster", "sceneparse"]
+JOBS = {file: one for (file, kind, _), one in MANIFESTS.items() if kind == "RayJob"}
 GROUPS = [CLUSTER["spec"]["headGroupSpec"], *CLUSTER["spec"]["workerGroupSpecs"]]
 OBJECT_STORE = 0.3  # of a node's memory, by default
 UNITS = {"": 1, "Mi": 2**20, "Gi": 2**30}
@@ -46,9 +50,9 @@ def config() -> dict[str, Any]:
     return _derive_autoscaling_config_from_ray_cr(CLUSTER)
 
 
-@pytest.mark.parametrize(("file", "kind"), MANIFESTS)
-def test_manifest_has_the_shape_of_its_kind(file: str, kind: str) -> None:
-    manifest = MANIFESTS[file, kind]
+@pytest.mark.parametrize(("file", "kind", "name"), MANIFESTS)
+def test_manifest_has_the_shape_of_its_kind(file: str, kind: str, name: str) -> None:
+    manifest = MANIFESTS[file, kind, name]
     if kind in SCHEMAS:
         jsonschema.validate(manifest, SCHEMAS[kind])
     else:
@@ -106,17 +110,27 @@ def test_shared_memory_holds_the_object_store_and_scratch_fits_the_disk() -> Non
 def test_only_who_has_the_secrets_token_gets_in_and_from_nearby() -> None:
     assert CLUSTER["spec"]["authOptions"] == {"mode": "token", "secretName": "ray-token"}
     assert CLUSTER["spec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
-    assert "Secret" not in {kind for _, kind in MANIFESTS}, "the token would be in the repository"
-    network = MANIFESTS["cluster", "NetworkPolicy"]["spec"]
+    assert "Secret" not in {kind for _, kind, _ in MANIFESTS}, "the token would be in the repository"
+    network = MANIFESTS["cluster", "NetworkPolicy", "ray"]["spec"]
     assert network["podSelector"]["matchLabels"] == {"ray.io/cluster": CLUSTER["metadata"]["name"]}
     assert not any("ipBlock" in source for rule in network["ingress"] for source in rule["from"])
 
 
 def test_pods_have_a_role_and_no_keys() -> None:
-    account = MANIFESTS["cluster", "ServiceAccount"]
-    assert "eks.amazonaws.com/role-arn" in account["metadata"]["annotations"]
-    assert all(group["template"]["spec"]["serviceAccountName"] == account["metadata"]["name"] for group in GROUPS)
+    for group in GROUPS:
+        account = MANIFESTS["cluster", "ServiceAccount", group["template"]["spec"]["serviceAccountName"]]
+        assert "eks.amazonaws.com/role-arn" in account["metadata"]["annotations"]
     assert not any("env" in one for _, pod in pods() for one in pod["containers"])
+
+
+def test_only_the_head_has_a_way_to_kubernetes() -> None:
+    """Its autoscaler needs one. A worker could otherwise make pods: code of a job runs on it."""
+    head = CLUSTER["spec"]["headGroupSpec"]["template"]["spec"]
+    for name, pod in pods():
+        if name != "head":
+            assert pod["automountServiceAccountToken"] is False, name
+            assert pod.get("serviceAccountName") != head["serviceAccountName"], name
+    assert MANIFESTS["cluster", "ServiceAccount", "sceneparse-worker"]["automountServiceAccountToken"] is False
 
 
 def test_workers_start_from_none_by_autoscaler_v2_and_never_again_in_the_same_pod(config: dict[str, Any]) -> None:
