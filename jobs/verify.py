@@ -7,6 +7,18 @@ from pipeline.settings import load_settings
 
 def main(argv: list[str]) -> int:
     config = load_settings(VerifyConfig, argv, prog="jobs/verify.py")
+    if not config.repair:
+        return _verify(config)
+    from pipeline import storage
+    from pipeline.lease import hold
+    from pipeline.verification import require_output
+
+    require_output(config.output)
+    with hold(storage.absolute(config.output)):
+        return _verify(config)
+
+
+def _verify(config: VerifyConfig) -> int:
     from pipeline.findings import Tally
     from pipeline.inputs import list_images
     from pipeline.repair import repair

@@ -82,22 +82,25 @@ class _Steps(ExecutionCallback):
     """Ray Data makes one for each execution, and calls it at each step: some ten times a second."""
 
     # Of this process: workers get the class by its name.
-    look: ClassVar[Callable[[], None] | None] = None
+    looks: ClassVar[tuple[Callable[[], None], ...]] = ()
 
     def on_execution_step(self, executor: object) -> None:
-        if _Steps.look is not None:
-            _Steps.look()
+        for look in _Steps.looks:
+            look()
 
 
 @contextmanager
-def watching(look: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, call `look` now and then for executions that begin in it; what it raises ends them."""
+def watching(*looks: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, call each of these now and then for executions that begin in it.
+
+    What they raise ends the executions.
+    """
     context = ray.data.DataContext.get_current()
     before = context.custom_execution_callback_classes
     context.custom_execution_callback_classes = [*before, _Steps]
-    _Steps.look = look
+    _Steps.looks = looks
     try:
         yield
     finally:
-        _Steps.look = None
+        _Steps.looks = ()
         context.custom_execution_callback_classes = before

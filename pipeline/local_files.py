@@ -17,6 +17,7 @@ from pipeline.range_file import RangeFile
 
 # Hidden, so that no reader takes it for a part; reconcile removes what a kill leaves.
 PARTIAL = ".partial-"
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # what file systems say that have none
 
 
 def read(uri: str, is_wanted: Callable[[int], bool] | None = None) -> Fetched:
@@ -105,6 +106,28 @@ class WholeFile(io.BufferedWriter):
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(self._temporary)
+
+
+def create(path: str, content: bytes) -> bool:
+    """Write a file that is not there yet, so that it appears whole; False where it is."""
+    temporary = os.path.join(os.path.dirname(path), PARTIAL + secrets.token_hex(8))
+    try:
+        with WholeFile(temporary) as file:
+            file.write(content)
+        try:
+            os.link(temporary, path)  # refused where the name is taken, as a rename is not
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            with open(path, "xb") as target:
+                target.write(content)
+        _sync(os.path.dirname(path))
+    except FileExistsError:
+        return False
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+    return True
 
 
 def _sync(folder: str) -> None:

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from pipeline import parts, storage
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import UserError
-from pipeline.tables import CLASSES, SCHEMA_VERSION, table
+from pipeline.tables import CLASSES, MASKS, SCHEMA_VERSION, table
 
 
 def claim_output(output: str, model: Checkpoint) -> None:
@@ -36,7 +36,7 @@ def is_claimed(output: str, model: Checkpoint) -> bool:
     """Whether the output has its class table; raises UserError where it is not this model's."""
     uri = _class_table(output)
     if storage.exists(uri):
-        existing = parts.read_table(uri)
+        existing = parts.read_table(uri, schema=CLASSES)
         found = {key.decode(): value.decode() for key, value in (existing.schema.metadata or {}).items()}
         version, model_id = found.get("sceneparse.schema_version"), found.get("sceneparse.model_id")
         if version != SCHEMA_VERSION:
@@ -69,7 +69,7 @@ def outcomes_of(output: str, run_id: str) -> dict[str, int]:
     outcomes: Counter[str] = Counter()
     for uri in storage.find(storage.join(output, "masks")):
         if posixpath.basename(uri).startswith(f"part-{run_id}-"):
-            kinds = parts.read_table(uri, ["error_type"])["error_type"]
+            kinds = parts.read_table(uri, ["error_type"], MASKS)["error_type"]
             outcomes.update(kind or "ok" for kind in kinds.to_pylist())
     return dict(outcomes)
 
@@ -79,7 +79,7 @@ def first_failures(output: str, names: list[str], most: int) -> list[dict[str, s
     columns = ["image_uri", "error_stage", "error_type", "error_message"]
     failures: list[dict[str, str]] = []
     for name in names:
-        part = parts.read_table(storage.join(output, "masks", name), columns)
+        part = parts.read_table(storage.join(output, "masks", name), columns, MASKS)
         failures += part.filter(pc.is_valid(part["error_type"])).to_pylist()
         if len(failures) >= most:
             break

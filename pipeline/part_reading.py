@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.findings import Finding
 from pipeline.mask_checks import check_mask
 from pipeline.parquet_files import ParquetFile, open_parquet
-from pipeline.part_checks import Reference, Statistics, check_masks, schema_problem
+from pipeline.part_checks import Reference, Statistics, check_masks, check_name, schema_problem
 from pipeline.tables import CLASS_STATS, MASKS
 
 # Masks are most of an output's bytes, and are read to be decoded alone.
@@ -59,6 +59,8 @@ def check_part(output: str, name: str, reference: Reference, deep: bool) -> Part
                 report.findings += _check_contents(masks_name, file, masks, statistics, reference)
             else:
                 report.findings += _check_number(masks_name, file, masks)
+            if not report.findings:
+                report.findings += check_name(masks_name, masks)
     except Unusable as error:
         report.findings.append(error.finding)
     return report

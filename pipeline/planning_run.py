@@ -19,11 +19,13 @@ from pipeline.cluster_watch import ClusterChanged
 from pipeline.config import SegmentConfig
 from pipeline.done import Done
 from pipeline.errors import UserError
+from pipeline.lease import hold
 from pipeline.output import is_claimed
 from pipeline.planning import Forecast, Machines, Plan, Survey, Tried, steady_rate, survey
 from pipeline.progress import LINE_EVERY, News, SegmentationLine
 from pipeline.segmentation import Summary, label, opened
 from pipeline.stages import plan_stages
+from pipeline.tables import MASKS
 from pipeline.terminal import say
 from pipeline.worklist import FIRST_WAIT, Listed, Worklist
 
@@ -101,17 +103,16 @@ def _try(config: SegmentConfig, model: Checkpoint, surveyed: Survey, output: str
     # That images fail is a result here.
     config = config.model_copy(update={"max_error_rate": 1.0})
     with _folder_below(output) as folder:
-        run_id = f"plan-{secrets.token_hex(3)}"
-        with Worklist([sample], lambda listed: pa.array([False] * len(listed))) as worklist:
-            summary = Summary(run_id, folder, worklist.listed)
+        with hold(folder) as lease, Worklist([sample], lambda listed: pa.array([False] * len(listed))) as worklist:
+            summary = Summary(lease.run_id, folder, worklist.listed)
             line = _SampleLine(worklist.listed)
             try:
-                label(config, model, worklist, summary, line)
+                label(config, model, worklist, summary, lease, line)
             except ClusterChanged as change:
                 raise UserError(f"plan: {change}; make it again") from None
         ended = time.monotonic()
         names = [uri for uri in storage.find(storage.join(folder, "masks")) if uri.endswith(".parquet")]
-        rows = pa.concat_tables([parts.read_table(uri, ["size_bytes", "seconds", "mask"]) for uri in names])
+        rows = pa.concat_tables([parts.read_table(uri, ["size_bytes", "seconds", "mask"], MASKS) for uri in names])
     rows = rows.filter(pc.is_valid(rows["size_bytes"]))
     mask_bytes = pc.fill_null(pc.binary_length(pc.struct_field(rows["mask"], "bytes")), 0)
     return Tried(

@@ -14,7 +14,7 @@ BY_COMPARISON = {"wrong columns", "another model", "unknown class", "wrong class
 
 
 def repair(verification: Verification, tally: Tally) -> Iterator[str]:
-    """Mend what can be mended; yields a line for each thing done. No run may be writing at the same time.
+    """Mend what can be mended; yields a line for each thing done. Whoever calls it holds the lease.
 
     What no run wrote is never deleted. Interrupted, it can simply be run again, after another verification.
 

@@ -5,7 +5,6 @@ list_images -> Worklist -> decode (tasks) -> Segmenter (actors) -> PartSink (tas
 
 import json
 import platform
-import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from pipeline.errors import user_error
 from pipeline.failures import require_kinds
 from pipeline.id_set import IdSum
 from pipeline.inputs import list_images
+from pipeline.lease import Lease, hold
 from pipeline.output import claim_output, first_failures, is_begun, outcomes_of
 from pipeline.progress import SegmentationLine, start_board, watched
 from pipeline.segmenter import CALLS, Segmenter
@@ -57,9 +57,10 @@ class Summary:
     seconds: float = 0.0
     seconds_to_first: float | None = None
     stage_seconds: StageSeconds = field(default_factory=StageSeconds)  # of this run, all workers together
-    # Whether each image has one row. Ray repeats a lost node's work and takes from it the blocks that are still wanted,
-    # by number. Which images are in a block depends on how large they are decoded, and whether they can be: one that
-    # fails now and did not before moves others, and they may be in no block that is taken, or in two.
+    # Whether each image has one row in storage. Ray repeats a lost node's work and takes from it the blocks that are
+    # still wanted, by number. Which images are in a block depends on how large they are decoded, and whether they can
+    # be: one that fails now and did not before moves others, and they may be in no block that is taken, or in two.
+    # And what a run that was taken over had begun to write may come late.
     is_exact: bool = True
 
     def following(self, earlier: "Summary | None") -> "Summary":
@@ -101,7 +102,6 @@ def segment(config: SegmentConfig) -> Summary:
         repeats += 1
         earlier = summary
         config = config.model_copy(update={"retry_errors": ()})  # they have been tried again
-        say("images came out twice or not at all when a lost node's work was repeated; putting that right")
 
 
 @cluster.disconnecting_on_error()
@@ -109,27 +109,40 @@ def _run(config: SegmentConfig, as_fits: bool, seconds_before: float) -> Summary
     # Where it fails, the connection ends with it, and so does whatever still works for it.
     started = time.monotonic()
     output, listing, model = opened(config)
-    claim_output(output, model)
-    done, mended = parts.reconcile(output, config.retry_errors, config.relabel_changed)
-    for line in mended:
-        say(f"mended: {line}")
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    summary = Summary(run_id, output)
-    with Worklist(listing, done.holds) as worklist:
-        summary.listed = worklist.listed
-        label(config, model, worklist, summary, as_fits=as_fits, seconds_before=seconds_before)
-    if config.retry_errors or config.relabel_changed or not summary.is_exact:
-        parts.remove_superseded(output)
-    if not summary.is_exact:
-        summary.outcomes = outcomes_of(output, run_id)
-    if done.num_unversioned:
-        say(
-            f"relabel_changed: {done.num_unversioned:,} images that are done have no ETag in the listing, so that it "
-            "cannot tell whether they changed; only S3 prefixes and inventories have them"
-        )
-    summary.seconds = time.monotonic() - started
-    _write_run(config, model, summary)
+    with hold(output) as lease:
+        claim_output(output, model)
+        found = parts.reconcile(output, config.retry_errors, config.relabel_changed)
+        for line in found.mended:
+            say(f"mended: {line}")
+        summary = Summary(lease.run_id, output)
+        with Worklist(listing, found.done.holds) as worklist:
+            summary.listed = worklist.listed
+            written = label(config, model, worklist, summary, lease, as_fits=as_fits, seconds_before=seconds_before)
+        _wait_for_commits(lease, found.in_doubt)
+        lease.require()
+        if differences := parts.differences(output, found.names | written):
+            summary.is_exact = False
+            say(f"the output is not what this run has committed ({', '.join(differences[:3])}); putting that right")
+        if config.retry_errors or config.relabel_changed or not summary.is_exact:
+            parts.remove_superseded(output)
+        if not summary.is_exact:
+            summary.outcomes = outcomes_of(output, summary.run_id)
+        if found.done.num_unversioned:
+            say(
+                f"relabel_changed: {found.done.num_unversioned:,} images that are done have no ETag in the listing, so "
+                "that it cannot tell whether they changed; only S3 prefixes and inventories have them"
+            )
+        summary.seconds = time.monotonic() - started
+        _write_run(config, model, summary)
     return summary
+
+
+def _wait_for_commits(lease: Lease, in_doubt: float) -> None:
+    """Wait until nothing can come any more of a run that was taken over in the middle of a commit."""
+    rest = lease.since + in_doubt - time.monotonic()
+    if in_doubt and rest > 0:
+        say(f"an earlier run ended between the two files of a part, which may still come: waiting {rest:.0f} s")
+        time.sleep(rest)
 
 
 def opened(config: SegmentConfig) -> tuple[str, Iterator[pa.Table], Checkpoint]:
@@ -159,22 +172,26 @@ def label(
     model: Checkpoint,
     worklist: Worklist,
     summary: Summary,
+    lease: Lease,
     line: SegmentationLine | None = None,
     as_fits: bool = False,
     seconds_before: float = 0.0,
-) -> None:
+) -> set[str]:
     """Label the worklist into the summary's output, and note in the summary how that went.
 
     Args:
+        lease: of that output.
         line: shows the progress; none: one is made, and what there is to do is said before.
         as_fits: with fewer predictors than asked for, if no more fit on the cluster now.
         seconds_before: that the same command has worked already.
+
+    Returns: names of the parts that it has written.
 
     Raises: UserError, ClusterChanged.
     """
     board: Any = None
     written: list[WrittenPart] = []
-    handed_out, came_out = IdSum(), IdSum()
+    handed_out = IdSum()
     for wave in worklist.waves():
         if board is None:
             cluster.connect(config.verbose)
@@ -185,21 +202,27 @@ def label(
         assert line is not None
         handed_out = handed_out.plus(IdSum.of(wave["image_id"]))
         stages = plan_stages(config, cluster.resources(), as_fits)
-        with watched(board, line.show), watching(Watch(config, stages, line).look):
-            written += _label_wave(config, model, wave, stages, board, summary)
+        watch = Watch(config, stages, line)
+        with watched(board, line.show), watching(lease.look, watch.look):
+            written += _label_wave(config, model, wave, stages, board, lease)
     if board is None or line is None:
         _say_what_there_is(config, model, worklist.listed)
-        return
+        return set()
     summary.seconds_to_first = line.seconds_to_first
     summary.stage_seconds = ray.get(board.stage_seconds.remote())
     for part in written:
         summary.stage_seconds.add(part.report)
-        came_out = came_out.plus(part.images)
-    summary.is_exact = came_out == handed_out and handed_out.num_ids == worklist.listed.todo
     summary.outcomes = dict(sum((Counter(part.outcomes) for part in written), Counter()))
-    parts.remove_strays(summary.output, summary.run_id, {part.name for part in written})
+    names = {part.name for part in written}
+    lease.require()
+    parts.remove_strays(summary.output, summary.run_id, names)
+    came_out = parts.stored_images(summary.output, names)
+    if came_out != handed_out or handed_out.num_ids != worklist.listed.todo:
+        summary.is_exact = False
+        say("images came out twice or not at all when a lost node's work was repeated; putting that right")
     failed = [part.name for part in written if set(part.outcomes) != {"ok"}]
     summary.failures = first_failures(summary.output, failed, MOST_FAILURES)
+    return names
 
 
 def _say_what_there_is(config: SegmentConfig, model: Checkpoint, listed: Listed) -> None:
@@ -208,10 +231,10 @@ def _say_what_there_is(config: SegmentConfig, model: Checkpoint, listed: Listed)
 
 
 def _label_wave(
-    config: SegmentConfig, model: Checkpoint, wave: pa.Table, stages: Stages, board: Any, summary: Summary
+    config: SegmentConfig, model: Checkpoint, wave: pa.Table, stages: Stages, board: Any, lease: Lease
 ) -> list[WrittenPart]:
     rows_per_part = config.rows_per_part or rows_of_a_part(wave)
-    sink = PartSink(summary.output, model.class_names, model.model_id, summary.run_id, rows_per_part)
+    sink = PartSink(lease.claim, model.class_names, model.model_id, lease.run_id, rows_per_part)
     ray.data.DataContext.get_current().target_max_block_size = DECODED_BYTES
     blocks = blocks_of(wave, stages.decode_tasks)
     decoded = map_tables(

@@ -12,7 +12,7 @@ from ray.data.block import Block
 from ray.data.datasource import Datasink, WriteResult
 
 from pipeline import monitoring, parts
-from pipeline.id_set import IdSum
+from pipeline.lease import Claim
 from pipeline.stage_seconds import Report
 from pipeline.tables import masks_and_class_stats
 
@@ -34,19 +34,21 @@ def rows_of_a_part(images: pa.Table) -> int:
 
 @dataclass(frozen=True)
 class WrittenPart:
-    """What a write task reports: its part, which images are in it and how many ended how, and its time."""
+    """What a write task reports: its part, how many images in it ended how, and its time."""
 
     name: str
-    images: IdSum
     outcomes: dict[str, int]  # 'ok' or a kind of failure -> images
     report: Report
 
 
 class PartSink(Datasink[list[WrittenPart]]):
-    """Writes tables.PREDICTED rows as parts of an output. After the run, `written` holds every part of it."""
+    """Writes tables.PREDICTED rows as parts of an output. After the run, `written` holds every part of it.
 
-    def __init__(self, output: str, class_names: list[str], model_id: str, run_id: str, rows_per_part: int) -> None:
-        self._output = output
+    A task raises LeaseLost where the claim holds no more.
+    """
+
+    def __init__(self, claim: Claim, class_names: list[str], model_id: str, run_id: str, rows_per_part: int) -> None:
+        self._claim = claim
         self._class_names = class_names
         self._model_id = model_id
         self._run_id = run_id
@@ -72,10 +74,10 @@ class PartSink(Datasink[list[WrittenPart]]):
                 predicted, self._class_names, self._model_id, self._run_id, datetime.now(UTC)
             )
             name = parts.part_name(self._run_id, masks)
-            work.bytes = parts.write_part(self._output, name, masks, class_stats)
+            work.bytes = parts.write_part(self._claim.output, name, masks, class_stats, self._claim.require)
         monitoring.count_processor("write", since)
         outcomes = Counter(kind or "ok" for kind in masks["error_type"].to_pylist())
-        return WrittenPart(name, IdSum.of(masks["image_id"]), dict(outcomes), monitoring.report())
+        return WrittenPart(name, dict(outcomes), monitoring.report())
 
 
 def _of_bounded_size(blocks: Iterable[Block]) -> Iterator[list[pa.Table]]:

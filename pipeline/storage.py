@@ -53,6 +53,8 @@ FAILURE_KINDS = {
     "Truncated": "fewer bytes came than were announced, in several tries",
     "StorageError": "anything else that storage says, such as errors on its side that lasted",
 }
+# Answers of S3 where an object is there already, and where several are created at the very same time.
+REFUSED_TO_CREATE = ("PreconditionFailed", "ConditionalRequestConflict")
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 PARTIAL = local_files.PARTIAL
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -232,6 +234,34 @@ def write_bytes(uri: str, content: bytes) -> None:
             file.write(content)
 
 
+def create_bytes(uri: str, content: bytes) -> bool:
+    """Write one small file that is not there yet, whole or not at all; False where it is. Raises UserError.
+
+    Of several writers one succeeds, on disks and on stores that know the condition (Amazon S3, Google Cloud Storage,
+    Azure, MinIO). OpenStack Swift lets two succeed at the very same moment; older stores ignore the condition, so that
+    a second call always succeeds.
+    """
+    filesystem, path = open_filesystem(uri)
+    with explained(uri):
+        if isinstance(filesystem, LocalFileSystem):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            return local_files.create(path, content)
+        try:
+            if isinstance(filesystem, AsyncFileSystem):
+                sync(filesystem.loop, filesystem._pipe_file, path, content, timeout=WRITE_TIMEOUT, mode="create")
+            else:
+                filesystem.pipe_file(path, content, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            # s3fs knows Amazon's answer alone.
+            code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+            if code not in REFUSED_TO_CREATE:
+                raise
+            return False
+    return True
+
+
 def write_file(uri: str, source: Path) -> None:
     """Write a file of this machine, of any size, as `write_bytes` writes bytes. Raises UserError."""
     filesystem, path = open_filesystem(uri)
@@ -244,17 +274,27 @@ def write_file(uri: str, source: Path) -> None:
             shutil.copyfileobj(content, target)
 
 
+def write_seconds(num_bytes: int) -> float:
+    """How long the writing of a file may take, all tries together, seconds."""
+    return WRITE_TIMEOUT + num_bytes / SLOWEST_UPLOAD
+
+
 def _put(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
     """Write one object; an object store shows it when it is complete."""
     if isinstance(filesystem, AsyncFileSystem):
         # With a bound of our own: the read timeout does not hold while the server owes its "100 Continue".
-        timeout = WRITE_TIMEOUT + len(content) / SLOWEST_UPLOAD
+        timeout = write_seconds(len(content))
         # Without it a browser would save a report instead of showing it.
         is_page = _is_s3(filesystem) and path.endswith(".html")
         options = {"ContentType": "text/html"} if is_page else {}
         sync(filesystem.loop, filesystem._pipe_file, path, content, timeout=timeout, **options)
     else:
         filesystem.pipe_file(path, content)
+
+
+def is_local(uri: str) -> bool:
+    """Whether it is a file of this machine."""
+    return isinstance(open_filesystem(uri)[0], LocalFileSystem)
 
 
 def exists(uri: str) -> bool:

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import parts, storage
+from pipeline import lease, parts, storage
 from pipeline.errors import UserError
 from pipeline.findings import SHOWN, Finding
 from pipeline.id_set import IdSet
@@ -88,7 +88,7 @@ class Verification:
         filesystem, path = storage.open_filesystem(self.output)
         with storage.explained(self.output):
             beside = [posixpath.basename(name) for name in filesystem.ls(path, detail=False)]
-        folders = [table for table in ("masks", "class_stats", "runs", "repairs") if table in beside]
+        folders = [table for table in ("masks", "class_stats", "runs", "repairs", lease.FOLDER) if table in beside]
         found = [f"{table}/{name}" for table in folders for name in self._files(table)]
         for name in [*beside, *found]:
             if posixpath.basename(name).startswith(storage.PARTIAL):
@@ -97,13 +97,10 @@ class Verification:
 
     def _reference(self, has_parts: bool) -> tuple[Reference, list[Finding]]:
         """What classes.parquet says, and what is wrong with it. Raises UserError where this is no output of ours."""
-        uri = storage.join(self.output, "classes.parquet")
         unknown = Reference(None, None)
-        if not storage.exists(uri):
+        if not storage.exists(storage.join(self.output, "classes.parquet")):
             if not has_parts:
-                raise UserError(
-                    f"output {self.output}: no masks, no classes.parquet; give a segment_bucket.py --output"
-                )
+                raise _no_output(self.output)
             return unknown, [Finding("no classes.parquet", "classes.parquet", "classes and model are unknown")]
         try:
             classes = read_classes(self.output)
@@ -173,6 +170,18 @@ class Verification:
     def _without_row(self, listed: pa.Table) -> Iterator[Finding]:
         missing = listed.filter(pc.invert(self._images.contains(listed["image_id"])))["image_uri"]
         yield from _first("no row", "masks", missing, "is in the input, but has no row")
+
+
+def require_output(output: str) -> None:
+    """Raise UserError where there is nothing of an output."""
+    tables = ("masks", "class_stats")
+    has_parts = any(storage.find(storage.join(output, table)) for table in tables)
+    if not has_parts and not storage.exists(storage.join(output, "classes.parquet")):
+        raise _no_output(output)
+
+
+def _no_output(output: str) -> UserError:
+    return UserError(f"output {output}: no masks, no classes.parquet; give a segment_bucket.py --output")
 
 
 def _wrong_classes(message: str) -> Finding:

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
+from pipeline import parts, storage
 from pipeline.tables import CLASS_STATS, MASKS
 from pipeline.verification import Verification
 
@@ -18,7 +18,9 @@ def read(output: str, table: str) -> pa.Table:
         with filesystem.open(uri, "rb") as file:
             tables.append(pq.read_table(file))
         assert tables[-1].schema.equals(schema), uri
-        assert tables[-1].schema.metadata == schema.metadata, uri
+        metadata = dict(tables[-1].schema.metadata)
+        assert (table == "masks") == (metadata.pop(parts.COMMIT_WITHIN, None) is None), uri
+        assert metadata == schema.metadata, uri
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 

@@ -12,10 +12,14 @@ import pytest
 
 from jobs import segment_bucket
 from pipeline import decoding, objects, segmentation, storage, worklist
+from pipeline.errors import UserError
 from pipeline.images import decode_image, encode_png
+from pipeline.lease import Lease, hold
 from pipeline.segmenter import Segmenter
 from pipeline.tables import DECODED, table
+from tests.conftest import run_process
 from tests.output_checks import check_invariants
+from tests.ray_head import RayHead
 from tests.scene_data import write_photos
 from tests.test_segment_job import save_checkpoint
 
@@ -65,6 +69,16 @@ def muddled_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
         yield table(rows, DECODED)
 
 
+def taken_over_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
+    """As if another run had taken the output over while this one's driver hung."""
+    for piece in decoding.decode(listed, **arguments):
+        output = Path(piece["image_uri"][0].as_py().removeprefix("file://")).parent.parent / "labels"
+        content = (output / "_leases/00000001.json").read_text()
+        taken = content.replace("-r1", "-r2").replace('"held"', '"failed"').replace('"nonce": "', '"nonce": "other')
+        (output / "_leases/00000002.json").write_text(taken)
+        yield piece
+
+
 def decode_in_pieces(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
     whole, decoding.DECODED_BYTES = decoding.DECODED_BYTES, PIECE_BYTES  # of this worker
     try:
@@ -85,10 +99,10 @@ class Run:
         for uri in self.deadly:
             storage.write_bytes(uri, encode_png(np.full((65, 97, 3), DEADLY, np.uint8)))
         save_checkpoint(self._checkpoint)
+        self.places = ["--input", str(self._photos), "--output", self.output, "--checkpoint", str(self._checkpoint)]
 
     def __call__(self, *options: str) -> int:
-        places = ["--input", str(self._photos), "--output", self.output, "--checkpoint", str(self._checkpoint)]
-        return segment_bucket.main([*places, *options])
+        return segment_bucket.main([*self.places, *options])
 
     def rows(self) -> dict[str, dict[str, Any]]:
         return check_invariants(self.output, [*map(storage.absolute, self.uris), *self.deadly])
@@ -164,3 +178,52 @@ def test_a_run_that_cannot_be_put_right_says_so(
     assert "Some images have no row yet, or two; run the same command again" in capsys.readouterr().out
     assert run() == 0
     assert {row["status"] for row in run.rows().values()} == {"ok"}
+
+
+def test_a_run_whose_output_is_written_by_another_is_refused_before_it_does_anything(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with hold(storage.absolute(run.output)) as held, pytest.raises(UserError, match=f"written by run {held.run_id}"):
+        run()
+    assert [uri.split("/")[-2] for uri in storage.find(run.output)] == ["_leases"]
+    assert run() == 0
+    assert {row["status"] for row in run.rows().values()} == {"ok"}
+
+
+def test_a_run_that_is_taken_over_stops_and_commits_nothing_more(
+    head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(segmentation, "decode", taken_over_decode)
+        with pytest.raises(UserError, match=r"was taken over by run \S+-r2 on .*; this run has stopped writing to it"):
+            run("--rows-per-part", "8")
+    assert storage.find(f"{run.output}/masks") == {}
+    assert storage.find(f"{run.output}/runs") == {}
+    # In a process of its own: actors of a run that failed in this one keep the head's CPUs.
+    done = run_process("jobs/segment_bucket.py", *run.places, **head.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {row["run_id"].rpartition("-")[2] for row in run.rows().values()} == {"r3"}
+
+
+def test_a_commit_that_comes_after_its_run_was_taken_over_is_waited_for_and_leaves_each_image_one_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path)
+    assert run("--rows-per-part", "8") == 0
+    late = next(iter(storage.find(f"{run.output}/masks")))
+    content = storage.read_bytes(late)
+    storage.remove(late)  # of its two files the second one is still on its way
+    waited = []
+
+    def comes_late(lease: Lease, in_doubt: float) -> None:
+        waited.append(in_doubt)
+        if len(waited) == 1:
+            storage.write_bytes(late, content)
+
+    monkeypatch.setattr(segmentation, "_wait_for_commits", comes_late)
+    assert run("--rows-per-part", "8") == 0
+    assert waited == [60, 0]
+    assert f"(masks/{late.rpartition('/')[2]} came from another run)" in capsys.readouterr().out
+    rows = run.rows()
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert {row["run_id"].rpartition("-")[2] for row in rows.values()} == {"r1", "r2"}

@@ -192,7 +192,7 @@ def test_a_job_without_its_policy_is_refused(guarded: Guarded) -> None:
 
 def test_a_labeled_bucket_its_report_and_the_logs_hold_no_secret(guarded: Guarded, segmentation: Ran) -> None:
     kinds = {uri.split("/")[4] for uri in segmentation.written}
-    assert kinds == {"masks", "class_stats", "classes.parquet", "runs", "report.html"}
+    assert kinds == {"_leases", "masks", "class_stats", "classes.parquet", "runs", "report.html"}
     assert guarded.printed.keys() >= {f"jobs/{job}.py" for job in ("segment_bucket", "verify", "query", "report")}
     logs = guarded.logs()
     assert any("raylet" in name for name in logs)

@@ -17,6 +17,7 @@ from pipeline.mask_export.labelled import Classes
 from pipeline.mask_export.selection import Part, Selection
 from pipeline.mask_export.tasks import COMPLETE, FRAGMENTS, INCOMPLETE, SHOWN, export_part
 from pipeline.places import place_prefix
+from pipeline.tables import CLASSES
 
 SETTINGS = ".export/settings.json"
 # Options that change no file.
@@ -49,7 +50,7 @@ def export_masks(config: ExportMasksConfig) -> Summary:
         summary = Summary(target, notes=query.warnings(output))
         selection.require_apart(target)
         before = _settings_before(target)
-        classes = Classes.of(parts.read_table(storage.join(output, "classes.parquet")))
+        classes = Classes.of(parts.read_table(storage.join(output, "classes.parquet"), schema=CLASSES))
         model_ids = selection.model_ids()
         if len(model_ids) > 1:
             raise UserError(f"output {output}: holds labels of several models; python jobs/verify.py says more")

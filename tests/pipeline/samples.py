@@ -95,11 +95,15 @@ def write_part(
     run_id: str = "run1",
     failures: Iterable[str] = (),
     made_at: datetime = MADE_AT,
+    kept: bool = False,
 ) -> str:
-    """Write the part in which `run_id` labelled `uris` and failed at `failures`. Returns its name."""
+    """Write the part, or what was kept of it, in which `run_id` labelled `uris` and failed at `failures`.
+
+    Returns its name.
+    """
     predicted = table([*map(segmented, uris), *map(failed, failures)], PREDICTED)
     masks, class_stats = masks_and_class_stats(predicted, CLASS_NAMES, "model1", run_id, made_at)
-    name = parts.part_name(run_id, masks)
+    name = parts.part_name(run_id, masks, kept)
     parts.write_part(output, name, masks, class_stats)
     return name
 

@@ -1,8 +1,9 @@
 """Parts: whole or not there, each image once, whatever was interrupted and wherever."""
 
+import re
 import shutil
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +13,13 @@ import pytest
 
 from pipeline import parts, storage
 from pipeline.errors import UserError
-from pipeline.tables import CLASS_STATS, CLASSES, LISTED, MASKS, image_id, table
+from pipeline.parquet_files import parquet_bytes
+from pipeline.tables import CLASS_STATS, CLASSES, LISTED, MASKS, PREDICTED, image_id, masks_and_class_stats, table
 from tests.output_checks import check_invariants, read
-from tests.pipeline.samples import MADE_AT, failed, write_part
+from tests.pipeline.samples import CLASS_NAMES, MADE_AT, failed, segmented, write_part
 
 Break = Callable[[str], set[str]]
+WITH_BOUND = {**CLASS_STATS.metadata, parts.COMMIT_WITHIN: b"60"}  # seconds, of masks of a few bytes
 
 
 class Killed(Exception):
@@ -63,7 +66,7 @@ class Reconciled(NamedTuple):
 
 def reconciled(output: str) -> Reconciled:
     """Reconcile, and check that what is reported is what lies there."""
-    done, mended = parts.reconcile(output)
+    found = parts.reconcile(output)
     uris = [
         uri
         for part in storage.find(storage.join(output, "masks"))
@@ -72,24 +75,72 @@ def reconciled(output: str) -> Reconciled:
     rows = check_invariants(output, uris)
     assert len(rows) == len(uris), "an image stands twice"
     listed = table([*rows.values(), {"image_id": image_id("another"), "image_uri": "another"}], LISTED)
-    assert done.holds(listed).to_pylist() == [True] * len(rows) + [False]
-    assert len(done) == len(rows)
-    return Reconciled({row["image_id"] for row in rows.values()}, mended)
+    assert found.done.holds(listed).to_pylist() == [True] * len(rows) + [False]
+    assert len(found.done) == len(rows)
+    assert parts.differences(output, found.names) == []
+    assert parts.stored_images(output, found.names).num_ids == len(rows)
+    return Reconciled({row["image_id"] for row in rows.values()}, found.mended)
 
 
 # Writing
 
 
-def test_a_part_is_named_by_its_run_and_its_images_in_any_order_and_their_labels() -> None:
-    masks = pa.table({"image_id": [image_id(uri) for uri in "abc"], "mean_confidence": [0.5, None, 0.75]})
+OTHER: dict[str, Any] = {
+    "image_id": image_id("c"),
+    "image_uri": "c",
+    "etag": "4567abcd",
+    "size_bytes": 1001,
+    "width": 6,
+    "height": None,
+    "status": "error",
+    "error_stage": "predict",
+    "error_type": "Crashed",
+    "error_message": "",
+    "mean_confidence": float(np.nextafter(np.float32(0.75), np.float32(1))),
+    "mean_entropy": None,
+    "low_confidence_fraction": 0.25,
+    "model_id": "model2",
+    "run_id": "run2",
+}
+
+
+def masks_of(*uris: str, run_id: str = "run1", made_at: datetime = MADE_AT) -> pa.Table:
+    rows = [segmented(uri) | {"etag": None} if uri == "b" else segmented(uri) for uri in uris]
+    return masks_and_class_stats(table(rows, PREDICTED), CLASS_NAMES, "model1", run_id, made_at)[0]
+
+
+def test_a_part_is_named_by_its_run_and_its_images_in_any_order() -> None:
+    masks = masks_of("a", "b", "c")
     name = parts.part_name("run1", masks)
-    assert name.startswith("part-run1-")
+    assert re.fullmatch("part-run1-[0-9a-f]{32}.parquet", name)
     assert parts.PART.fullmatch(name)
     assert parts.part_name("run1", pa.concat_tables([masks[2:], masks[:2]])) == name
     assert parts.part_name("run2", masks) != name
     assert parts.part_name("run1", masks[:2]) != name
-    for confidence in ([0.5, 0.5, 0.75], [0.5, None, np.nextafter(0.75, 1)]):
-        assert parts.part_name("run1", masks.set_column(1, "mean_confidence", [confidence])) != name
+    assert parts.part_name("run1", masks, kept=True) == name.replace("run1-", "run1-kept-")
+    assert parts.part_name("run1", masks_of("a", "b", "c", made_at=MADE_AT + timedelta(seconds=1))) == name
+
+
+@pytest.mark.parametrize("column", OTHER)
+def test_a_part_is_named_by_everything_that_its_rows_say(column: str) -> None:
+    masks = masks_of("a", "b")
+    place = masks.column_names.index(column)
+    values = [*masks[column].to_pylist()[:1], OTHER[column]]
+    changed = masks.set_column(place, masks.schema.field(column), pa.array(values, masks.schema.field(column).type))
+    assert parts.part_name("run1", changed) != parts.part_name("run1", masks)
+
+
+def test_the_names_cover_every_column_but_lists_and_times() -> None:
+    nested = {column.name for column in MASKS if pa.types.is_nested(column.type)}
+    assert {*OTHER} == {*MASKS.names} - nested - {"segmented_at", "seconds"}
+
+
+def test_an_empty_text_and_none_have_different_names() -> None:
+    names = set()
+    for etag in ("", None):
+        row = segmented("a") | {"etag": etag}
+        names.add(parts.part_name("run1", masks_and_class_stats(table([row], PREDICTED), CLASS_NAMES, "m", "r", 0)[0]))
+    assert len(names) == 2
 
 
 def test_a_task_that_comes_to_other_labels_writes_a_part_of_its_own(output: str) -> None:
@@ -115,7 +166,7 @@ def test_what_is_written_is_read_with_its_schema(output: str) -> None:
     masks, class_stats = (parts.read_table(f"{output}/{table}/{name}") for table in ("masks", "class_stats"))
     assert masks.schema.equals(MASKS)
     assert masks.schema.metadata == MASKS.metadata
-    assert class_stats.schema.equals(CLASS_STATS, check_metadata=True)
+    assert class_stats.schema.equals(CLASS_STATS.with_metadata(WITH_BOUND), check_metadata=True)
     assert parts.read_table(f"{output}/masks/{name}", ["status"]).to_pylist() == [{"status": "ok"}, {"status": "error"}]
 
 
@@ -123,7 +174,7 @@ def test_a_part_of_failures_alone_has_an_empty_statistics_file(output: str) -> N
     name = write_part(output, [], failures=["a"])
     class_stats = parts.read_table(f"{output}/class_stats/{name}")
     assert class_stats.num_rows == 0
-    assert class_stats.schema.equals(CLASS_STATS, check_metadata=True)
+    assert class_stats.schema.equals(CLASS_STATS.with_metadata(WITH_BOUND), check_metadata=True)
 
 
 def test_masks_that_cannot_be_written_leave_statistics_without_a_commit(tmp_path: Path, output: str) -> None:
@@ -245,8 +296,8 @@ BROKEN = [
 
 
 def test_an_output_that_does_not_exist_yet_holds_nothing(output: str) -> None:
-    done, mended = parts.reconcile(output)
-    assert (len(done), mended) == (0, [])
+    found = parts.reconcile(output)
+    assert (len(found.done), found.mended, found.names, found.in_doubt) == (0, [], set(), 0)
 
 
 def test_an_output_in_order_is_left_as_it_is(output: str) -> None:
@@ -308,9 +359,8 @@ def test_what_was_mended_is_told_with_the_file_and_the_reason(output: str) -> No
     storage.remove(f"{output}/class_stats/{incomplete}")
     storage.write_bytes(f"{output}/masks/.partial-abc", b"")
     write_part(output, ["c", "d"])
-    twice = write_part(output, ["c", "d", "e"], run_id="run2")
-    _, mended = parts.reconcile(output)
-    lines = "\n".join(mended)
+    twice = write_part(output, ["c", "d", "e"], run_id="run0")
+    lines = "\n".join(parts.reconcile(output).mended)
     assert "removed masks/.partial-abc: half written" in lines
     assert f"removed class_stats/{unfinished}: an interrupted run had not committed it" in lines
     assert f"removed masks/{incomplete}: its class_stats file is missing; its images are done again" in lines
@@ -322,28 +372,40 @@ def test_files_that_are_no_parts_are_left_alone(output: str) -> None:
     theirs = ["masks/notes.txt", "masks/table.parquet", f"masks/copies/{name}", "class_stats/part-of-mine.parquet"]
     for file in theirs:
         storage.write_bytes(f"{output}/{file}", b"mine")
-    done, _ = parts.reconcile(output)
-    assert len(done) == 1
+    assert len(parts.reconcile(output).done) == 1
     assert [storage.read_bytes(f"{output}/{file}") for file in theirs] == [b"mine"] * 4
 
 
-def test_the_first_part_keeps_its_rows_untouched(output: str) -> None:
-    first = write_part(output, ["a", "b"])
-    before = storage.read_bytes(f"{output}/masks/{first}")
-    write_part(output, ["b", "c"], run_id="run2")
+def test_the_part_of_the_last_run_keeps_its_rows_untouched(output: str) -> None:
+    write_part(output, ["a", "b"])
+    last = write_part(output, ["b", "c"], run_id="run2")
+    before = storage.read_bytes(f"{output}/masks/{last}")
     parts.reconcile(output)
-    assert storage.read_bytes(f"{output}/masks/{first}") == before
+    assert storage.read_bytes(f"{output}/masks/{last}") == before
 
 
-def test_the_newest_row_of_an_image_takes_the_place_of_older_ones(output: str) -> None:
-    old = write_part(output, ["a"], failures=["b", "c"], run_id="run2", made_at=MADE_AT)
-    new = write_part(output, ["b"], failures=["c"], run_id="run1", made_at=MADE_AT + timedelta(seconds=1))
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        ("20261130T090000-r9", "20261130T085500-r10"),  # whose clock is five minutes behind
+        ("20261130T090000-abc123", "20261129T090000-r1"),  # the first of this version
+        ("20261129T090000-abc123", "20261130T090000-000000"),
+    ],
+)
+@pytest.mark.parametrize("seconds", [-300, 0, 300])
+def test_the_row_of_the_last_run_takes_the_place_of_others_whatever_clocks_say(
+    earlier: str, later: str, seconds: int, output: str
+) -> None:
+    old = write_part(output, ["a"], failures=["b", "c"], run_id=earlier)
+    new = write_part(output, ["b"], failures=["c"], run_id=later, made_at=MADE_AT + timedelta(seconds=seconds))
     result = reconciled(output)
     assert result.mended == [f"removed 2 rows from masks/{old}: newer ones have taken their place"]
     by_uri = {row["image_uri"]: row["status"] for row in read(output, "masks").to_pylist()}
     assert by_uri == {"a": "ok", "b": "ok", "c": "error"}
     assert f"masks/{new}" in files(output)
     assert f"masks/{old}" not in files(output)
+    (kept,) = [name for name in files(output) if name.startswith("masks/") and "-kept-" in name]
+    assert kept.startswith(f"masks/part-{earlier}-kept-")
 
 
 @pytest.mark.parametrize("seconds", [-1, 0, 1])
@@ -355,24 +417,84 @@ def test_of_one_run_labels_stay_and_not_a_later_failure(output: str, seconds: in
     assert {row["status"] for row in check_invariants(output, ["a", "b", "c"]).values()} == {"ok"}
 
 
-def test_statistics_that_are_committed_meanwhile_stay(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another run, or a worker of one that died, may be between its two files."""
+@pytest.mark.parametrize("table", ["masks", "class_stats"])
+def test_a_file_that_a_listing_lacks_is_asked_for_before_its_partner_goes(
+    table: str, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing may lag behind."""
     name = write_part(output, ["a"])
-    masks = storage.read_bytes(f"{output}/masks/{name}")
-    storage.remove(f"{output}/masks/{name}")
-    names = parts._names
+    whole = storage.find
 
-    def committed_after(place: str, table: str, mended: list[str]) -> set[str]:
-        found = names(place, table, mended)
-        if table == "class_stats":
-            storage.write_bytes(f"{output}/masks/{name}", masks)
-        return found
+    def lagging(uri: str) -> dict[str, dict[str, Any]]:
+        return {} if uri.rstrip("/").endswith(f"/{table}") else whole(uri)
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "_names", committed_after)
-        parts.reconcile(output)
+        patch.setattr(storage, "find", lagging)
+        found = parts.reconcile(output)
+        assert parts.differences(output, {name}) == []
+    assert found.names == {name}
+    assert len(found.done) == 1
     assert files(output) == both(name)
     check_invariants(output, ["a"])
+
+
+def test_statistics_without_masks_tell_how_long_these_may_still_come(output: str) -> None:
+    name = write_part(output, ["a"])
+    size = len(storage.read_bytes(f"{output}/masks/{name}"))
+    storage.remove(f"{output}/masks/{name}")
+    assert parts.reconcile(output).in_doubt == round(storage.write_seconds(size))
+    assert parts.reconcile(output).in_doubt == 0
+    # Of an earlier version, which does not tell.
+    storage.write_bytes(f"{output}/class_stats/{name}", parquet_bytes(CLASS_STATS.empty_table()))
+    assert parts.reconcile(output).in_doubt == storage.write_seconds(parts.LARGEST_PART)
+
+
+def test_a_part_is_not_committed_where_the_run_may_not(output: str) -> None:
+    masks = masks_of("a")
+
+    def refuse() -> None:
+        assert [uri.split("/")[-2] for uri in storage.find(output)] == ["class_stats"]
+        raise UserError("not any more")
+
+    with pytest.raises(UserError, match="not any more"):
+        parts.write_part(output, parts.part_name("run1", masks), masks, CLASS_STATS.empty_table(), refuse)
+    assert [uri.split("/")[-2] for uri in storage.find(output)] == ["class_stats"]
+
+
+def test_what_came_and_what_is_gone_is_told(output: str) -> None:
+    kept, gone, half = (write_part(output, [uri]) for uri in "abc")
+    came = write_part(output, ["d"], run_id="run2")
+    names = {kept, gone, half}
+    parts.remove_part(output, gone)
+    storage.remove(f"{output}/class_stats/{half}")
+    assert parts.differences(output, names) == [
+        f"masks/{came} came from another run",
+        f"masks/{gone} is gone",
+        f"class_stats/{came} came from another run",
+        *(f"class_stats/{name} is gone" for name in sorted([gone, half])),
+    ]
+
+
+def other_type(masks: pa.Table) -> pa.Table:
+    return masks.set_column(3, "size_bytes", masks["size_bytes"].cast(pa.int32()))
+
+
+def more_columns(masks: pa.Table) -> pa.Table:
+    return masks.append_column("more", pa.array(["x"] * len(masks)))
+
+
+@pytest.mark.parametrize("change", [other_type, more_columns])
+def test_masks_with_columns_or_types_that_are_not_ours_are_refused(
+    change: Callable[[pa.Table], pa.Table], output: str
+) -> None:
+    name = write_part(output, ["a"])
+    uri = f"{output}/masks/{name}"
+    parts.write_table(uri, change(parts.read_table(uri)))
+    with pytest.raises(UserError, match=f"{name}: has a column .* it was not written by it, or by another version"):
+        parts.reconcile(output)
+    # Columns that an earlier version did not have are none of a reader's concern.
+    parts.write_table(uri, masks_of("a").drop_columns(["carried"]))
+    assert len(parts.reconcile(output).done) == 1
 
 
 def test_an_image_that_failed_in_one_run_and_went_well_in_another_has_one_row(output: str) -> None:
@@ -404,7 +526,7 @@ def test_more_parts_than_are_read_at_once_are_all_counted(output: str) -> None:
     for uri in uris:
         write_part(output, [uri])
     assert len(parts.read_done(output)) == len(uris)
-    old = write_part(output, ["000", "far"], run_id="run0", made_at=MADE_AT - timedelta(seconds=1))
+    old = write_part(output, ["000", "far"], run_id="run0")
     result = reconciled(output)
     assert result.mended == [f"removed 1 rows from masks/{old}: newer ones have taken their place"]
     assert result.image_ids == {image_id(uri) for uri in [*uris, "far"]}
@@ -424,7 +546,7 @@ def test_only_parts_of_this_run_that_no_task_returned_are_strays(
 ) -> None:
     output = f"{tmp_path}/output" if kind == "local" else f"{request.getfixturevalue('bucket')}/output"
     kept, stray, half = (write_part(output, [uri], run_id="run1") for uri in "abc")
-    others = [write_part(output, ["d"], run_id="run10"), write_part(output, ["e"], run_id="earlier")]
+    others = [write_part(output, ["d"], run_id="run10"), write_part(output, ["e"], run_id="run1", kept=True)]
     storage.remove(f"{output}/masks/{half}")
     assert parts.remove_strays(output, "run1", {kept}) == sorted([stray, half])
     assert files(output) == both(kept) | both(others[0]) | both(others[1])
