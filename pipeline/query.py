@@ -1,6 +1,7 @@
 """SQL over an output's tables, local or in a bucket, by DuckDB."""
 
 import json
+import posixpath
 import re
 
 import duckdb
@@ -31,17 +32,25 @@ RUNS = pa.schema(
 def connect(output: str) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection with the views masks, class_stats, classes and runs over an output as it is now.
 
+    Of class_stats, the committed parts: a run writes a part's statistics before its masks.
+
     Raises: UserError if the output is missing, empty, or not one of ours.
     """
     connection = duckdb.connect()
     filesystem, _ = storage.open_filesystem(output, snapshot=True)
     if not isinstance(filesystem, LocalFileSystem):
         connection.register_filesystem(filesystem)
+    committed: set[str] = set()  # names of parts; their masks are listed first
     for view, pattern in VIEWS.items():
         folder = storage.join(output, pattern.split("*")[0])
-        if not any(uri.endswith(".parquet") for uri in storage.find(folder)):
+        names = {posixpath.basename(uri) for uri in storage.find(folder) if uri.endswith(".parquet")}
+        if not names:
             raise UserError(f"output {output}: has no {pattern}; {_what_instead(output, view)}")
         source = files(output, pattern)
+        if view == "masks":
+            committed = names
+        elif view == "class_stats" and (whole := sorted(names & committed)):
+            source = f"[{', '.join(files(output, f'{view}/{name}') for name in whole)}]"
         try:
             connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet({source}, hive_partitioning = false)")
         except duckdb.Error as error:

@@ -110,6 +110,16 @@ def test_new_parts_show_in_the_next_connection_and_half_written_ones_never(outpu
     assert rows(output, "SELECT count(*) FROM masks") == [(5,)]
 
 
+def test_statistics_of_a_part_that_is_not_committed_do_not_count(any_output: str) -> None:
+    """A run writes them first; and a run that was killed between the two files leaves them."""
+    before = rows(any_output, "SELECT sum(pixel_count), count(*) FROM class_stats")
+    name = write_part(any_output, ["d"], run_id="run3")
+    storage.remove(f"{any_output}/masks/{name}")
+    assert rows(any_output, "SELECT sum(pixel_count), count(*) FROM class_stats") == before
+    write_part(any_output, ["d"], run_id="run3")
+    assert rows(any_output, "SELECT count(DISTINCT image_id) FROM class_stats") == [(4,)]
+
+
 @pytest.mark.parametrize("name", ["it's", "a[1]", "a*b", "a?b", "100%", "ü猫"])
 def test_an_outputs_name_may_hold_any_character(tmp_path: Path, name: str) -> None:
     output = write_output(f"{tmp_path}/{name}")
