@@ -92,7 +92,7 @@ def test_head_has_no_cpu_to_decode_with_and_no_public_dashboard(config: dict[str
 def test_the_environment_is_that_of_the_constraints(config: dict[str, Any]) -> None:
     (setup,) = config["setup_commands"]
     script = (REPOSITORY / setup.split("~/sceneparse/")[1]).read_text()
-    assert re.search(r'pip install .*?--constraint "\$code/constraints.txt"', script, re.DOTALL)
+    assert re.search(r'uv pip install .*?--constraint "\$code/constraints.txt"', script, re.DOTALL)
     assert all((REPOSITORY / local).exists() for local in config["file_mounts"].values() if not local.startswith("~"))
 
 

@@ -27,10 +27,13 @@ def test_what_is_copied_is_there_and_not_ignored() -> None:
     assert all((REPOSITORY / name).exists() for name in copied)
 
 
-def test_every_version_is_pinned_by_the_constraints() -> None:
+def test_everything_is_installed_by_the_hashes_of_the_constraints() -> None:
     installs = re.findall(r"pip install (.*?)(?:\\|\n|$)", TEXT)
-    assert len(installs) == 2
-    assert all("--constraint constraints.txt" in one or "--no-deps" in one for one in installs)
+    assert len(installs) == 3
+    of_uv, *by_uv = installs
+    assert "--require-hashes" in of_uv
+    assert len(re.findall(r"\buv pip install", TEXT)) == len(by_uv)
+    assert all("constraint constraints.txt" in one for one in by_uv)
     bases = set(re.findall(r"^FROM (\S+)", TEXT, re.MULTILINE))
     assert len(bases) == 1, "an environment runs on the Python that it was made with"
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim-[a-z]+", bases.pop())

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,19 @@ def test_yaml_is_read_safely_everywhere() -> None:
 def test_nothing_evaluates_text_or_passes_it_to_a_shell() -> None:
     assert [(place, name) for place, name, _ in all_calls() if name in EVALUATORS] == []
     assert [place for place, _, keywords in all_calls() if keywords.get("shell", "False") != "False"] == []
+
+
+def test_whatever_is_installed_has_a_version_and_hashes() -> None:
+    """uv compares them wherever the project is installed, those of what builds it, too."""
+    pins = re.split(r"\n(?=\S)", (REPOSITORY / "constraints.txt").read_text().strip())
+    assert len(pins) > 200
+    assert [
+        pin for pin in pins if not re.fullmatch(r"[\w.-]+==\S+( ; [^\\]+)?( \\\n +--hash=sha256:[0-9a-f]{64})+", pin)
+    ] == []
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    versions = {pin.split(" ")[0] for pin in pins}
+    assert {*project["build-system"]["requires"]} <= versions
+    assert any(one.startswith("uv==") for one in versions)
 
 
 @pytest.mark.parametrize("source", ["import pickle\npickle.loads(x)", "torch.load(x)", "eval(x)"])

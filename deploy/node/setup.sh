@@ -15,9 +15,12 @@ wanted=$(cat "$code/pyproject.toml" "$code/constraints.txt" | sha256sum)
 if [ ! -f ~/.venv/.ready ] || [ "$(< ~/.venv/.ready)" != "$wanted" ]; then
     rm -rf ~/.venv
     python3 -m venv ~/.venv
+    # uv compares every file with the hashes of the constraints, and pip compares uv.
+    awk '/^uv==/,!/\\$/' "$code/constraints.txt" > ~/.venv/uv.txt
+    ~/.venv/bin/pip install --no-cache-dir --progress-bar off --require-hashes --requirement ~/.venv/uv.txt
     # boto3 is how the head's autoscaler asks for machines.
-    ~/.venv/bin/pip install --no-cache-dir --progress-bar off \
-        --constraint "$code/constraints.txt" --editable "$code" boto3
+    ~/.venv/bin/uv pip install --python ~/.venv/bin/python --no-cache --constraint "$code/constraints.txt" \
+        --build-constraint "$code/constraints.txt" --editable "$code" boto3
     echo "$wanted" > ~/.venv/.ready
 fi
 
