@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -243,33 +244,34 @@ class Arena:
     def __init__(
         self, cluster: ChaosCluster, trouble: Trouble, faulty: FaultyStorage, checkpoint: Path, folder: Path
     ) -> None:
-        self._cluster, self._trouble, self._faulty = cluster, trouble, faulty
+        self._cluster, self._trouble, self.faulty = cluster, trouble, faulty
         self._checkpoint, self._folder = checkpoint, folder
 
     def play(self, scenario: Scenario) -> Played:
         """Run after run until one of them, after the last strike, ends with 0. Asserts all that must hold."""
         started = time.monotonic()
         self._cluster.replace_lost_nodes()
+        self.faulty.choose = self._trouble.choose
         played = Played(scenario)
-        place = Place(scenario)
+        place = Place(scenario.num_photos, scenario.broken)
         rng = random.Random(scenario.seed)
         for number in itertools.count():
             strikes = scenario.runs[number] if number < len(scenario.runs) else ()
             if number == 1:
                 place.change_photos(scenario.num_changed)
-            committed, fetched = place.committed(), dict(self._faulty.gets)
+            committed, fetched = place.committed(), dict(self.faulty.gets)
             self._trouble.begin(rng, strikes, scenario.storage)
             code, log = self._run(scenario, place, number)
             played.exits.append(code)
             missed = list(self._trouble.waiting.values())
             played.missed += missed
             assert not strikes or len(missed) < len(strikes), f"run {number}: nothing was hit\n{played}\n{log}"
-            again = sorted(path for path in place.paths(committed) if self._faulty.gets[path] > fetched.get(path, 0))
+            again = sorted(path for path in place.paths(committed) if self.faulty.gets[path] > fetched.get(path, 0))
             assert not again, f"run {number} fetched images again that were done: {again}\n{played}\n{log}"
             may_fail = {strike.victim for strike in strikes if strike not in missed} & {"driver", "board"}
             assert code == 0 or may_fail, f"run {number} ended with {code}, though its driver lived\n{played}\n{log}"
             if code == 0:
-                self._assert_right(place, f"after run {number}\n{played}\n{log}")
+                self.assert_right(place, f"after run {number}\n{played}\n{log}")
                 # One more, where nothing was done before, to see that it finds nothing to do.
                 if number >= len(scenario.runs) - 1 and len(committed):
                     break
@@ -278,30 +280,28 @@ class Arena:
 
     def _run(self, scenario: Scenario, place: "Place", number: int) -> tuple[int, str]:
         """One jobs/segment_bucket.py; its exit code and the end of what it printed."""
-        options = ["--input", place.photos, "--output", place.output, "--checkpoint", str(self._checkpoint)]
-        options += ["--rows-per-part", str(ROWS_PER_PART), "--predictors", str(scenario.predictors)]
+        options = ["--predictors", str(scenario.predictors)]
         options += ["--relabel-changed"] if scenario.num_changed else []
-        log = self._folder / f"seed-{scenario.seed}-run-{number}.log"
+        driver = self.start(place, f"seed-{scenario.seed}-run-{number}", *options)
+        self._trouble.driver = driver.process
+        return driver.wait()
+
+    def start(
+        self, place: "Place", name: str, *options: str, job: Iterable[str] = ("jobs/segment_bucket.py",)
+    ) -> "Driver":
+        """Start the job, Python's own options before it, on a scenario's photos; its log has that name."""
+        log = self._folder / f"{name}.log"
+        command = [*job, "--input", place.photos, "--output", place.output]
+        command += ["--checkpoint", str(self._checkpoint), "--rows-per-part", str(ROWS_PER_PART), *options]
         with log.open("wb") as file:
-            driver = subprocess.Popen(
-                [sys.executable, "jobs/segment_bucket.py", *options],
+            process = subprocess.Popen(
+                [sys.executable, *command],
                 cwd=REPOSITORY,
                 env={**os.environ, **self._cluster.environment},
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
-            self._trouble.driver = driver
-            try:
-                driver.wait(RUN_BOUND)
-            except subprocess.TimeoutExpired:
-                raise AssertionError(
-                    f"{scenario}: run {number} hangs\n{_end(log)}\n{self._stacks(driver.pid)}"
-                ) from None
-            finally:
-                if driver.poll() is None:
-                    driver.kill()
-                    driver.wait()
-        return driver.returncode, _end(log)
+        return Driver(process, log, self._stacks)
 
     def _stacks(self, driver: int) -> str:
         """Where the driver and the run's workers stand."""
@@ -314,7 +314,7 @@ class Arena:
         stacks = [subprocess.run([*spy, str(pid)], capture_output=True, text=True) for pid in [driver, *working]]
         return "\n".join(stack.stdout + stack.stderr for stack in stacks)
 
-    def _assert_right(self, place: "Place", when: str) -> None:
+    def assert_right(self, place: "Place", when: str) -> None:
         findings = [f"{finding.kind}: {finding}" for finding in Verification(place.output, deep=True).findings()]
         assert not findings, "\n".join([when, *findings])
         rows = place.rows()
@@ -323,6 +323,32 @@ class Arena:
         assert kinds == place.expected, when
         etags = dict(zip(rows["image_uri"].to_pylist(), rows["etag"].to_pylist(), strict=True))
         assert etags == place.etags(), when
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A job in a process of its own."""
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
+    stacks: Callable[[int], str]
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit code and the end of what it printed. Asserts that it ends in time."""
+        try:
+            self.process.wait(RUN_BOUND)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.log.name} hangs\n{self.said}\n{self.stacks(self.process.pid)}") from None
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+        return self.process.returncode, self.said
+
+    @property
+    def said(self) -> str:
+        """The end of what it has printed."""
+        return self.log.read_text(errors="replace")[-3000:]
 
 
 @contextlib.contextmanager
@@ -345,12 +371,12 @@ def arena(endpoint: str, checkpoint: Path, folder: Path) -> Iterator[Arena]:
 class Place:
     """A bucket with a scenario's photos, read past the proxy."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, num_photos: int, broken: Iterable[str]) -> None:
         bucket = make_bucket()
         self.photos, self.output = f"{bucket}/photos", f"{bucket}/labels"
         # Each image, and the kind of its failure.
-        self.expected: dict[str, str | None] = dict.fromkeys(write_photos(self.photos, scenario.num_photos))
-        for name in scenario.broken:
+        self.expected: dict[str, str | None] = dict.fromkeys(write_photos(self.photos, num_photos))
+        for name in broken:
             content, kind = BROKEN[name]
             storage.write_bytes(f"{self.photos}/{name}", content)
             self.expected[f"{self.photos}/{name}"] = kind
@@ -370,6 +396,12 @@ class Place:
         tables = [parts.read_table(uri, columns) for uri in storage.find(f"{self.output}/masks")]
         return pa.concat_tables(tables) if tables else pa.table({name: pa.array([], pa.string()) for name in columns})
 
+    def minutes_ago(self) -> float:
+        """How long ago the newest row was written, by its own word."""
+        tables = [parts.read_table(uri, ["segmented_at"]) for uri in storage.find(f"{self.output}/masks")]
+        newest = max(time for table in tables for time in table["segmented_at"].to_pylist())
+        return (datetime.now(UTC) - newest).total_seconds() / 60
+
     def committed(self) -> set[str]:
         """Images that are done: they have a row, of the photo as it is now."""
         rows, etags = self.rows(), self.etags()
@@ -379,7 +411,3 @@ class Place:
     def paths(self, uris: set[str]) -> set[str]:
         """Of images, as the proxy has them."""
         return {uri.removeprefix("s3:/") for uri in uris}
-
-
-def _end(log: Path) -> str:
-    return log.read_text(errors="replace")[-3000:]

@@ -9,21 +9,25 @@ from typing import Any
 
 import pytest
 
+from tests import chaos_writers
 from tests.chaos import Arena, arena, draw
 from tests.requirements import SHM
 from tests.swift import SwiftServer
 from tests.test_segment_job import save_checkpoint
 
-# Together they have every kind of fault.
-CHOSEN = (8, 9, 21, 28)
 ALL = range(50)
+# Together they have every kind of fault; those beyond fifty have more of them than others.
+CHOSEN = (85, 348, 581)
+# One of each course.
+CHOSEN_WRITERS = (0, 1, 2, 3)
 
 
-def seeds() -> list[Any]:
+def seeds(chosen: tuple[int, ...]) -> list[Any]:
     first, _, last = os.environ.get("CHAOS_SEEDS", "").partition("-")
     if first:
         return list(range(int(first), int(last or first) + 1))
-    return [seed if seed in CHOSEN else pytest.param(seed, marks=pytest.mark.exhaustive) for seed in ALL]
+    others = [pytest.param(seed, marks=pytest.mark.exhaustive) for seed in ALL if seed not in chosen]
+    return [*chosen, *others]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +46,19 @@ def test_the_chosen_seeds_have_every_kind_of_fault() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", seeds(CHOSEN))
 def test_every_image_has_one_row_and_none_is_done_twice(chaos: Arena, seed: int) -> None:
     print(f"\n{chaos.play(draw(seed))}", flush=True)
+
+
+def test_the_chosen_seeds_have_every_course_of_writers() -> None:
+    assert {chaos_writers.draw(seed).course for seed in CHOSEN_WRITERS} == {*chaos_writers.COURSES}
+    late = {draw.moment for draw in map(chaos_writers.draw, ALL) if draw.course == "late commit"}
+    assert late == {*chaos_writers.MOMENTS}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("seed", seeds(CHOSEN_WRITERS))
+def test_of_several_writers_one_writes_at_a_time(chaos: Arena, seed: int) -> None:
+    print(f"\n{chaos_writers.play(chaos, chaos_writers.draw(seed))}", flush=True)
