@@ -1,5 +1,6 @@
 """Jobs on Parquet files of somebody else, whose values would run a command as the job's user: none does."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,21 @@ def segment(folder: Path, made: Path) -> list[str]:
     pq.write_table(pa.table({"image_uri": ["a.jpg"], "label": label}), folder / "rows.parquet")
     places = ["--manifest", f"{folder}/rows.parquet", "--output", f"{folder}/labels"]
     return ["jobs/segment_bucket.py", *places, "--carry", "label", "--checkpoint", f"{folder}/checkpoint"]
+
+
+def segment_inventory(folder: Path, made: Path) -> list[str]:
+    save_checkpoint(folder / "checkpoint")
+    data = folder / "photos" / "daily" / "data"
+    (folder / "photos" / "daily" / "2024-05-01").mkdir(parents=True)
+    data.mkdir()
+    pq.write_table(pa.table({"key": ["a.jpg"], "e_tag": pickled(made)}), data / "0.parquet")
+    content = (data / "0.parquet").read_bytes()
+    files = [{"key": "photos/daily/data/0.parquet", "MD5checksum": hashlib.md5(content).hexdigest()}]
+    about = {"sourceBucket": "photos", "fileFormat": "Parquet", "fileSchema": "message s3.inventory {}", "files": files}
+    manifest = folder / "photos" / "daily" / "2024-05-01" / "manifest.json"
+    manifest.write_text(json.dumps(about))
+    places = ["--inventory", str(manifest), "--allow", "s3://photos/", "--output", f"{folder}/labels"]
+    return ["jobs/segment_bucket.py", *places, "--checkpoint", f"{folder}/checkpoint"]
 
 
 def validate_dataset(folder: Path, made: Path) -> list[str]:
@@ -56,7 +72,9 @@ def verify(folder: Path, made: Path) -> list[str]:
     return ["jobs/verify.py", "--output", output_with("class_stats/*.parquet", folder, made), "--deep"]
 
 
-@pytest.mark.parametrize("job", [segment, validate_dataset, export_masks, export_classes, report, verify])
+@pytest.mark.parametrize(
+    "job", [segment, segment_inventory, validate_dataset, export_masks, export_classes, report, verify]
+)
 def test_a_job_refuses_the_file_and_runs_nothing(
     job: Callable[[Path, Path], list[str]], run_job: RunJob, tmp_path: Path
 ) -> None:

@@ -71,6 +71,8 @@ def check(content: bytes) -> str:
         return tables.rows_of(list_images(_settings()))
     except UserError as error:
         return str(error)
+    finally:
+        tables.require_nothing_ran()
 
 
 @cache

@@ -66,6 +66,8 @@ def check(content: bytes) -> str:
         return tables.rows_of(list_images(_settings(path, len(file) % 2 == 0)))
     except UserError as error:
         return str(error)
+    finally:
+        tables.require_nothing_ran()
 
 
 @cache

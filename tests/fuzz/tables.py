@@ -5,17 +5,21 @@ import datetime
 import gzip
 import io
 import random
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.tables import LISTED
+from tests.pipeline.pickled_columns import pickled, tensors
 
+PLANTED = Path(tempfile.gettempdir(), "sceneparse-fuzz-planted")  # the same in each process, as cases are
 MIDDAY = datetime.datetime(2024, 5, 1, 12)
 BAD_TEXT = pa.array([b"a.jpg", b"\xff\xfe", b"a\0b", None])
 # Columns of four rows.
@@ -54,6 +58,8 @@ COLUMNS: tuple[pa.Array, ...] = (
     pa.array([[MIDDAY], [MIDDAY], None, []]),
     pa.array([{"t": 2**62}, {"t": -(2**62)}, None, {"t": 0}], pa.struct([("t", pa.timestamp("us"))])),
     pa.array([[2**62], None, [], [0]], pa.list_(pa.duration("s"))),
+    pickled(PLANTED, 4),
+    pa.StructArray.from_arrays([pickled(PLANTED, 4)], ["x"]),
 )
 
 
@@ -77,6 +83,10 @@ def odd_parquet_file(names: Sequence[str], rng: random.Random) -> bytes:
     twice = list(names) + ([rng.choice(names)] if rng.random() < 0.1 else [])
     columns = [rng.choice(COLUMNS[:3] if rng.random() < 0.4 else COLUMNS) for _ in twice]
     table = pa.Table.from_arrays(columns, twice).slice(0, rng.choice((4, 4, 4, 1, 0)))
+    if rng.random() < 0.05:  # a type that says a pickle of itself
+        about = tensors(PLANTED, rng.choice(("ray.data.arrow_tensor", "ray.data.arrow_tensor_v2", "pandas.period")))
+        table = table.slice(0, 1) if len(table) else table
+        table = table.append_column(about.schema.field(0), about.column(0).slice(0, len(table)))
     options: dict[str, Any] = {"compression": rng.choice(("snappy", "zstd", "none", "gzip"))}
     options["use_dictionary"] = rng.random() < 0.5
     options["store_schema"] = rng.random() < 0.7
@@ -92,6 +102,11 @@ def zipped_anew(content: bytes, change: Callable[[bytes], bytes]) -> bytes:
     with suppress(OSError, EOFError, zlib.error):
         return gzip.compress(change(gzip.decompress(content)), mtime=0)
     return change(content)
+
+
+def require_nothing_ran() -> None:
+    """Assert that no case has run the command that some have in them."""
+    assert not PLANTED.exists(), f"a pickle of the case made {PLANTED}"
 
 
 def rows_of(found: Iterator[pa.Table]) -> str:

@@ -30,6 +30,13 @@ def pickled_struct(made: Path) -> pa.StructArray:
     return pa.StructArray.from_arrays([pickled(made), pa.array(["a.jpg"])], ["bytes", "path"])
 
 
+def tensors(made: Path, name: str = "ray.data.arrow_tensor") -> pa.Table:
+    """Return a table whose type of tensors says of itself such a pickle, where Ray Data has their shape."""
+    about = {"ARROW:extension:name": name, "ARROW:extension:metadata": pickle.dumps(_Command(made))}
+    values = pa.array([[1.0, 2.0]], pa.list_(pa.float32()))
+    return pa.table([values], schema=pa.schema([pa.field("label", values.type, metadata=about)]))
+
+
 def add_pickles(file: Path, made: Path) -> None:
     """Add a column of such pickles to a Parquet file."""
     table = pq.read_table(file)

@@ -1,6 +1,7 @@
 """Parquet files of others: no value of theirs becomes an object that runs something."""
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import pytest
 from pipeline import parts
 from pipeline.errors import UserError
 from pipeline.mask_export import tasks
-from pipeline.parquet_files import ExtensionTypeError, open_parquet, require_plain
+from pipeline.parquet_files import ExtensionTypeError, open_parquet, read_metadata, require_plain
 from pipeline.part_reading import Unusable, read_classes
 from pipeline.report import gallery
 from tests.pipeline.input_samples import listed
-from tests.pipeline.pickled_columns import pickled, pickled_struct
+from tests.pipeline.pickled_columns import pickled, pickled_struct, tensors
 from tests.pipeline.test_datasets_tables import complaint, data_config
 
 OBJECT = pickled(Path()).type
@@ -48,6 +49,61 @@ def test_the_planted_command_would_run(tmp_path: Path) -> None:
 def test_an_extension_type_is_refused_at_any_depth(kind: pa.DataType) -> None:
     with pytest.raises(ExtensionTypeError, match=r"column 'label' has the extension type ray\.data\.arrow_pickled_obj"):
         require_plain(pa.schema([("key", pa.string()), ("label", kind)]))
+
+
+TENSORS = ["ray.data.arrow_tensor", "ray.data.arrow_tensor_v2", "ray.data.arrow_variable_shaped_tensor"]
+
+
+def nested(table: pa.Table) -> pa.Table:
+    """The same column within others."""
+    inner = pa.StructArray.from_arrays([table["label"].combine_chunks()], fields=[table.schema.field("label")])
+    return pa.table({"key": ["a"], "label": pa.ListArray.from_arrays([0, 1], inner)})
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+@pytest.mark.parametrize("name", TENSORS)
+def test_what_a_type_says_of_itself_is_never_unpickled(
+    name: str, is_nested: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Data does so as soon as pyarrow opens the file, where a variable of the environment allows it."""
+    from ray.data._internal.tensor_extensions import arrow
+
+    monkeypatch.setattr(arrow, "_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA", True)
+    table = tensors(tmp_path / "made", name)
+    sink = io.BytesIO()
+    pq.write_table(nested(table) if is_nested else table, sink)
+    for read in (open_parquet, read_metadata):
+        with pytest.raises(ExtensionTypeError, match=rf"column 'label' has the extension type {re.escape(name)}, "):
+            read(sink)
+    assert not (tmp_path / "made").exists()
+    with pytest.raises((ValueError, TypeError)):
+        pq.ParquetFile(sink)
+    assert (tmp_path / "made").exists() == (
+        name != "ray.data.arrow_variable_shaped_tensor"
+    )  # whose type it doubts first
+
+
+@pytest.mark.parametrize("place", [b"ARROW:schema\x18", b"ARROW:schema"])
+def test_a_schema_that_cannot_be_found_is_refused(place: bytes, tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    pq.write_table(tensors(tmp_path / "made"), sink)
+    content = sink.getvalue()
+    at = content.rindex(place) + len(place)
+    for other in (b"\x28", b"\xff", b"\x00"):
+        with pytest.raises(pa.ArrowInvalid, match="its Arrow schema cannot be read"):
+            open_parquet(io.BytesIO(content[:at] + other + content[at + 1 :]))
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_footer_of_any_size_is_read(tmp_path: Path) -> None:
+    few, many = pa.table({"a": [1]}), pa.table({f"column-{n:05}": [n] for n in range(3000)})
+    for table in (few, many):
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        assert open_parquet(sink).read().equals(table)
+    for content in (b"", b"PAR1", b"PAR1" * 3, sink.getvalue()[:-1], b"x" * 100):
+        with pytest.raises(pa.ArrowInvalid):
+            open_parquet(io.BytesIO(content))
 
 
 def test_types_of_parquet_itself_are_what_they_are_stored_as() -> None:
