@@ -228,6 +228,7 @@ def test_freezing_keeps_the_evaluation_function_and_the_parameter_objects() -> N
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # as test_training_processes.py does, without the minute of generating code
 def test_a_compiled_network_trains_alike_and_is_saved_under_the_plain_names() -> None:
     plain, compiled = make_step(ema_decay=0.5), make_step(ema_decay=0.5, compile=True)
     for _ in range(2):
