@@ -86,7 +86,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     say(f"Calibrating {config.checkpoint} on {num_images:,} images, validating on {len(val_pairs):,}")
 
     chosen = [train_pairs[index * len(train_pairs) // num_images] for index in range(num_images)]
-    images_1HW3 = [checked_images(shrink(load_image(pair), data.long_side)[None]) for pair in chosen]
+    images_1HW3 = [checked_images(shrink(load_image(pair, data), data.long_side)[None]) for pair in chosen]
     float32 = model.predictor("cpu", "float32")
     share, ranges = _best_ranges(model, float32, images_1HW3)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from pipeline.data_config import CalibrationData, DataConfig
+from pipeline.data_config import MAX_PIXELS, CalibrationData, DataConfig
 from pipeline.input_config import SOURCES, InputConfig
 from pipeline.recipe import (
     AugmentConfig,
@@ -170,7 +170,7 @@ class SegmentConfig(InputConfig, PredictConfig):
         "256 MB, but no more than 256 or a 64th of what is known to be left.",
     )
     max_pixels: int = Field(
-        100_000_000, ge=1, description="Larger images become error rows, unless they are read by window; pixels."
+        MAX_PIXELS, ge=1, description="Larger images become error rows, unless they are read by window; pixels."
     )
     max_bytes: int = Field(1_000_000_000, ge=1, description="Larger files become error rows, not downloaded; bytes.")
     decode_seconds: float = Field(

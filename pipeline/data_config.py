@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pipeline.dataset_formats import FORMATS, Format, classes_of
 from pipeline.settings import Section
 
+MAX_PIXELS = 100_000_000  # of an image or annotation, unless a configuration says otherwise
 Channel = Annotated[int, Field(ge=0, le=255)]
 FormatName = Literal["folder", "ade20k", "cityscapes", "voc", "coco_stuff", "camvid", "list", "parquet"]
 
@@ -35,6 +36,7 @@ class DataFolder(Section):
     label_map: dict[int, int] = Field(
         {}, description="Label id in the files -> id to use; ids not named stay, or are what the format says."
     )
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="Larger images and annotations are refused; pixels.")
     allow: tuple[str, ...] = Field(
         (),
         description="list, parquet: prefixes beside root that rows may name, as in s3://bucket/photos. Several: repeat "

@@ -234,7 +234,7 @@ def _read_pair(pair: Pair, image: bytes | UserError, label: bytes | UserError, d
     seen = _Seen(np.zeros(len(data.classes), np.int64))
     image_HW3 = label_HW = None
     with seen.noted("image", pair.image_uri):
-        image_HW3 = open_image(pair, _given(image))
+        image_HW3 = open_image(pair, _given(image), data)
         seen.size = image_HW3.shape[1], image_HW3.shape[0]
         seen.image_hash = _pixel_hash(image_HW3)
     with seen.noted("annotation", pair.label_uri):

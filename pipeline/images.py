@@ -60,18 +60,21 @@ def decode_image(
         return np.ascontiguousarray(turned(pixels_HW3, orientation(image)))
 
 
-def decode_label(content: bytes, colors: Mapping[tuple[int, int, int], int] | None = None) -> NDArray[np.int32]:
+def decode_label(
+    content: bytes, colors: Mapping[tuple[int, int, int], int] | None = None, max_pixels: int | None = None
+) -> NDArray[np.int32]:
     """Decode an annotation whose samples (or palette indices) are label ids, or whose colours stand for them.
 
     Args:
         content: the file.
         colors: red, green, blue -> label id; without it a colour image is refused, since its samples are no ids.
+        max_pixels: larger ones are refused before they are decoded.
 
     Returns: H x W int32.
     Raises: ImageError.
     """
     with quiet():
-        image = opened(content)
+        image = opened(content, max_pixels)
         load(image)
         turn = orientation(image)
     if colors and image.mode in ("RGB", "RGBA"):
@@ -84,13 +87,15 @@ def decode_label(content: bytes, colors: Mapping[tuple[int, int, int], int] | No
     return np.ascontiguousarray(turned(np.asarray(image), turn), np.int32)
 
 
-def decode_mask(content: bytes) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def decode_mask(content: bytes, max_pixels: int | None = None) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Decode a mask of ours: class ids, H x W, in a byte or two each, since a scene may have billions of pixels.
+
+    Larger ones than `max_pixels` are refused before they are decoded.
 
     Raises: ImageError.
     """
     with quiet():
-        image = opened(content)
+        image = opened(content, max_pixels)
         load(image)
     if image.mode not in ("L", "P", "I;16"):
         raise ImageError("NotALabelMap", f"has mode {image.mode}, but masks have one channel of 8 or 16 bits")

@@ -8,13 +8,15 @@ import re
 
 MASK = "***"
 
+# All of these take time in proportion to the text, which may be megabytes of a hostile list.
 # Web addresses may hold a token alone before the host; abfs://container@account holds no secret.
-_BEFORE_HOST = re.compile(r"(?i)(\bhttps?://|[a-z][a-z0-9+.-]*://(?=[^/?#\s@:]*:))[^/?#\s@]*@")
+_BEFORE_HOST = re.compile(r"(?i)(\bhttps?://|[a-z][a-z0-9+.-]{0,30}://(?=[^/?#\s@:]*:))[^/?#\s@]*@")
 _WEB_ADDRESS = re.compile(r"(?i)\bhttps?://[^\s'\"<>]+")
 # X-Amz-Signature, X-Amz-Security-Token and X-Goog-Credential of links signed for a while, sig of Azure's, and the like.
 # Not in addresses of other schemes: a key or a file's name may have all of these characters.
 _PARAMETER = re.compile(
-    r"(?i)([?&;](?:sig|[^=&;#]*(?:signature|credential|token|secret|password|api[_-]?key|access_?key)[^=&;#]*)=)[^&;#]+"
+    r"(?i)([?&;](?:sig|[^=&;#?]{0,50}(?:signature|credential|token|secret|password|api[_-]?key|access_?key)"
+    r"[^=&;#?]{0,50})=)[^&;#]+"
 )
 ADVICE = "give the address without them, and credentials through the environment (docs/storage.md)"
 

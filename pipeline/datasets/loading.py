@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.data_config import DataConfig
+from pipeline.data_config import DataConfig, DataFolder
 from pipeline.dataset_formats import Color, coding, distinct_colors
 from pipeline.datasets.pairs import KINDS, SHOWN, Cell, Finding, Pair, PairError
 from pipeline.datasets.tables import read_cell
@@ -18,9 +18,9 @@ OUTSIDE = -1  # in the place of a class id: the label id stands for no class
 Decoded = TypeVar("Decoded")
 
 
-def load_image(pair: Pair) -> NDArray[np.uint8]:
+def load_image(pair: Pair, data: DataFolder) -> NDArray[np.uint8]:
     """Read and decode a pair's image, H x W x 3 uint8 RGB. Raises UserError naming the file."""
-    return open_image(pair, read(pair.image))
+    return open_image(pair, read(pair.image), data)
 
 
 def load_pair(pair: Pair, data: DataConfig) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
@@ -29,7 +29,7 @@ def load_pair(pair: Pair, data: DataConfig) -> tuple[NDArray[np.uint8], NDArray[
     Returns: image H x W x 3 uint8 RGB and label H x W int32 of class ids and ignore_index.
     Raises: UserError naming the file: unreadable, of another size than its image, or with an id outside the classes.
     """
-    image_HW3 = load_image(pair)
+    image_HW3 = load_image(pair, data)
     label_HW = open_label(pair, read(pair.label), data)
     check_sizes(pair, image_HW3, label_HW)
     raw_ids, _ = label_counts(label_HW)
@@ -43,14 +43,14 @@ def read(source: str | Cell) -> bytes:
     return read_cell(source) if isinstance(source, Cell) else storage.read_bytes(source)
 
 
-def open_image(pair: Pair, content: bytes) -> NDArray[np.uint8]:
+def open_image(pair: Pair, content: bytes, data: DataFolder) -> NDArray[np.uint8]:
     """Decode a pair's image. Raises PairError."""
-    return _opened("image", pair.image_uri, lambda: decode_image(content))
+    return _opened("image", pair.image_uri, lambda: decode_image(content, data.max_pixels))
 
 
 def open_label(pair: Pair, content: bytes, data: DataConfig) -> NDArray[np.int32]:
     """Decode a pair's annotation to the label ids in the file, H x W. Raises PairError."""
-    return _opened("annotation", pair.label_uri, lambda: decode_label(content, _colors(pair, data)))
+    return _opened("annotation", pair.label_uri, lambda: decode_label(content, _colors(pair, data), data.max_pixels))
 
 
 def check_sizes(pair: Pair, image_HW3: NDArray[np.uint8], label_HW: NDArray[np.int32]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.data_config import MAX_PIXELS
 from pipeline.errors import UserError
 from pipeline.images import ImageError, decode_image, decode_mask
 from pipeline.mask_export.names import split_ending
@@ -65,6 +66,7 @@ class Labelled:
     uri: str
     name: str  # of its files, below the target and without an ending
     mask: bytes  # PNG
+    num_pixels: int  # of the image
     num_classes: int
     file: bytes | None = field(default=None, repr=False)  # the image itself, for formats that need it
 
@@ -77,7 +79,7 @@ class Labelled:
     def class_ids_HW(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
         """The mask. Raises Cannot."""
         try:
-            ids_HW = decode_mask(self.mask)
+            ids_HW = decode_mask(self.mask, self.num_pixels)
         except ImageError as error:
             raise Cannot(f"its mask is damaged ({error.message}); {OTHERS}") from error
         if ids_HW.max() >= self.num_classes:
@@ -89,7 +91,7 @@ class Labelled:
         """The image, of its mask's size. Raises Cannot."""
         assert self.file is not None
         try:
-            image_HW3 = decode_image(self.file)
+            image_HW3 = decode_image(self.file, max(MAX_PIXELS, 2 * self.num_pixels))  # tiles may be half empty
         except ImageError as error:
             raise Cannot(f"{error.kind}: {error.message}") from error
         if image_HW3.shape[:2] != self.class_ids_HW.shape:

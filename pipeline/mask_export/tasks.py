@@ -88,10 +88,16 @@ def _read(uri: str, names: dict[str, str], num_classes: int) -> Iterator[list[La
                 uris = file.read_row_group(group, ["image_uri"])["image_uri"]
                 if not pc.any(pc.is_in(uris, value_set=wanted)).as_py():
                     continue
-                for batch in file.iter_batches(MASKS_AT_ONCE, [group], ["image_uri", "mask.bytes"]):
+                for batch in file.iter_batches(MASKS_AT_ONCE, [group], ["image_uri", "width", "height", "mask.bytes"]):
                     rows = batch.filter(pc.is_in(batch["image_uri"], value_set=wanted)).to_pylist()
                     yield [
-                        Labelled(row["image_uri"], names[row["image_uri"]], row["mask"]["bytes"], num_classes)
+                        Labelled(
+                            row["image_uri"],
+                            names[row["image_uri"]],
+                            row["mask"]["bytes"],
+                            row["width"] * row["height"],
+                            num_classes,
+                        )
                         for row in rows
                     ]
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

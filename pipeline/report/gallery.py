@@ -252,7 +252,7 @@ def _draw(
     try:
         if isinstance(mask, UserError):
             raise mask
-        class_ids_HW = decode_mask(mask)
+        class_ids_HW = decode_mask(mask, height * width)
         scale = min(1.0, LONG_SIDE / max(class_ids_HW.shape))
         size = size or tuple(max(1, round(side * scale)) for side in class_ids_HW.shape)
         picture.mask = png_uri(_mask_png(resized(class_ids_HW, *size), palette_K3))

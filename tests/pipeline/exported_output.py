@@ -57,7 +57,7 @@ def image_of(
 ) -> Labelled:
     """What a format is given of an image with this mask."""
     palette = classes_of([str(k) for k in range(num_classes)]).palette
-    return Labelled(f"s3://photos/{name}.jpg", name, encode_mask(ids_HW, palette), num_classes, file)
+    return Labelled(f"s3://photos/{name}.jpg", name, encode_mask(ids_HW, palette), ids_HW.size, num_classes, file)
 
 
 def blobs(height: int, width: int, num_classes: int, seed: int, grain: float = 1.0) -> NDArray[np.uint8]:

@@ -154,6 +154,18 @@ def test_tables_that_are_none_are_refused(tmp_path: Path) -> None:
     assert "column 'image' holds double; image files" in complaint(data)
 
 
+def test_images_and_annotations_beyond_the_limit_are_refused(tmp_path: Path) -> None:
+    small, large = image(0), encoded(random_image(HEIGHT + 1, WIDTH, 0), "PNG")
+    wide = encoded(np.zeros((HEIGHT, WIDTH + 1), np.uint8), "PNG")
+    write(tmp_path, "train.parquet", {"image": [small, large, small], "mask": [label(0), label(0), wide]})
+    data = data_config(tmp_path, max_pixels=HEIGHT * WIDTH)
+    good, *bad = list_pairs(data, "train")
+    load_pair(good, data)
+    for pair, what, pixels in zip(bad, ("image", "annotation"), (56, 54), strict=True):
+        with pytest.raises(UserError, match=rf"^{what} .* is {pixels} pixels; the limit is 48"):
+            load_pair(pair, data)
+
+
 def test_few_row_groups_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = range(6)
     write(tmp_path, "train.parquet", {"image": [image(row) for row in rows], "mask": ["m.png"] * 6}, row_group_size=1)

@@ -9,13 +9,14 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline import image_formats
-from pipeline.images import KINDS, ImageError, decode_image
+from pipeline.images import KINDS, ImageError, decode_image, decode_label, decode_mask
 from tests.pipeline.image_corpus import picture, resized, seeds, tiff
 from tests.pipeline.samples import encoded, random_image
 
@@ -46,6 +47,16 @@ def progressive_jpeg(scans: int) -> bytes:
 
 
 # Bytes and pixels
+
+
+@pytest.mark.parametrize("decode", [decode_label, decode_mask], ids=lambda decode: decode.__name__)
+def test_labels_and_masks_have_the_limit_of_pixels_too(decode: Any) -> None:
+    """Before they are unpacked: a PNG of one value is a thousandth of its pixels."""
+    content = encoded(np.zeros((300, 400), np.uint8), "PNG")
+    assert decode(content, max_pixels=120_000).shape == (300, 400)
+    with pytest.raises(ImageError) as caught:
+        decode(content, max_pixels=119_999)
+    assert (caught.value.kind, caught.value.message) == ("TooLarge", "400 x 300 is 120000 pixels; the limit is 119999")
 
 
 def test_a_file_above_the_limit_is_not_even_opened() -> None:

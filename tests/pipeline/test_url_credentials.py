@@ -54,6 +54,17 @@ def test_what_is_no_credential_is_left_alone(uri: str) -> None:
     assert not has_credentials(uri)
 
 
+@pytest.mark.parametrize(
+    "piece", ["a", "?", "a:", "://", "http://", "https://a?", "x://a:", "&token", "?sig", "@", "a://b"]
+)
+def test_megabytes_of_a_hostile_list_take_no_longer_than_they_are(piece: str) -> None:
+    """Whose time grew with the square of their length would take hours."""
+    for beginning in ("", "https://host/?", "a://"):
+        text = beginning + piece * (2_000_000 // len(piece))
+        assert len(masked(text)) > 0
+        has_credentials(text)
+
+
 @pytest.mark.parametrize("option", ["input", "list-file", "manifest", "inventory", "allow", "checkpoint", "output"])
 def test_no_setting_takes_them(option: str) -> None:
     argv = ["--input", "s3://b/", "--output", "s3://c/", "--checkpoint", "/c"]
