@@ -237,9 +237,9 @@ def write_bytes(uri: str, content: bytes) -> None:
 def create_bytes(uri: str, content: bytes) -> bool:
     """Write one small file that is not there yet, whole or not at all; False where it is. Raises UserError.
 
-    Of several writers one succeeds, on disks and on stores that know the condition (Amazon S3, Google Cloud Storage,
-    Azure, MinIO). OpenStack Swift lets two succeed at the very same moment; older stores ignore the condition, so that
-    a second call always succeeds.
+    Of several writers one succeeds, on disks and on stores that know the condition (Amazon S3, MinIO; others as far as
+    their package for fsspec passes it on). OpenStack Swift lets two succeed at the very same moment; older stores
+    ignore the condition, so that a second call always succeeds.
     """
     filesystem, path = open_filesystem(uri)
     with explained(uri):
