@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import sink
+from pipeline.lease import Claim, LeaseLost, hold
 from pipeline.sink import PartSink, rows_of_a_part
 from pipeline.tables import PREDICTED, table
 from tests.output_checks import check_invariants
@@ -22,7 +23,8 @@ def test_every_row_is_in_one_part_however_large_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int, parts: int | None
 ) -> None:
     monkeypatch.setattr(sink, "MOST_BYTES", part_bytes)
-    written = PartSink(str(tmp_path), CLASS_NAMES, "model1", "run1", 1024).write(blocks(5), None)
+    with hold(str(tmp_path)) as lease:
+        written = PartSink(lease.claim, CLASS_NAMES, "model1", lease.run_id, 1024).write(blocks(5), None)
     assert parts is None or len(written) == parts
     assert len({part.name for part in written}) == len(written)
     assert sum(sum(part.outcomes.values()) for part in written) == 6
@@ -30,8 +32,17 @@ def test_every_row_is_in_one_part_however_large_they_are(
 
 
 def test_a_task_without_rows_writes_nothing(tmp_path: Path) -> None:
-    assert PartSink(str(tmp_path), CLASS_NAMES, "model1", "run1", 1024).write([PREDICTED.empty_table()], None) == []
+    claim = Claim(str(tmp_path), 1, "nobody's")
+    assert PartSink(claim, CLASS_NAMES, "model1", "run1", 1024).write([PREDICTED.empty_table()], None) == []
     assert not list(tmp_path.iterdir())
+
+
+def test_a_task_whose_run_has_lost_the_output_commits_nothing(tmp_path: Path) -> None:
+    with hold(str(tmp_path)) as lease:
+        pass
+    with hold(str(tmp_path)) as following, pytest.raises(LeaseLost, match=f"taken over by run {following.run_id}"):
+        PartSink(lease.claim, CLASS_NAMES, "model1", lease.run_id, 1024).write(blocks(2), None)
+    assert not list(tmp_path.glob("masks/*"))
 
 
 @pytest.mark.parametrize(
