@@ -23,7 +23,7 @@ help:
 	@echo "make test-all   the same with the exhaustive tests: every chaos scenario, every fault alone"
 	@echo "make test-fast  the same without the slow tests: no Ray head, few servers"
 	@echo "make coverage   lines and branches of models/ and pipeline/ that the fast tests run"
-	@echo "make chaos      two hours of segmentation runs that lose processes, nodes, storage requests and their output (CHAOS_SEEDS=first-last)"
+	@echo "make chaos      hours of segmentation runs with killed processes, lost nodes, storage faults and second writers (CHAOS_SEEDS=first-last)"
 	@echo "make bench      hours of benchmarks, and the documentation's tables of their results (ONLY=\"model pipeline\")"
 	@echo "make setup      install everything for development in .venv, which the others do by themselves"
 	@echo "make docs       build the documentation's site in build/docs"

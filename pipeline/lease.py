@@ -46,7 +46,7 @@ class LeaseLost(UserError):
 
 
 class Record(BaseModel):
-    """What a lease's file says."""
+    """The content of a lease file."""
 
     run_id: str
     nonce: str
@@ -64,7 +64,7 @@ class Record(BaseModel):
 
 @dataclass(frozen=True)
 class Claim:
-    """What a run's tasks know of its lease."""
+    """Identifies a run's lease, so that the run's tasks can check that it is still held."""
 
     output: str
     sequence: int
@@ -223,7 +223,7 @@ def _wait_for_its_end(output: str, sequence: int) -> None:
 
 
 def _is_alive(record: Record) -> bool | None:
-    """Whether the process of a lease is there; None where that cannot be told from here."""
+    """Return whether the process that holds a lease is running; None if this machine cannot tell."""
     if record.machine is None or record.machine != _machine():
         return None
     if record.pid == os.getpid() and record.started == _started(record.pid):

@@ -132,7 +132,7 @@ def _has_right_boxes(masks: Rows) -> Bools:
 
 
 def _check_identity(rows: Rows, reference: Reference) -> Iterator[Finding]:
-    """Which image, run and model each row is of."""
+    """Check that each row has the right image id, run id and model id."""
     masks = rows.table
     ids, uris = masks["image_id"].to_pylist(), masks["image_uri"].to_pylist()
     hashed = [image_id(uri) for uri in uris]

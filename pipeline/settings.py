@@ -18,7 +18,7 @@ from pydantic_settings import (
 from pydantic_settings.exceptions import SettingsError
 
 from pipeline.errors import UserError
-from pipeline.url_credentials import ADVICE, has_credentials, masked
+from pipeline.url_credentials import credentials_refusal, masked
 
 
 def _several(value: Any) -> Any:
@@ -194,10 +194,9 @@ def _refuse_credentials(settings: BaseModel, path: str | None) -> None:
     """Raise UserError for a URL with credentials, since settings are saved and printed."""
 
     def look(name: str, value: Any) -> None:
-        if isinstance(value, str) and has_credentials(value):
-            raise UserError(f"{_where(path)}: {name}: {masked(value)} holds credentials; {ADVICE}")
-        inner = value.items() if isinstance(value, dict) else ()
-        for key, each in inner:
+        if isinstance(value, str) and (refusal := credentials_refusal(value)):
+            raise UserError(f"{_where(path)}: {name}: {masked(value)} {refusal}")
+        for key, each in value.items() if isinstance(value, dict) else ():
             look(f"{name}.{key}" if name else key, each)
         for each in value if isinstance(value, list | tuple) else ():
             look(name, each)

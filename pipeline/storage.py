@@ -32,7 +32,7 @@ from pipeline.objects import Fetched as Fetched
 from pipeline.objects import Listed as Listed
 from pipeline.objects import Refused as Refused
 from pipeline.range_file import RangeFile, object_file
-from pipeline.url_credentials import ADVICE, has_credentials, masked
+from pipeline.url_credentials import credentials_refusal, masked
 
 WRITE_TIMEOUT = 60  # seconds, and what the bytes take
 SLOWEST_UPLOAD = 1_000_000  # bytes a second
@@ -91,8 +91,8 @@ def open_filesystem(uri: str, snapshot: bool = False) -> tuple[fsspec.AbstractFi
 
 
 def _refuse_credentials(uri: str) -> None:
-    if has_credentials(uri):
-        raise UserError(f"{masked(uri)}: holds credentials; {ADVICE}")
+    if refusal := credentials_refusal(uri):
+        raise UserError(f"{masked(uri)}: {refusal}")
 
 
 def _is_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
@@ -167,8 +167,8 @@ def _scheme(uri: str) -> str:
 
 def _reader(uri: str, is_wanted: Callable[[int], bool] | None = None) -> Callable[[str], Fetched]:
     """What reads the files of a URI's scheme. Raises UserError for a scheme that no installed package serves."""
-    _refuse_credentials(uri)
     if uri.startswith(S3_SCHEMES):
+        _refuse_credentials(uri)  # as open_filesystem does for the others
         connection = s3_connection.current()
         return lambda name: objects.get(name, connection, is_wanted=is_wanted)
     filesystem, _ = open_filesystem(uri)
@@ -192,8 +192,8 @@ def _reader(uri: str, is_wanted: Callable[[int], bool] | None = None) -> Callabl
 def open_file(uri: str) -> RangeFile:
     """A file to be read span by span. Raises UserError; its reading raises the library's own errors."""
     with explained(uri):
-        _refuse_credentials(uri)
         if uri.startswith(S3_SCHEMES):
+            _refuse_credentials(uri)
             return object_file(uri, s3_connection.current())
         filesystem, path = open_filesystem(uri)
         if isinstance(filesystem, LocalFileSystem):
@@ -247,10 +247,7 @@ def create_bytes(uri: str, content: bytes) -> bool:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             return local_files.create(path, content)
         try:
-            if isinstance(filesystem, AsyncFileSystem):
-                sync(filesystem.loop, filesystem._pipe_file, path, content, timeout=WRITE_TIMEOUT, mode="create")
-            else:
-                filesystem.pipe_file(path, content, mode="create")
+            _put(filesystem, path, content, mode="create")
         except FileExistsError:
             return False
         except OSError as error:
@@ -279,17 +276,17 @@ def write_seconds(num_bytes: int) -> float:
     return WRITE_TIMEOUT + num_bytes / SLOWEST_UPLOAD
 
 
-def _put(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
-    """Write one object; an object store shows it when it is complete."""
+def _put(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes, **options: str) -> None:
+    """Write one object, with options of fsspec's `pipe_file`; an object store shows it when it is complete."""
     if isinstance(filesystem, AsyncFileSystem):
         # With a bound of our own: the read timeout does not hold while the server owes its "100 Continue".
         timeout = write_seconds(len(content))
         # Without it a browser would save a report instead of showing it.
         is_page = _is_s3(filesystem) and path.endswith(".html")
-        options = {"ContentType": "text/html"} if is_page else {}
+        options |= {"ContentType": "text/html"} if is_page else {}
         sync(filesystem.loop, filesystem._pipe_file, path, content, timeout=timeout, **options)
     else:
-        filesystem.pipe_file(path, content)
+        filesystem.pipe_file(path, content, **options)
 
 
 def is_local(uri: str) -> bool:

@@ -18,12 +18,18 @@ _PARAMETER = re.compile(
     r"(?i)([?&;](?:sig|[^=&;#?]{0,50}(?:signature|credential|token|secret|password|api[_-]?key|access_?key)"
     r"[^=&;#?]{0,50})=)[^&;#]+"
 )
-ADVICE = "give the address without them, and credentials through the environment (docs/storage.md)"
 
 
 def has_credentials(uri: str) -> bool:
     """Tell whether a URI holds credentials; a key or path may hold the text of any other URL."""
     return masked(uri) != uri if _WEB_ADDRESS.match(uri) else bool(_BEFORE_HOST.match(uri))
+
+
+def credentials_refusal(uri: str) -> str | None:
+    """Return why a URI may not be used, without its name; None if it holds no credentials."""
+    if not has_credentials(uri):
+        return None
+    return "holds credentials; give the address without them, and credentials through the environment (docs/storage.md)"
 
 
 def masked(text: str) -> str:

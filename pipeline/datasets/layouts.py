@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.data_config import DataFolder
-from pipeline.datasets.pairs import OUTSIDE, Listing, Pair, places_of
+from pipeline.datasets.pairs import Listing, Pair, places_of
 from pipeline.errors import UserError
 
 
@@ -69,9 +69,9 @@ def list_lines(data: DataFolder, split: str) -> Listing:
     for where, line in _lines(data, file):
         paths = line.split("\t") if "\t" in line else line.split()
         uris = [storage.absolute(under(data.root, path)) for path in paths]
-        if refused := [f"{uri} {refusal}" for uri in uris if (refusal := places.refusal(uri))]:
-            listing.add(OUTSIDE, where, "; ".join(refused))
-        elif len(uris) == 2:
+        if not listing.check_places(places, where, *uris):
+            continue
+        if len(uris) == 2:
             listing.pairs.append(Pair(uris[0], uris[1]))
         elif len(uris) == 1:
             listing.add("missing annotation", uris[0], f"{where} names no annotation")

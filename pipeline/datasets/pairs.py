@@ -120,6 +120,14 @@ class Listing:
     def add(self, kind: str, where: str, message: str) -> None:
         self.findings.append(Finding(kind, where, message))
 
+    def check_places(self, places: Places, where: str, *sources: str | Cell) -> bool:
+        """Return whether a row's URIs lie in the places; a finding says which do not. Cells are checked when read."""
+        uris = [source for source in sources if isinstance(source, str)]
+        refused = [f"{uri} {refusal}" for uri in uris if (refusal := places.refusal(uri))]
+        if refused:
+            self.add(OUTSIDE, where, "; ".join(refused))
+        return not refused
+
 
 def places_of(data: DataFolder, file: str) -> Places:
     """Return what the rows of a list or table may name: what lies in root or in the file's folder, or is allowed."""

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.data_config import DataConfig
 from pipeline.datasets.layouts import stamp, under
-from pipeline.datasets.pairs import OUTSIDE, SHOWN, Cell, Listing, Pair, places_of
+from pipeline.datasets.pairs import SHOWN, Cell, Listing, Pair, places_of
 from pipeline.errors import UserError
 from pipeline.parquet_files import FileMetaData, ParquetFile, open_parquet
 from pipeline.places import Places
@@ -129,18 +129,9 @@ def _plain_pairs(table: _Table, data: DataConfig) -> Listing:
             listing.add("missing image", where, f"column {data.image_column or 'image'!r} is null")
         if label is None:
             listing.add("missing annotation", where, f"column {data.label_column!r} is null")
-        if image is not None and label is not None and _lie_inside(places, where, listing, image, label):
+        if image is not None and label is not None and listing.check_places(places, where, image, label):
             listing.pairs.append(Pair(image, label, stamp=table.stamp))
     return listing
-
-
-def _lie_inside(places: Places, where: str, listing: Listing, *sources: str | Cell) -> bool:
-    """Whether what a row names may be opened; what may not is added to the listing's findings."""
-    named = [source for source in sources if isinstance(source, str)]
-    refused = [f"{uri} {refusal}" for uri in named if (refusal := places.refusal(uri))]
-    if refused:
-        listing.add(OUTSIDE, where, "; ".join(refused))
-    return not refused
 
 
 def _own_pairs(table: _Table, data: DataConfig) -> Listing:
@@ -156,7 +147,7 @@ def _own_pairs(table: _Table, data: DataConfig) -> Listing:
             continue
         assert image is not None, table.uri
         assert label is not None, table.uri
-        if _lie_inside(places, f"{table.uri}#row={number}", listing, image, label):
+        if listing.check_places(places, f"{table.uri}#row={number}", image, label):
             listing.pairs.append(Pair(image, label, ignored=untrusted, stamp=table.stamp))
     return listing
 

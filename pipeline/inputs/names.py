@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.places import LONGEST, Places, canonical, place_prefix
 from pipeline.tables import LISTED
-from pipeline.url_credentials import ADVICE, has_credentials, masked
+from pipeline.url_credentials import credentials_refusal, masked
 
 # What is no canonical URI for sure, or might be none: looked at one by one.
 ODD = r"(?s)/\.{0,2}$|/\.{1,2}/|\x00|^file://.*//|^https?:|^[A-Za-z0-9+.-]+://[^/@]*:[^/@]*@"
@@ -76,13 +76,12 @@ class Resolver:
         """What becomes of one name that has its scheme."""
         if text is None:
             return Verdict(None, "BadURI", "the name is missing, or is no text in UTF-8")
-        if has_credentials(text):
-            # Masked before it is cut: half of an address may not look like one.
-            return Verdict(None, "BadURI", f"{_shortened(masked(text))!r} holds credentials; {ADVICE}")
+        if refusal := credentials_refusal(text):
+            return Verdict(None, "BadURI", f"{_shown(text)} {refusal}")
         try:
             uri = canonical(text)
         except ValueError as error:
-            return Verdict(None, "BadURI", f"{_shortened(masked(text))!r}: {error}")
+            return Verdict(None, "BadURI", f"{_shown(text)}: {error}")
         if refusal := self._places.refusal(uri):
             return Verdict(uri, "NotAllowed", refusal)
         if (uri + "/").startswith(self._output):
@@ -109,8 +108,10 @@ def folder_above(uri: str) -> str:
     return storage.absolute(uri).rpartition("/")[0]
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) < 200 else f"{text[:200]}..."
+def _shown(text: str) -> str:
+    """Return a name as messages show it: without credentials, and shortened."""
+    text = masked(text)  # before it is cut, since half of a URL may not look like one
+    return repr(text if len(text) < 200 else f"{text[:200]}...")
 
 
 def _texts(names: pa.Array) -> pa.StringArray:
