@@ -355,6 +355,7 @@ def test_many_fetches_leave_no_threads_and_no_open_files(reader: str, bucket: st
     quick.setattr(s3_connection, "READ_TIMEOUT", 30.0)
     quick.setattr(s3_connection, "DEADLINE", 60.0)
     files = write(bucket, 20)
+    rounds = 40
 
     def open_now() -> tuple[int, int]:
         return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
@@ -362,10 +363,12 @@ def test_many_fetches_leave_no_threads_and_no_open_files(reader: str, bucket: st
     for _ in range(5):
         storage.fetch(list(files))
     threads, descriptors = open_now()
-    for _ in range(20):
+    for _ in range(rounds):
         assert storage.fetch(list(files)) == list(files.values())
-    assert open_now()[0] <= threads + 2
-    assert open_now()[1] <= descriptors + 2
+    # A leak would be one in each round or more. Pools of the libraries and of the tests' servers, which are threads of
+    # this process, grow by a few when the machine is busy.
+    assert open_now()[0] < threads + rounds / 2
+    assert open_now()[1] < descriptors + rounds / 2
 
 
 FORKING = """
