@@ -355,7 +355,7 @@ def test_many_fetches_leave_no_threads_and_no_open_files(reader: str, bucket: st
     quick.setattr(s3_connection, "READ_TIMEOUT", 30.0)
     quick.setattr(s3_connection, "DEADLINE", 60.0)
     files = write(bucket, 20)
-    rounds = 40
+    rounds = 20
 
     def open_now() -> tuple[int, int]:
         return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
