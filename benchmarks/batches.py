@@ -21,8 +21,8 @@ import torch
 
 import models
 from benchmarks import machine
-from models.inputs import NetworkInputs, padded_size
-from models.labelling import label_batch
+from models.inference.masks import label_batch
+from models.inference.preprocessing import NetworkInputs, padded_size
 
 
 def main() -> None:

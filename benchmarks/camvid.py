@@ -30,12 +30,12 @@ from torch import Tensor
 import models
 from benchmarks import machine
 from benchmarks.device_data import Augment, Split, load_split, median_frequency_weights, training_batches
-from models.checkpoint import IMAGENET_MEAN as MEAN
-from models.checkpoint import IMAGENET_STD as STD
-from models.inputs import padded_size
-from models.objective import LossOptions
-from models.predictor import has_native_bfloat16
-from models.training import Precision, StepOptions, TrainingStep, sgd
+from models.inference.predictor import has_native_bfloat16
+from models.inference.preprocessing import padded_size
+from models.training.losses import LossOptions
+from models.training.step import Precision, StepOptions, TrainingStep, sgd
+from models.weights.checkpoint import IMAGENET_MEAN as MEAN
+from models.weights.checkpoint import IMAGENET_STD as STD
 
 CLASSES = {
     "sky": [128, 128, 128],

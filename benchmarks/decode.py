@@ -32,7 +32,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from benchmarks import machine
-from pipeline.images import decode_image, encode_image, shrink
+from pipeline.images.codec import decode_image, encode_image, shrink
 
 SIZES = ((360, 480), (1080, 1920), (3000, 4000))
 LONG_SIDES = (473, 1024)

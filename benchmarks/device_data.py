@@ -1,7 +1,7 @@
 """A small training set in a device's memory, and its augmentation there: one batched affine warp, jitter, blur.
 
-For data that fits: CamVid is 240 MB. The draws are those of pipeline/warp.py, so that a training step is all there is
-between two batches.
+For data that fits: CamVid is 240 MB. The draws are those of pipeline/train/augmentation.py, so that a training step is
+all there is between two batches.
 
 Shape suffixes: N batch, H W rows and columns of an image, h w those of a crop.
 """
@@ -155,7 +155,8 @@ def augmented(
 def random_theta(augment: Augment, size: tuple[int, int], num: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """N x 2 x 3 matrices from crop to image coordinates, both from -1 to 1 between the outer edges of the pixels.
 
-    Scale, rotation about the centre, mirror, then a crop placed uniformly, as `affine` in pipeline/warp.py.
+    Scale, rotation about the center, mirror, then a crop placed uniformly, as `affine` in
+    pipeline/train/augmentation.py.
     """
     sides, crop_sides = np.array(size[::-1]), np.array(augment.crop[::-1])  # x, y
     scale = rng.uniform(*augment.scale, num)

@@ -29,7 +29,7 @@ from obstore.store import S3Store
 
 from benchmarks import machine
 from pipeline import storage
-from pipeline.local_s3 import LocalS3, local_s3
+from pipeline.demo.local_s3 import LocalS3, local_s3
 
 BASELINE = "s3fs"
 AT_ONCE = storage.FETCHES
@@ -99,7 +99,7 @@ def ways(server: LocalS3) -> dict[str, Way]:
 
     return {
         BASELINE: together(lambda name: s3fs.cat_file(f"{BUCKET}/{name}")),
-        "pipeline.storage": lambda names: storage.fetch([f"s3://{BUCKET}/{name}" for name in names]),  # type: ignore[return-value]
+        "pipeline.storage.files": lambda names: storage.fetch([f"s3://{BUCKET}/{name}" for name in names]),  # type: ignore[return-value]
         "obstore": together(lambda name: obstore.get(store, name).bytes().to_bytes()),
         "pyarrow": together(by_arrow),
     }

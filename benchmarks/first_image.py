@@ -56,8 +56,8 @@ def parse() -> argparse.Namespace:
 
 def put_first(manifest: Path) -> None:
     from pipeline import storage
-    from pipeline.images import encode_image
-    from pipeline.scenes import scene
+    from pipeline.datasets.scenes import scene
+    from pipeline.images.codec import encode_image
 
     content = encode_image(scene(0, 0, pipeline.HEIGHT, pipeline.WIDTH)[0])
     (first,) = pq.ParquetFile(manifest).iter_batches(THERE, row_groups=[0], columns=["image_uri"]).__next__().columns
@@ -77,9 +77,9 @@ def until_first(root: str, manifest: Path) -> dict[str, Any]:
 
 
 def run(root: str, manifest: str) -> None:
-    from pipeline.config import SegmentConfig
-    from pipeline.segmentation import segment
-    from pipeline.settings import load_settings
+    from pipeline.config.jobs import SegmentConfig
+    from pipeline.config.loading import load_settings
+    from pipeline.segment.run import segment
 
     def tell(_: int) -> None:
         print(json.dumps({"time": time.time(), "driver_peak_mib": listing.memory_mib()}), flush=True)

@@ -28,8 +28,8 @@ from PIL import Image
 
 from benchmarks import machine, pipeline
 from benchmarks.processes import Sample, watch
-from pipeline import parts
-from pipeline.scenes import scene
+from pipeline.datasets.scenes import scene
+from pipeline.output.parquet import read_table
 
 TILE = 512
 SCENES = 24
@@ -110,7 +110,7 @@ def checked(output: Path, side: int) -> dict[str, Any]:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     (path,) = folder.glob("*.parquet")
-    return parts.read_table(str(path)).to_pylist()
+    return read_table(str(path)).to_pylist()
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import machine, textbook_augment
-from pipeline import scenes
-from pipeline.images import decode_image, decode_label, encode_image, encode_mask
-from pipeline.recipe import AugmentConfig
-from pipeline.warp import Draw, affine, crop_of, random_draw, warped_image, warped_label
+from pipeline.config.training import AugmentConfig
+from pipeline.datasets import scenes
+from pipeline.images.codec import decode_image, decode_label, encode_image, encode_mask
+from pipeline.train.augmentation import Draw, affine, crop_of, random_draw, warped_image, warped_label
 
 FILL = (123.675, 116.28, 103.53)
 IGNORE = 255

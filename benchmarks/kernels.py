@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.rates import timed
-from models import labelling
-from models.convolution import OneDnnConvolution
-from models.loss import upsampled_cross_entropy
-from models.winograd import WinogradConvolution
+from models.inference import masks
+from models.kernels.convolution import OneDnnConvolution
+from models.kernels.winograd import WinogradConvolution
+from models.training.cross_entropy import upsampled_cross_entropy
 
 CPU = torch.device("cpu")
 ROUNDS = 7
@@ -50,17 +50,17 @@ def compare(name: str, calls: dict[str, Callable[[], Any]]) -> None:
 def labels() -> None:
     logits_hwK = torch.randn(CELLS, CELLS, NUM_CLASSES)
     size = SIDE, SIDE
-    taps = [labelling.taps(SIDE, SIDE, CELLS, SIDE, True) for _ in size]
+    taps = [masks.taps(SIDE, SIDE, CELLS, SIDE, True) for _ in size]
     rows, columns = (axis.tensors(CPU) for axis in taps)
-    compiled = torch.compile(labelling._reduce_strip, dynamic=True)
+    compiled = torch.compile(masks._reduce_strip, dynamic=True)
     start = time.perf_counter()
     compiled(logits_hwK[None], rows, columns)
     print(f"torch.compile: {time.perf_counter() - start:.1f} s for its first call (less from inductor's cache)")
     compare(
         "class, confidence and statistics of 473 x 473 x 150",
         {
-            "kernel": lambda: labelling.label(logits_hwK, size, size, size, True, True),
-            "torch in strips": lambda: labelling.label_in_strips(logits_hwK[None], *taps, True),
+            "kernel": lambda: masks.label(logits_hwK, size, size, size, True, True),
+            "torch in strips": lambda: masks.label_in_strips(logits_hwK[None], *taps, True),
             "torch.compile, without statistics": lambda: compiled(logits_hwK[None], rows, columns),
         },
     )

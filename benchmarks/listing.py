@@ -87,7 +87,7 @@ def in_own_process(*arguments: str) -> dict[str, Any]:
 
 def list_manifest(path: str) -> dict[str, Any]:
     """List a manifest to its end, keeping nothing, as a run does."""
-    from pipeline.config import SegmentConfig
+    from pipeline.config.jobs import SegmentConfig
     from pipeline.inputs import list_images
 
     config = SegmentConfig(
@@ -113,7 +113,7 @@ def list_manifest(path: str) -> dict[str, Any]:
 
 def use_id_set(count: int) -> dict[str, Any]:
     """Add ids, then look for as many that are in the set and as many that are not."""
-    from pipeline.id_set import IdSet
+    from pipeline.output.id_set import IdSet
 
     before, ids = memory_mib(), IdSet()
     seconds = {}

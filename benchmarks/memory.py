@@ -68,7 +68,7 @@ def point(sample: Sample, marks: list[list[float]]) -> dict[str, float]:
 
 
 def chart(curve: list[dict[str, Any]]) -> bytes:
-    from pipeline.report import charts
+    from pipeline.html import charts
 
     drawn = charts.figure(7.0, 3.2)
     with charts.style():

@@ -23,15 +23,17 @@ from numpy.typing import NDArray
 
 from benchmarks import machine
 from models import Architecture, Predictor, PSPNet
-from models.training import TrainingStep, learning_rate_at, sgd
-from pipeline import parts, query
-from pipeline.images import encode_mask
-from pipeline.metrics import Metrics, confusion_matrix
-from pipeline.named_queries import named_query
-from pipeline.scenes import CLASSES as SCENE_CLASSES
-from pipeline.scenes import IGNORE_INDEX, scene
-from pipeline.segmenter import outcome
-from pipeline.tables import CLASSES, PREDICTED, image_id, masks_and_class_stats, table
+from models.training.step import TrainingStep, learning_rate_at, sgd
+from pipeline.datasets.scenes import CLASSES as SCENE_CLASSES
+from pipeline.datasets.scenes import IGNORE_INDEX, scene
+from pipeline.images.codec import encode_mask
+from pipeline.metrics.confusion import Metrics, confusion_matrix
+from pipeline.output import parts
+from pipeline.output.parquet import write_table
+from pipeline.output.schema import CLASSES, PREDICTED, image_id, masks_and_class_stats, table
+from pipeline.query import engine
+from pipeline.query.named_queries import named_query
+from pipeline.segment.prediction_rows import outcome
 
 SIDE, TURN = 129, 76  # of a frame; by how far the camera turns from the first frame of a scene to the last, pixels
 NAMES = [entry.name for entry in SCENE_CLASSES]
@@ -146,7 +148,7 @@ def write_output(output: str, predictor: Predictor, pool: list[Example], members
     parts.write_part(output, parts.part_name("run", made[0]), *made)
     colors = [dict(zip(("red", "green", "blue"), entry.color, strict=True)) for entry in SCENE_CLASSES]
     classes = [{"class_id": k, "class_name": NAMES[k], **color} for k, color in enumerate(colors)]
-    parts.write_table(f"{output}/classes.parquet", table(classes, CLASSES))
+    write_table(f"{output}/classes.parquet", table(classes, CLASSES))
 
 
 def uri_of(n: int) -> str:
@@ -155,7 +157,7 @@ def uri_of(n: int) -> str:
 
 def picked(output: str, name: str, count: int) -> list[int]:
     named = named_query(name)
-    relation = query.run(query.connect(output), named.sql, named.values([str(count)]))
+    relation = engine.run(engine.connect(output), named.sql, named.values([str(count)]))
     assert relation is not None
     return [int(row[0].removeprefix("s3://video/").removesuffix(".jpg")) for row in relation.fetchall()]
 

@@ -5,19 +5,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.images import encode_mask
-from pipeline.tables import DECODED, PREDICTED
+from pipeline.images.codec import encode_mask
+from pipeline.output.schema import DECODED, PREDICTED
 
 HEIGHT, WIDTH, CLASSES = 360, 480, 8
 
 
 def decode(listed: pa.Table, board: Any = None, **_: Any) -> Iterator[pa.Table]:
-    """In the place of pipeline.decoding.decode: no file is read, and the pixels are none."""
+    """In the place of pipeline.segment.decode_stage.decode: no file is read, and the pixels are none."""
     yield with_constants(listed, {"width": WIDTH, "height": HEIGHT, "seconds": 0.0}, DECODED)
 
 
 class NoModel:
-    """In the place of pipeline.segmenter.Segmenter: every image has the same mask."""
+    """In the place of pipeline.segment.predict_stage.Segmenter: every image has the same mask."""
 
     def __init__(self, board: Any, **_: Any) -> None:
         import numpy as np

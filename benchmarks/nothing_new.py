@@ -63,10 +63,10 @@ def parse() -> argparse.Namespace:
 
 def prepare(manifest: Path, root: str) -> int:
     """Write a checkpoint, and an output of it that holds every image of the manifest; returns its number of parts."""
-    from pipeline.checkpoint import Checkpoint
-    from pipeline.output import claim_output
-    from pipeline.sink import rows_of_a_part
-    from pipeline.worklist import MAX_WAVE
+    from pipeline.checkpoints.checkpoint import Checkpoint
+    from pipeline.output.ownership import claim_output
+    from pipeline.segment.worklist import MAX_WAVE
+    from pipeline.segment.write_stage import rows_of_a_part
 
     pipeline.prepare(argparse.Namespace(backbone="resnet18", images=0), root)
     model = Checkpoint.load(f"{root}/checkpoint", None)
@@ -82,8 +82,8 @@ def prepare(manifest: Path, root: str) -> int:
 
 
 def write_part(output: str, uris: pa.StringArray, model: Any) -> None:
-    from pipeline import parts
-    from pipeline.tables import CLASS_STATS, MASKS, image_id, table
+    from pipeline.output import parts
+    from pipeline.output.schema import CLASS_STATS, MASKS, image_id, table
 
     ids = [image_id(uri) for uri in uris.to_pylist()]
     same = {
@@ -105,14 +105,14 @@ def write_part(output: str, uris: pa.StringArray, model: Any) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run on it, and note when what was done."""
-    from pipeline import parts
-    from pipeline.config import SegmentConfig
-    from pipeline.segmentation import segment
-    from pipeline.settings import load_settings
+    from pipeline.config.jobs import SegmentConfig
+    from pipeline.config.loading import load_settings
+    from pipeline.output.reconcile import reconcile
+    from pipeline.segment.run import segment
 
     root, manifest = options.child
     before, start = listing.memory_mib(), time.perf_counter()
-    reconcile, seconds = parts.reconcile, {}
+    reconcile, seconds = reconcile, {}
 
     def timed(*arguments: Any) -> Any:
         since = time.perf_counter()
@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         seconds["reading_parts"] = time.perf_counter() - since
         return found
 
-    parts.reconcile = timed
+    reconcile = timed
     command = ["--manifest", manifest, "--allow", "s3://bucket/", "--output", f"{root}/output"]
     summary = segment(load_settings(SegmentConfig, [*command, "--checkpoint", f"{root}/checkpoint"], prog="benchmark"))
     assert summary.listed.images > 0

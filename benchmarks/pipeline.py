@@ -96,7 +96,7 @@ def bucket(options: argparse.Namespace) -> Iterator[str]:
         yield options.root
         return
     from pipeline import storage
-    from pipeline.local_s3 import local_s3
+    from pipeline.demo.local_s3 import local_s3
 
     with local_s3() as server:
         os.environ.update(server.environment)
@@ -111,8 +111,8 @@ def prepare(options: argparse.Namespace, root: str) -> None:
 
     import models
     from pipeline import storage
-    from pipeline.images import encode_image
-    from pipeline.scenes import scene
+    from pipeline.datasets.scenes import scene
+    from pipeline.images.codec import encode_image
 
     torch.manual_seed(0)
     model = models.PSPNet(models.Architecture(options.backbone, CLASSES, auxiliary=False)).eval()
@@ -166,10 +166,11 @@ def measured(options: argparse.Namespace, root: str, variant: str, number: int) 
 
 def check(output: str, num_images: int, variant: str) -> None:
     """Every image has its mask."""
-    from pipeline import parts, storage
+    from pipeline import storage
+    from pipeline.output.parquet import read_table
 
     found = [uri for uri in storage.find(f"{output}/masks") if uri.endswith(".parquet")]
-    tables = [parts.read_table(uri) for uri in found]
+    tables = [read_table(uri) for uri in found]
     rows = sum(len(table) for table in tables)
     if rows != num_images or (variant != "textbook" and any("error" in t["status"].to_pylist() for t in tables)):
         raise SystemExit(f"{variant}: {rows} rows of {num_images} in {output}")
@@ -188,11 +189,12 @@ def loop(options: argparse.Namespace, root: str, output: str, marks: list[list[f
     import pyarrow as pa
     import torch
 
-    from pipeline import parts, storage
-    from pipeline.checkpoint import Checkpoint
-    from pipeline.images import decode_image, encode_mask
-    from pipeline.segmenter import outcome
-    from pipeline.tables import PREDICTED, image_id, masks_and_class_stats, table
+    from pipeline import storage
+    from pipeline.checkpoints.checkpoint import Checkpoint
+    from pipeline.images.codec import decode_image, encode_mask
+    from pipeline.output import parts
+    from pipeline.output.schema import PREDICTED, image_id, masks_and_class_stats, table
+    from pipeline.segment.prediction_rows import outcome
 
     cv2.setNumThreads(1)
     torch.set_num_threads(os.cpu_count() or 1)
@@ -246,9 +248,10 @@ def textbook(options: argparse.Namespace, root: str, output: str, marks: list[li
     import ray
     import ray.data
 
-    from pipeline import cluster, storage
+    from pipeline import storage
+    from pipeline.cluster import connection
 
-    cluster.connect()
+    connection.connect()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     filesystem, path = storage.arrow_filesystem(f"{root}/photos")
@@ -283,7 +286,7 @@ class TextbookPredictor:
     def __init__(self, checkpoint: str, device: str, told: Any) -> None:
         import torch
 
-        from pipeline.checkpoint import Checkpoint
+        from pipeline.checkpoints.checkpoint import Checkpoint
 
         torch.set_num_threads(os.cpu_count() or 1)
         model = Checkpoint.load(checkpoint, None)
@@ -307,7 +310,7 @@ class TextbookPredictor:
 
 def on_progress(tell: Callable[[int], None]) -> None:
     """Have every run of this process tell how many images are done, whenever that has grown."""
-    from pipeline import progress
+    from pipeline.segment import progress
 
     show = progress.SegmentationLine.show
     last = 0
@@ -329,9 +332,9 @@ def note_progress(marks: list[Any]) -> None:
 
 
 def ours(options: argparse.Namespace, root: str, output: str, marks: list[list[float]]) -> None:
-    from pipeline.config import SegmentConfig
-    from pipeline.segmentation import segment
-    from pipeline.settings import load_settings
+    from pipeline.config.jobs import SegmentConfig
+    from pipeline.config.loading import load_settings
+    from pipeline.segment.run import segment
 
     note_progress(marks)
     command = ["--input", f"{root}/photos", "--output", output, "--checkpoint", f"{root}/checkpoint"]

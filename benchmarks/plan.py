@@ -70,8 +70,8 @@ def prepare(options: argparse.Namespace) -> None:
     import numpy as np
 
     from pipeline import storage
-    from pipeline.images import encode_image
-    from pipeline.scenes import scene
+    from pipeline.datasets.scenes import scene
+    from pipeline.images.codec import encode_image
 
     # Its checkpoint alone, without photos.
     pipeline.prepare(argparse.Namespace(backbone=options.backbone, images=0), options.root)
@@ -102,8 +102,8 @@ def run_child(options: argparse.Namespace, name: str, output: str) -> dict[str, 
 
 
 def config_of(options: argparse.Namespace) -> Any:
-    from pipeline.config import SegmentConfig
-    from pipeline.settings import load_settings
+    from pipeline.config.jobs import SegmentConfig
+    from pipeline.config.loading import load_settings
 
     command = ["--input", f"{options.root}/photos", "--output", options.output]
     command += ["--checkpoint", f"{options.root}/checkpoint", "--precision", options.precision]
@@ -112,8 +112,8 @@ def config_of(options: argparse.Namespace) -> Any:
 
 
 def plan(options: argparse.Namespace) -> dict[str, Any]:
-    from pipeline.plan_text import plan_lines
-    from pipeline.planning_run import make_plan
+    from pipeline.plan.run import make_plan
+    from pipeline.plan.text import plan_lines
 
     planned = make_plan(config_of(options))
     print(*plan_lines(planned), sep="\n")
@@ -132,8 +132,8 @@ def plan(options: argparse.Namespace) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from pipeline import storage
-    from pipeline.planning import steady_rate
-    from pipeline.segmentation import segment
+    from pipeline.plan.forecast import steady_rate
+    from pipeline.segment.run import segment
 
     marks: list[tuple[float, int]] = []
     pipeline.note_progress(marks)

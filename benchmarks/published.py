@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from benchmarks import published_tables as tables
 from benchmarks.published_tables import Report
-from pipeline.generated_docs import filled_in
+from scripts.generate_docs import filled_in
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -97,9 +97,9 @@ def watched(command: list[str]) -> tuple[dict[str, Any], list[Sample]]:
 
 def run(root: str, manifest: str, rows_per_part: str) -> dict[str, Any]:
     from benchmarks import no_model
-    from pipeline import segmentation
-    from pipeline.config import SegmentConfig
-    from pipeline.settings import load_settings
+    from pipeline.config.jobs import SegmentConfig
+    from pipeline.config.loading import load_settings
+    from pipeline.segment import run as segmentation
 
     segmentation.decode, segmentation.Segmenter = no_model.decode, no_model.NoModel  # type: ignore[assignment, misc]
     marks: list[Any] = []

@@ -3,9 +3,9 @@
     python benchmarks/shrinking.py --long-side 193 \\
         --checkpoint build/ablation/runs/resnet18-b1236-average-dr-aux0.4-seed0/last
 
-Sizes: built-in scenes of many shapes, shrunk to their exact shape, to that of `pipeline.images.shrink`, or to the exact
-shape with padding of the mean colour up to a multiple of so many pixels. Decoding: JPEGs of many times the size, that
-libjpeg brings to so many times what is wanted, against averaging all their pixels.
+Sizes: built-in scenes of many shapes, shrunk to their exact shape, to that of `pipeline.images.codec.shrink`, or to the
+exact shape with padding of the mean colour up to a multiple of so many pixels. Decoding: JPEGs of many times the size,
+that libjpeg brings to so many times what is wanted, against averaging all their pixels.
 """
 
 import argparse
@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.decode import scaled
-from pipeline.checkpoint import Checkpoint
-from pipeline.images import decode_image, encode_image, shrink
-from pipeline.scenes import IGNORE_INDEX, scene
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.datasets.scenes import IGNORE_INDEX, scene
+from pipeline.images.codec import decode_image, encode_image, shrink
 
 Image = NDArray[np.uint8]
 
@@ -78,7 +78,7 @@ def sizes(checkpoint: Checkpoint, predictor: Any, long_side: int, num_scenes: in
         exact_HW3 = resized(image_HW3, exact)
         found = {
             "exact shape": labels(exact_HW3),
-            "pipeline.images.shrink": labels(shrink(image_HW3, long_side)),
+            "pipeline.images.codec.shrink": labels(shrink(image_HW3, long_side)),
             "one column of pixels more": labels(resized(image_HW3, (exact[0], exact[1] + 1))),
         }
         for multiple in (32, 64):

@@ -28,11 +28,11 @@ import pyarrow.parquet as pq
 
 from benchmarks import machine
 from benchmarks.counted_files import CountedFiles
-from pipeline.images import encode_mask
-from pipeline.parquet_layout import ROW_GROUP_BYTES, write_options
-from pipeline.scenes import CLASSES as SCENE_CLASSES
-from pipeline.scenes import scene
-from pipeline.tables import PREDICTED, image_id, masks_and_class_stats, table
+from pipeline.datasets.scenes import CLASSES as SCENE_CLASSES
+from pipeline.datasets.scenes import scene
+from pipeline.images.codec import encode_mask
+from pipeline.output.parquet import ROW_GROUP_BYTES, write_options
+from pipeline.output.schema import PREDICTED, image_id, masks_and_class_stats, table
 
 HEIGHT, WIDTH, SCENES, BLOCK = 360, 480, 64, 64
 NAMES = [entry.name for entry in SCENE_CLASSES]

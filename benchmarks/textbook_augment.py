@@ -1,7 +1,7 @@
 """Augmentation as the step by step chain of published training code: what the single warp is compared with.
 
 Scale, rotate about the centre, mirror, pad and crop, blur: each a pass over the image of its own (described by Zhao et
-al. 2017, section 5.1, and by the authors' released training code). Draws are those of pipeline/warp.py.
+al. 2017, section 5.1, and by the authors' released training code). Draws are those of pipeline/train/augmentation.py.
 """
 
 import math
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.warp import BLUR_KERNEL, Draw
+from pipeline.train.augmentation import BLUR_KERNEL, Draw
 
 Pair = tuple[NDArray[Any], NDArray[Any]]
 

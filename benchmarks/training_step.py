@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from models.pspnet import Architecture, PSPNet
-from models.training import BatchNorm, Precision, StepOptions, TrainingStep, sgd
+from models.training.step import BatchNorm, Precision, StepOptions, TrainingStep, sgd
 
 STEPS = 4
 

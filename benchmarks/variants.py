@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from benchmarks import textbook
 from models import Architecture, Predictor, PSPNet
-from models.calibration import activation_ranges
-from models.checkpoint import IMAGENET_MEAN, IMAGENET_STD
-from models.training import StepOptions, TrainingStep, sgd
+from models.inference.activation_ranges import activation_ranges
+from models.training.step import StepOptions, TrainingStep, sgd
+from models.weights.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 
 TASKS = ("forward", "labels", "training")
 BASELINE = "textbook float32"

@@ -1,15 +1,15 @@
 """Run the paper's ablations over a recipe: `python jobs/ablate.py --config configs/NAME.yaml --output URI`."""
 
-from pipeline.config import AblateConfig
-from pipeline.entry import run_job
-from pipeline.settings import load_settings
+from pipeline.config.jobs import AblateConfig
+from pipeline.config.loading import load_settings
+from pipeline.console import run_job
 
 
 def main(argv: list[str]) -> None:
     config = load_settings(AblateConfig, argv, prog="jobs/ablate.py")
     # Only now, since the network takes seconds to import and the options may be wrong.
-    from pipeline.ablation import ablate
-    from pipeline.terminal import say
+    from pipeline.ablate.run import ablate
+    from pipeline.console import say
 
     ablation = ablate(config)
     for table in ablation.tables:

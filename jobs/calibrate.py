@@ -1,15 +1,15 @@
 """Calibrate a checkpoint for int8: `python jobs/calibrate.py --checkpoint URI --data.root URI --output URI`."""
 
-from pipeline.config import CalibrateConfig
-from pipeline.entry import run_job
-from pipeline.settings import load_settings
+from pipeline.config.jobs import CalibrateConfig
+from pipeline.config.loading import load_settings
+from pipeline.console import run_job
 
 
 def main(argv: list[str]) -> None:
     config = load_settings(CalibrateConfig, argv, prog="jobs/calibrate.py")
-    from pipeline.calibration import calibrate
+    from pipeline.checkpoints.int8_calibration import calibrate
+    from pipeline.console import say
     from pipeline.errors import UserError
-    from pipeline.terminal import say
 
     calibration = calibrate(config)
     say(f"Ranges       cover {calibration.share:.2%} of the activations of {calibration.num_images:,} images")

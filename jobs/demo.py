@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from pipeline.entry import run_job
+from pipeline.console import run_job
 
 
 def main(argv: list[str]) -> None:
@@ -22,9 +22,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--num-photos", type=int, default=48, help="photos to label, at least 12")
     arguments, train_options = parser.parse_known_args(argv)
     from jobs import query, report, segment_bucket, train
-    from pipeline.demo import Jobs, run_demo
-    from pipeline.progress import duration
-    from pipeline.terminal import say
+    from pipeline.console import duration, say
+    from pipeline.demo.run import Jobs, run_demo
 
     start = time.monotonic()
     run_demo(

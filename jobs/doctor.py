@@ -1,13 +1,13 @@
 """Check a cluster before work goes to it: `python jobs/doctor.py --storage s3://bucket/prefix`."""
 
-from pipeline.config import DoctorConfig
-from pipeline.entry import run_job
-from pipeline.settings import load_settings
+from pipeline.config.jobs import DoctorConfig
+from pipeline.config.loading import load_settings
+from pipeline.console import run_job
 
 
 def main(argv: list[str]) -> int:
     config = load_settings(DoctorConfig, argv, prog="jobs/doctor.py")
-    from pipeline.doctor.examination import examine
+    from pipeline.doctor.run import examine
 
     return examine(config)
 

@@ -1,14 +1,14 @@
 """Evaluate a checkpoint: `python jobs/evaluate.py --checkpoint URI --data.root URI --output URI`."""
 
-from pipeline.config import EvaluateConfig
-from pipeline.entry import run_job
-from pipeline.settings import load_settings
+from pipeline.config.jobs import EvaluateConfig
+from pipeline.config.loading import load_settings
+from pipeline.console import run_job
 
 
 def main(argv: list[str]) -> None:
     config = load_settings(EvaluateConfig, argv, prog="jobs/evaluate.py")
-    from pipeline.evaluation_run import evaluate_checkpoint, summary_lines
-    from pipeline.terminal import say
+    from pipeline.console import say
+    from pipeline.evaluate.run import evaluate_checkpoint, summary_lines
 
     outcome = evaluate_checkpoint(config)
     for line in summary_lines(outcome):

@@ -2,7 +2,7 @@
 
 import argparse
 
-from pipeline.entry import run_job
+from pipeline.console import run_job
 
 
 def main(argv: list[str]) -> None:
@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     sizes.add_argument("--size", metavar="HEIGHTxWIDTH", help="take images of this size only, in pixels")
     sizes.add_argument("--dynamic", action="store_true", help="take images of any size (the default)")
     arguments = parser.parse_args(argv)
-    from pipeline import exporting
+    from pipeline.checkpoints import exporting
 
     size = exporting.parse_size(arguments.size) if arguments.size else None
     summary = exporting.export(arguments.checkpoint, arguments.output, size)

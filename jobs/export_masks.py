@@ -2,15 +2,14 @@
 
 import sys
 
-from pipeline.config import ExportMasksConfig
-from pipeline.entry import run_job
-from pipeline.settings import load_settings
-from pipeline.terminal import say
+from pipeline.config.jobs import ExportMasksConfig
+from pipeline.config.loading import load_settings
+from pipeline.console import run_job, say
 
 
 def main(argv: list[str]) -> int:
     config = load_settings(ExportMasksConfig, argv, prog="jobs/export_masks.py")
-    from pipeline.mask_export.run import export_masks
+    from pipeline.export_masks.run import export_masks
 
     summary = export_masks(config)
     for line in summary.notes:

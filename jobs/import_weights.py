@@ -2,7 +2,7 @@
 
 import argparse
 
-from pipeline.entry import run_job
+from pipeline.console import run_job
 
 
 def main(argv: list[str]) -> None:
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
         help="grid convention of upsampling; default: that of the kind of weights",
     )
     arguments = parser.parse_args(argv)
-    from pipeline.importing import import_checkpoint, read_classes
+    from pipeline.checkpoints.importing import import_checkpoint, read_classes
 
     summary = import_checkpoint(
         arguments.source,

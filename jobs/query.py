@@ -4,19 +4,18 @@ import argparse
 import sys
 from typing import get_args
 
-from pipeline.entry import run_job
+from pipeline.console import run_job, say
 from pipeline.errors import UserError
-from pipeline.query_output import Format
-from pipeline.terminal import say
+from pipeline.query.results import Format
 
 
 def main(argv: list[str]) -> None:
     arguments = _parser().parse_args(argv)
-    from pipeline import query, query_output, query_shell
-    from pipeline.named_queries import NamedQuery, named_query
+    from pipeline.query import engine, results, shell
+    from pipeline.query.named_queries import NamedQuery, named_query
 
     if arguments.list:
-        print("\n".join(query_shell.list_of_queries()))
+        print("\n".join(shell.list_of_queries()))
         return
     if arguments.output is None:
         raise UserError(
@@ -42,15 +41,15 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--to {arguments.to}: a table is for the eye; add --format csv, json or parquet")
     if kind == "parquet" and not arguments.to and sys.stdout.isatty():
         raise UserError("--format parquet: not on a terminal; add --to FILE")
-    connection = query.connect(arguments.output)
-    for line in query.warnings(arguments.output):
+    connection = engine.connect(arguments.output)
+    for line in engine.warnings(arguments.output):
         say(f"note: {line}", sys.stderr)
     if sql is None:
-        query_shell.shell(connection)
+        shell.shell(connection)
         return
-    relation = query.run(connection, sql, values)
+    relation = engine.run(connection, sql, values)
     if relation is not None:
-        query_output.write(connection, relation, kind, arguments.to)
+        results.write(connection, relation, kind, arguments.to)
 
 
 def _parser() -> argparse.ArgumentParser:

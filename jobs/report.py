@@ -3,8 +3,7 @@
 import argparse
 import sys
 
-from pipeline.entry import run_job
-from pipeline.terminal import say
+from pipeline.console import run_job, say
 
 PICTURES = 60
 MAX_BYTES = 20_000_000
@@ -14,7 +13,7 @@ MAX_PARTS = 500  # of 256 MB each some ten million images
 def main(argv: list[str]) -> None:
     arguments = _parser().parse_args(argv)
     # Only now, since the libraries take seconds to import and the options may be wrong.
-    from pipeline.report.segmentation import build_report
+    from pipeline.report.run import build_report
 
     report = build_report(arguments.output, arguments.to, arguments.gallery, arguments.max_bytes, arguments.max_parts)
     for note in report.notes:

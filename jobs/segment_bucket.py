@@ -1,19 +1,18 @@
 """Label a bucket: `python jobs/segment_bucket.py --input URI --output URI --checkpoint URI`."""
 
-from pipeline.config import SegmentConfig
-from pipeline.entry import run_job
-from pipeline.settings import load_settings
+from pipeline.config.jobs import SegmentConfig
+from pipeline.config.loading import load_settings
+from pipeline.console import run_job
 
 
 def main(argv: list[str]) -> int:
     config = load_settings(SegmentConfig, argv, prog="jobs/segment_bucket.py")
-    from pipeline.progress import duration
-    from pipeline.segmentation import segment
-    from pipeline.terminal import say
+    from pipeline.console import duration, say
+    from pipeline.segment.run import segment
 
     if config.plan:
-        from pipeline.plan_text import plan_lines
-        from pipeline.planning_run import make_plan
+        from pipeline.plan.run import make_plan
+        from pipeline.plan.text import plan_lines
 
         for line in plan_lines(make_plan(config)):
             say(line)

@@ -1,15 +1,15 @@
 """Train a PSPNet: `python jobs/train.py --config configs/NAME.yaml --output URI`."""
 
-from pipeline.config import TrainConfig
-from pipeline.entry import run_job
-from pipeline.settings import load_settings
+from pipeline.config.jobs import TrainConfig
+from pipeline.config.loading import load_settings
+from pipeline.console import run_job
 
 
 def main(argv: list[str]) -> None:
     config = load_settings(TrainConfig, argv, prog="jobs/train.py")
     # Only now, since the network takes seconds to import and the options may be wrong.
-    from pipeline.terminal import say
-    from pipeline.training import train
+    from pipeline.console import say
+    from pipeline.train.run import train
 
     summary = train(config, argv)
     say(f"Best checkpoint  {summary.best}")

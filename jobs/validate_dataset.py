@@ -1,15 +1,15 @@
 """Read a whole dataset and report what is wrong: `python jobs/validate_dataset.py --config RECIPE --data.root URI`."""
 
-from pipeline.config import ValidateDatasetConfig
-from pipeline.entry import run_job
-from pipeline.settings import load_settings
+from pipeline.config.jobs import ValidateDatasetConfig
+from pipeline.config.loading import load_settings
+from pipeline.console import run_job
 
 
 def main(argv: list[str]) -> int:
     config = load_settings(ValidateDatasetConfig, argv, prog="jobs/validate_dataset.py")
-    from pipeline.dataset_check import check_dataset
-    from pipeline.dataset_report import summary, write_report
-    from pipeline.terminal import say
+    from pipeline.console import say
+    from pipeline.datasets.validation import check_dataset
+    from pipeline.datasets.validation_report import summary, write_report
 
     check, pairs = check_dataset(config)
     for line in summary(check):

@@ -1,8 +1,8 @@
 """Check everything that must be true of an output: `python jobs/verify.py --output URI [--deep] [--repair]`."""
 
-from pipeline.config import VerifyConfig
-from pipeline.entry import run_job
-from pipeline.settings import load_settings
+from pipeline.config.jobs import VerifyConfig
+from pipeline.config.loading import load_settings
+from pipeline.console import run_job
 
 
 def main(argv: list[str]) -> int:
@@ -10,8 +10,8 @@ def main(argv: list[str]) -> int:
     if not config.repair:
         return _verify(config)
     from pipeline import storage
-    from pipeline.lease import hold
-    from pipeline.verification import require_output
+    from pipeline.output.lease import hold
+    from pipeline.verify.run import require_output
 
     require_output(config.output)
     with hold(storage.absolute(config.output)):
@@ -19,11 +19,11 @@ def main(argv: list[str]) -> int:
 
 
 def _verify(config: VerifyConfig) -> int:
-    from pipeline.findings import Tally
+    from pipeline.console import say
     from pipeline.inputs import list_images
-    from pipeline.repair import repair
-    from pipeline.terminal import say
-    from pipeline.verification import Verification
+    from pipeline.verify.findings import Tally
+    from pipeline.verify.repair import repair
+    from pipeline.verify.run import Verification
 
     verification = Verification(config.output, config.deep, list_images(config) if config.has_inputs else ())
     tally = Tally()

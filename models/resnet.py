@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.recomputation import recomputed
+from models.activation_checkpointing import recomputed
 
 Stem = Literal["plain", "deep"]
 

@@ -3,10 +3,10 @@
 from collections import Counter
 from typing import Any
 
-from pipeline.cluster import Resources
-from pipeline.config import SegmentConfig
-from pipeline.recipe import WorkersConfig
-from pipeline.stages import DECODE_CPUS, plan_stages
+from pipeline.cluster.connection import Resources
+from pipeline.cluster.sizing import DECODE_CPUS, plan_stages
+from pipeline.config.jobs import SegmentConfig
+from pipeline.config.training import WorkersConfig
 
 
 def segmentation_requests(config: dict[str, Any], predictors: int) -> list[dict[str, float]]:

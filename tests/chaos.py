@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline import parts, storage
-from pipeline.images import encode_image
-from pipeline.local_s3 import s3_environment
-from pipeline.scenes import scene
-from pipeline.verification import Verification
+from pipeline import storage
+from pipeline.datasets.scenes import scene
+from pipeline.demo.local_s3 import s3_environment
+from pipeline.images.codec import encode_image
+from pipeline.output.parquet import read_table
+from pipeline.verify.run import Verification
 from tests.chaos_cluster import TITLES, ChaosCluster, chaos_cluster
 from tests.conftest import REPOSITORY, make_bucket
 from tests.faulty_storage import CUT, HANG, REFUSE, TRUNCATE, FaultyStorage, faulty_storage, in_turn
@@ -393,12 +394,12 @@ class Place:
     def rows(self) -> pa.Table:
         """What the masks parts say now: image_uri, error_type, etag."""
         columns = ["image_uri", "error_type", "etag"]
-        tables = [parts.read_table(uri, columns) for uri in storage.find(f"{self.output}/masks")]
+        tables = [read_table(uri, columns) for uri in storage.find(f"{self.output}/masks")]
         return pa.concat_tables(tables) if tables else pa.table({name: pa.array([], pa.string()) for name in columns})
 
     def minutes_ago(self) -> float:
         """How long ago the newest row was written, by its own word."""
-        tables = [parts.read_table(uri, ["segmented_at"]) for uri in storage.find(f"{self.output}/masks")]
+        tables = [read_table(uri, ["segmented_at"]) for uri in storage.find(f"{self.output}/masks")]
         newest = max(time for table in tables for time in table["segmented_at"].to_pylist())
         return (datetime.now(UTC) - newest).total_seconds() / 60
 

@@ -21,7 +21,7 @@ TITLES = MappingProxyType(
         "predictor": "MapBatches(Segmenter)",
         "decoder": "ray::Readdecode",  # which begins a dataset, as reading does
         "writer": "ray::Write",
-        "board": "ray::Board",
+        "board": "ray::SegmentationBoard",
     }
 )
 

@@ -111,12 +111,12 @@ def connected(head: RayHead) -> Iterator[None]:
 
     As long as it lasts, the head's workers do too: they have imported what the next test needs.
     """
-    from pipeline import cluster
+    from pipeline.cluster import connection
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in head.environment.items():
             patch.setenv(name, value)
-        cluster.connect()
+        connection.connect()
         yield
 
 
@@ -138,7 +138,8 @@ def run_job(head: RayHead) -> RunJob:
 
     A job with variables of its own (`environment`) runs in a process of its own: libraries read them when they start.
     """
-    from pipeline import cluster
+
+    from pipeline.cluster import connection
 
     def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         if environment:
@@ -146,7 +147,7 @@ def run_job(head: RayHead) -> RunJob:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in head.environment.items():
                 patch.setenv(name, value)
-            cluster.connect()
+            connection.connect()
             return run_script(script, *arguments)
 
     return run

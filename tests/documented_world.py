@@ -20,17 +20,18 @@ import yaml
 from PIL import Image
 
 import models
-from pipeline import parts, storage
-from pipeline.ablation_tables import RESULTS
-from pipeline.dataset_formats import classes_of
-from pipeline.processes import ServerProcess, free_ports
-from pipeline.scenes import scene
+from pipeline import storage
+from pipeline.ablate.tables import RESULTS
+from pipeline.config.dataset_formats import classes_of
+from pipeline.datasets.scenes import scene
+from pipeline.demo.server_process import ServerProcess, free_ports
+from pipeline.output.parquet import write_table
 from tests.conftest import REPOSITORY
 from tests.documented_blocks import ENDLESS, Block
 from tests.models.reference_networks import Semseg
 from tests.models.seeded import seeded_state_dict
+from tests.pipeline.inputs.test_inventory import row, write_inventory
 from tests.pipeline.samples import encoded
-from tests.pipeline.test_inputs_inventory import row, write_inventory
 from tests.python_shim import PythonShim, Run
 from tests.ray_head import STARTED_TOO_SLOWLY, STARTS, RayHead, sessions_folder
 from tests.scene_data import SIZE, write_photos, write_training_set
@@ -160,7 +161,7 @@ def _fill_checkout(folder: Path) -> None:
     result = {"run": "a", "experiments": ["pooling"], "backbone": "resnet18", "bins": [1], "pooling": "max"}
     result |= {"reduce": True, "auxiliary_weight": 0.4, "seed": 0, "protocol": "single-scale", "miou": 0.5}
     result |= {"pixel_accuracy": 0.8, "class_iou": [("boat", 0.25)], "steps": 3, "seconds": 1.0, "config_hash": "x"}
-    parts.write_table(f"{folder}/build/ablation/results.parquet", pa.Table.from_pylist([result], RESULTS))
+    write_table(f"{folder}/build/ablation/results.parquet", pa.Table.from_pylist([result], RESULTS))
 
 
 def _small(recipe: str) -> str:
@@ -225,7 +226,7 @@ def _write_inputs() -> None:
             "camera": ["X100"] * 200,
         }
     )
-    parts.write_table("s3://photos/tables/cars/part-0.parquet", manifest)
+    write_table("s3://photos/tables/cars/part-0.parquet", manifest)
     names = ["2024/a.jpg", "2023/b.jpg", "2023/may/c.jpg", "2023/notes.txt", "d.jpg", "labels/mask.jpg"]
     uris = [*(f"s3://photos/{name}" for name in names), *manifest["image_uri"].to_pylist()]
     with ThreadPoolExecutor(8) as pool:

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 import models
-from pipeline.checkpoint import Checkpoint
-from pipeline.data_config import CalibrationData, DataConfig
-from pipeline.scenes import CLASSES
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.config.data import CalibrationData, DataConfig
+from pipeline.datasets.scenes import CLASSES
 
 
 def save_model(folder: Path) -> str:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline.processes import ServerProcess, free_ports
+from pipeline.demo.server_process import ServerProcess, free_ports
 from tests.ray_head import ACCESS, sessions_folder
 from tests.requirements import Requirement
 

@@ -17,11 +17,12 @@ import pyarrow as pa
 import ray
 
 from jobs import evaluate, segment_bucket
-from pipeline import cluster_watch, evaluation, segmentation
-from pipeline.decoding import decode
-from pipeline.entry import run_job
-from pipeline.evaluation_stages import Evaluator
-from pipeline.segmenter import Segmenter
+from pipeline.console import run_job
+from pipeline.evaluate import evaluation
+from pipeline.evaluate.stages import Evaluator
+from pipeline.segment import rescaling, run
+from pipeline.segment.decode_stage import decode
+from pipeline.segment.predict_stage import Segmenter
 
 NOTES = "SCENEPARSE_TEST_NOTES"  # environment variable of all nodes
 # So that a run of some hundred small photos is still at work when a test gets to it.
@@ -67,8 +68,8 @@ class NotedEvaluator(Evaluator):
 
 def main(argv: list[str]) -> int | None:
     job, *options = argv
-    cluster_watch.STILL, cluster_watch.SETTLED, cluster_watch.WORTH_IT = 10.0, 3.0, 0.0
-    segmentation.decode, segmentation.Segmenter = noted_decode, NotedSegmenter  # type: ignore[assignment, misc]
+    rescaling.STILL, rescaling.SETTLED, rescaling.WORTH_IT = 10.0, 3.0, 0.0
+    run.decode, run.Segmenter = noted_decode, NotedSegmenter  # type: ignore[assignment, misc]
     evaluation.Evaluator = NotedEvaluator  # type: ignore[misc]
     return {"segment_bucket": segment_bucket.main, "evaluate": evaluate.main}[job](options)
 

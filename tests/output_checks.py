@@ -3,9 +3,10 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import parts, storage
-from pipeline.tables import CLASS_STATS, MASKS
-from pipeline.verification import Verification
+from pipeline import storage
+from pipeline.output import parts
+from pipeline.output.schema import CLASS_STATS, MASKS
+from pipeline.verify.run import Verification
 
 
 def read(output: str, table: str) -> pa.Table:

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import parts, storage
-from pipeline.images import encode_image
-from pipeline.report.segmentation import Report, build_report
-from pipeline.scenes import IGNORE_INDEX, scene
-from pipeline.tables import CLASSES, PREDICTED, image_id, masks_and_class_stats, table
+from pipeline import storage
+from pipeline.datasets.scenes import IGNORE_INDEX, scene
+from pipeline.images.codec import encode_image
+from pipeline.output import parts
+from pipeline.output.parquet import write_table
+from pipeline.output.schema import CLASSES, PREDICTED, image_id, masks_and_class_stats, table
+from pipeline.report.run import Report, build_report
 from tests.small_output import NAMES, PALETTE, labelled
 
 RUN = "20260102T030405-abcdef"
@@ -28,7 +30,7 @@ def write_output(
         for k, (name, (red, green, blue)) in enumerate(zip(names, palette_K3.tolist(), strict=True))
     ]
     schema = CLASSES.with_metadata({**CLASSES.metadata, "sceneparse.model_id": "model"})
-    parts.write_table(str(folder / "classes.parquet"), table(classes, schema))
+    write_table(str(folder / "classes.parquet"), table(classes, schema))
     labelled_rows = [row for row in rows if "error_type" not in row]
     record = {
         "run_id": RUN,

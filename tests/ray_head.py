@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.processes import LOOPBACK, ServerProcess, free_ports
+from pipeline.demo.server_process import LOOPBACK, ServerProcess, free_ports
 from tests.warm_start import warm_start
 
 # What the head and every driver need. Ray reads these as it is imported, so the test process sets them before.

@@ -10,7 +10,7 @@ import psutil
 import ray._private.services
 from ray.cluster_utils import Cluster
 
-from pipeline.processes import free_ports
+from pipeline.demo.server_process import free_ports
 from tests.ray_head import STARTED_TOO_SLOWLY, STARTS
 from tests.warm_start import warm_start
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.predictor import has_bfloat16, has_int8
+from models.inference.predictor import has_bfloat16, has_int8
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SHARED_MEMORY = 2 * 2**30  # bytes: the object stores of the largest cluster that one test starts

@@ -5,8 +5,8 @@ import json
 import numpy as np
 
 from pipeline import storage
-from pipeline.images import encode_image, encode_mask
-from pipeline.scenes import CLASSES, scene
+from pipeline.datasets.scenes import CLASSES, scene
+from pipeline.images.codec import encode_image, encode_mask
 
 SIZE = 65  # the smallest crop that the network takes with aligned corners
 PALETTE = np.array([entry.color for entry in CLASSES], np.uint8)

@@ -13,7 +13,7 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from pipeline import storage
-from pipeline.cluster import Node
+from pipeline.cluster.connection import Node
 from tests.conftest import REPOSITORY
 from tests.nodes_driver import NOTES
 from tests.output_checks import check_invariants

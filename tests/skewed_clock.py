@@ -13,9 +13,10 @@ from typing import Any
 from ray.data.block import Block
 
 from jobs import segment_bucket
-from pipeline import lease, segmentation, sink
-from pipeline.entry import run_job
-from pipeline.sink import PartSink, WrittenPart
+from pipeline.console import run_job
+from pipeline.output import lease
+from pipeline.segment import run, write_stage
+from pipeline.segment.write_stage import PartSink, WrittenPart
 
 
 def clock(minutes_ahead: int) -> type:
@@ -37,18 +38,18 @@ class SkewedSink(PartSink):
         self._ahead = SkewedSink.minutes_ahead  # of the driver's process, for those of workers
 
     def write(self, blocks: Iterable[Block], ctx: object) -> list[WrittenPart]:
-        sink.datetime = clock(self._ahead)  # type: ignore[misc]
+        write_stage.datetime = clock(self._ahead)  # type: ignore[misc]
         try:
             return super().write(blocks, ctx)
         finally:
-            sink.datetime = datetime  # type: ignore[misc]
+            write_stage.datetime = datetime  # type: ignore[misc]
 
 
 def main(argv: list[str]) -> int | None:
     minutes_ahead, *options = argv
     SkewedSink.minutes_ahead = int(minutes_ahead)
-    lease.datetime = segmentation.datetime = clock(int(minutes_ahead))  # type: ignore[misc]
-    segmentation.PartSink = SkewedSink  # type: ignore[misc]
+    lease.datetime = run.datetime = clock(int(minutes_ahead))  # type: ignore[misc]
+    run.PartSink = SkewedSink  # type: ignore[misc]
     return segment_bucket.main(options)
 
 

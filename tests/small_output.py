@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import parts
-from pipeline.images import encode_mask
-from pipeline.scenes import CLASSES as SCENE_CLASSES
-from pipeline.tables import CLASSES, PREDICTED, image_id, masks_and_class_stats, table
+from pipeline.datasets.scenes import CLASSES as SCENE_CLASSES
+from pipeline.images.codec import encode_mask
+from pipeline.output import parts
+from pipeline.output.parquet import write_table
+from pipeline.output.schema import CLASSES, PREDICTED, image_id, masks_and_class_stats, table
 
 NAMES = [entry.name for entry in SCENE_CLASSES]
 PALETTE = np.array([entry.color for entry in SCENE_CLASSES], np.uint8)
@@ -31,7 +32,7 @@ def write_small_output(folder: Path) -> None:
         for k, (name, (red, green, blue)) in enumerate(SCENE_CLASSES)
     ]
     schema = CLASSES.with_metadata({**CLASSES.metadata, "sceneparse.model_id": "model"})
-    parts.write_table(str(folder / "classes.parquet"), table(classes, schema))
+    write_table(str(folder / "classes.parquet"), table(classes, schema))
 
 
 def labelled(uri: str, ids_HW: np.ndarray, confidence: float) -> dict:

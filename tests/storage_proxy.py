@@ -11,7 +11,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from pipeline.processes import LOOPBACK, free_ports
+from pipeline.demo.server_process import LOOPBACK, free_ports
 
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "content-encoding", "expect"}
 

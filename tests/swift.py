@@ -20,8 +20,8 @@ import botocore.config
 import botocore.exceptions
 import botocore.session
 
-from pipeline.local_s3 import s3_environment
-from pipeline.processes import LOOPBACK, ServerProcess, free_ports
+from pipeline.demo.local_s3 import s3_environment
+from pipeline.demo.server_process import LOOPBACK, ServerProcess, free_ports
 
 KEY = "test:tester"
 SECRET = "testing"

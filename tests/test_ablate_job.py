@@ -6,8 +6,8 @@ import subprocess
 import pytest
 
 from pipeline import storage
-from pipeline.ablation_tables import RESULTS
-from pipeline.parts import read_table
+from pipeline.ablate.tables import RESULTS
+from pipeline.output.parquet import read_table
 from tests.conftest import REPOSITORY, RunJob, make_bucket
 from tests.ray_head import RayHead
 from tests.scene_data import TRAIN_OPTIONS, write_training_set

@@ -25,11 +25,11 @@ from benchmarks.device_data import (
     random_theta,
     training_batches,
 )
-from models.checkpoint import IMAGENET_MEAN as MEAN
-from models.checkpoint import IMAGENET_STD as STD
-from pipeline.metrics import Metrics, confusion_matrix
-from pipeline.recipe import AugmentConfig
-from pipeline.warp import Draw, crop_of
+from models.weights.checkpoint import IMAGENET_MEAN as MEAN
+from models.weights.checkpoint import IMAGENET_STD as STD
+from pipeline.config.training import AugmentConfig
+from pipeline.metrics.confusion import Metrics, confusion_matrix
+from pipeline.train.augmentation import Draw, crop_of
 from tests.conftest import REPOSITORY
 
 CPU = torch.device("cpu")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks import ingest, textbook_augment
-from pipeline.recipe import AugmentConfig
-from pipeline.scenes import scene
-from pipeline.warp import Draw, crop_of, random_draw
+from pipeline.config.training import AugmentConfig
+from pipeline.datasets.scenes import scene
+from pipeline.train.augmentation import Draw, crop_of, random_draw
 from tests.conftest import REPOSITORY
 
 FILL, IGNORE = ingest.FILL, ingest.IGNORE

@@ -11,11 +11,12 @@ import torch
 
 import models
 from jobs.calibrate import main
-from pipeline import calibration, storage
-from pipeline.checkpoint import Checkpoint
+from pipeline import storage
+from pipeline.checkpoints import int8_calibration
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.datasets.scenes import CLASSES
 from pipeline.errors import UserError
-from pipeline.images import decode_image, decode_label
-from pipeline.scenes import CLASSES
+from pipeline.images.codec import decode_image, decode_label
 from tests.conftest import RunJob
 from tests.output_checks import check_invariants
 from tests.requirements import INT8
@@ -114,7 +115,7 @@ def test_the_summary_shows_every_precision_and_the_next_command(calibrated: Cali
 def test_a_checkpoint_can_be_calibrated_where_it_lies(
     calibrated: Calibrated, scenes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration, "SHARES", (1.0,))
+    monkeypatch.setattr(int8_calibration, "SHARES", (1.0,))
     shutil.copytree(calibrated.output, tmp_path / "best")
     weights = tmp_path / "best" / "model.safetensors"
     written = weights.stat().st_mtime_ns
@@ -127,7 +128,7 @@ def test_a_checkpoint_can_be_calibrated_where_it_lies(
 def test_labels_that_differ_too_much_are_refused_with_both_figures(
     scenes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(calibration, "SHARES", (1.0,))
+    monkeypatch.setattr(int8_calibration, "SHARES", (1.0,))
     save_model(tmp_path / "best", outliers=True)
     with pytest.raises(
         UserError,
@@ -142,7 +143,7 @@ def test_labels_that_differ_too_much_are_refused_with_both_figures(
 def test_a_split_without_labels_is_refused(
     calibrated: Calibrated, scenes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration, "SHARES", (1.0,))
+    monkeypatch.setattr(int8_calibration, "SHARES", (1.0,))
     void = json.dumps({str(k): 255 for k in range(len(CLASSES))})
     options = ["--calibration-images", "1", "--data.label-map", void]
     with pytest.raises(UserError, match=r"every pixel of split 'val' has the ignore_index 255"):
@@ -177,7 +178,7 @@ def test_input_that_cannot_work_is_refused_before_the_work(
 def test_a_machine_without_int8_is_refused_before_the_work(
     scenes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration, "has_int8", lambda device: False)
+    monkeypatch.setattr(int8_calibration, "has_int8", lambda device: False)
     with pytest.raises(UserError, match=r"needs a CPU with VNNI instructions .*; calibrate on such a machine"):
         main(arguments(tmp_path / "best", scenes, tmp_path / "int8"))
     assert not (tmp_path / "int8").exists()

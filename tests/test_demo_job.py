@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import query
+from pipeline.query import engine
 from tests.conftest import REPOSITORY
 from tests.requirements import SHM
 
@@ -47,7 +47,7 @@ def test_it_takes_an_earlier_demos_place_shows_everything_and_leaves_no_process(
     assert "percent_of_pixels" in printed
     assert (tmp_path / "demo" / "report.html").stat().st_size > 100_000
     assert (tmp_path / "demo" / "photos.jpg").stat().st_size > 10_000
-    connection = query.connect(str(tmp_path / "demo" / "labels"))
+    connection = engine.connect(str(tmp_path / "demo" / "labels"))
     assert connection.sql("SELECT status, count(*) FROM masks GROUP BY status ORDER BY status").fetchall() == [
         ("error", 3),
         ("ok", 12),

@@ -12,7 +12,7 @@ import boto3
 import botocore.exceptions
 import pytest
 
-from pipeline.aws_nodes import SpotFirst
+from pipeline.cluster.aws_node_provider import SpotFirst
 from tests.aws_account import REGION, TEMPLATE, Account, aws_account, cluster_file
 from tests.conftest import REPOSITORY
 
@@ -87,7 +87,7 @@ def test_other_refusals_are_not_answered_with_an_on_demand_machine(config: dict[
 
 
 def test_ray_alone_never_turns_to_another_type_after_a_refusal() -> None:
-    """Why pipeline/aws_nodes.py is there. Once this fails, two node types with priorities do without it."""
+    """The reason for pipeline/cluster/aws_node_provider.py: once this fails, two node types with priorities do."""
     from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
     from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.stages import DECODE_CPUS
+from pipeline.cluster.sizing import DECODE_CPUS
 from tests.autoscaling import launched_for, segmentation_requests, training_requests
 from tests.aws_account import cluster_file
 from tests.conftest import REPOSITORY

@@ -10,8 +10,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from pipeline.config import SegmentConfig, TrainConfig
-from pipeline.settings import load_settings
+from pipeline.config.jobs import SegmentConfig, TrainConfig
+from pipeline.config.loading import load_settings
 from tests.autoscaling import launched_for, segmentation_requests, training_requests
 from tests.conftest import REPOSITORY
 from tests.kuberay import SCHEMAS

@@ -15,7 +15,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipeline import storage
-from pipeline.processes import LOOPBACK, free_ports
+from pipeline.demo.server_process import LOOPBACK, free_ports
 from tests.conftest import REPOSITORY, RunJob
 from tests.ray_head import ACCESS, ray_head
 from tests.ray_nodes import add_node, raylet_pid

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from pipeline import storage
-from pipeline.config import AblateConfig, DoctorConfig, SegmentConfig, TrainConfig
-from pipeline.settings import load_settings
+from pipeline.config.jobs import AblateConfig, DoctorConfig, SegmentConfig, TrainConfig
+from pipeline.config.loading import load_settings
 from tests.conftest import REPOSITORY, RunJob
 from tests.documented_blocks import BLOCKS, CONDITIONS, ENDLESS, LANGUAGES, PAGES, REASONS, commands_elsewhere
 from tests.documented_world import World, add_photos, documented_world

@@ -12,9 +12,10 @@ import pytest
 
 import models
 from jobs.evaluate import main
-from pipeline import evaluation_run, storage
+from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.images import decode_image
+from pipeline.evaluate import run
+from pipeline.images.codec import decode_image
 from tests.conftest import RunJob
 from tests.evaluation_samples import save_model
 from tests.scene_data import write_training_set
@@ -167,7 +168,7 @@ def test_the_page_needs_no_network_and_shows_the_worst_images(evaluated: Evaluat
 def test_input_that_cannot_work_is_refused_before_the_work(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation_run.cluster, "connect", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr(run.cluster, "connect", lambda *_: pytest.fail("the work has begun"))
     write_training_set(str(tmp_path / "scenes"), num_train=0, num_val=1)
     scenes = tmp_path / "scenes"
     with pytest.raises(UserError, match=r"nowhere.*config\.json does not exist"):

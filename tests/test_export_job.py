@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from jobs.export import main
-from models import export as exporter
-from pipeline import exporting, storage
-from pipeline.entry import run_job
+from models.weights import export
+from pipeline import storage
+from pipeline.checkpoints import exporting
+from pipeline.console import run_job
 from pipeline.errors import UserError
 from tests.test_segment_job import save_checkpoint
 
@@ -66,8 +67,8 @@ def without_exporting(monkeypatch: pytest.MonkeyPatch, class_id: int) -> None:
     def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.full(images.shape[:3], class_id, np.uint8), np.ones(images.shape[:3], np.float32)
 
-    monkeypatch.setattr(exporter, "export", lambda path, *_: path.write_bytes(b"exported"))
-    monkeypatch.setattr(exporter, "load", lambda path: run)
+    monkeypatch.setattr(export, "export", lambda path, *_: path.write_bytes(b"exported"))
+    monkeypatch.setattr(export, "load", lambda path: run)
 
 
 def test_a_file_that_disagrees_with_the_predictor_is_not_left(
@@ -120,6 +121,6 @@ def test_what_the_user_can_mend_is_said_and_exits_2(
 
 
 def test_onnx_without_its_packages_says_what_to_install(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter, "find_spec", lambda name: None)
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs onnx and onnxscript: pip install 'sceneparse\[export\]'"):
         main([checkpoint, "model.onnx"])

@@ -13,11 +13,11 @@ from pycocotools.coco import COCO
 
 from jobs.export_masks import main
 from pipeline import storage
-from pipeline.data_config import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.datasets import list_pairs
 from pipeline.errors import UserError
-from pipeline.images import decode_image, decode_label, encode_image
-from pipeline.mask_export import run
+from pipeline.export_masks import run
+from pipeline.images.codec import decode_image, decode_label, encode_image
 from tests.pipeline.exported_output import KEYS, NAMES, SIZE, ThreeImages, classes_of, tree, write_output
 
 
@@ -197,7 +197,7 @@ def test_pixels_of_low_confidence_are_ignored_in_a_dataset(
     import torch
 
     import models
-    from pipeline.checkpoint import Checkpoint
+    from pipeline.checkpoints.checkpoint import Checkpoint
 
     torch.manual_seed(0)
     network = models.PSPNet(models.Architecture("resnet18", num_classes=len(NAMES), auxiliary=False)).eval()

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.processes import free_ports
+from pipeline.demo.server_process import free_ports
 from tests.conftest import REPOSITORY, run_process
 from tests.in_process import run_script
 from tests.python_shim import PythonShim

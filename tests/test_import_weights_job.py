@@ -10,7 +10,7 @@ import torch
 import models
 from jobs.import_weights import main
 from pipeline import storage
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.errors import UserError
 from tests.in_process import run_script
 from tests.models.reference_networks import MMSeg

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import ray
 
-from pipeline import cluster, ingest
-from pipeline.config import TrainConfig
+from pipeline.cluster import connection
+from pipeline.config.jobs import TrainConfig
+from pipeline.config.loading import load_settings
 from pipeline.datasets import list_pairs
 from pipeline.errors import UserError, user_error
-from pipeline.ingest import Batch, Plan, stored, training_batches
-from pipeline.settings import load_settings
+from pipeline.train import batches as ingest
+from pipeline.train.batches import Batch, Plan, stored, training_batches
 from tests.scene_data import SIZE, TRAIN_OPTIONS, write_training_set
 
 pytestmark = pytest.mark.slow
@@ -97,4 +98,4 @@ def test_an_address_where_no_cluster_is(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(UserError, match=r"RAY_ADDRESS 127.0.0.1:1: no Ray cluster answers there"):
-        cluster.connect()
+        connection.connect()

@@ -15,8 +15,8 @@ from typing import Protocol
 import pytest
 import s3fs
 
-from pipeline.local_s3 import local_s3
-from pipeline.processes import LOOPBACK, ServerProcess, free_ports
+from pipeline.demo.local_s3 import local_s3
+from pipeline.demo.server_process import LOOPBACK, ServerProcess, free_ports
 from tests.swift import SwiftServer, swift_server
 
 REPOSITORY = Path(__file__).parents[1]
@@ -217,7 +217,7 @@ def test_no_process_is_left_when_the_block_raises(
 
 @pytest.mark.parametrize(
     ("module", "function"),
-    [("pipeline.local_s3", "local_s3"), ("tests.swift", "swift_server")],
+    [("pipeline.demo.local_s3", "local_s3"), ("tests.swift", "swift_server")],
     ids=["moto", "swift"],
 )
 def test_no_process_is_left_when_the_owner_is_killed(module: str, function: str, tmp_path: Path) -> None:

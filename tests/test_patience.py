@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 import ray.data
 
-from pipeline.config import TrainConfig
+from pipeline.cluster.ray_data import map_tables
+from pipeline.config.jobs import TrainConfig
+from pipeline.config.loading import load_settings
 from pipeline.datasets import list_pairs
-from pipeline.ingest import Plan, stored, training_batches
-from pipeline.settings import load_settings
-from pipeline.table_tasks import map_tables
+from pipeline.train.batches import Plan, stored, training_batches
 from tests.scene_data import TRAIN_OPTIONS, write_training_set
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("connected", "impatient")]

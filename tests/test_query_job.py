@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import parts, storage
-from pipeline.tables import CLASSES, table
+from pipeline import storage
+from pipeline.output.parquet import read_table, write_table
+from pipeline.output.schema import CLASSES, table
 from tests.in_process import run_script
 from tests.small_output import write_small_output
 
@@ -149,7 +150,7 @@ def test_an_output_whose_run_has_not_ended_is_answered_with_a_note(tmp_path: Pat
 
 def test_an_output_of_an_older_schema_is_answered_with_a_note(output: Path, tmp_path: Path) -> None:
     write_small_output(tmp_path)
-    classes = parts.read_table(f"{tmp_path}/classes.parquet")
+    classes = read_table(f"{tmp_path}/classes.parquet")
     pq.write_table(classes.replace_schema_metadata({"sceneparse.schema_version": "1"}), tmp_path / "classes.parquet")
     done = ask(tmp_path, "SELECT count(*) FROM masks")
     assert "has table schema version 1, this program's is" in done.stderr
@@ -184,5 +185,5 @@ def test_a_thousand_classes(tmp_path: Path) -> None:
     write_small_output(tmp_path)
     rows = [{"class_id": k, "class_name": f"class {k}", "red": 0, "green": 0, "blue": 0} for k in range(1000)]
     schema = CLASSES.with_metadata({**CLASSES.metadata, "sceneparse.model_id": "model"})
-    parts.write_table(f"{tmp_path}/classes.parquet", table(rows, schema))
+    write_table(f"{tmp_path}/classes.parquet", table(rows, schema))
     assert "1000" in ask(tmp_path, "SELECT count(*) FROM classes").stdout

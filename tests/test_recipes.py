@@ -9,8 +9,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from pipeline.config import TrainConfig
-from pipeline.settings import load_settings
+from pipeline.config.jobs import TrainConfig
+from pipeline.config.loading import load_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))

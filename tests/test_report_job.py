@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import parts, storage
+from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.tables import CLASSES, table
+from pipeline.output.parquet import read_table, write_table
+from pipeline.output.schema import CLASSES, table
 from tests.in_process import run_script
 from tests.output_samples import add_part, build, failed, scene_photo, write_output
 from tests.small_output import NAMES, PALETTE, labelled, write_small_output
@@ -254,10 +255,10 @@ def test_an_output_without_a_labelled_image(tmp_path: Path) -> None:
 def test_an_output_of_an_older_schema_has_a_note(tmp_path: Path) -> None:
     write_small_output(tmp_path)
     older = {b"sceneparse.schema_version": b"1", b"sceneparse.model_id": b"model"}
-    classes = parts.read_table(f"{tmp_path}/classes.parquet").replace_schema_metadata(older)
-    parts.write_table(f"{tmp_path}/classes.parquet", classes)
+    classes = read_table(f"{tmp_path}/classes.parquet").replace_schema_metadata(older)
+    write_table(f"{tmp_path}/classes.parquet", classes)
     for uri in storage.find(f"{tmp_path}/masks"):
-        parts.write_table(uri, parts.read_table(uri).drop_columns(["low_confidence_boxes", "carried"]))
+        write_table(uri, read_table(uri).drop_columns(["low_confidence_boxes", "carried"]))
     text = text_of(page_of(tmp_path))
     assert "has table schema version 1, this program's is 3" in text
     assert "2 labelled" in text
@@ -275,14 +276,14 @@ def test_an_output_that_is_empty_or_not_ours_says_what_to_give(tmp_path: Path) -
         build(tmp_path)
     write_small_output(tmp_path)
     foreign = pa.table({"class_id": [0], "class_name": ["cat"]})
-    parts.write_table(f"{tmp_path}/classes.parquet", foreign)
+    write_table(f"{tmp_path}/classes.parquet", foreign)
     with pytest.raises(UserError, match="is none of ours"):
         build(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 
 def test_an_output_that_a_run_has_only_begun(tmp_path: Path) -> None:
-    parts.write_table(f"{tmp_path}/classes.parquet", table([], CLASSES))
+    write_table(f"{tmp_path}/classes.parquet", table([], CLASSES))
     with pytest.raises(UserError, match="a run has begun there and has not written a part yet"):
         build(tmp_path)
 

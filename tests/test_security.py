@@ -12,7 +12,7 @@ from tests.conftest import REPOSITORY
 
 SOURCES = sorted(path for folder in ("models", "pipeline", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))
 # Between processes of one run alone, which Ray pickles for anyway.
-WITHIN_A_RUN = {"pipeline/dataset_check.py", "pipeline/evaluation_stages.py", "pipeline/ingest.py"}
+WITHIN_A_RUN = {"pipeline/datasets/validation.py", "pipeline/evaluate/stages.py", "pipeline/train/batches.py"}
 UNPICKLERS = {
     "pickle.load",
     "pickle.loads",
@@ -66,13 +66,13 @@ def test_one_module_reads_arrow_tables_from_files() -> None:
         for name in imports(path.read_text())
         if name.startswith(ARROW_READERS)
     }
-    assert found == {"pipeline/parquet_files.py"}
+    assert found == {"pipeline/storage/parquet_files.py"}
     by_name = {
         (place, name)
         for place, name, _ in all_calls()
         if re.match(r"(pa|pyarrow)\.(parquet|dataset|ipc|feather|orc)\.", name)
     }
-    assert by_name == {("pipeline/parquet_files.py", "pa.ipc.read_schema")}  # in which no type is made
+    assert by_name == {("pipeline/storage/parquet_files.py", "pa.ipc.read_schema")}  # in which no type is made
     # A data source of our own, which reads no files.
     assert {name for _, name, _ in all_calls() if name.startswith("ray.data.read_")} == {"ray.data.read_datasource"}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.images import encode_image
-from pipeline.scenes import scene
+from pipeline.datasets.scenes import scene
+from pipeline.images.codec import encode_image
 from tests.conftest import RunJob, make_bucket
 from tests.output_checks import check_invariants
 from tests.ray_head import RayHead

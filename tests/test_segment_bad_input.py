@@ -9,14 +9,14 @@ import s3fs
 
 import models
 from pipeline import storage
-from pipeline.cluster import Node, Resources
-from pipeline.config import SegmentConfig
+from pipeline.cluster.connection import Node, Resources
+from pipeline.cluster.sizing import plan_stages
+from pipeline.config.jobs import SegmentConfig
+from pipeline.config.loading import load_settings
 from pipeline.errors import UserError
-from pipeline.parts import write_table
-from pipeline.segmentation import Summary, segment
-from pipeline.settings import load_settings
-from pipeline.stages import plan_stages
-from pipeline.tables import CLASSES, SCHEMA_VERSION, table
+from pipeline.output.parquet import write_table
+from pipeline.output.schema import CLASSES, SCHEMA_VERSION, table
+from pipeline.segment.run import Summary, segment
 from tests.ray_head import RayHead
 from tests.scene_data import write_photos
 from tests.test_segment_job import save_checkpoint

@@ -12,12 +12,15 @@ import pytest
 import ray
 
 from jobs import segment_bucket
-from pipeline import decoding, objects, segmentation, storage, worklist
+from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.images import decode_image, encode_png
-from pipeline.lease import Lease, hold
-from pipeline.segmenter import Segmenter
-from pipeline.tables import DECODED, table
+from pipeline.images.codec import decode_image, encode_png
+from pipeline.output.lease import Lease, hold
+from pipeline.output.schema import DECODED, table
+from pipeline.segment import decode_stage, worklist
+from pipeline.segment import run as segmentation
+from pipeline.segment.predict_stage import Segmenter
+from pipeline.storage import s3_objects
 from tests.output_checks import check_invariants
 from tests.scene_data import write_photos
 from tests.test_segment_job import save_checkpoint
@@ -42,11 +45,11 @@ def decode_or_die(content: bytes, *limits: Any) -> Any:
 
 
 def deadly_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
-    decoding.decode_image = decode_or_die  # of this worker
+    decode_stage.decode_image = decode_or_die  # of this worker
     try:
-        yield from decoding.decode(listed, **arguments)
+        yield from decode_stage.decode(listed, **arguments)
     finally:
-        decoding.decode_image = decode_image
+        decode_stage.decode_image = decode_image
 
 
 class DeadlySegmenter(Segmenter):
@@ -58,7 +61,7 @@ class DeadlySegmenter(Segmenter):
 
 def muddled_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
     """As if a lost node's work had been repeated, and another image had failed: one is lost, one comes twice."""
-    for piece in decoding.decode(listed, **arguments):
+    for piece in decode_stage.decode(listed, **arguments):
         rows = piece.to_pylist()
         mark = Path(rows[0]["image_uri"].removeprefix("file://")).parent.parent / MUDDLED
         if not mark.exists():
@@ -70,7 +73,7 @@ def muddled_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
 
 def taken_over_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
     """As if another run had taken the output over while this one's driver hung."""
-    for piece in decoding.decode(listed, **arguments):
+    for piece in decode_stage.decode(listed, **arguments):
         output = Path(piece["image_uri"][0].as_py().removeprefix("file://")).parent.parent / "labels"
         content = (output / "_leases/00000001.json").read_text()
         taken = content.replace("-r1", "-r2").replace('"held"', '"failed"').replace('"nonce": "', '"nonce": "other')
@@ -79,11 +82,11 @@ def taken_over_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
 
 
 def decode_in_pieces(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
-    whole, decoding.DECODED_BYTES = decoding.DECODED_BYTES, PIECE_BYTES  # of this worker
+    whole, decode_stage.DECODED_BYTES = decode_stage.DECODED_BYTES, PIECE_BYTES  # of this worker
     try:
-        pieces = list(decoding.decode(listed, **arguments))
+        pieces = list(decode_stage.decode(listed, **arguments))
     finally:
-        decoding.DECODED_BYTES = whole
+        decode_stage.DECODED_BYTES = whole
     assert len(pieces) > 1
     yield from pieces
 
@@ -138,7 +141,7 @@ def test_waves_of_many_pieces_and_odd_names_leave_each_image_one_row(
         storage.write_bytes(run.uris[-1], storage.read_bytes(run.uris[0]))
     monkeypatch.setattr(worklist, "MAX_WAVE", 20)
     monkeypatch.setattr(worklist, "MAX_TABLE", 10)
-    monkeypatch.setattr(objects, "PAGE", 10)
+    monkeypatch.setattr(s3_objects, "PAGE", 10)
     monkeypatch.setattr(segmentation, "DECODED_BYTES", PIECE_BYTES)
     monkeypatch.setattr(segmentation, "decode", decode_in_pieces)
     waves = []

@@ -13,8 +13,8 @@ import torch
 
 import models
 from pipeline import storage
-from pipeline.images import decode_image, decode_label, shrink
-from pipeline.scenes import scene
+from pipeline.datasets.scenes import scene
+from pipeline.images.codec import decode_image, decode_label, shrink
 from tests.conftest import REPOSITORY, RunJob, make_bucket
 from tests.output_checks import check_invariants, read
 from tests.pipeline.samples import encoded

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline import monitoring, storage
+from pipeline import storage
+from pipeline.segment import prometheus
 from tests.conftest import make_bucket, run_process
 from tests.ray_head import ray_head
 from tests.requirements import SHM
@@ -30,14 +31,14 @@ def test_the_exporter_has_the_images_failures_stages_and_waits_of_a_run(swift: S
     save_checkpoint(tmp_path / "checkpoint")
     checkpoint = upload(tmp_path / "checkpoint", f"{bucket}/checkpoint")
     options = ["--input", f"{bucket}/photos", "--output", f"{bucket}/labels", "--checkpoint", checkpoint]
-    images, stages = f"ray_{monitoring.IMAGES}", f"ray_{monitoring.STAGE_SECONDS}_count"
+    images, stages = f"ray_{prometheus.IMAGES}", f"ray_{prometheus.STAGE_SECONDS}_count"
     expected = {(images, "ok"): 20, (images, "Empty"): 1, (stages, "decode"): 21}
     with ray_head(tmp_path, swift.environment, dashboard=False) as head:
         done = run_process("jobs/segment_bucket.py", *options, **head.environment)
         assert done.returncode == 0, done.stdout + done.stderr
         counted = wait_for(expected, head.metrics)
-    assert {stage for name, stage in counted if name == stages} == set(monitoring.STAGES)
-    assert counted[f"ray_{monitoring.PREDICTOR_WAIT_SECONDS}", ""] > 0
+    assert {stage for name, stage in counted if name == stages} == set(prometheus.STAGES)
+    assert counted[f"ray_{prometheus.PREDICTOR_WAIT_SECONDS}", ""] > 0
 
 
 def sums(url: str) -> Sums:

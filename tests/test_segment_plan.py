@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.config import SegmentConfig
+from pipeline.config.jobs import SegmentConfig
+from pipeline.config.loading import load_settings
 from pipeline.errors import UserError
-from pipeline.planning_run import _folder_below, make_plan
-from pipeline.settings import load_settings
+from pipeline.plan.run import _folder_below, make_plan
 from tests.conftest import RunJob, make_bucket
 from tests.scene_data import write_photos
 from tests.test_segment_job import save_checkpoint, upload

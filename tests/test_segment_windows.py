@@ -7,8 +7,8 @@ import pytest
 
 import models
 from pipeline import storage
-from pipeline.images import decode_image, decode_label, encode_image
-from pipeline.scenes import scene
+from pipeline.datasets.scenes import scene
+from pipeline.images.codec import decode_image, decode_label, encode_image
 from tests.conftest import RunJob
 from tests.output_checks import check_invariants
 from tests.pipeline.image_corpus import tiff

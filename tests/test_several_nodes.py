@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import Node
+from pipeline.cluster.connection import Node
 from tests.node_network import NETWORKS, Network, node_network
 from tests.nodes_driver import NOTES
 from tests.requirements import SHM

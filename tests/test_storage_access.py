@@ -16,7 +16,7 @@ import pytest
 import s3fs
 
 from pipeline import storage
-from pipeline.local_s3 import local_s3, s3_environment
+from pipeline.demo.local_s3 import local_s3, s3_environment
 from tests.aws_account import aws_account
 from tests.conftest import REPOSITORY
 from tests.guarded_s3 import Call, GuardedS3, guarded_s3, listed, statements

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.counted_files import CountedFiles
-from pipeline.images import encode_mask
-from pipeline.parquet_layout import write_options
-from pipeline.tables import MASKS, PREDICTED, masks_and_class_stats, table
+from pipeline.images.codec import encode_mask
+from pipeline.output.parquet import write_options
+from pipeline.output.schema import MASKS, PREDICTED, masks_and_class_stats, table
 from tests.pipeline.samples import CLASS_IDS_HW, CLASS_NAMES, MADE_AT, failed, segmented, write_classes, write_part
 from tests.requirements import JAVA
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from pipeline import storage
-from pipeline.config import TrainConfig
+from pipeline.config.jobs import TrainConfig
+from pipeline.config.loading import load_settings
 from pipeline.errors import UserError
-from pipeline.images import encode_mask
-from pipeline.settings import load_settings
-from pipeline.training import train
+from pipeline.images.codec import encode_mask
+from pipeline.train.run import train
 from tests.scene_data import PALETTE, TRAIN_OPTIONS, write_training_set
 
 
@@ -75,8 +75,8 @@ def test_frozen_batch_norm_without_weights(tmp_path) -> None:
 
 
 def test_class_weights_for_other_classes(tmp_path) -> None:
-    with pytest.raises(UserError, match=r"loss.class_weights has 2 numbers for 11 classes"):
-        config("set", str(tmp_path / "run"), "--loss.class-weights", "1,2")
+    with pytest.raises(UserError, match=r"cross_entropy.class_weights has 2 numbers for 11 classes"):
+        config("set", str(tmp_path / "run"), "--cross_entropy.class-weights", "1,2")
 
 
 @pytest.mark.parametrize(

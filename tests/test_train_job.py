@@ -8,7 +8,7 @@ import pytest
 
 import models
 from pipeline import storage
-from pipeline.images import encode_image
+from pipeline.images.codec import encode_image
 from tests.conftest import RunJob, make_bucket
 from tests.finished_training import OPTIONS, FinishedTraining
 from tests.scene_data import SIZE, TRAIN_OPTIONS, write_training_set

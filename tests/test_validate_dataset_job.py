@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from pipeline import storage
-from pipeline.images import encode_image, encode_mask
-from pipeline.scenes import CLASSES, scene
+from pipeline.datasets.scenes import CLASSES, scene
+from pipeline.images.codec import encode_image, encode_mask
 from tests.conftest import RunJob
 from tests.scene_data import PALETTE, SIZE, write_training_set
 

@@ -53,7 +53,7 @@ def test_the_packages_are_those_of_the_wheel(installed: Path) -> None:
 
 def test_the_version_of_a_tree_without_git_is_the_one_that_the_code_tells(installed: Path) -> None:
     fallback = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools_scm"]["fallback_version"]
-    program = "from pipeline.environment import packages; print(packages()['sceneparse'])"
+    program = "from pipeline.cluster.packages import packages; print(packages()['sceneparse'])"
     assert run(installed, "-c", program) == f"{fallback}\n"
 
 
@@ -92,8 +92,8 @@ def test_every_job_starts_from_the_wheel(installed: Path) -> None:
 
 
 def test_c_sources_and_class_tables_are_there(installed: Path) -> None:
-    program = "import models; from pipeline.dataset_formats import classes_of; from models import native; "
+    program = "from pipeline.config.dataset_formats import classes_of; from models.kernels import compiled; "
     assert run(installed, "-c", program + "print(len(classes_of('ade20k')))") == "150\n"
-    assert {path.name for path in (installed / "models").glob("*.[ch]")} == {
-        path.name for path in (REPOSITORY / "models").glob("*.[ch]")
+    assert {path.name for path in (installed / "models" / "kernels").glob("*.[ch]")} == {
+        path.name for path in (REPOSITORY / "models" / "kernels").glob("*.[ch]")
     }

@@ -4,7 +4,7 @@ import posixpath
 from dataclasses import dataclass
 
 from pipeline import storage
-from pipeline.data_config import DataFolder
+from pipeline.config.data import DataFolder
 from pipeline.datasets.pairs import Listing, Pair, places_of
 from pipeline.errors import UserError
 

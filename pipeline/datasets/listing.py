@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from pipeline.data_config import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.datasets import layouts
 from pipeline.datasets.pairs import KINDS, SHOWN, Finding, Listing, Pair
-from pipeline.datasets.tables import list_tables
+from pipeline.datasets.parquet import list_tables
 from pipeline.errors import UserError
 
 LAYOUTS: dict[str, Callable[[DataConfig, str], Listing]] = {

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.data_config import DataConfig, DataFolder
-from pipeline.dataset_formats import Color, coding, distinct_colors
+from pipeline.config.data import DataConfig, DataFolder
+from pipeline.config.dataset_formats import Color, coding, distinct_colors
 from pipeline.datasets.pairs import KINDS, SHOWN, Cell, Finding, Pair, PairError
-from pipeline.datasets.tables import read_cell
-from pipeline.images import ImageError, decode_image, decode_label
+from pipeline.datasets.parquet import read_cell
+from pipeline.images.codec import ImageError, decode_image, decode_label
 
 OUTSIDE = -1  # in the place of a class id: the label id stands for no class
 

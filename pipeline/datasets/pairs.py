@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pipeline import storage
-from pipeline.data_config import DataFolder
+from pipeline.config.data import DataFolder
 from pipeline.errors import UserError
-from pipeline.places import Places
+from pipeline.storage.places import Places
 
 SHOWN = 5  # examples in an error message
 NOWHERE = Places((), "data.allow")

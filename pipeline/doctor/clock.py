@@ -6,9 +6,10 @@ from email.utils import parsedate_to_datetime
 
 import botocore.exceptions
 
-from pipeline import s3_connection, storage
+from pipeline import storage
 from pipeline.doctor.findings import FAIL, OK, WARN, Finding
 from pipeline.doctor.nodes import Answer, Node, Reply, Roll
+from pipeline.storage import s3_client
 
 REFUSED = 15 * 60  # seconds
 DOUBTFUL = 60  # seconds
@@ -64,7 +65,7 @@ def storage_skew(uri: str) -> Skew | None:
     sent = time.time()
     with storage.explained(uri):
         try:
-            answer = s3_connection.current().client.head_bucket(Bucket=bucket)
+            answer = s3_client.current().client.head_bucket(Bucket=bucket)
         except botocore.exceptions.ClientError as error:  # a refusal has the date, too
             answer = error.response
     received = time.time()

@@ -61,7 +61,7 @@ def try_cpu() -> Tried:
     """Multiply in bfloat16 on the CPU. Raises UserError for a wrong result."""
     import torch
 
-    from models.predictor import has_native_bfloat16
+    from models.inference.predictor import has_native_bfloat16
 
     device = torch.device("cpu")
     _multiply(device)
@@ -72,7 +72,7 @@ def try_gpus() -> Tried:
     """Multiply in bfloat16 on every GPU that this process may use. Raises UserError for a wrong result."""
     import torch
 
-    from models.predictor import has_native_bfloat16
+    from models.inference.predictor import has_native_bfloat16
 
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     for device in devices:

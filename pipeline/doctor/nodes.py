@@ -231,7 +231,7 @@ def judge_nodes(nodes: Sequence[Node], silent: list[Finding], private: bool = Fa
     """Which nodes there are, and which of them compute; `private`: whether the Ray is the driver's own."""
     computing = [node for node in nodes if node.computes]
     has = f"{sum(node.cpus for node in nodes):g} CPUs, {sum(node.gpus for node in nodes)} GPUs"
-    # A local Ray is told of more CPUs than there may be (pipeline/cluster.py).
+    # A local Ray is told of more CPUs than there may be (pipeline/cluster/connection.py).
     own = f"this machine alone, since RAY_ADDRESS names no cluster; a Ray of its own counts {has}"
     told = own if private else f"{len(nodes)} {'answers' if len(nodes) == 1 else 'answer'}, {has}"
     if nodes and not computing:

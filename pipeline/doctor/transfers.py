@@ -21,7 +21,7 @@ TRANSFER_LIMIT = 90.0  # seconds of one node, or of all at once
 ALONE, ALONE_SECONDS = 8, 120.0  # nodes that are timed one after another, and for how long in all
 UNEVEN = 0.5  # of the median rate
 MARKER = "marker"
-STORAGE_FAILED = ": storage failed: "  # as pipeline/storage.py tells of what it has no remedy for
+STORAGE_FAILED = ": storage failed: "  # as pipeline/storage/files.py tells of what it has no remedy for
 S3_REMEDY = "check AWS_ENDPOINT_URL, the region and the network there"
 
 

@@ -3,8 +3,8 @@
 import platform
 from collections.abc import Mapping
 
+from pipeline.cluster.packages import code, packages
 from pipeline.doctor.findings import FAIL, OK, SHOWN, Finding
-from pipeline.environment import code, packages
 
 COMPARED = ("ray", "torch", "torchvision", "pyarrow")
 # Told alone: a checkout keeps the version of the day when it was installed, and may be a job's working directory.

@@ -6,13 +6,13 @@ from itertools import chain, pairwise
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.config.inputs import InputConfig
 from pipeline.errors import UserError
-from pipeline.input_config import InputConfig
-from pipeline.inputs import inventory, lists, manifests, prefixes
-from pipeline.inputs.names import Names, Resolver, folder_above
+from pipeline.inputs import inventory, list_files, manifests, prefixes
 from pipeline.inputs.patterns import folder_of, is_glob
 from pipeline.inputs.selection import Selection
-from pipeline.places import home_of, place_prefix
+from pipeline.inputs.uris import Names, Resolver, folder_above
+from pipeline.storage.places import home_of, place_prefix
 
 __all__ = ["list_images", "refuse_output_inside_input"]
 
@@ -61,7 +61,7 @@ def _prefix(uri: str) -> Iterator[pa.Table]:
 
 def _list(uri: str, config: InputConfig) -> Iterator[pa.Table]:
     resolver = _resolver(config, home_of(folder_above(uri)))
-    return _not_empty(_resolved(lists.read(uri), resolver), f"list_file {uri}: names no images")
+    return _not_empty(_resolved(list_files.read(uri), resolver), f"list_file {uri}: names no images")
 
 
 def _manifest(uri: str, config: InputConfig) -> Iterator[pa.Table]:

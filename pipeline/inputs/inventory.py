@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.inputs import tabular
-from pipeline.inputs.names import Names
+from pipeline.inputs import table_files
+from pipeline.inputs.uris import Names
 
 COPIED = 1 << 22  # bytes at a time
 # Columns as CSV inventories name them, and as Parquet ones do.
@@ -80,7 +80,7 @@ def read(inventory: Inventory) -> Iterator[Names]:
 
 
 def _read_file(inventory: Inventory, uri: str, copy: str) -> Iterator[Names]:
-    present = inventory.columns or tabular.column_names(copy)
+    present = inventory.columns or table_files.column_names(copy)
     names = {name: name if inventory.columns else PARQUET_NAMES[name] for name in PARQUET_NAMES}
     wanted = {name: column for name, column in names.items() if column in present}
     if "Key" not in wanted:
@@ -91,7 +91,7 @@ def _read_file(inventory: Inventory, uri: str, copy: str) -> Iterator[Names]:
         )
     types = {wanted["Key"]: pa.binary()} | ({wanted["Size"]: pa.int64()} if "Size" in wanted else {})
     first = 1
-    for batch in tabular.read(copy, list(wanted.values()), types, inventory.columns):
+    for batch in table_files.read(copy, list(wanted.values()), types, inventory.columns):
         columns = {name: _values(uri, name, column, batch.column(column)) for name, column in wanted.items()}
         columns["number"] = pa.array(range(first, first + batch.num_rows), pa.int64())
         first += batch.num_rows

@@ -7,10 +7,10 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.inputs import tabular
-from pipeline.inputs.carried import carried
-from pipeline.inputs.names import Names, folder_above
+from pipeline.inputs import table_files
+from pipeline.inputs.carried_columns import carried
 from pipeline.inputs.patterns import expression, folder_of, is_glob, matches
+from pipeline.inputs.uris import Names, folder_above
 
 
 def files_of(uri: str) -> list[str]:
@@ -29,8 +29,8 @@ def files_of(uri: str) -> list[str]:
     if not files:
         raise UserError(f"manifest {uri}: no files there; check the path or pattern")
     for file in files:
-        if tabular.file_format(file) is None:
-            endings = ", ".join(tabular.FORMATS)
+        if table_files.file_format(file) is None:
+            endings = ", ".join(table_files.FORMATS)
             raise UserError(f"manifest {file}: unknown format; the name of a manifest ends in one of {endings}")
     return files
 
@@ -41,7 +41,7 @@ def is_one_file(uri: str, files: Sequence[str]) -> bool:
 
 def require_columns(file: str, columns: Sequence[str], uri_column: str) -> None:
     """Raise UserError if a file of a manifest lacks a column."""
-    found = tabular.column_names(file)
+    found = table_files.column_names(file)
     for column in columns:
         if column not in found:
             option = "--uri-column" if column == uri_column else "--carry"
@@ -59,7 +59,7 @@ def read(files: Sequence[str], uri_column: str, carry: Sequence[str]) -> Iterato
         require_columns(file, columns, uri_column)
         first = 1
         # Binary, so that a name that is no UTF-8 spoils its own row alone.
-        for batch in tabular.read(file, columns, {uri_column: pa.binary()}):
+        for batch in table_files.read(file, columns, {uri_column: pa.binary()}):
             numbers = pa.array(range(first, first + batch.num_rows), pa.int64())
             first += batch.num_rows
             details = {"carried": carried({name: batch.column(name) for name in carry})} if carry else {}

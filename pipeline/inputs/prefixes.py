@@ -6,8 +6,8 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.inputs.names import named_table
 from pipeline.inputs.patterns import expression, folder_of, is_glob, matches
+from pipeline.inputs.uris import named_table
 
 
 def read(uri: str) -> Iterator[pa.Table]:

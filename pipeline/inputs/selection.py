@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config.inputs import InputConfig
 from pipeline.errors import UserError
-from pipeline.id_set import IdSet
-from pipeline.input_config import InputConfig
 from pipeline.inputs.patterns import expression, matches
-from pipeline.tables import IMAGE_ID_BYTES, LISTED, image_id
+from pipeline.output.id_set import IdSet
+from pipeline.output.schema import IMAGE_ID_BYTES, LISTED, image_id
 
 
 class Selection:

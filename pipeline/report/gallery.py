@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.images import ImageError, decode_image, decode_mask, encode_mask, shrink
-from pipeline.parquet_files import open_parquet
-from pipeline.pictures import GRAYS, resized
-from pipeline.report.output_tables import OutputTables
-from pipeline.report.page import data_uri, png_uri
+from pipeline.html.page import data_uri, png_uri
+from pipeline.html.pictures import GRAYS, resized
+from pipeline.images.codec import ImageError, decode_image, decode_mask, encode_mask, shrink
+from pipeline.report.tables import OutputTables
+from pipeline.storage.parquet_files import open_parquet
 
 LONG_SIDE = 480  # pixels of a picture
 QUALITY = 80  # of its JPEG

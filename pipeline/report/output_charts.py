@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from pipeline.report.charts import COLORS, INK, figure, style, svg
-from pipeline.report.output_tables import (
+from pipeline.html.charts import COLORS, INK, figure, style, svg
+from pipeline.report.tables import (
     BINS_PER_DOUBLING,
     CLASS_CONFIDENCE_BINS,
     CONFIDENCE_BINS,

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.config import AblateConfig, EvaluateConfig, ExportMasksConfig, SegmentConfig, TrainConfig
+from pipeline.config.jobs import AblateConfig, EvaluateConfig, ExportMasksConfig, SegmentConfig, TrainConfig
+from pipeline.config.loading import JobSettings, load_settings
 from pipeline.errors import UserError
-from pipeline.image_formats import deadline
-from pipeline.inputs.names import NAMED
+from pipeline.images.formats import deadline
 from pipeline.inputs.selection import Selection
-from pipeline.settings import JobSettings, load_settings
+from pipeline.inputs.uris import NAMED
 from tests.fuzz.mutation import ODD, SEPARATOR, TEXTS, changed, damaged, joined, split
 
 JOBS: dict[str, type[JobSettings]] = {

@@ -10,8 +10,8 @@ from functools import cache
 
 import numpy as np
 
-from pipeline.images import ImageError, decode_image, decode_label
-from pipeline.window_reading import SIGNATURE_BYTES, TiffWindows, is_tiff
+from pipeline.images.codec import ImageError, decode_image, decode_label
+from pipeline.images.tiff_windows import SIGNATURE_BYTES, TiffWindows, is_tiff
 from tests.fuzz.mutation import NUMBERS, damaged
 from tests.pipeline import image_corpus
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import SegmentConfig
+from pipeline.config.jobs import SegmentConfig
 from pipeline.errors import UserError
 from pipeline.inputs import list_images
 from tests.fuzz import tables

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.tables import LISTED
+from pipeline.output.schema import LISTED
 from tests.pipeline.pickled_columns import pickled, tensors
 
 PLANTED = Path(tempfile.gettempdir(), "sceneparse-fuzz-planted")  # the same in each process, as cases are

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from models.doubt import cell_side
+from models.inference.low_confidence import cell_side
 
 
 def assert_low_counts(low_RG: np.ndarray, confidence_HW: np.ndarray, tolerance: float) -> None:

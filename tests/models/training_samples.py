@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.batch_norm import freeze
 from models.pspnet import Architecture, PSPNet
-from models.training import StepOptions, TrainingStep, sgd
+from models.training.step import StepOptions, TrainingStep, sgd
 
 CPU = torch.device("cpu")
 SMALL = Architecture("resnet18", 5, bins=(1, 2), dropout=0.0)

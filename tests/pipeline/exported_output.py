@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.export_masks import main
-from pipeline import parts, storage
-from pipeline.images import encode_image, encode_mask
-from pipeline.mask_export.labelled import Classes, Labelled
-from pipeline.tables import CLASSES, PREDICTED, masks_and_class_stats, table
+from pipeline import storage
+from pipeline.export_masks.labelled_image import Classes, Labelled
+from pipeline.images.codec import encode_image, encode_mask
+from pipeline.output import parts
+from pipeline.output.parquet import write_table
+from pipeline.output.schema import CLASSES, PREDICTED, masks_and_class_stats, table
 from tests.small_output import labelled
 
 SIZE = (24, 32)
@@ -48,7 +50,7 @@ def write_output(
         {"class_id": k, "class_name": name, "red": red, "green": green, "blue": blue}
         for k, (name, (red, green, blue)) in enumerate(zip(names, classes.palette.tolist(), strict=True))
     ]
-    parts.write_table(f"{folder}/classes.parquet", table(entries, schema))
+    write_table(f"{folder}/classes.parquet", table(entries, schema))
     return name
 
 

@@ -20,7 +20,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.images import ImageError, decode_image, decode_label
+from pipeline.images.codec import ImageError, decode_image, decode_label
 from tests.pipeline.samples import encoded
 
 HEIGHT, WIDTH = 40, 56

@@ -4,10 +4,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import SegmentConfig
+from pipeline.config.jobs import SegmentConfig
+from pipeline.config.loading import load_settings
 from pipeline.inputs import list_images
-from pipeline.settings import load_settings
-from pipeline.tables import LISTED
+from pipeline.output.schema import LISTED
 
 
 def config(output: str = "/nowhere/output", **options: Any) -> SegmentConfig:

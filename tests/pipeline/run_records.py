@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import TrainConfig
-from pipeline.data_config import ClassEntry, DataConfig
-from pipeline.recipe import TrackingConfig
-from pipeline.scenes import CLASSES, scene
+from pipeline.config.data import ClassEntry, DataConfig
+from pipeline.config.jobs import TrainConfig
+from pipeline.config.training import TrackingConfig
+from pipeline.datasets.scenes import CLASSES, scene
 
 CLASS_NAMES = [entry.name for entry in CLASSES]
 

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import parts, storage
-from pipeline.images import encode_mask
-from pipeline.tables import CLASSES, PREDICTED, image_id, masks_and_class_stats, table
+from pipeline import storage
+from pipeline.images.codec import encode_mask
+from pipeline.output import parts
+from pipeline.output.parquet import write_table
+from pipeline.output.schema import CLASSES, PREDICTED, image_id, masks_and_class_stats, table
 
 CLASS_NAMES = ["sky", "road"]
 CLASS_IDS_HW = np.array([[0, 0, 0, 0], [0, 0, 1, 1]], np.uint8)
@@ -115,4 +117,4 @@ def write_classes(output: str) -> None:
         for class_id, name in enumerate(CLASS_NAMES)
     ]
     schema = CLASSES.with_metadata({**CLASSES.metadata, "sceneparse.model_id": "model1"})
-    parts.write_table(storage.join(output, "classes.parquet"), table(rows, schema))
+    write_table(storage.join(output, "classes.parquet"), table(rows, schema))

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 
 from pipeline import storage
-from pipeline.config import SegmentConfig
-from pipeline.environment import describe_run
+from pipeline.config.jobs import SegmentConfig
+from pipeline.config.loading import load_settings
 from pipeline.errors import UserError
-from pipeline.inputs.names import Names, Resolver
-from pipeline.settings import load_settings
+from pipeline.inputs.uris import Names, Resolver
+from pipeline.train.provenance import describe_run
 from pipeline.url_credentials import has_credentials, masked
 from tests.pipeline.input_samples import errors, listed, uris
 
@@ -109,17 +109,17 @@ def test_storage_opens_none() -> None:
 
 
 def test_an_endpoint_with_a_password_is_not_shown_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import s3_connection
+    from pipeline.storage import s3_client
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:hush@127.0.0.1:9")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://me:hush@127.0.0.1:9")
     for name, value in {"FIRST_PAUSE": 0.01, "LONGEST_PAUSE": 0.02, "DEADLINE": 2.0}.items():
-        monkeypatch.setattr(s3_connection, name, value)
-    s3_connection.forget()
+        monkeypatch.setattr(s3_client, name, value)
+    s3_client.forget()
     with pytest.raises(UserError) as caught:
         storage.read_bytes("s3://bucket/a.jpg")
     assert "hush" not in str(caught.value)
-    s3_connection.forget()
+    s3_client.forget()
 
 
 def test_the_command_of_a_run_is_saved_without_them(tmp_path: Path) -> None:

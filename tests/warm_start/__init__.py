@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.processes import ServerProcess
+from pipeline.demo.server_process import ServerProcess
 from tests.warm_start.sitecustomize import SOCKET
 
 FOLDER = Path(__file__).parent

@@ -1,0 +1,1 @@
+"""Prediction: sliding windows, batches, and masks with their statistics."""

@@ -1,0 +1,192 @@
+"""A PSPNet made ready for inference: BatchNorm folded, auxiliary head dropped, weights packed.
+
+Small images run layer by layer. For an image whose feature maps would not fit, the same layers run on strips of
+rows, each row computed once: what is held whole is one map of the head, 512 channels for PSPNet50, since the
+pyramid needs all features before the head can finish.
+
+Shape suffixes: N batch, C channels, H W rows and columns of the image, h w those at stride 8, S rows of a strip,
+O channels of the head, K classes.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.batch_norm import folded
+from models.inference.head import InferenceHead, RowPooling, averaging
+from models.inference.malloc import return_large_blocks
+from models.inference.preprocessing import NetworkInputs
+from models.inference.strips import WaitingRows, convolved, windows
+from models.kernels.convolution import Convolution
+from models.kernels.selection import Maker
+from models.pspnet import PSPNet, feature_size
+from models.pyramid import constant_interpolation_matrices
+
+# Strips of features of about this size keep the matrix products large and the memory small.
+STRIP_BYTES = 8 * 2**20
+COMPILED_SIZES = 8  # of batches, as many as torch keeps of one function
+
+
+@dataclass(frozen=True)
+class Block:
+    """Convolutions around a shortcut; `shortcut` is None where the input itself is added."""
+
+    convolutions: list[Convolution]
+    shortcut: Convolution | None
+
+    def __call__(self, x_NCHW: Tensor) -> Tensor:
+        *first, last = self.convolutions
+        y_NCHW = x_NCHW
+        for convolution in first:
+            y_NCHW = convolution(y_NCHW)
+        return last(y_NCHW, x_NCHW if self.shortcut is None else self.shortcut(x_NCHW))
+
+
+class InferenceNetwork:
+    """Maps images (N, 3, H, W), RGB 0 to 255 minus the mean, float32, to logits (N, h, w, K), float32.
+
+    `std` is that of R, G, B. `make` turns folded convolutions into what computes them; the model stays as it is.
+    The logits are divided by `temperature`.
+    """
+
+    def __init__(self, model: PSPNet, std: Tensor, make: Maker, device: torch.device, temperature: float = 1.0) -> None:
+        # The head first: packing its weight takes the most memory for a moment.
+        self.head = InferenceHead(model.head, make, device, temperature)
+        self.stem = list(_stem(model, std, make))
+        self.blocks = list(_blocks(model, make))
+        self.num_features = model.backbone.res5_channels
+
+    def __call__(self, images_N3HW: Tensor) -> Tensor:
+        x_NCHW = images_N3HW
+        for convolution in self.stem:
+            x_NCHW = convolution(x_NCHW)
+        x_NCHW = F.max_pool2d(x_NCHW, 3, 2, 1)
+        for block in self.blocks:
+            x_NCHW = block(x_NCHW)
+        pooling = self.head.pooling(*x_NCHW.shape[2:])
+        pooling.add(x_NCHW)
+        return self.head.finish(self.head.convolve(x_NCHW).permute(0, 2, 3, 1), pooling)
+
+    def streamed(self, inputs: NetworkInputs) -> Tensor:
+        """The same, one image after the other, without ever holding all features of one, nor its float pixels."""
+        return_large_blocks()
+        logits_1hwK = [self._streamed(inputs[n]) for n in range(len(inputs))]
+        return torch.cat(logits_1hwK) if len(logits_1hwK) > 1 else logits_1hwK[0]
+
+    def _streamed(self, inputs: NetworkInputs) -> Tensor:
+        height, width = inputs.size
+        feature_height, feature_width = feature_size(height, width)
+        pooling = self.head.pooling(feature_height, feature_width)
+        strip = max(1, STRIP_BYTES // (4 * feature_width * self.num_features))
+
+        starts = range(0, height, 8 * strip)
+        strips: Iterator[Tensor] = (inputs.rows(start, min(start + 8 * strip, height)) for start in starts)
+        for convolution in self.stem:
+            strips = convolved(strips, convolution, 4 * strip)
+        strips = _max_pooled(strips, 2 * strip)
+        for block in self.blocks:
+            strips = _through_block(strips, block, 2 * strip)
+        features = _pooled_too(strips, pooling)
+
+        done = 0
+        for fused_1OSw in convolved(features, self.head.convolve, strip):
+            fused_1SwO = fused_1OSw.permute(0, 2, 3, 1)
+            if not done:
+                fused_1hwO = fused_1SwO.new_empty(1, feature_height, feature_width, fused_1SwO.shape[-1])
+            fused_1hwO[:, done : done + fused_1SwO.shape[1]] = fused_1SwO
+            done += fused_1SwO.shape[1]
+        assert done == feature_height
+        return self.head.finish(fused_1hwO, pooling)
+
+
+def compiled(network: InferenceNetwork, **options: Any) -> Callable[[Tensor], Tensor]:
+    """Return the network's call, compiled by torch with `options`: one graph for each size, matrices included.
+
+    Batches are filled up to a power of two, so that sizes are few. Of more than COMPILED_SIZES sizes the later ones
+    run as they are: torch would refuse them, and compiling one takes longer than a few images do.
+    """
+    for function in (constant_interpolation_matrices, averaging):
+        # Not a decorator, which would load the compiler into every process.
+        torch.compiler.assume_constant_result(function)
+    run = torch.compile(network.__call__, fullgraph=True, dynamic=False, **options)
+    sizes: set[torch.Size] = set()
+
+    def compiled_or_not(images_N3HW: Tensor) -> Tensor:
+        num_images = len(images_N3HW)
+        shape = torch.Size((1 << (num_images - 1).bit_length(), *images_N3HW.shape[1:]))
+        if len(sizes) < COMPILED_SIZES:
+            sizes.add(shape)
+        if shape not in sizes:
+            return network(images_N3HW)
+        return run(F.pad(images_N3HW, (0, 0) * 3 + (0, shape[0] - num_images)))[:num_images]
+
+    return compiled_or_not
+
+
+def _through_block(strips_NCSW: Iterator[Tensor], block: Block, max_rows: int) -> Iterator[Tensor]:
+    shortcut = WaitingRows()
+    to_project = WaitingRows()
+
+    def project(rows: int) -> None:
+        if rows and block.shortcut is not None:
+            shortcut.put(block.shortcut(to_project.take(rows), pad_rows=False))
+
+    def remembered() -> Iterator[Tensor]:
+        for strip_NCSW in strips_NCSW:
+            if block.shortcut is None:
+                # A copy where the first convolution may still need rows that the last one adds to.
+                in_place = block.convolutions[0].kernel_size == 1
+                shortcut.put(strip_NCSW if in_place else strip_NCSW.clone())
+            else:
+                to_project.put(strip_NCSW)
+                project(len(to_project) // block.shortcut.stride * block.shortcut.stride)
+            yield strip_NCSW
+            del strip_NCSW
+        project(len(to_project))
+
+    *first, last = block.convolutions
+    strips: Iterator[Tensor] = remembered()
+    for convolution in first:
+        strips = convolved(strips, convolution, max_rows)
+    return convolved(strips, last, max_rows, shortcut)
+
+
+def _max_pooled(strips_NCSW: Iterator[Tensor], max_rows: int) -> Iterator[Tensor]:
+    for window_NCSW, _ in windows(strips_NCSW, 3, 2, 1, max_rows):
+        # Zeros above and below are the same as nothing, behind a ReLU.
+        yield F.max_pool2d(window_NCSW, 3, 2, (0, 1))
+        del window_NCSW
+
+
+def _pooled_too(features_NCSW: Iterator[Tensor], pooling: RowPooling) -> Iterator[Tensor]:
+    for strip_NCSW in features_NCSW:
+        pooling.add(strip_NCSW)
+        yield strip_NCSW
+        del strip_NCSW
+
+
+def _stem(model: PSPNet, std: Tensor, make: Maker) -> Iterator[Convolution]:
+    backbone = model.backbone
+    convs = [("conv1", "bn1")] if backbone.stem == "plain" else [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
+    for index, (conv_name, bn_name) in enumerate(convs):
+        conv = folded(getattr(backbone, conv_name), getattr(backbone, bn_name))
+        if index == 0:
+            conv.weight /= std.to(conv.weight).view(1, 3, 1, 1)
+        yield make(f"stem.{conv_name}", conv, True)
+
+
+def _blocks(model: PSPNet, make: Maker) -> Iterator[Block]:
+    backbone = model.backbone
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        for index, block in enumerate(getattr(backbone, stage)):
+            name = f"{stage}.{index}"
+            pairs = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3) if hasattr(block, f"conv{i}")]
+            convs = [make(f"{name}.{c}", folded(getattr(block, c), getattr(block, b)), True) for c, b in pairs]
+            shortcut = None
+            if block.downsample is not None:
+                shortcut = make(f"{name}.downsample", folded(*block.downsample), False)
+            yield Block(convs, shortcut)

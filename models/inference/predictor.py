@@ -1,0 +1,252 @@
+"""From uint8 images to masks and statistics: the one way in to inference.
+
+Shape suffixes: N batch, H W rows and columns of the output, K classes, h w rows and columns at stride 8. Images
+are at rest: (N, height, width, 3), uint8, RGB.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.inference.masks import Prediction, label, label_batch, stacked, taps
+from models.inference.network import InferenceNetwork, compiled
+from models.inference.parallel import map_streams
+from models.inference.preprocessing import NetworkInputs, checked_images, checked_output_size, padded_size
+from models.kernels.int8 import Ranges
+from models.kernels.selection import Maker, Precision, maker
+from models.pspnet import PSPNet, feature_size
+
+Result = TypeVar("Result")
+
+# What the last features of images that are computed together may take; larger ones go alone, in strips of rows.
+MAX_FEATURE_BYTES_CPU = 128 * 2**20
+MAX_FEATURE_BYTES_GPU = 8 * 2**30
+# Smaller images than this share a pass on a CPU, or what each layer costs at the least would count; pixels.
+PASS_PIXELS_CPU = 40_000
+
+
+class Predictor:
+    """A PSPNet made ready for inference: folded, packed, without auxiliary head. The model itself stays as it is.
+
+    `mean` and `std` are of RGB in units of 0 to 255. `precision` "auto" is bfloat16 where the device computes
+    in it natively, else float32; logits, upsampling and statistics are float32 always. Logits are divided by
+    `temperature`, which changes confidence and entropy but no label. Of an image of any size
+    only the 512-channel map of the head is held whole. `max_strip_bytes` bounds the memory of upsampled logits
+    where they are evaluated in strips (no C compiler, or a GPU); by default it suits the device.
+    """
+
+    def __init__(
+        self,
+        model: PSPNet,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: str | torch.device = "cpu",
+        precision: Precision = "float32",
+        max_strip_bytes: int | None = None,
+        activation_ranges: Mapping[str, Ranges] | None = None,
+        make: Maker | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        if precision not in get_args(Precision):
+            raise ValueError(
+                f"Predictor: unknown precision {precision!r}; use one of {', '.join(get_args(Precision))}."
+            )
+        if precision == "int8" and not has_int8(torch.device(device)):
+            raise ValueError("Predictor: int8 needs a CPU with VNNI instructions; use float32 or auto here.")
+        if precision == "bfloat16" and not has_bfloat16(torch.device(device)):
+            raise ValueError(
+                "Predictor: bfloat16 needs a CPU with AVX-512 or AVX-NE-CONVERT instructions; use float32 or auto here."
+            )
+        if precision == "int8" and activation_ranges is None:
+            raise ValueError(
+                "Predictor: int8 needs the activations' ranges on sample images; calibrate the checkpoint first "
+                "(jobs/calibrate.py), or use bfloat16."
+            )
+        if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
+            raise ValueError(f"Predictor: mean {mean}, std {std} must be three numbers each, std above zero.")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"Predictor: temperature is {temperature}; it must be a finite number above zero.")
+        self.device = torch.device(device)
+        if precision == "auto":
+            precision = "bfloat16" if has_native_bfloat16(self.device) else "float32"
+        self.precision = precision
+        self.max_strip_bytes = max_strip_bytes
+        self.architecture = model.architecture
+        self.mean_3 = torch.tensor(mean, dtype=torch.float32, device=self.device)
+        with torch.inference_mode():
+            make = make or maker(precision, self.device, activation_ranges)
+            self.network = InferenceNetwork(model, torch.tensor(std), make, self.device, temperature)
+        on_cpu = self.device.type == "cpu"
+        self.max_feature_bytes = MAX_FEATURE_BYTES_CPU if on_cpu else MAX_FEATURE_BYTES_GPU
+        self._run: Callable[[Tensor], Tensor] = self.network.__call__
+        if self.device.type == "cuda":
+            # Fuses what stands between the convolutions, and replays the whole as one CUDA graph.
+            self._run = compiled(self.network, mode="reduce-overhead")
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        images_NHWC: Tensor | NDArray[np.uint8],
+        output_size: tuple[int, int] | None = None,
+        with_confidence_map: bool = False,
+    ) -> Prediction:
+        """Label every pixel of a batch of RGB images of one size.
+
+        `images_NHWC` is (N, height, width, 3) uint8; the masks have `output_size` (rows, columns), by default
+        the images' own. Raises ValueError for images of another shape or type, or an empty output.
+        """
+        images_NHWC = checked_images(images_NHWC)
+        output_size = checked_output_size(output_size, images_NHWC)
+        if self.device.type == "cpu":
+            return stacked(self._side_by_side(images_NHWC, [output_size] * len(images_NHWC), with_confidence_map))
+        size = images_NHWC.shape[1], images_NHWC.shape[2]
+        return self._label(self.logits(images_NHWC), size, output_size, with_confidence_map)
+
+    @torch.inference_mode()
+    def predict_each(
+        self, images_NHWC: Tensor | NDArray[np.uint8], output_sizes: Sequence[tuple[int, int]]
+    ) -> list[Prediction]:
+        """Label images of one size whose masks have sizes of their own, as one batch: a batch of one for each.
+
+        Raises as `predict` does.
+        """
+        images_NHWC = checked_images(images_NHWC)
+        checked = [checked_output_size(output_size, images_NHWC) for output_size in output_sizes]
+        if self.device.type == "cpu":
+            return [stacked([fields]) for fields in self._side_by_side(images_NHWC, checked, False)]
+        size = images_NHWC.shape[1], images_NHWC.shape[2]
+        logits_NhwK = self.logits(images_NHWC)
+
+        def label_some(members: list[int], output_size: tuple[int, int]) -> Prediction:
+            return self._label(logits_NhwK[members], size, output_size, with_confidence_map=False)
+
+        return by_output_size(checked, label_some)
+
+    def _side_by_side(
+        self, images_NHWC: Tensor, output_sizes: Sequence[tuple[int, int]], with_confidence_map: bool
+    ) -> list[dict[str, Any]]:
+        """Return the fields of each image's mask, on a CPU: what follows the network is done by the same threads."""
+        size, align_corners = (images_NHWC.shape[1], images_NHWC.shape[2]), self.architecture.align_corners
+        padded = padded_size(size, align_corners)
+
+        def fields(images: slice) -> list[dict[str, Any]]:
+            logits_NhwK = self._one_pass(images_NHWC[images])
+            return [
+                label(logits_hwK, size, padded, output_size, align_corners, with_confidence_map, self.max_strip_bytes)
+                for logits_hwK, output_size in zip(logits_NhwK, output_sizes[images], strict=True)
+            ]
+
+        return [each for some in self._map_passes(fields, images_NHWC) for each in some]
+
+    def _label(
+        self, logits_NhwK: Tensor, size: tuple[int, int], output_size: tuple[int, int], with_confidence_map: bool
+    ) -> Prediction:
+        align_corners = self.architecture.align_corners
+        padded = padded_size(size, align_corners)
+        return label_batch(
+            logits_NhwK, size, padded, output_size, align_corners, with_confidence_map, self.max_strip_bytes
+        )
+
+    @torch.inference_mode()
+    def logits_at(
+        self,
+        image_HW3: NDArray[np.uint8],
+        output_size: tuple[int, int],
+        rows_P: NDArray[np.integer],
+        columns_P: NDArray[np.integer],
+    ) -> Tensor:
+        """Return (P, K) float32 on the predictor's device: the logits behind P pixels of an image's mask.
+
+        The mask has `output_size`; the pixels are at `rows_P` and `columns_P`.
+        """
+        image_1HW3 = checked_images(image_HW3[None])
+        size, align_corners = (image_1HW3.shape[1], image_1HW3.shape[2]), self.architecture.align_corners
+        padded = padded_size(size, align_corners)
+        logits_hwK = self.logits(image_1HW3)[0]
+        ys, xs = (taps(size[i], padded[i], logits_hwK.shape[i], output_size[i], align_corners) for i in (0, 1))
+        top_P, bottom_P, down_P = ys.part(rows_P).tensors(self.device)
+        left_P, right_P, along_P = xs.part(columns_P).tensors(self.device)
+        upper_PK, lower_PK = (
+            torch.lerp(logits_hwK[y_P, left_P], logits_hwK[y_P, right_P], along_P[:, None]) for y_P in (top_P, bottom_P)
+        )
+        return torch.lerp(upper_PK, lower_PK, down_P[:, None])
+
+    @torch.inference_mode()
+    def logits(self, images_NHWC: Tensor) -> Tensor:
+        """Return (N, h, w, K) float32 on the predictor's device, of the images at their `padded_size`.
+
+        `images_NHWC` is RGB from 0 to 255, uint8 or float32. Padding, below and on the right, has the mean colour.
+        """
+        if self.device.type == "cpu":
+            logits_NhwK = self._map_passes(lambda images: self._one_pass(images_NHWC[images]), images_NHWC)
+        else:
+            logits_NhwK = [self._one_pass(some) for some in images_NHWC.split(max(1, self._at_once(images_NHWC)))]
+        if len(logits_NhwK) > 1:
+            return torch.cat(logits_NhwK)
+        # What a CUDA graph returns is overwritten by its next replay.
+        return logits_NhwK[0].clone() if self.device.type == "cuda" else logits_NhwK[0]
+
+    def _map_passes(self, function: Callable[[slice], Result], images_NHWC: Tensor) -> list[Result]:
+        """Call the function, on a CPU, with which of the images go through the network together."""
+        num_images, height, width, _ = images_NHWC.shape
+        at_once = self._at_once(images_NHWC)
+        for_each_thread = -(-num_images // torch.get_num_threads())
+        step = max(1, min(PASS_PIXELS_CPU // (height * width), for_each_thread, at_once))
+        starts = range(0, num_images, step)
+        return map_streams(lambda n: function(slice(starts[n], starts[n] + step)), len(starts), at_once // step)
+
+    def _one_pass(self, images_NHWC: Tensor) -> Tensor:
+        padded = padded_size((images_NHWC.shape[1], images_NHWC.shape[2]), self.architecture.align_corners)
+        inputs = NetworkInputs(images_NHWC, padded, self.mean_3)
+        if not self._at_once(images_NHWC):
+            return self.network.streamed(inputs)
+        return self._run(inputs.rows(0, padded[0]))
+
+    def _at_once(self, images_NHWC: Tensor) -> int:
+        """Return how many images of this size may be computed together; 0: not even one."""
+        padded = padded_size((images_NHWC.shape[1], images_NHWC.shape[2]), self.architecture.align_corners)
+        rows, columns = feature_size(*padded)
+        return self.max_feature_bytes // (4 * rows * columns * self.network.num_features)
+
+
+def by_output_size(
+    output_sizes: Sequence[tuple[int, int]], label: Callable[[list[int], tuple[int, int]], Prediction]
+) -> list[Prediction]:
+    """Return a batch of one for each image; `label` makes the batch of those, by index, that have one output size."""
+    members: dict[tuple[int, int], list[int]] = {}
+    for n, output_size in enumerate(output_sizes):
+        members.setdefault(output_size, []).append(n)
+    found: dict[int, Prediction] = {}
+    for output_size, indices in members.items():
+        batch = label(indices, output_size)
+        found |= {n: batch.image(place) for place, n in enumerate(indices)}
+    return [found[n] for n in range(len(output_sizes))]
+
+
+def has_int8(device: torch.device) -> bool:
+    """Return whether the device multiplies 8-bit matrices without overflow: a CPU with VNNI, through oneDNN."""
+    supported = getattr(torch.cpu, "_is_vnni_supported", None)
+    on_cpu = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return on_cpu and supported is not None and supported()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether the device computes convolutions in bfloat16 at all; oneDNN refuses to on older CPUs."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return True
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Return whether the device multiplies bfloat16 matrices faster than float32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has no public question for this, and mkldnn's says yes to AVX-512 without the instructions.
+    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    checks = [getattr(torch.cpu, question, None) for question in questions]
+    return device.type == "cpu" and any(check is not None and check() for check in checks)

@@ -1,0 +1,58 @@
+"""Which evaluation of a convolution is the fastest, by device and precision."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import nn
+
+from models.kernels import winograd
+from models.kernels.convolution import Convolution, OneDnnConvolution
+from models.kernels.int8 import Int8Convolution, Ranges
+from models.kernels.winograd import WinogradConvolution
+
+Precision = Literal["float32", "bfloat16", "int8", "auto"]
+Maker = Callable[[str, nn.Conv2d, bool], Convolution]
+"""From a convolution's name, itself (square, with bias), and whether a ReLU follows."""
+
+FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+
+
+def maker(precision: Precision, device: torch.device, ranges: Mapping[str, Ranges] | None = None) -> Maker:
+    """Return what makes each convolution of a network in this precision ("auto" resolved) on this device.
+
+    `ranges` are those of `activation_ranges`, for int8. On a CPU the first convolution and the classifier, which
+    have few channels on one side, stay in float32: that costs little, and less would blur colours and logits.
+    """
+    if precision == "int8":
+        assert ranges is not None
+        return _int8_maker(ranges, device)
+    dtype = BFLOAT16 if precision == "bfloat16" else FLOAT32
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return lambda name, conv, relu: Convolution(conv, relu, dtype, device)
+
+    def make(name: str, conv: nn.Conv2d, relu: bool) -> Convolution:
+        # Of many channels, Winograd's algorithm is faster in float32 than bfloat16 is directly.
+        if winograd.is_suitable(conv) and (dtype == FLOAT32 or min(conv.in_channels, conv.out_channels) >= 512):
+            return WinogradConvolution(conv, relu, dtype, device, FLOAT32 if name == "head.conv" else dtype)
+        if name == "head.classifier":
+            return OneDnnConvolution(conv, relu, FLOAT32, device)
+        if name == "stem.conv1":
+            return OneDnnConvolution(conv, relu, FLOAT32, device, dtype)
+        return OneDnnConvolution(conv, relu, dtype, device)
+
+    return make
+
+
+def _int8_maker(ranges: Mapping[str, Ranges], device: torch.device) -> Maker:
+    make_float = maker("float32", device)
+
+    def make(name: str, conv: nn.Conv2d, relu: bool) -> Convolution:
+        if name in ("stem.conv1", "head.classifier"):
+            return make_float(name, conv, relu)
+        if name not in ranges:
+            raise ValueError(f"int8: there is no activation range for {name}; calibrate this network's checkpoint.")
+        # Maximum pooling follows the one, the sum with the pyramid's levels the other.
+        return Int8Convolution(conv, relu, ranges[name], float_output=name in ("stem.conv3", "head.conv"))
+
+    return make

@@ -1,0 +1,223 @@
+"""What training minimises: cross-entropy and its variants, Dice and Lovász-softmax, of upsampled logits.
+
+Each is a sum over images, divided by numbers of the global batch that are known beforehand: however the batch is cut
+over processes and micro-batches, the shares add up to the same loss and the same gradient.
+
+Shape suffixes: N batch, K classes, H W rows and columns of the labels, h w those of the logits, P labelled pixels.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from models.training.cross_entropy import upsampled_cross_entropy
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What is minimised; the default is the paper's mean cross-entropy over the labelled pixels, on both heads.
+
+    `class_weights`, one a class, and `label_smoothing` are those of torch's cross_entropy. With `ohem_threshold`
+    (online hard example mining) only an image's pixels whose own class has less than this probability count, or its
+    `ohem_min_kept` (a share) hardest ones if those are more; cross-entropy is then the mean over an image's kept
+    pixels, averaged over labelled images. `dice_weight` and `lovasz_weight` add `dice_loss` and `lovasz_loss` of the
+    main head, averaged over labelled images too. Raises ValueError naming a field that is out of range.
+    """
+
+    auxiliary_weight: float = 0.4
+    class_weights: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
+    ohem_threshold: float | None = None
+    ohem_min_kept: float = 0.0625
+    dice_weight: float = 0.0
+    lovasz_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("auxiliary_weight", "dice_weight", "lovasz_weight"):
+            self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        self._require("class_weights", all(0 < w < math.inf for w in self.class_weights), "positive numbers")
+        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1")
+        self._require(
+            "ohem_threshold", self.ohem_threshold is None or 0 < self.ohem_threshold <= 1, "above 0 and at most 1"
+        )
+        self._require("ohem_min_kept", 0 < self.ohem_min_kept <= 1, "above 0 and at most 1")
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ValueError(f"LossOptions: {name} is {getattr(self, name)!r}; it must be {allowed}.")
+
+
+class Objective:
+    """The loss of one head's logits as this process's share of the global batch's.
+
+    `align_corners` is the upsampling's. Raises ValueError if there are class weights, but not one for each class.
+    """
+
+    def __init__(self, options: LossOptions, num_classes: int, ignore_index: int, align_corners: bool) -> None:
+        if options.class_weights and len(options.class_weights) != num_classes:
+            raise ValueError(
+                f"LossOptions: class_weights has {len(options.class_weights)} numbers for {num_classes} classes; give "
+                "one for each, in the order of the class ids."
+            )
+        self.options = options
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.align_corners = align_corners
+        self._weights_K = torch.tensor(options.class_weights or [1.0] * num_classes, dtype=torch.float64)
+        self._is_plain = not options.class_weights and options.label_smoothing == 0 and options.ohem_threshold is None
+
+    def totals(self, labels_NHW: Tensor) -> Tensor:
+        """What losses are divided by, (2,) float64 on the labels' device; sum it over all processes and micro-batches.
+
+        These are the labelled pixels, each counted with its class weight, and the images that have any. Raises
+        ValueError for labels that are neither a class nor the ignore index.
+        """
+        labels_NHW = labels_NHW.long()
+        labelled_NHW = labels_NHW != self.ignore_index
+        ids_P = labels_NHW[labelled_NHW]
+        wrong_P = ids_P[(ids_P < 0) | (ids_P >= self.num_classes)]
+        if len(wrong_P):
+            raise ValueError(
+                f"Labels: {wrong_P.unique().tolist()[:10]} are neither one of {self.num_classes} classes nor the "
+                f"ignore_index {self.ignore_index}; map them to one or the other."
+            )
+        counts_K = torch.bincount(ids_P, minlength=self.num_classes).double()
+        weight = counts_K @ self._weights_K.to(counts_K.device)
+        return torch.stack([weight, labelled_NHW.flatten(1).any(1).sum().double()])
+
+    def main(self, logits_NKhw: Tensor, labels_NHW: Tensor, totals: Tensor) -> Tensor:
+        """The main head's loss, a scalar of at least float32; `totals` are those of the global batch."""
+        loss = self.cross_entropy(logits_NKhw, labels_NHW, totals)
+        if self.options.dice_weight or self.options.lovasz_weight:
+            regions = _ImageByImage.apply(_widened(logits_NKhw), labels_NHW, self._region_loss)
+            loss = loss + regions * _share(totals[1], regions)
+        return loss
+
+    def cross_entropy(self, logits_NKhw: Tensor, labels_NHW: Tensor, totals: Tensor) -> Tensor:
+        """Cross-entropy alone, with weights, smoothing and hard examples as the options say: the auxiliary head's."""
+        if self._is_plain:
+            # Its kernel holds no upsampled logits at all.
+            loss = upsampled_cross_entropy(logits_NKhw, labels_NHW, self.ignore_index, self.align_corners)
+        else:
+            loss = _ImageByImage.apply(_widened(logits_NKhw), labels_NHW, self._image_cross_entropy)
+        return loss * _share(totals[0 if self.options.ohem_threshold is None else 1], loss)
+
+    def _image_cross_entropy(self, logits_Khw: Tensor, labels_HW: Tensor) -> Tensor:
+        """The sum over labelled pixels, or with hard examples the mean over those that are kept."""
+        options = self.options
+        logits_PK, labels_P = self._labelled(logits_Khw, labels_HW)
+        weight_K = self._weights_K.to(logits_PK) if options.class_weights else None
+        if options.ohem_threshold is None:
+            return F.cross_entropy(
+                logits_PK, labels_P, weight_K, reduction="sum", label_smoothing=options.label_smoothing
+            )
+        if not len(labels_P):
+            return logits_PK.sum()
+        kept_P = hard_pixels(logits_PK.detach(), labels_P, options.ohem_threshold, options.ohem_min_kept)
+        return F.cross_entropy(logits_PK[kept_P], labels_P[kept_P], weight_K, label_smoothing=options.label_smoothing)
+
+    def _region_loss(self, logits_Khw: Tensor, labels_HW: Tensor) -> Tensor:
+        logits_PK, labels_P = self._labelled(logits_Khw, labels_HW)
+        if not len(labels_P):
+            return logits_PK.sum()
+        probabilities_PK = logits_PK.softmax(1)
+        loss = logits_PK.new_zeros(())
+        if self.options.dice_weight:
+            loss = loss + self.options.dice_weight * dice_loss(probabilities_PK, labels_P)
+        if self.options.lovasz_weight:
+            loss = loss + self.options.lovasz_weight * lovasz_loss(probabilities_PK, labels_P)
+        return loss
+
+    def _labelled(self, logits_Khw: Tensor, labels_HW: Tensor) -> tuple[Tensor, Tensor]:
+        logits_1KHW = F.interpolate(
+            logits_Khw[None], size=labels_HW.shape, mode="bilinear", align_corners=self.align_corners
+        )
+        labels_P = labels_HW.flatten().long()
+        labelled_P = labels_P != self.ignore_index
+        return logits_1KHW[0].flatten(1).T[labelled_P], labels_P[labelled_P]
+
+
+def hard_pixels(logits_PK: Tensor, labels_P: Tensor, threshold: float, min_kept: float) -> Tensor:
+    """Online hard example mining: which of the pixels, at least one, of an image to learn from, (P,) bool.
+
+    Those whose own class has a probability below `threshold`, and in any case the share `min_kept` of them (rounded
+    up) where it is lowest; equally hard pixels are kept or left together.
+    """
+    own_P = -F.cross_entropy(logits_PK, labels_P, reduction="none")
+    fewest = math.ceil(min_kept * len(labels_P))
+    hardest_P = own_P.topk(fewest, largest=False).values
+    return (own_P < math.log(threshold)) | (own_P <= hardest_P[-1])
+
+
+def dice_loss(probabilities_PK: Tensor, labels_P: Tensor) -> Tensor:
+    """Mean over the classes present of 1 - 2 |X and Y| / (|X| + |Y|), X being the probabilities and Y the labels.
+
+    Source: Milletari et al. 2016, with sums in place of sums of squares.
+    """
+    counts_K = torch.bincount(labels_P, minlength=probabilities_PK.shape[1])
+    own_P = probabilities_PK.gather(1, labels_P[:, None])[:, 0]
+    overlaps_K = torch.zeros_like(probabilities_PK[0]).index_add(0, labels_P, own_P)
+    dice_K = 2 * overlaps_K / (probabilities_PK.sum(0) + counts_K)
+    return (1 - dice_K[counts_K > 0]).mean()
+
+
+def lovasz_loss(probabilities_PK: Tensor, labels_P: Tensor) -> Tensor:
+    """Lovász-softmax: mean over the classes present of the Jaccard loss's Lovász extension.
+
+    Source: Berman et al. 2018, equation 9 and algorithm 1. The extension's slope is written out, not taken as a
+    difference of neighbouring Jaccard losses, of which float32 keeps few digits in large images.
+    """
+    losses = []
+    for class_id in labels_P.unique().tolist():
+        is_class_P = labels_P == class_id
+        errors_P = (is_class_P.to(probabilities_PK.dtype) - probabilities_PK[:, class_id]).abs()
+        errors_P, order_P = errors_P.sort(descending=True)
+        is_class_P = is_class_P[order_P]
+        size = is_class_P.sum()
+        # Of the set whose pixels so far are all wrong. A missed pixel leaves the intersection, a false one joins the
+        # union, and so the loss grows by 1 / union, or by intersection / (union before * union now).
+        intersection_P = size - is_class_P.cumsum(0)
+        union_P = (size + (~is_class_P).cumsum(0)).to(errors_P.dtype)
+        grown_P = intersection_P / (union_P * (union_P - 1).clamp(min=1))
+        losses.append(errors_P @ torch.where(is_class_P, 1 / union_P, grown_P))
+    return torch.stack(losses).mean()
+
+
+class _ImageByImage(torch.autograd.Function):
+    """Sum over images of `loss(logits_Khw, labels_HW)`.
+
+    Its gradient is taken image by image on the way forward: the upsampled logits of one image exist at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NKhw: Tensor, labels_NHW: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        total, gradients_Khw = logits_NKhw.new_zeros(()), []
+        for logits_Khw, labels_HW in zip(logits_NKhw, labels_NHW, strict=True):
+            leaf_Khw = logits_Khw.detach().requires_grad_()
+            with torch.enable_grad():
+                value = loss(leaf_Khw, labels_HW)
+            total += value.detach()
+            gradients_Khw += torch.autograd.grad(value, leaf_Khw)
+        ctx.save_for_backward(torch.stack(gradients_Khw))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (gradients_NKhw,) = ctx.saved_tensors
+        return gradients_NKhw * grad, None, None
+
+
+def _widened(logits_NKhw: Tensor) -> Tensor:
+    return logits_NKhw.to(torch.promote_types(logits_NKhw.dtype, torch.float32))
+
+
+def _share(total: Tensor, loss: Tensor) -> Tensor:
+    """1 / total. A batch without any labelled pixel has no loss, and must not divide by nothing."""
+    return torch.where(total > 0, 1 / total, 0).to(loss)

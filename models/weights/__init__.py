@@ -1,0 +1,1 @@
+"""Checkpoint files: save, load safely, import from other projects, and export."""

@@ -1,0 +1,325 @@
+"""Published weights, read into PSPNet: hszhao/semseg, MMSegmentation, and ImageNet's ResNets as a backbone.
+
+A file is recognised by the names of its tensors; depth, stem, classes and pyramid levels follow from names and
+shapes. What neither shows (the grid of upsampling, dilation) is each family's convention, or what an
+MMSegmentation checkpoint says of itself.
+
+Sources: github.com/hszhao/semseg model/pspnet.py; github.com/open-mmlab/mmsegmentation backbones/resnet.py and
+decode_heads/psp_head.py; torchvision.models.resnet.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.pspnet import Architecture, PSPNet
+from models.resnet import STAGE_BLOCKS, STAGE_CHANNELS
+from models.weights import mmseg_config
+from models.weights.checkpoint import Metadata
+from models.weights.safe_loading import listed, read_weights
+
+Shapes = Mapping[str, torch.Size]
+
+
+class Kind(NamedTuple):
+    """One family of published weights.
+
+    It is recognised where every one of `signature` begins some name. `prefixes` are its names and ours, {i}
+    counting pyramid levels; `function` are fields of Architecture that no tensor shows; `dropped` begins the
+    names that PSPNet has no use for.
+    """
+
+    name: str
+    signature: tuple[str, ...]
+    prefixes: dict[str, str]
+    function: dict[str, Any]
+    dropped: str | None = None
+
+    @property
+    def has_heads(self) -> bool:
+        return any(ours.startswith("head.") for ours in self.prefixes.values())
+
+
+_STEM = {"0.": "conv1.", "1.": "bn1.", "3.": "conv2.", "4.": "bn2.", "6.": "conv3.", "7.": "bn3."}
+_MMSEG_HEADS = {
+    "decode_head.psp_modules.{i}.1.conv.": "head.levels.{i}.0.",
+    "decode_head.psp_modules.{i}.1.bn.": "head.levels.{i}.1.",
+    "decode_head.bottleneck.conv.": "head.conv.",
+    "decode_head.bottleneck.bn.": "head.bn.",
+    "decode_head.conv_seg.": "head.classifier.",
+    "auxiliary_head.convs.0.conv.": "auxiliary.conv.",
+    "auxiliary_head.convs.0.bn.": "auxiliary.bn.",
+    "auxiliary_head.conv_seg.": "auxiliary.classifier.",
+}
+_MMSEG_FUNCTION = {"contract_dilation": True, "dilate_second": False, "align_corners": False}
+
+KINDS = (
+    Kind(
+        "hszhao/semseg PSPNet",
+        signature=("layer0.", "cls."),
+        prefixes={
+            **{f"layer0.{theirs}": f"backbone.{ours}" for theirs, ours in _STEM.items()},
+            "layer": "backbone.layer",
+            "ppm.features.{i}.1.": "head.levels.{i}.0.",
+            "ppm.features.{i}.2.": "head.levels.{i}.1.",
+            "cls.0.": "head.conv.",
+            "cls.1.": "head.bn.",
+            "cls.4.": "head.classifier.",
+            "aux.0.": "auxiliary.conv.",
+            "aux.1.": "auxiliary.bn.",
+            "aux.4.": "auxiliary.classifier.",
+        },
+        function={"contract_dilation": False, "align_corners": True},
+    ),
+    Kind(
+        "MMSegmentation PSPNet, deep stem",
+        signature=("backbone.stem.", "decode_head.psp_modules."),
+        prefixes={
+            **{f"backbone.stem.{theirs}": f"backbone.{ours}" for theirs, ours in _STEM.items()},
+            "backbone.layer": "backbone.layer",
+            **_MMSEG_HEADS,
+        },
+        function=_MMSEG_FUNCTION,
+    ),
+    Kind(
+        "MMSegmentation PSPNet",
+        signature=("backbone.conv1.", "decode_head.psp_modules."),
+        prefixes={
+            "backbone.conv1.": "backbone.conv1.",
+            "backbone.bn1.": "backbone.bn1.",
+            "backbone.layer": "backbone.layer",
+            **_MMSEG_HEADS,
+        },
+        function=_MMSEG_FUNCTION,
+    ),
+    Kind(
+        "ImageNet ResNet",
+        signature=("conv1.", "layer1."),
+        prefixes={"conv": "backbone.conv", "bn": "backbone.bn", "layer": "backbone.layer"},
+        function={},
+        dropped="fc.",
+    ),
+)
+
+
+class Imported(NamedTuple):
+    """A network in evaluation mode on the CPU, its metadata, and the name of its kind of weights.
+
+    `is_trained` is False for a backbone, whose heads are new; `notes` tell the user what was assumed.
+    """
+
+    model: PSPNet
+    metadata: Metadata
+    kind: str
+    is_trained: bool
+    notes: list[str]
+
+
+def import_weights(
+    path: str | Path,
+    classes: Sequence[str] | None = None,
+    bins: Sequence[int] | None = None,
+    align_corners: bool | None = None,
+) -> Imported:
+    """Read a published PSPNet, or a ResNet that becomes the backbone of a PSPNet with new heads (seed 0).
+
+    `path` is a file that torch.save or safetensors wrote. `classes` names the classes in order; without it the
+    names are the file's own, or class_0, class_1, ...; a ResNet needs it. `bins` are the pyramid levels, cells
+    per side, (1, 2, 3, 6) for four levels unless the file says otherwise. `align_corners`, if given, takes the
+    place of the kind's convention.
+
+    Raises FileNotFoundError, and ValueError for a file that cannot be read, contains code, is of no known kind,
+    or whose tensors do not all fit: names or shapes that differ, values that are not finite.
+    """
+    tensors, meta = read_weights(path)
+    try:
+        return _import(tensors, meta, classes, bins, align_corners)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _import(
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    classes: Sequence[str] | None,
+    bins: Sequence[int] | None,
+    align_corners: bool | None,
+) -> Imported:
+    kind = _recognise(tensors)
+    about = mmseg_config.describe(meta)
+    ours, unknown = _renamed(tensors, kind)
+    function = kind.function | {name: value for name, value in about.function.items() if value is not None}
+    if bins is not None:
+        function["bins"] = tuple(bins)
+    if align_corners is not None:
+        function["align_corners"] = align_corners
+    architecture = _architecture({name: tensor.shape for name, tensor in ours.items()}, kind, function, classes)
+
+    names = list(classes) if classes is not None else about.classes
+    names = names or [f"class_{index}" for index in range(architecture.num_classes)]
+    if len(names) != architecture.num_classes:
+        raise ValueError(
+            f"{len(names)} class names {'given' if classes is not None else 'in the file'}, but the classifier has "
+            f"{architecture.num_classes} classes; name each class once."
+        )
+    colors = about.colors if about.colors and len(about.colors) == len(names) else palette(len(names))
+    metadata = Metadata(names, colors, **about.normalisation)
+
+    notes = []
+    if not kind.has_heads:
+        notes.append("the heads are new and untrained: train before labelling anything")
+    elif not about.function and kind.name.startswith("MMSegmentation"):
+        notes.append(
+            "the file has no configuration; taken to be D8 (output stride 8), align_corners "
+            f"{str(architecture.align_corners).lower()}"
+        )
+    return Imported(_build(architecture, ours, unknown, kind), metadata, kind.name, kind.has_heads, notes)
+
+
+def palette(num_classes: int) -> list[list[int]]:
+    """Return a distinct [r, g, b] for each class, far apart for the first ones.
+
+    Bits of the class number, plus one, go round-robin to the top bits of red, green and blue: the scheme of
+    PASCAL VOC without its black.
+    """
+    return [
+        [sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3)]
+        for index in range(1, num_classes + 1)
+    ]
+
+
+def _recognise(names: Iterable[str]) -> Kind:
+    names = list(names)
+    for kind in KINDS:
+        if all(any(name.startswith(start) for name in names) for start in kind.signature):
+            return kind
+    known = [f"{kind.name} (with {' and '.join(f'{start}*' for start in kind.signature)})" for kind in KINDS]
+    raise ValueError(
+        f"its tensors, {listed(names)}, are of no known kind. Known are {', '.join(known)}. "
+        "A checkpoint folder of Sceneparse needs no import."
+    )
+
+
+def _renamed(tensors: Mapping[str, Tensor], kind: Kind) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors under our names, and the names that have no counterpart."""
+    ours, unknown = {}, []
+    for name, tensor in tensors.items():
+        if kind.dropped and name.startswith(kind.dropped):
+            continue
+        renamed = _replace_prefix(name, kind.prefixes.items())
+        if renamed is None:
+            unknown.append(name)
+        else:
+            ours[renamed] = tensor
+    return ours, unknown
+
+
+def _replace_prefix(name: str, prefixes: Iterable[tuple[str, str]]) -> str | None:
+    for old, new in prefixes:
+        match = re.match(re.escape(old).replace(r"\{i\}", r"(?P<i>\d+)"), name)
+        if match:
+            return new.format(**match.groupdict()) + name[match.end() :]
+    return None
+
+
+def _published(name: str, kind: Kind) -> str:
+    """Return how the kind calls one of our tensors."""
+    return _replace_prefix(name, ((ours, theirs) for theirs, ours in kind.prefixes.items())) or name
+
+
+def _architecture(
+    shapes: Shapes, kind: Kind, function: Mapping[str, Any], classes: Sequence[str] | None
+) -> Architecture:
+    """Return the architecture that the shapes, under our names, belong to."""
+
+    def shape(name: str) -> torch.Size:
+        if name not in shapes:
+            raise ValueError(f"{_published(name, kind)} is missing; the file is incomplete or of another network.")
+        return shapes[name]
+
+    num_blocks = tuple(len(_numbers(shapes, rf"backbone\.layer{stage}\.(\d+)\.")) for stage in (1, 2, 3, 4))
+    bottleneck = "backbone.layer1.0.conv3.weight" in shapes
+    depths = [depth for depth, blocks in STAGE_BLOCKS.items() if blocks == num_blocks and (depth >= 50) == bottleneck]
+    if not depths:
+        raise ValueError(
+            f"{num_blocks} {'bottleneck' if bottleneck else 'basic'} blocks are no ResNet of depth "
+            f"{', '.join(map(str, STAGE_BLOCKS))}."
+        )
+    width = shape("backbone.layer1.0.conv2.weight")
+    if width != (STAGE_CHANNELS[0], STAGE_CHANNELS[0], 3, 3):
+        raise ValueError(
+            f"{_published('backbone.layer1.0.conv2.weight', kind)} has shape {list(width)}, that of a ResNeXt, a Wide "
+            "ResNet or another relative; only plain ResNets (64 channels in the first stage) can be imported."
+        )
+    stem: dict[str, Any] = {"stem": "plain"}
+    if "backbone.conv2.weight" in shapes:
+        channels = [shape(f"backbone.conv{index}.weight")[0] for index in (1, 2, 3)]
+        stem = {"stem": "deep", "stem_channels": tuple(channels)}
+
+    head: dict[str, Any] = {}
+    if kind.has_heads:
+        head["num_classes"] = shape("head.classifier.weight")[0]
+        head["auxiliary"] = any(name.startswith("auxiliary.") for name in shapes)
+        num_levels = len(_numbers(shapes, r"head\.levels\.(\d+)\."))
+        head["bins"] = function.get("bins", {0: (), 4: (1, 2, 3, 6)}.get(num_levels))
+        if head["bins"] is None or len(head["bins"]) != num_levels:
+            raise ValueError(
+                f"the pyramid has {num_levels} levels, bins are {head['bins'] or 'not given'}; give the cells per side "
+                "of each level, for example bins 1,2,4."
+            )
+    else:
+        if not classes:
+            raise ValueError("these are weights of a backbone, for any classes; give the names of yours.")
+        head["num_classes"] = len(classes)
+    return Architecture(**{"backbone": f"resnet{depths[0]}", **function, **stem, **head})
+
+
+def _numbers(names: Iterable[str], pattern: str) -> set[str]:
+    return {match[1] for name in names if (match := re.match(pattern, name))}
+
+
+def _build(architecture: Architecture, tensors: dict[str, Tensor], unknown: list[str], kind: Kind) -> PSPNet:
+    """Return the network with these tensors; raise ValueError unless they are exactly what it needs."""
+    with torch.device("meta"):
+        model = PSPNet(architecture)
+    expected = {
+        name: tensor for name, tensor in model.state_dict().items() if kind.has_heads or name.startswith("backbone.")
+    }
+    # Files of torch before 0.4.1 have no such counters.
+    counters = {name: torch.tensor(0) for name in expected if name.endswith("num_batches_tracked")}
+    tensors = counters | tensors
+
+    problems = {
+        "missing": [_published(name, kind) for name in expected if name not in tensors],
+        "left over": unknown + [_published(name, kind) for name in tensors if name not in expected],
+        "of another shape": [
+            f"{_published(name, kind)} {list(tensors[name].shape)} instead of {list(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in tensors and tensors[name].shape != tensor.shape
+        ],
+    }
+    found = [f"{listed(names)} {problem}" for problem, names in problems.items() if names]
+    if found:
+        raise ValueError(
+            f"recognised as {kind.name} with {architecture.backbone}, but its tensors do not fit: {'; '.join(found)}."
+        )
+
+    # Copies, since tensors of one file may share memory.
+    state = {
+        name: tensors[name].to(wanted.dtype, copy=True, memory_format=torch.contiguous_format)
+        for name, wanted in expected.items()
+    }
+    # The extremes show it in one pass and without a copy.
+    unusable = [_published(name, kind) for name, t in state.items() if not torch.stack(t.aminmax()).isfinite().all()]
+    if unusable:
+        raise ValueError(f"{listed(unusable)} with NaN or infinite values; download the file again, or use another.")
+    if not kind.has_heads:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            state = PSPNet(architecture).state_dict() | state
+    model.load_state_dict(state, assign=True)
+    return model.eval()

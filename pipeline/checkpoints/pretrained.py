@@ -1,0 +1,45 @@
+"""Weights that a training starts from, other than its own checkpoints."""
+
+from typing import Any
+
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.config.data import DataConfig
+from pipeline.errors import UserError
+
+# What makes the same parameters another function.
+OF_BACKBONE = ("backbone", "stem", "stem_channels", "contract_dilation", "dilate_second")
+OF_HEADS = ("bins", "pooling", "reduce", "align_corners")
+
+
+def take_weights(network: Any, uri: str, data: DataConfig) -> list[str]:
+    """Load a checkpoint's backbone into a network, and its heads where they tell the same classes apart.
+
+    Returns: which parts were taken: 'backbone', 'head', 'auxiliary'.
+    Raises: UserError for a checkpoint whose backbone is another one, naming the keys to change.
+    """
+    found = Checkpoint.load(uri, long_side=None)
+    differing = _differing(network, found.network, OF_BACKBONE)
+    if differing:
+        listed = "\n  ".join(f"model.{key}: {theirs!r} in weights, {ours!r} here" for key, theirs, ours in differing)
+        raise UserError(f"weights {uri}: holds another backbone:\n  {listed}\nset these keys as the weights have them")
+    network.backbone.load_state_dict(found.network.backbone.state_dict())
+    taken = ["backbone"]
+    if found.class_names != [entry.name for entry in data.classes]:
+        return taken
+    if not _differing(network, found.network, OF_HEADS):
+        network.head.load_state_dict(found.network.head.state_dict())
+        taken.append("head")
+    if network.auxiliary is not None and found.network.auxiliary is not None:
+        network.auxiliary.load_state_dict(found.network.auxiliary.state_dict())
+        taken.append("auxiliary")
+    return taken
+
+
+def _differing(network: Any, other: Any, fields: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
+    """(field, the other's value, the network's) where they differ; the plain stem has no channels of its own."""
+    ours, theirs = network.architecture.to_dict(), other.architecture.to_dict()
+    if ours["stem"] == theirs["stem"] == "plain":
+        theirs["stem_channels"] = ours["stem_channels"]
+    if int(ours["backbone"].removeprefix("resnet")) >= 50:
+        theirs["dilate_second"] = ours["dilate_second"]
+    return [(field, theirs[field], ours[field]) for field in fields if theirs[field] != ours[field]]

@@ -1,0 +1,1 @@
+"""Connecting to Ray, sizing actor pools, reporting progress, and everything private of Ray."""

@@ -1,0 +1,1 @@
+"""Settings of every job, how they are loaded and checked, dataset formats and class tables."""

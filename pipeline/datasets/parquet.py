@@ -1,0 +1,238 @@
+"""Datasets in Parquet: a table of images and annotations, or the masks that segment_bucket.py has written.
+
+Bytes stay in the table until they are needed: a pair names their cells. Training asks for rows in a random order and
+gets the row group of each, so row groups should be small (docs/datasets.md).
+"""
+
+import functools
+import itertools
+import posixpath
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.config.data import DataConfig
+from pipeline.datasets.layouts import stamp, under
+from pipeline.datasets.pairs import SHOWN, Cell, Listing, Pair, places_of
+from pipeline.errors import UserError
+from pipeline.storage.parquet_files import FileMetaData, ParquetFile, open_parquet
+from pipeline.storage.places import Places
+
+READERS = 16  # footers and columns that are read at once
+CACHED_BYTES = 256_000_000  # of row groups, in each process
+OWN = b"sceneparse.schema_version"  # a key of the metadata of every table that a segmentation writes
+
+
+def list_tables(data: DataConfig, split: str) -> Listing:
+    """The rows of a table's files in name order; of a segmentation's output, those of the images that went well.
+
+    Raises: UserError for a table that is missing, unreadable or lacks a column.
+    """
+    files = _table_files(storage.absolute(under(data.root, split)))
+    listing = Listing()
+    if not files:
+        listing.add("no images", under(data.root, split), "no Parquet file there, nor one of that name with .parquet")
+        return listing
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = list(pool.map(lambda file: _Table.open(file, files[file]), files))
+    if OWN in (tables[0].schema.metadata or {}) and "image_uri" in tables[0].schema.names:
+        _check_classes(_output_of(tables[0].uri), data)
+        pairs_of = _own_pairs
+    elif data.min_confidence is not None:
+        raise UserError(
+            f"{tables[0].uri}: was not written by segment_bucket.py, so it says nothing of confidence; "
+            "remove data.min_confidence"
+        )
+    else:
+        pairs_of = _plain_pairs
+    with ThreadPoolExecutor(READERS) as pool:
+        for part in pool.map(lambda table: pairs_of(table, data), tables):
+            listing.pairs += part.pairs
+            listing.findings += part.findings
+    return listing
+
+
+def read_cell(cell: Cell) -> bytes:
+    """The bytes in a cell, or of the file that it names by its path. Raises UserError."""
+    value: Any = _row_groups.column(cell)[cell.row - _first_rows(cell.file)[cell.row_group]].as_py()
+    content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    if content is None and path:
+        uri = _beside(cell.file, path)
+        if refusal := cell.places.refusal(uri):
+            raise UserError(f"{cell}: {uri} {refusal}")
+        return storage.read_bytes(uri)
+    if content is None:
+        raise UserError(f"{cell}: is null, but must hold a file's bytes")
+    return content
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One Parquet file, its footer read."""
+
+    uri: str
+    stamp: str
+    schema: pa.Schema
+    row_groups: list[int]  # their numbers of rows
+
+    @staticmethod
+    def open(uri: str, details: dict[str, Any]) -> "_Table":
+        with _opened(uri) as file:
+            return _Table(uri, stamp(details), file.schema_arrow, _rows(file.metadata))
+
+    def read(self, columns: list[str]) -> pa.Table:
+        with _opened(self.uri) as file:
+            return file.read(columns)
+
+    def sources(self, column: str, places: Places) -> Sequence[str | Cell | None]:
+        """A URI or cell for each row; None where the table has neither. Cells may name what lies in the places."""
+        if column not in self.schema.names:
+            raise UserError(
+                f"{self.uri}: has no column {column!r}, only {', '.join(self.schema.names)}; set data.image_column and "
+                "data.label_column"
+            )
+        kind = self.schema.field(column).type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            return [uri and _beside(self.uri, uri) for uri in self.read([column])[column].to_pylist()]
+        names = {kind.field(index).name for index in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
+        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or "bytes" in names):
+            raise UserError(
+                f"{self.uri}: column {column!r} holds {kind}; image files (binary, or struct<bytes, path>) or their "
+                "URIs (string) are needed"
+            )
+        groups = (group for group, rows in enumerate(self.row_groups) for _ in range(rows))
+        return [Cell(self.uri, group, row, column, places) for row, group in enumerate(groups)]
+
+
+def _table_files(place: str) -> dict[str, dict[str, Any]]:
+    """The Parquet files of a table: one file, or those of a folder; of a segmentation's output, its masks."""
+    found = storage.find(place) or storage.find(f"{place}.parquet")
+    tables = {uri: details for uri, details in found.items() if uri.endswith(".parquet")}
+    return {uri: details for uri, details in tables.items() if uri.startswith(f"{place}/masks/")} or tables
+
+
+def _plain_pairs(table: _Table, data: DataConfig) -> Listing:
+    listing = Listing()
+    places = places_of(data, table.uri)
+    images, labels = table.sources(data.image_column or "image", places), table.sources(data.label_column, places)
+    for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+        where = f"{table.uri}#row={row}"
+        if image is None:
+            listing.add("missing image", where, f"column {data.image_column or 'image'!r} is null")
+        if label is None:
+            listing.add("missing annotation", where, f"column {data.label_column!r} is null")
+        if image is not None and label is not None and listing.check_places(places, where, image, label):
+            listing.pairs.append(Pair(image, label, stamp=table.stamp))
+    return listing
+
+
+def _own_pairs(table: _Table, data: DataConfig) -> Listing:
+    """Pairs of a part of a segmentation's output; images of which no class is trusted are left out."""
+    ignored = _untrusted(table.uri, data.min_confidence) if data.min_confidence is not None else {}
+    rows = table.read(["image_id", "status", "class_ids"]).to_pylist()
+    places = places_of(data, table.uri)
+    images, labels = table.sources(data.image_column or "image_uri", places), table.sources(data.label_column, places)
+    listing = Listing()
+    for number, (row, image, label) in enumerate(zip(rows, images, labels, strict=True)):
+        untrusted = ignored.get(row["image_id"], ())
+        if row["status"] != "ok" or set(row["class_ids"]) <= set(untrusted):
+            continue
+        assert image is not None, table.uri
+        assert label is not None, table.uri
+        if listing.check_places(places, f"{table.uri}#row={number}", image, label):
+            listing.pairs.append(Pair(image, label, ignored=untrusted, stamp=table.stamp))
+    return listing
+
+
+def _untrusted(masks_part: str, min_confidence: float) -> dict[bytes, tuple[int, ...]]:
+    """image_id -> the classes whose mean confidence in that image is below the threshold."""
+    uri = storage.join(_output_of(masks_part), "class_stats", posixpath.basename(masks_part))
+    with _opened(uri) as file:
+        statistics = file.read(["image_id", "class_id", "mean_confidence"])
+    trusted = pc.fill_null(pc.greater_equal(statistics["mean_confidence"], min_confidence), False)
+    found: dict[bytes, list[int]] = defaultdict(list)
+    for row in statistics.filter(pc.invert(trusted)).to_pylist():
+        found[row["image_id"]].append(row["class_id"])
+    return {image_id: tuple(sorted(class_ids)) for image_id, class_ids in found.items()}
+
+
+def _check_classes(output: str, data: DataConfig) -> None:
+    """Refuse an output whose ids mean other classes than data.classes, but for those that label_map names."""
+    uri = storage.join(output, "classes.parquet")
+    if not storage.exists(uri):
+        return
+    with _opened(uri) as file:
+        names = {row["class_id"]: row["class_name"] for row in file.read().to_pylist()}
+    ours = dict(enumerate(entry.name for entry in data.classes))
+    other = [
+        f"{class_id} is {name!r} there and {ours.get(class_id, 'no class')!r} here"
+        for class_id, name in sorted(names.items())
+        if class_id not in data.label_map and ours.get(class_id) != name
+    ]
+    if other:
+        raise UserError(
+            f"{uri}: the masks have other classes than data.classes: {'; '.join(other[:SHOWN])}"
+            f"{' ...' if len(other) > SHOWN else ''}; give data.classes as they are there, or say with data.label_map "
+            "which class each of these ids is here"
+        )
+
+
+def _output_of(part: str) -> str:
+    return posixpath.dirname(posixpath.dirname(part))
+
+
+def _beside(file: str, path: str) -> str:
+    """A path that a Parquet file names: absolute, a URI, or relative to the file's folder."""
+    return storage.absolute(under(posixpath.dirname(file), path))
+
+
+class _RowGroups:
+    """The columns of row groups that were read last, up to CACHED_BYTES; one for the process."""
+
+    def __init__(self) -> None:
+        self._columns: OrderedDict[tuple[str, int, str], pa.ChunkedArray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def column(self, cell: Cell) -> pa.ChunkedArray:
+        key = cell.file, cell.row_group, cell.column
+        with self._lock:
+            if key not in self._columns:
+                with _opened(cell.file) as file:
+                    self._columns[key] = file.read_row_group(cell.row_group, [cell.column])[cell.column]
+            self._columns.move_to_end(key)
+            while len(self._columns) > 1 and sum(kept.nbytes for kept in self._columns.values()) > CACHED_BYTES:
+                self._columns.popitem(last=False)
+            return self._columns[key]
+
+
+_row_groups = _RowGroups()
+
+
+@functools.lru_cache(maxsize=1024)
+def _first_rows(uri: str) -> list[int]:
+    """The number of each row group's first row."""
+    with _opened(uri) as file:
+        return list(itertools.accumulate(_rows(file.metadata), initial=0))
+
+
+def _rows(metadata: FileMetaData) -> list[int]:
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+@contextmanager
+def _opened(uri: str) -> Iterator[ParquetFile]:
+    """An open Parquet file; what fails with it in the block becomes a UserError."""
+    with storage.explained(uri):
+        try:
+            with storage.open_file(uri) as file:
+                yield open_parquet(file)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{uri}: is not a Parquet file that can be read: {error}") from None

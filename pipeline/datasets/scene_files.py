@@ -1,0 +1,29 @@
+"""The built-in scenes as files, in the layout that training reads."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.datasets.scenes import CLASSES, CUES_RIGHT, scene
+from pipeline.images.codec import encode_image, encode_mask
+
+PALETTE = np.array([entry.color for entry in CLASSES], np.uint8)
+FIRST_VAL = 100_000  # index of the first validation scene: more are not trained on
+WRITES = 8  # at once
+
+
+def write_scenes(
+    root: str, num_train: int, num_val: int, seed: int, height: int, width: int, cues_right: float = CUES_RIGHT
+) -> None:
+    """Write scenes to ROOT/images/SPLIT/NNNNNN.jpg, and their annotations. Raises UserError."""
+
+    def write(split: str, index: int) -> None:
+        image_HW3, label_HW = scene(seed, index, height, width, cues_right)
+        storage.write_bytes(f"{root}/images/{split}/{index:06d}.jpg", encode_image(image_HW3))
+        storage.write_bytes(f"{root}/annotations/{split}/{index:06d}.png", encode_mask(label_HW, PALETTE))
+
+    splits = ["train"] * num_train + ["val"] * num_val
+    indices = [*range(num_train), *range(FIRST_VAL, FIRST_VAL + num_val)]
+    with ThreadPoolExecutor(WRITES) as pool:
+        list(pool.map(write, splits, indices))

@@ -1,0 +1,299 @@
+"""Reading a whole dataset before a GPU is paid for: tasks read and reduce, the driver adds up.
+
+What a task sends to the driver grows with the number of images (16 bytes each) and classes, not with their pixels.
+"""
+
+import hashlib
+import pickle
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.cluster import connection
+from pipeline.cluster.ray_data import map_tables
+from pipeline.config.data import DataConfig
+from pipeline.config.jobs import ValidateDatasetConfig
+from pipeline.console import duration, say
+from pipeline.datasets import Cell, Pair, PairError, fingerprint, list_split
+from pipeline.datasets.loading import (
+    OUTSIDE,
+    check_ids,
+    check_sizes,
+    class_ids_of,
+    label_counts,
+    open_image,
+    open_label,
+    read,
+)
+from pipeline.datasets.pairs import KINDS, SHOWN, Finding
+from pipeline.errors import UserError, user_error
+
+PAIRS_PER_BLOCK = 32  # and as many more as stand in the row group of a table, which is read as a whole
+MOST_PER_BLOCK = 256
+EXAMPLES = 100  # of each kind that are kept
+SECONDS_BETWEEN_LINES = 10.0
+HASH_BYTES = 16
+UNREAD = bytes(HASH_BYTES)  # in the place of the hash of an image that cannot be read
+
+BLOCK = pa.schema([("split", pa.string()), ("start", pa.int64()), ("pairs", pa.binary())])
+READ = pa.schema(
+    [
+        ("split", pa.string()),
+        ("start", pa.int64()),  # number of the first pair
+        ("hashes", pa.large_binary()),  # HASH_BYTES for each pair
+        ("images", pa.int64()),  # that were read with their annotations and fit
+        ("pixels", pa.list_(pa.int64())),  # K
+        ("images_with", pa.list_(pa.int64())),  # K
+        ("ignored", pa.int64()),  # pixels
+        ("sides", pa.list_(pa.int32())),  # smallest and largest width, smallest and largest height; empty: no image
+        ("findings", pa.list_(pa.struct([(name, pa.string()) for name in ("kind", "where", "message")]))),
+    ]
+)
+
+
+@dataclass
+class SplitCheck:
+    """A split's images and what their annotations hold."""
+
+    listed: int  # pairs
+    fingerprint: str
+    pixels_K: NDArray[np.int64]
+    images_with_K: NDArray[np.int64]
+    images: int = 0  # pairs without an error
+    ignored: int = 0  # pixels
+    sides: tuple[int, int, int, int] | None = None  # smallest and largest width, then height, pixels
+
+
+@dataclass
+class DatasetCheck:
+    """A dataset as it was found."""
+
+    data: DataConfig
+    splits: dict[str, SplitCheck]
+    totals: Counter[str] = field(default_factory=Counter)  # findings of each kind
+    examples: dict[str, list[Finding]] = field(default_factory=lambda: defaultdict(list))  # the first of each kind
+    seconds: float = 0.0
+
+    def add(self, finding: Finding) -> None:
+        self.totals[finding.kind] += 1
+        if len(self.examples[finding.kind]) < EXAMPLES:
+            self.examples[finding.kind].append(finding)
+
+    @property
+    def errors(self) -> int:
+        return sum(count for kind, count in self.totals.items() if KINDS[kind].is_error)
+
+    @property
+    def warnings(self) -> int:
+        return sum(self.totals.values()) - self.errors
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds that were found, errors first."""
+        return sorted(self.totals, key=lambda kind: (not KINDS[kind].is_error, list(KINDS).index(kind)))
+
+
+def check_dataset(config: ValidateDatasetConfig) -> tuple[DatasetCheck, dict[str, list[Pair]]]:
+    """List and read every pair of the splits once; everything that is wrong is found, not the first alone.
+
+    Returns: the check, and the pairs of each split.
+    Raises: UserError where storage or a table cannot be used at all.
+    """
+    started = time.monotonic()
+    data = config.data
+    pairs: dict[str, list[Pair]] = {}
+    check = DatasetCheck(data, {})
+    for split in dict.fromkeys(config.splits or (data.train_split, data.val_split)):
+        listing = list_split(data, split)
+        pairs[split] = listing.pairs
+        zeros_K = np.zeros(len(data.classes), np.int64)
+        check.splits[split] = SplitCheck(len(listing.pairs), fingerprint(listing.pairs), zeros_K, zeros_K.copy())
+        for finding in listing.findings:
+            check.add(finding)
+    say(f"{data.root}: " + ", ".join(f"{len(listed):,} pairs in {split}" for split, listed in pairs.items()))
+    hashes = _read_all(check, pairs, config.verbose) if any(pairs.values()) else {}
+    for finding in _duplicates(hashes, pairs):
+        check.add(finding)
+    for split, found in check.splits.items():
+        for entry, num_pixels in zip(data.classes, found.pixels_K, strict=True):
+            if found.images and not num_pixels:
+                check.add(Finding("class that never occurs", f"split {split}", entry.name))
+    check.seconds = time.monotonic() - started
+    return check, pairs
+
+
+def _read_all(check: DatasetCheck, pairs: dict[str, list[Pair]], verbose: bool) -> dict[str, NDArray[np.uint8]]:
+    """Fill in what reading tells. Returns the hashes of each split's images, N x HASH_BYTES."""
+    connection.connect(verbose)
+    hashes = {split: np.zeros((len(listed), HASH_BYTES), np.uint8) for split, listed in pairs.items()}
+    total, done = sum(map(len, pairs.values())), 0
+    start = last = time.monotonic()
+    read_blocks = map_tables(read_block, list(_blocks(pairs)), num_cpus=1, verbose=verbose, data=check.data)
+    try:
+        for table in read_blocks.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for row in pa.table(table).to_pylist():
+                read_hashes = np.frombuffer(row["hashes"], np.uint8).reshape(-1, HASH_BYTES)
+                hashes[row["split"]][row["start"] : row["start"] + len(read_hashes)] = read_hashes
+                _add(check, row)
+                done += len(read_hashes)
+            now = time.monotonic()
+            if now - last >= SECONDS_BETWEEN_LINES and done < total:
+                left = (now - start) / done * (total - done)
+                say(f"  {done:,} of {total:,} images · {duration(left)} left · {check.errors:,} errors")
+                last = now
+    except Exception as error:
+        raise user_error(error) or error from None
+    return hashes
+
+
+def _blocks(pairs: dict[str, list[Pair]]) -> Iterator[pa.Table]:
+    for split, listed in pairs.items():
+        start = 0
+        for end in range(1, len(listed) + 1):
+            full = end - start >= PAIRS_PER_BLOCK and not _in_one_row_group(listed[end - 1 : end + 1])
+            if full or end - start == MOST_PER_BLOCK or end == len(listed):
+                block = pickle.dumps(listed[start:end])
+                yield pa.Table.from_pylist([{"split": split, "start": start, "pairs": block}], BLOCK)
+                start = end
+
+
+def _in_one_row_group(pairs: list[Pair]) -> bool:
+    """Whether what these pairs have in a table is read at once."""
+    cells = [source for pair in pairs for source in (pair.image, pair.label) if isinstance(source, Cell)]
+    return len(cells) >= len(pairs) and len({(cell.file, cell.row_group) for cell in cells}) == 1
+
+
+def read_block(blocks: pa.Table, data: DataConfig) -> Iterator[pa.Table]:
+    """Task: read a BLOCK's pairs and reduce them to one READ row."""
+    yield pa.Table.from_pylist([_read_pairs(row, data) for row in blocks.to_pylist()], READ)
+
+
+def _read_pairs(block: dict[str, Any], data: DataConfig) -> dict[str, Any]:
+    pairs = pickle.loads(block["pairs"])
+    seen = []
+    with ThreadPoolExecutor(storage.FETCHES) as pool:
+        for few in (pairs[start : start + PAIRS_PER_BLOCK] for start in range(0, len(pairs), PAIRS_PER_BLOCK)):
+            contents = list(pool.map(_content, [source for pair in few for source in (pair.image, pair.label)]))
+            seen += [_read_pair(*work, data) for work in zip(few, contents[::2], contents[1::2], strict=True)]
+    widths, heights = ([one.size[side] for one in seen if one.size] for side in (0, 1))
+    return {
+        "split": block["split"],
+        "start": block["start"],
+        "hashes": b"".join(one.image_hash for one in seen),
+        "images": sum(not any(finding.is_error for finding in one.findings) for one in seen),
+        "pixels": np.sum([one.pixels_K for one in seen], axis=0).tolist(),
+        "images_with": np.sum([one.pixels_K > 0 for one in seen], axis=0).tolist(),
+        "ignored": sum(one.ignored for one in seen),
+        "sides": [min(widths), max(widths), min(heights), max(heights)] if widths else [],
+        "findings": [asdict(finding) for one in seen for finding in one.findings],
+    }
+
+
+def _content(source: str | Cell) -> bytes | UserError:
+    """A file's bytes or why there are none; storage that cannot be reached says nothing of any one file."""
+    try:
+        return read(source)
+    except UserError as error:
+        if isinstance(error.__cause__, storage.UNREACHABLE):
+            raise
+        return error
+
+
+@dataclass
+class _Seen:
+    """What one pair holds."""
+
+    pixels_K: NDArray[np.int64]
+    image_hash: bytes = UNREAD
+    size: tuple[int, int] | None = None  # width, height
+    ignored: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @contextmanager
+    def noted(self, what: str, uri: str) -> Iterator[None]:
+        """Turn an error in the block into a finding about the image or annotation."""
+        try:
+            yield
+        except PairError as error:
+            self.findings.append(error.finding)
+        except UserError as error:
+            kind = "missing" if isinstance(error.__cause__, FileNotFoundError) else "unreadable"
+            self.findings.append(Finding(f"{kind} {what}", uri, str(error)))
+
+
+def _read_pair(pair: Pair, image: bytes | UserError, label: bytes | UserError, data: DataConfig) -> _Seen:
+    seen = _Seen(np.zeros(len(data.classes), np.int64))
+    image_HW3 = label_HW = None
+    with seen.noted("image", pair.image_uri):
+        image_HW3 = open_image(pair, _given(image), data)
+        seen.size = image_HW3.shape[1], image_HW3.shape[0]
+        seen.image_hash = _pixel_hash(image_HW3)
+    with seen.noted("annotation", pair.label_uri):
+        label_HW = open_label(pair, _given(label), data)
+        raw_ids, counts = label_counts(label_HW)
+        class_ids = class_ids_of(raw_ids, pair, data)
+        known = (class_ids != OUTSIDE) & (class_ids != data.ignore_index)
+        np.add.at(seen.pixels_K, class_ids[known], counts[known])
+        seen.ignored = int(counts[class_ids == data.ignore_index].sum())
+        check_ids(pair, raw_ids[class_ids == OUTSIDE], data)
+        if not known.any():
+            seen.findings.append(Finding("nothing labelled", pair.label_uri, "every pixel is ignored"))
+    if image_HW3 is not None and label_HW is not None:
+        with seen.noted("annotation", pair.label_uri):
+            check_sizes(pair, image_HW3, label_HW)
+    return seen
+
+
+def _given(content: bytes | UserError) -> bytes:
+    if isinstance(content, UserError):
+        raise content
+    return content
+
+
+def _pixel_hash(image_HW3: NDArray[np.uint8]) -> bytes:
+    """Hash of what the image shows, so that a copy is found in another lossless format or with other metadata too."""
+    hashed = hashlib.blake2b(repr(image_HW3.shape).encode(), digest_size=HASH_BYTES)
+    hashed.update(np.ascontiguousarray(image_HW3).data)
+    return hashed.digest()
+
+
+def _add(check: DatasetCheck, row: dict[str, Any]) -> None:
+    split = check.splits[row["split"]]
+    split.images += row["images"]
+    split.pixels_K += np.array(row["pixels"], np.int64)
+    split.images_with_K += np.array(row["images_with"], np.int64)
+    split.ignored += row["ignored"]
+    if row["sides"]:
+        narrow, wide, low, high = row["sides"]
+        ours = split.sides or (narrow, wide, low, high)
+        split.sides = min(narrow, ours[0]), max(wide, ours[1]), min(low, ours[2]), max(high, ours[3])
+    for finding in row["findings"]:
+        check.add(Finding(**finding))
+
+
+def _duplicates(hashes: dict[str, NDArray[np.uint8]], pairs: dict[str, list[Pair]]) -> Iterator[Finding]:
+    """A finding for each group of images with the same pixels, in the order of the listing."""
+    if not hashes:
+        return
+    all_N = np.concatenate(list(hashes.values())).view(f"V{HASH_BYTES}").ravel()
+    _, group_N, count_N = np.unique(all_N, return_inverse=True, return_counts=True)
+    splits, starts = list(hashes), np.cumsum([0, *map(len, hashes.values())])
+    groups: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    for place in np.flatnonzero((count_N[group_N] > 1) & (all_N != np.void(UNREAD))):
+        number = int(np.searchsorted(starts, place, side="right")) - 1
+        split = splits[number]
+        groups[group_N[place]].append((split, pairs[split][place - starts[number]].image_uri))
+    for (split, first), *copies in groups.values():
+        between = any(other != split for other, _ in copies)
+        told = ", ".join(f"{uri} ({other})" for other, uri in copies[:SHOWN]) + (" ..." if len(copies) > SHOWN else "")
+        kind = "duplicate between splits" if between else "duplicate within a split"
+        yield Finding(kind, f"{first} ({split})", f"has the same pixels as {told}")

@@ -1,0 +1,170 @@
+"""What a dataset check found, for a terminal, a program (dataset.json) and a browser (dataset.html)."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import StrMethodFormatter
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.datasets import Pair, load_pair
+from pipeline.datasets.pairs import KINDS
+from pipeline.datasets.validation import DatasetCheck, SplitCheck
+from pipeline.errors import UserError
+from pipeline.html import charts
+from pipeline.html.page import data_uri, render
+from pipeline.images.codec import overlay, shrink
+
+TERMINAL_CLASSES = 40  # with more, the rarest alone are printed
+TERMINAL_EXAMPLES = 5
+PICTURES = 6
+PICTURE_SIDE = 480  # pixels
+
+
+def summary(check: DatasetCheck) -> Iterator[str]:
+    """The lines that a person reads in a terminal."""
+    data = check.data
+    yield f"Dataset     {data.root} ({data.format}, {len(data.classes)} classes, ignore_index {data.ignore_index})"
+    for split, found in check.splits.items():
+        yield f"Split       {split}: {_images(found)} · {_size(found)} · fingerprint {found.fingerprint}"
+    splits = list(check.splits)
+    shares = {split: _shares(check.splits[split]) for split in splits}
+    rarest = sorted(range(len(data.classes)), key=lambda k: shares[splits[0]][k])
+    shown = sorted(rarest[:TERMINAL_CLASSES])
+    yield "Classes     share of the labelled pixels, and images with the class"
+    if len(shown) < len(data.classes):
+        yield f"            the {len(shown)} rarest of {len(data.classes)}; dataset.json has them all"
+    yield f"  {'id':>3}  {'name':<20}" + "".join(f"{split[:22]:>24}" for split in splits)
+    for k in shown:
+        columns = [f"{shares[split][k]:>12.4%}{check.splits[split].images_with_K[k]:>12,}" for split in splits]
+        yield f"  {k:>3}  {data.classes[k].name[:20]:<20}" + "".join(columns)
+    for kind in check.kinds:
+        word = "error" if KINDS[kind].is_error else "warning"
+        yield f"{word:<12}{kind}: {check.totals[kind]:,}; {KINDS[kind].remedy}"
+        examples = check.examples[kind][:TERMINAL_EXAMPLES]
+        for finding in examples:
+            yield f"  {finding.where}: {finding.message}"
+        if check.totals[kind] > len(examples):
+            yield f"  ... and {check.totals[kind] - len(examples):,} more"
+    yield f"Result      {check.errors:,} error(s), {check.warnings:,} warning(s)"
+
+
+def write_report(check: DatasetCheck, pairs: dict[str, list[Pair]], output: str) -> None:
+    """Write OUTPUT/dataset.json and OUTPUT/dataset.html. Raises UserError."""
+    about = as_json(check)
+    storage.write_bytes(storage.join(output, "dataset.json"), json.dumps(about, indent=1).encode())
+    page = render("dataset.html", check=check, about=about, chart=_chart(check), pictures=_pictures(check, pairs))
+    storage.write_bytes(storage.join(output, "dataset.html"), page)
+
+
+def as_json(check: DatasetCheck) -> dict[str, Any]:
+    """Everything that was found; examples of each kind of finding up to dataset_check.EXAMPLES."""
+    data = check.data
+    return {
+        "root": data.root,
+        "format": data.format,
+        "ignore_index": data.ignore_index,
+        "errors": check.errors,
+        "warnings": check.warnings,
+        "seconds": round(check.seconds, 1),
+        "splits": {
+            split: {
+                "pairs": found.listed,
+                "images": found.images,
+                "fingerprint": found.fingerprint,
+                "labelled_pixels": int(found.pixels_K.sum()),
+                "ignored_pixels": found.ignored,
+                "width": list(found.sides[:2]) if found.sides else None,
+                "height": list(found.sides[2:]) if found.sides else None,
+                "size": _size(found),
+                "classes": [
+                    {
+                        "class_id": k,
+                        "class_name": entry.name,
+                        "pixel_count": int(found.pixels_K[k]),
+                        "pixel_fraction": float(_shares(found)[k]),
+                        "images": int(found.images_with_K[k]),
+                    }
+                    for k, entry in enumerate(data.classes)
+                ],
+            }
+            for split, found in check.splits.items()
+        },
+        "findings": [
+            {
+                "kind": kind,
+                "severity": "error" if KINDS[kind].is_error else "warning",
+                "total": check.totals[kind],
+                "remedy": KINDS[kind].remedy,
+                "examples": [asdict(finding) for finding in check.examples[kind]],
+            }
+            for kind in check.kinds
+        ],
+    }
+
+
+def _shares(found: SplitCheck) -> NDArray[np.float64]:
+    """Share of each class in the labelled pixels, K."""
+    return found.pixels_K / max(1, found.pixels_K.sum())
+
+
+def _images(found: SplitCheck) -> str:
+    wrong = found.listed - found.images
+    return f"{found.images:,} images" + (f" and {wrong:,} pairs with errors" if wrong else "")
+
+
+def _size(found: SplitCheck) -> str:
+    if found.sides is None:
+        return "no image was read"
+    narrow, wide, low, high = found.sides
+    if (narrow, low) == (wide, high):
+        return f"{wide} x {high} pixels"
+    return f"{narrow} to {wide} x {low} to {high} pixels"
+
+
+def _chart(check: DatasetCheck) -> str | None:
+    """Bars of the classes' shares, the most frequent in the first split on top; None if no pixel is labelled."""
+    splits = {split: _shares(found) for split, found in check.splits.items()}
+    present = [100 * share for shares_K in splits.values() for share in shares_K if share]
+    if not present:
+        return None
+    order = np.argsort(next(iter(splits.values())), kind="stable")
+    names = [check.data.classes[k].name for k in order]
+    thickness = 0.8 / len(splits)
+    with charts.style():
+        drawn = charts.figure(9, 0.8 + 0.2 * len(names))
+        axes = drawn.subplots()
+        for number, (split, shares_K) in enumerate(splits.items()):
+            places = np.arange(len(names)) + 0.4 - thickness * (number + 0.5)
+            axes.barh(places, 100 * shares_K[order], thickness, label=split)
+        axes.set_yticks(np.arange(len(names)), names)
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.set_xscale("log")
+        axes.set_xlim(left=min(present) / 2)  # so that the rarest class has a bar
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set_xlabel("share of the labelled pixels, percent (logarithmic)")
+        axes.grid(visible=False, axis="y")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(splits))
+    return charts.svg(drawn)
+
+
+def _pictures(check: DatasetCheck, pairs: dict[str, list[Pair]]) -> list[dict[str, str]]:
+    """Some images of the first split with their annotations laid over them, evenly spread; unreadable ones are not."""
+    palette = np.array([entry.color for entry in check.data.classes], np.uint8)
+    listed = next(iter(pairs.values()))
+    pictures = []
+    for number in range(min(PICTURES, len(listed))):
+        pair = listed[number * len(listed) // PICTURES if len(listed) > PICTURES else number]
+        try:
+            image_HW3, label_HW = load_pair(pair, check.data)
+        except UserError:
+            continue  # the findings tell of it
+        # An id beyond the palette leaves the image as it is.
+        shown_HW = np.where(label_HW == check.data.ignore_index, len(palette), label_HW)
+        mixed_HW3 = overlay(image_HW3, shown_HW, palette)
+        both_HW3 = np.concatenate([shrink(image_HW3, PICTURE_SIDE), shrink(mixed_HW3, PICTURE_SIDE)], axis=1)
+        pictures.append({"source": data_uri(both_HW3), "name": pair.image_uri})
+    return pictures

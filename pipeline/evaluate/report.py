@@ -1,0 +1,146 @@
+"""The page of an evaluation, OUTPUT/evaluation.html, and its charts."""
+
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.html.charts import COLORS, INK, figure, style, svg
+from pipeline.html.page import render
+from pipeline.html.pictures import kept, views
+from pipeline.metrics.calibration_error import BINS, ConfidenceCounts
+
+PAGE = "evaluation.html"
+NUMBERED = 24  # classes up to which a confusion matrix has its numbers in the cells
+LARGEST_CELL, SMALLEST_CELL = 0.42, 0.16  # inches; names of the smallest are still 8 points high
+CONFUSIONS = 12  # rows of the table of the most frequent mistakes
+PIXELS_PER_INCH = 72  # of an SVG
+BLUES = LinearSegmentedColormap.from_list("blues", ["#f4f7fa", COLORS[0]]).with_extremes(bad="#c9ced4")
+DARK = "#1d2430"  # on the light cells
+
+Row = dict[str, Any]
+
+
+def evaluation_page(
+    evaluation: Evaluation, about: dict[str, Any], palette: NDArray[np.uint8], before: ConfidenceCounts | None = None
+) -> bytes:
+    """The page as HTML. `about` is what metrics.json holds; `before` are the confidences of the former temperature."""
+    names = [row["name"] for row in about["classes"]]
+    confusion = confusion_figure(evaluation.confusion_KK, names)
+    confidence = evaluation.confidence
+    return render(
+        PAGE,
+        about=about,
+        tiles=_tiles(about),
+        classes=sorted(about["classes"], key=lambda row: -1.0 if row["iou"] is None else row["iou"], reverse=True),
+        has_boundary=evaluation.boundary is not None,
+        confusions=frequent_confusions(evaluation.confusion_KK, names),
+        confusion=svg(confusion),
+        confusion_width=round(confusion.get_size_inches()[0] * PIXELS_PER_INCH),
+        reliability=svg(reliability_figure(confidence, before)) if confidence is not None else None,
+        worst=[kept(entry, views(entry, palette)) for entry in evaluation.worst],
+    )
+
+
+def confusion_figure(confusion_KK: NDArray[np.int64], names: list[str]) -> Figure:
+    """Each cell is a share of its row's true pixels, gray where there are none.
+
+    Colours grow with the share's root, so that rare mistakes show.
+    """
+    num_classes = len(names)
+    cell = float(np.clip(8 / num_classes, SMALLEST_CELL, LARGEST_CELL))
+    margin = (0.8 + 0.075 * min(24, max(map(len, names)))) * (2 if num_classes > NUMBERED else 1)
+    share_KK = _shares(confusion_KK)
+    with style(), matplotlib.rc_context({"axes.grid": False, "font.size": min(9, 0.7 * 72 * cell)}):
+        drawn = figure(num_classes * cell + margin + 0.6, num_classes * cell + margin)
+        axes = drawn.subplots()
+        # "none": cells keep their edges at any size.
+        image = axes.imshow(share_KK, BLUES, PowerNorm(0.5, 0, 1), interpolation="none", aspect="equal")
+        short = [name if len(name) <= 24 else name[:23] + "…" for name in names]
+        axes.set_xticks(range(num_classes), short, rotation=90)
+        axes.set_yticks(range(num_classes), short)
+        axes.set_xlabel("predicted class", fontsize=9)
+        axes.set_ylabel("true class", fontsize=9)
+        axes.tick_params(length=0, pad=3, labeltop=num_classes > NUMBERED, labelright=num_classes > NUMBERED)
+        axes.spines[:].set_visible(False)
+        for edge in np.arange(num_classes + 1) - 0.5:
+            for line in (axes.axhline, axes.axvline):
+                line(edge, color=INK, alpha=0.25, linewidth=0.4)
+        if num_classes <= NUMBERED:
+            for row, column in np.argwhere(np.nan_to_num(share_KK) >= 0.005):
+                share = share_KK[row, column]
+                color = "white" if share > 0.6 else DARK
+                axes.text(column, row, f"{100 * share:.0f}", color=color, ha="center", va="center", fontsize=7.5)
+        bar = drawn.colorbar(image, ax=axes, shrink=min(1.0, 3 / (num_classes * cell)), aspect=24, pad=0.02)
+        bar.set_ticks([0, 0.01, 0.1, 0.5, 1], labels=["0", "1%", "10%", "50%", "100%"], fontsize=8)
+        bar.outline.set_visible(False)
+    return drawn
+
+
+def reliability_figure(confidence: ConfidenceCounts, before: ConfidenceCounts | None = None) -> Figure:
+    """Accuracy by confidence, where honest confidences lie on the diagonal, above the pixels' distribution."""
+    centers_B, width = (np.arange(BINS) + 0.5) / BINS, 1 / BINS
+    mean_B = np.divide(
+        confidence.confidence_B, confidence.pixels_B, out=centers_B.copy(), where=confidence.pixels_B > 0
+    )
+    accuracy_B = confidence.accuracy_B
+    with style():
+        drawn = figure(5.6, 4.6)
+        axes, below = drawn.subplots(2, sharex=True, height_ratios=[3, 1])
+        axes.bar(centers_B, accuracy_B, 0.92 * width, color=COLORS[0], label="right")
+        gap_B = mean_B - accuracy_B
+        axes.bar(centers_B, gap_B, 0.92 * width, accuracy_B, color=COLORS[4], alpha=0.35, label="gap to confidence")
+        if before is not None:
+            label = f"before the temperature, error {before.error:.4f}"
+            axes.plot(centers_B, before.accuracy_B, color=COLORS[1], marker="o", markersize=3, label=label)
+        axes.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1)
+        axes.set_ylim(0, 1)
+        axes.set_ylabel("share of right pixels")
+        axes.set_title(f"Expected calibration error {confidence.error:.4f}")
+        axes.legend(loc="upper left", fontsize=8)
+        below.bar(centers_B, confidence.pixels_B / max(1, confidence.pixels_B.sum()), 0.92 * width, color=INK)
+        below.set_ylabel("share of pixels")
+        below.set_xlabel("confidence")
+        below.set_xlim(0, 1)
+    return drawn
+
+
+def frequent_confusions(confusion_KK: NDArray[np.int64], names: list[str]) -> list[Row]:
+    """The mistakes that cost the most pixels."""
+    mistakes_KK = confusion_KK.copy()
+    np.fill_diagonal(mistakes_KK, 0)
+    share_KK = _shares(confusion_KK)
+    order = np.argsort(-mistakes_KK, axis=None, kind="stable")[:CONFUSIONS]
+    return [
+        {
+            "true": names[row],
+            "predicted": names[column],
+            "pixels": int(mistakes_KK[row, column]),
+            "share": float(share_KK[row, column]),
+        }
+        for row, column in zip(*np.unravel_index(order, mistakes_KK.shape), strict=True)
+        if mistakes_KK[row, column]
+    ]
+
+
+def _shares(confusion_KK: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Each row's parts of 1; nan for a class without true pixels."""
+    true_K1 = confusion_KK.sum(1, keepdims=True)
+    return np.divide(confusion_KK, true_K1, out=np.full(confusion_KK.shape, np.nan), where=true_K1 > 0)
+
+
+def _tiles(about: dict[str, Any]) -> list[tuple[str, str]]:
+    ratios = [
+        ("miou", "mIoU"),
+        ("mean_accuracy", "mean class accuracy"),
+        ("pixel_accuracy", "pixel accuracy"),
+        ("frequency_weighted_iou", "frequency-weighted IoU"),
+        ("boundary_iou", "boundary IoU"),
+        ("expected_calibration_error", "expected calibration error"),
+    ]
+    tiles = [(f"{about[key]:.4f}", label) for key, label in ratios if about.get(key) is not None]
+    return [*tiles, (f"{about['images']:,}", "images"), (f"{about['labelled_pixels']:,}", "labelled pixels")]

@@ -1,0 +1,249 @@
+"""What the stages of an evaluation do with one block of pairs: tasks load, actors predict and count.
+
+Does not import torch, which would cost every loading process seconds; the actors load it with their model.
+"""
+
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.predictor import is_out_of_memory, use_threads, with_protocol
+from pipeline.config.data import DataConfig
+from pipeline.config.training import ProtocolConfig
+from pipeline.datasets import Pair, load_pair
+from pipeline.errors import UserError
+from pipeline.images.codec import decode_image, decode_label, encode_image, encode_mask, shrink
+from pipeline.metrics.boundary_iou import BoundaryCounts, boundary_counts
+from pipeline.metrics.calibration_error import ConfidenceCounts, confidence_counts
+from pipeline.metrics.confusion import Metrics, confusion_matrix
+
+# Decoded pixels are handed on in pieces of about this size, so that large images do not pile up in a task.
+LOADED_BYTES = 64_000_000
+DOWNLOADS = 4  # at once, by one task
+SAMPLED_PIXELS = 2000  # of an image, for the temperature
+PICTURE_SIDE = 320  # pixels, of what is kept to look at
+
+LISTED = pa.schema([("number", pa.int64()), ("pair", pa.binary())])  # a Pair, pickled
+LOADED = pa.schema(
+    [
+        *LISTED,
+        *((name, pa.int32()) for name in ("height", "width", "input_height", "input_width")),
+        ("pixels", pa.large_binary()),  # uint8 RGB of the input's size
+        ("label", pa.large_binary()),  # uint16 ids of the image's size
+    ]
+)
+COUNTED = pa.schema([("part", pa.large_binary())])  # a Part, pickled
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be counted, beside the confusion matrix."""
+
+    boundary: bool
+    calibration: bool
+    slopes: bool  # for the temperature
+    panel: int  # the first so many images are kept to look at
+    all_pictures: bool  # or all of them
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image, its truth and its prediction at PICTURE_SIDE, encoded."""
+
+    image: bytes
+    truth: bytes
+    predicted: bytes
+
+    @classmethod
+    def of(cls, image_HW3: NDArray[np.uint8], *ids_HW: NDArray[np.integer]) -> "Picture":
+        small_HW3 = shrink(image_HW3, PICTURE_SIDE)
+        height, width = small_HW3.shape[:2]
+        masks = [
+            cv2.resize(ids.astype(np.uint16), (width, height), interpolation=cv2.INTER_NEAREST_EXACT) for ids in ids_HW
+        ]
+        no_palette = np.zeros((0, 3), np.uint8)
+        truth, predicted = (encode_mask(np.asarray(mask), no_palette) for mask in masks)
+        return cls(encode_image(small_HW3, quality=90), truth, predicted)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """'image' H x W x 3 uint8, 'truth' and 'predicted' H x W class ids."""
+        return {
+            "image": decode_image(self.image),
+            "truth": decode_label(self.truth),
+            "predicted": decode_label(self.predicted),
+        }
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One image's part; the ratios are nan where no pixel is labelled."""
+
+    number: int  # among the evaluated pairs
+    pair: Pair
+    labelled_pixels: int
+    miou: float
+    pixel_accuracy: float
+    slopes_T: NDArray[np.float64] | None
+    picture: Picture | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """The counts of some images; what is not wanted stays zero."""
+
+    confusion_KK: NDArray[np.int64]
+    boundary: BoundaryCounts
+    confidence: ConfidenceCounts
+    images: list[ImageResult] = field(default_factory=list)
+
+    @classmethod
+    def none(cls, num_classes: int) -> "Part":
+        confusion_KK = np.zeros((num_classes, num_classes), np.int64)
+        return cls(confusion_KK, BoundaryCounts.none(num_classes), ConfidenceCounts.none())
+
+    def __add__(self, other: "Part") -> "Part":
+        return Part(
+            self.confusion_KK + other.confusion_KK,
+            self.boundary + other.boundary,
+            self.confidence + other.confidence,
+            self.images + other.images,
+        )
+
+
+def listed_block(first: int, pairs: list[Pair]) -> pa.Table:
+    """LISTED rows of pairs with consecutive numbers."""
+    rows = [{"number": first + index, "pair": pickle.dumps(pair)} for index, pair in enumerate(pairs)]
+    return pa.Table.from_pylist(rows, LISTED)
+
+
+def load(listed: pa.Table, data: DataConfig) -> Iterator[pa.Table]:
+    """Download and decode a block of LISTED pairs into LOADED rows. Raises UserError naming the file."""
+    cv2.setNumThreads(1)
+    rows: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        for row in pool.map(lambda row: row | _loaded(pickle.loads(row["pair"]), data), listed.to_pylist()):
+            rows.append(row)
+            if sum(len(row["pixels"]) + len(row["label"]) for row in rows) > LOADED_BYTES:
+                yield pa.Table.from_pylist(rows, LOADED)
+                rows = []
+    if rows:
+        yield pa.Table.from_pylist(rows, LOADED)
+
+
+def parts_of(counted: pa.Table) -> list[Part]:
+    """The parts in a table of COUNTED rows."""
+    return [pickle.loads(content) for content in counted["part"].to_pylist()]
+
+
+class Evaluator:
+    """Actor that predicts LOADED rows and counts them into one COUNTED row for each block; holds one predictor."""
+
+    def __init__(
+        self,
+        checkpoint: str,
+        data: DataConfig,
+        protocol: ProtocolConfig,
+        device: str,
+        precision: str,
+        threads: int,
+        wanted: Wanted,
+    ) -> None:
+        use_threads(device, threads)
+        self._data, self._wanted = data, wanted
+        self._problem: UserError | None = None
+        try:
+            self._single = self._ready(checkpoint, device, precision)
+            self._predictor = with_protocol(self._single, protocol)
+        except UserError as error:
+            # Raised by the first call: what an actor raises while it is made reaches the driver as text alone.
+            self._problem = error
+
+    def _ready(self, checkpoint: str, device: str, precision: str) -> Any:
+        """The checkpoint's predictor. Raises UserError."""
+        # Not kept: the predictor has packed its own weights.
+        model = Checkpoint.load(checkpoint, None)
+        if model.class_names != [entry.name for entry in self._data.classes]:
+            raise UserError(
+                f"checkpoint {checkpoint}: its classes are not those of data.classes in their order; evaluate it with "
+                "the classes that it was trained on"
+            )
+        return model.predictor(device, precision)
+
+    def __call__(self, loaded: pa.Table) -> pa.Table:
+        if self._problem is not None:
+            raise self._problem
+        total = Part.none(len(self._data.classes))
+        for row in loaded.to_pylist():
+            total += self._part(row)
+        return pa.Table.from_pylist([{"part": pickle.dumps(total)}], COUNTED)
+
+    def _part(self, row: dict[str, Any]) -> Part:
+        wanted, ignore_index = self._wanted, self._data.ignore_index
+        num_classes = len(self._data.classes)
+        pair: Pair = pickle.loads(row["pair"])
+        image_HW3 = np.frombuffer(row["pixels"], np.uint8).reshape(row["input_height"], row["input_width"], 3)
+        truth_HW = np.frombuffer(row["label"], np.uint16).reshape(row["height"], row["width"])
+        try:
+            # One by one: in a batch, results would depend in their last bits on what else is in it.
+            prediction = self._predictor.predict(image_HW3[None], truth_HW.shape, wanted.calibration)
+            slopes_T = self._slopes(image_HW3, truth_HW) if wanted.slopes else None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"image {pair.image_uri}: too little memory to label its {row['input_width']} x {row['input_height']} "
+                f"pixels ({error}); lower data.long_side, or use a larger machine"
+            ) from None
+        predicted_HW = prediction.class_ids_NHW[0]
+        confusion_KK = confusion_matrix(truth_HW, predicted_HW, num_classes, ignore_index)
+        metrics = Metrics.of(confusion_KK)
+        boundary, confidence = BoundaryCounts.none(num_classes), ConfidenceCounts.none()
+        if wanted.boundary:
+            boundary = boundary_counts(truth_HW, predicted_HW, num_classes, ignore_index)
+        if wanted.calibration:
+            confidence = confidence_counts(truth_HW, predicted_HW, prediction.confidence_NHW[0], ignore_index)
+        shown = wanted.all_pictures or row["number"] < wanted.panel
+        result = ImageResult(
+            row["number"],
+            pair,
+            int(confusion_KK.sum()),
+            metrics.miou,
+            metrics.pixel_accuracy,
+            slopes_T,
+            Picture.of(image_HW3, truth_HW, predicted_HW) if shown else None,
+        )
+        return Part(confusion_KK, boundary, confidence, [result])
+
+    def _slopes(self, image_HW3: NDArray[np.uint8], truth_HW: NDArray[np.uint16]) -> NDArray[np.float64]:
+        """The cross-entropy's slopes at some labelled pixels, the same ones each time."""
+        from models.inference.temperature import TEMPERATURES, slopes
+
+        labelled = np.flatnonzero(truth_HW != self._data.ignore_index)
+        if not len(labelled):
+            return np.zeros(len(TEMPERATURES))
+        if len(labelled) > SAMPLED_PIXELS:
+            labelled = np.random.default_rng(0).choice(labelled, SAMPLED_PIXELS, replace=False)
+        rows_P, columns_P = np.divmod(labelled, truth_HW.shape[1])
+        logits_PK = self._single.logits_at(image_HW3, truth_HW.shape, rows_P, columns_P)
+        return slopes(logits_PK, truth_HW[rows_P, columns_P])
+
+
+def _loaded(pair: Pair, data: DataConfig) -> dict[str, Any]:
+    image_HW3, label_HW = load_pair(pair, data)
+    small_HW3 = shrink(image_HW3, data.long_side)
+    return {
+        "height": label_HW.shape[0],
+        "width": label_HW.shape[1],
+        "input_height": small_HW3.shape[0],
+        "input_width": small_HW3.shape[1],
+        "pixels": np.ascontiguousarray(small_HW3).tobytes(),
+        "label": label_HW.astype(np.uint16).tobytes(),
+    }

@@ -1,0 +1,53 @@
+"""Format cityscapes: gtFine's labelIds and labelTrainIds, as the user's mapping or the classes' names say."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config.dataset_formats import classes_of
+from pipeline.errors import UserError
+from pipeline.export_masks.labelled_image import Classes, Labelled, Made
+from pipeline.images.codec import encode_png
+
+IMAGE = "_leftImg8bit"  # the end of Cityscapes' own image names
+NOT_TRAINED_ON = 255
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """What takes the place of each class id."""
+
+    label_ids_K: NDArray[np.uint8]
+    train_ids_K: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, classes: Classes, label_ids: dict[str, int]) -> "Mapping":
+        """By class name; of the 19 names that Cityscapes trains on, the ids are known. Raises UserError."""
+        known = {entry.name: entry.label_id for entry in classes_of("cityscapes")}
+        train_ids = {entry.label_id: entry.class_id for entry in classes_of("cityscapes")}
+        classes.ids("label_ids", label_ids)  # no other name
+        ids = known | label_ids
+        missing = [name for name in classes.names if name not in ids]
+        if missing:
+            shown = ", ".join(missing[:8]) + ", ..." * (len(missing) > 8)
+            raise UserError(
+                f"label_ids: Cityscapes has no class named {shown}; say which label id each becomes, 0 for unlabeled: "
+                f"--label-ids '{{\"{missing[0]}\": 0, ...}}'"
+            )
+        found = [ids[name] for name in classes.names]
+        trained = [train_ids.get(label_id, NOT_TRAINED_ON) for label_id in found]
+        return cls(np.array(found, np.uint8), np.array(trained, np.uint8))
+
+
+def cityscapes(image: Labelled, split: str, mapping: Mapping) -> Made:
+    """Two PNGs of 8-bit ids and, if it is there, the image."""
+    name = image.name.removesuffix(IMAGE)
+    files = {
+        f"gtFine/{split}/{name}_gtFine_labelIds.png": encode_png(mapping.label_ids_K[image.class_ids_HW]),
+        f"gtFine/{split}/{name}_gtFine_labelTrainIds.png": encode_png(mapping.train_ids_K[image.class_ids_HW]),
+    }
+    if image.file is not None:
+        ending = image.file_name.removeprefix(image.name)
+        files[f"leftImg8bit/{split}/{name}{IMAGE}{ending}"] = image.file
+    return Made(files)

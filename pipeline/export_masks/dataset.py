@@ -1,0 +1,66 @@
+"""Format dataset: images/ and annotations/ to train on, uncertain pixels ignored."""
+
+from collections.abc import Callable
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from pipeline.export_masks.labelled_image import Cannot, Classes, Labelled, Made, narrowest
+from pipeline.images.codec import encode_mask
+
+Relabel = Callable[[NDArray[np.uint8]], tuple[NDArray[np.integer], NDArray[np.floating]]]
+MOST_DIFFERENT = 0.1  # of the pixels, between the output's mask and the image labelled anew
+
+
+def ignore_index_of(num_classes: int) -> int:
+    """255 or, where that is a class, the last of 16 bits."""
+    return 255 if num_classes <= 255 else 65535
+
+
+def dataset(
+    image: Labelled,
+    split: str,
+    palette: NDArray[np.uint8],
+    relabel: Relabel | None = None,
+    min_confidence: float = 0.0,
+) -> Made:
+    """The image and its mask as annotation, the ignore index where the model is unsure.
+
+    Args:
+        relabel: image -> class ids and confidence of its pixels; None: every pixel is kept.
+        min_confidence: what a pixel needs to be kept. One that gets another label this time is not kept either.
+
+    Raises: Cannot.
+    """
+    ignored = ignore_index_of(len(palette))
+    ids_HW = narrowest(image.class_ids_HW, ignored + 1)
+    if relabel is not None:
+        again_HW, confidence_HW = relabel(image.image_HW3)
+        is_other_HW = again_HW != ids_HW
+        if is_other_HW.mean() > MOST_DIFFERENT:
+            raise Cannot(
+                f"{is_other_HW.mean():.0%} of its pixels get another label than in the output: the image has changed "
+                "since, or was labelled in another precision (--precision)"
+            )
+        unsure_HW = is_other_HW | (confidence_HW < min_confidence)
+        ids_HW[unsure_HW] = ignored
+    files = {f"annotations/{split}/{image.name}.png": encode_mask(ids_HW, palette)}
+    if image.file is not None:
+        files[f"images/{split}/{image.file_name}"] = image.file
+    return Made(files)
+
+
+def dataset_yaml(classes: Classes, target: str, split: str) -> bytes:
+    """The section `data` of a training's recipe."""
+    entries = [
+        {"name": name, "color": color} for name, color in zip(classes.names, classes.palette.tolist(), strict=True)
+    ]
+    section = {
+        "format": "folder",
+        "root": target,
+        "train_split": split,
+        "ignore_index": ignore_index_of(len(classes)),
+        "classes": entries,
+    }
+    return yaml.safe_dump({"data": section}, sort_keys=False, allow_unicode=True, default_flow_style=None).encode()

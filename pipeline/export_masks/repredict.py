@@ -1,0 +1,63 @@
+"""Labelling images once more, for the confidence of each pixel, which an output does not hold."""
+
+import functools
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.predictor import use_threads, with_protocol
+from pipeline.config.training import ProtocolConfig
+from pipeline.errors import UserError
+from pipeline.images.codec import shrink
+from pipeline.query import engine
+
+
+@dataclass(frozen=True)
+class Relabel:
+    """Labels an image as the output was labelled; the model is loaded once in each process that does."""
+
+    checkpoint: str
+    long_side: int | None
+    protocol: ProtocolConfig
+    precision: str
+
+    def __call__(self, image_HW3: NDArray[np.uint8]) -> tuple[NDArray[np.integer], NDArray[np.floating]]:
+        predictor, long_side = _predictor(self)
+        small_1HW3 = shrink(image_HW3, long_side)[None]
+        size = (image_HW3.shape[0], image_HW3.shape[1])
+        found = predictor.predict(small_1HW3, size, with_confidence_map=True)
+        return found.class_ids_NHW[0], found.confidence_NHW[0]
+
+
+def relabel_as(output: str, model_id: str, checkpoint: str, precision: str | None) -> Relabel:
+    """How to label again, as the output's runs say. Raises UserError where the checkpoint is another model."""
+    latest: dict[str, Any] = {}
+    for run in sorted(engine.read_runs(output).to_pylist(), key=lambda run: run["run_id"]):
+        latest = json.loads(run["record"]).get("configuration") or {}
+    try:
+        protocol = ProtocolConfig.model_validate(latest.get("protocol") or {})
+    except ValidationError as error:
+        raise UserError(f"output {output}: its last run had a protocol that is unknown here: {error}") from None
+    relabel = Relabel(checkpoint, latest.get("long_side"), protocol, precision or latest.get("precision") or "auto")
+    model = Checkpoint.load(checkpoint, relabel.long_side, protocol)
+    if model.model_id != model_id:
+        raise UserError(
+            f"checkpoint {checkpoint}: is another model ({model.model_id}) than the output's ({model_id}), so it "
+            "cannot say how sure that was; give the checkpoint that the images were labelled with"
+        )
+    model.require_precision(checkpoint, relabel.precision)
+    return relabel
+
+
+@functools.cache
+def _predictor(relabel: Relabel) -> tuple[Any, int | None]:
+    """What labels whole images, and the long side that it gets them with."""
+    use_threads("cpu", os.cpu_count() or 1)
+    model = Checkpoint.load(relabel.checkpoint, relabel.long_side, relabel.protocol)
+    return with_protocol(model.predictor("cpu", relabel.precision), relabel.protocol), model.long_side

@@ -1,0 +1,110 @@
+"""What a task does with one part: reads its masks, exports the chosen images, and notes that in a file of the target.
+
+That file, a fragment, is the part's commit, as in an output the masks file is. Its lines are the records that the
+files about all images are made of.
+"""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import cv2
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.export_masks.formats import Format
+from pipeline.export_masks.labelled_image import Cannot, Labelled
+from pipeline.storage.parquet_files import open_parquet
+
+THREADS = 8  # images at once; much of the work is waiting for storage
+MASKS_AT_ONCE = 32  # in memory
+FRAGMENTS = ".export/parts"
+COMPLETE = ".jsonl"
+# Of a part in which images could not be exported: its records count, but it is tried again.
+INCOMPLETE = ".incomplete.jsonl"
+SHOWN = 10  # failed images that a part tells of
+
+EXPORTED = pa.schema(
+    [
+        ("fragment", pa.string()),  # name of the file
+        ("exported", pa.int64()),
+        ("failed", pa.int64()),
+        ("failures", pa.list_(pa.string())),  # the first
+    ]
+)
+
+
+def export_part(chosen: pa.Table, output: str, target: str, format: Format) -> Iterator[pa.Table]:
+    """Export a part's images, selection.CHOSEN rows; yields one EXPORTED row. Raises UserError."""
+    cv2.setNumThreads(1)
+    part, fragment = chosen["part"][0].as_py(), chosen["fragment"][0].as_py()
+    names = dict(zip(chosen["image_uri"].to_pylist(), chosen["name"].to_pylist(), strict=True))
+    export = partial(_exported, target=target, format=format)
+    lines: list[bytes] = []
+    failures: list[str] = []
+    # One that predicts has all of the processor as it is.
+    with ThreadPoolExecutor(1 if format.predicts else THREADS) as pool:
+        for images in _read(storage.join(output, "masks", part), names, format.num_classes):
+            for record, failure in pool.map(export, images):
+                if failure is not None:
+                    failures.append(failure)
+                elif record is not None:
+                    lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+    fragment += INCOMPLETE if failures else COMPLETE
+    storage.write_bytes(storage.join(target, FRAGMENTS, fragment), b"".join(lines))
+    counts = {"exported": len(names) - len(failures), "failed": len(failures)}
+    yield pa.Table.from_pylist([{"fragment": fragment, **counts, "failures": failures[:SHOWN]}], EXPORTED)
+
+
+def _exported(image: Labelled, target: str, format: Format) -> tuple[dict[str, Any] | None, str | None]:
+    """Export one image; its record if the format has one, and what kept it from being exported."""
+    if format.needs_images:
+        (file,) = storage.fetch([image.uri])
+        if isinstance(file, Exception):
+            return None, f"{image.uri}: {storage.failure_kind(file)}: {file}"
+        image = replace(image, file=file)
+    try:
+        made = format.make(image)
+    except Cannot as error:
+        return None, f"{image.uri}: {error}"
+    for name, content in made.files.items():
+        storage.write_bytes(storage.join(target, name), content)
+    return made.record, None
+
+
+def _read(uri: str, names: dict[str, str], num_classes: int) -> Iterator[list[Labelled]]:
+    """The images of a masks file that are named, some at a time; of row groups without any, the masks are not read."""
+    source = storage.open_file(uri)
+    wanted = pa.array(names, pa.string())
+    try:
+        with source:
+            file = open_parquet(source, pre_buffer=True)
+            for group in range(file.num_row_groups):
+                uris = file.read_row_group(group, ["image_uri"])["image_uri"]
+                if not pc.any(pc.is_in(uris, value_set=wanted)).as_py():
+                    continue
+                for batch in file.iter_batches(MASKS_AT_ONCE, [group], ["image_uri", "width", "height", "mask.bytes"]):
+                    rows = batch.filter(pc.is_in(batch["image_uri"], value_set=wanted)).to_pylist()
+                    yield [
+                        Labelled(
+                            row["image_uri"],
+                            names[row["image_uri"]],
+                            row["mask"]["bytes"],
+                            row["width"] * row["height"],
+                            num_classes,
+                        )
+                        for row in rows
+                    ]
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if source.failure is not None:
+            with storage.explained(uri):
+                raise source.failure from None
+        raise UserError(
+            f"{uri}: is damaged or cut off: {error}; python jobs/verify.py --repair removes such parts, and the next "
+            "run of jobs/segment_bucket.py makes them anew"
+        ) from error

@@ -1,0 +1,1 @@
+"""The page shell, charts and pictures that the HTML reports share."""

@@ -1,0 +1,1 @@
+"""Decoding and encoding of images and masks; nothing of Ray."""

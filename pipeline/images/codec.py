@@ -1,0 +1,190 @@
+"""Decoding and encoding of images, label maps and masks, on plain arrays. The only place that does either."""
+
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.images.formats import KINDS, ImageError, deadline, opened, quiet
+from pipeline.images.pixels import as_rgb, jpeg_pixels, load, orientation, turned
+
+__all__ = [
+    "KINDS",
+    "ImageError",
+    "decode_image",
+    "decode_label",
+    "decode_mask",
+    "encode_image",
+    "encode_mask",
+    "encode_png",
+    "overlay",
+    "shrink",
+]
+
+
+# Shapes of shrunk images between the square and that of twice its length.
+SHAPES = 32
+
+
+def decode_image(
+    content: bytes,
+    max_pixels: int | None = None,
+    max_bytes: int | None = None,
+    seconds: float | None = None,
+) -> NDArray[np.uint8]:
+    """Decode an image file as a viewer shows it.
+
+    EXIF orientation is applied, 16-bit samples are scaled to 8, transparency lies on white, and of an
+    animation the first frame counts. ICC profiles are left alone. docs/images.md has every rule.
+
+    Args:
+        content: the file.
+        max_pixels: larger images are refused before they are decoded.
+        max_bytes: so are larger files.
+        seconds: CPU time after which decoding is given up, where it can be (see image_formats.deadline).
+
+    Returns: H x W x 3 uint8, RGB.
+    Raises: ImageError.
+    """
+    with deadline(seconds), quiet():
+        image = opened(content, max_pixels, max_bytes)
+        pixels_HW3 = jpeg_pixels(content, image) if image.format in ("JPEG", "MPO") else None
+        if pixels_HW3 is None:
+            load(image)
+            pixels_HW3 = as_rgb(image, content)
+        return np.ascontiguousarray(turned(pixels_HW3, orientation(image)))
+
+
+def decode_label(
+    content: bytes, colors: Mapping[tuple[int, int, int], int] | None = None, max_pixels: int | None = None
+) -> NDArray[np.int32]:
+    """Decode an annotation whose samples (or palette indices) are label ids, or whose colours stand for them.
+
+    Args:
+        content: the file.
+        colors: red, green, blue -> label id; without it a colour image is refused, since its samples are no ids.
+        max_pixels: larger ones are refused before they are decoded.
+
+    Returns: H x W int32.
+    Raises: ImageError.
+    """
+    with quiet():
+        image = opened(content, max_pixels)
+        load(image)
+        turn = orientation(image)
+    if colors and image.mode in ("RGB", "RGBA"):
+        return _ids_of_colors(turned(np.asarray(image.convert("RGB")), turn), colors)
+    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+        raise ImageError(
+            "NotALabelMap",
+            f"has mode {image.mode}, but label ids need one channel (8-bit, 16-bit or palette)",
+        )
+    return np.ascontiguousarray(turned(np.asarray(image), turn), np.int32)
+
+
+def decode_mask(content: bytes, max_pixels: int | None = None) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Decode a mask of ours: class ids, H x W, in a byte or two each, since a scene may have billions of pixels.
+
+    Larger ones than `max_pixels` are refused before they are decoded.
+
+    Raises: ImageError.
+    """
+    with quiet():
+        image = opened(content, max_pixels)
+        load(image)
+    if image.mode not in ("L", "P", "I;16"):
+        raise ImageError("NotALabelMap", f"has mode {image.mode}, but masks have one channel of 8 or 16 bits")
+    return np.asarray(image)
+
+
+def encode_mask(class_ids_HW: NDArray[np.integer], palette: NDArray[np.uint8]) -> bytes:
+    """Encode class ids as PNG: 8-bit with a palette for up to 256 classes, 16-bit gray beyond.
+
+    Args:
+        class_ids_HW: H x W uint8 or uint16.
+        palette: K x 3 uint8, the colour of each class.
+    """
+    if class_ids_HW.dtype == np.uint8:
+        image = Image.fromarray(class_ids_HW)
+        # All 256 entries: with fewer, Pillow would pack several pixels into a byte and cut off the ignore index.
+        image.putpalette(np.pad(palette, ((0, 256 - len(palette)), (0, 0))).astype(np.uint8).tobytes())
+    else:
+        image = Image.fromarray(class_ids_HW.astype(np.uint16))
+    # Masks are large areas of one value: level 1 is within a few percent of the best size at a fraction of the time.
+    return _saved(image, "PNG", compress_level=1)
+
+
+def encode_image(image_HW3: NDArray[np.uint8], quality: int = 95) -> bytes:
+    """Encode an RGB image as JPEG."""
+    return _saved(Image.fromarray(image_HW3), "JPEG", quality=quality)
+
+
+def encode_png(samples: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """Encode H x W (8 or 16 bits, gray) or H x W x 3 samples (8 bits) as PNG, as they are."""
+    return _saved(Image.fromarray(samples), "PNG", compress_level=1)
+
+
+def overlay(
+    image_HW3: NDArray[np.uint8],
+    class_ids_HW: NDArray[np.integer],
+    palette: NDArray[np.uint8],
+    opacity: float = 0.5,
+) -> NDArray[np.uint8]:
+    """Image with its mask's colours laid over it; ids beyond the palette leave the image as it is."""
+    colors_HW3 = palette[np.minimum(class_ids_HW, len(palette) - 1)]
+    mixed_HW3 = (image_HW3 * (1 - opacity) + colors_HW3 * opacity).round().astype(np.uint8)
+    return np.where((class_ids_HW < len(palette))[..., None], mixed_HW3, image_HW3)
+
+
+def shrink(image_HW3: NDArray[np.uint8], long_side: int | None) -> NDArray[np.uint8]:
+    """Image with its long side at most `long_side` pixels, averaging what it drops; None leaves it alone.
+
+    The short side becomes a multiple of 1/32 of the long one (of a strip: 1/64, 1/128 ...), so that images of many
+    shapes have few sizes and fill batches: 4:3 and 16:9 stay what they are, no side changes by more than 3%.
+    docs/segmentation.md says what that does to labels.
+    """
+    height, width = image_HW3.shape[:2]
+    return _resized(image_HW3, _shrunk_size(height, width, long_side))
+
+
+def _shrunk_size(height: int, width: int, long_side: int | None) -> tuple[int, int]:
+    longest, shortest = max(height, width), min(height, width)
+    if long_side is None or longest <= long_side:
+        return height, width
+    step = long_side / (SHAPES << int(math.log2(longest / shortest)))
+    short_side = max(1, round(round(shortest * long_side / longest / step) * step))
+    return (long_side, short_side) if height > width else (short_side, long_side)
+
+
+def _resized(image_HW3: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    if image_HW3.shape[:2] == size:
+        return image_HW3
+    return cv2.resize(image_HW3, size[::-1], interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+
+
+def _ids_of_colors(colored_HW3: NDArray[np.uint8], colors: Mapping[tuple[int, int, int], int]) -> NDArray[np.int32]:
+    listed = sorted(((red << 16) + (green << 8) + blue, label_id) for (red, green, blue), label_id in colors.items())
+    codes_C, ids_C = (np.array(column, np.int32) for column in zip(*listed, strict=True))
+    codes_HW = colored_HW3.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    places_HW = np.searchsorted(codes_C, codes_HW).clip(max=len(codes_C) - 1)
+    unknown = np.argwhere(codes_C[places_HW] != codes_HW)
+    if len(unknown):
+        y, x = unknown[0]
+        red, green, blue = colored_HW3[y, x]
+        raise ImageError(
+            "UnknownColor",
+            f"is in colour, and its colour ({red}, {green}, {blue}) at column {x}, row {y}, "
+            "is that of no class, or of two",
+        )
+    return ids_C[places_HW]
+
+
+def _saved(image: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()

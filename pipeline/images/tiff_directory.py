@@ -1,0 +1,156 @@
+"""The first directory of a TIFF or BigTIFF, and small TIFFs with the same tags made of some of its tiles.
+
+Tags are copied as they are, not understood: what decodes a small TIFF treats its samples as it would the whole file's.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.images.formats import ImageError
+
+WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION = 256, 257, 258, 259, 262, 274
+SAMPLES, PLANES, SAMPLE_FORMAT, XMP = 277, 284, 339, 700
+STRIP_OFFSETS, ROWS_PER_STRIP, STRIP_BYTES = 273, 278, 279
+TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
+LAYOUT = (WIDTH, LENGTH, STRIP_OFFSETS, ROWS_PER_STRIP, STRIP_BYTES, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES)
+# How samples are stored and shown; the numbers: fill order, two options of faxes, predictor, palette, inks, extra
+# samples, JPEG's tables, YCbCr's coefficients, subsampling and positions, black and white.
+OF_SAMPLES = (
+    *(BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANES, SAMPLE_FORMAT),
+    *(266, 292, 293, 317, 320, 332, 338, 347, 529, 530, 531, 532),
+)
+NEEDED = {*LAYOUT, *OF_SAMPLES, ORIENTATION, XMP}
+
+# Letters of struct; the last four are BigTIFF's.
+TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d"}
+TYPES |= {13: "I", 16: "Q", 17: "q", 18: "Q"}
+LONG = 4
+MAX_TAGS = 4096
+MAX_TAG_BYTES = 64 * 2**20  # a list of eight million tiles
+READ_AHEAD = 1 << 16  # bytes; the tags mostly lie together
+
+
+class Readable(Protocol):
+    """What is needed of a file."""
+
+    def seek(self, offset: int, /) -> int: ...
+
+    def read(self, size: int, /) -> bytes | None: ...
+
+
+class Tag(NamedTuple):
+    """An entry of a directory: type, length in values, and their bytes as they lie in the file."""
+
+    kind: int
+    length: int
+    content: bytes
+
+
+class Directory:
+    """What a TIFF says of its first page, and the file itself. Raises ImageError, and what reading the file raises."""
+
+    def __init__(self, file: Readable, size: int) -> None:
+        self._file, self._size = file, size
+        self._ahead = 0, b""  # where these bytes lie in the file
+        head = self._header(0, 16)
+        self._order = {b"II": "<", b"MM": ">"}.get(head[:2], "")
+        self._is_big = head[2:4] in (b"+\0", b"\0+")
+        if not self._order or not (self._is_big or head[2:4] in (b"*\0", b"\0*")):
+            raise ImageError("Corrupt", f"no TIFF; it starts with {head[:4]!r}")
+        start = self._unpack("Q", head[8:]) if self._is_big else self._unpack("I", head[4:8])
+        self._tags = dict(self._entries(start))
+        self._ahead = 0, b""
+
+    def __contains__(self, tag: int) -> bool:
+        return tag in self._tags
+
+    def read(self, start: int, length: int) -> bytes:
+        """Bytes of the file."""
+        if start + length > self._size:
+            raise ImageError("Corrupt", f"cut off: it has {self._size} bytes, and byte {start + length} is missing")
+        self._file.seek(start)
+        content = bytearray()
+        while len(content) < length:
+            piece = self._file.read(length - len(content))
+            if not piece:
+                raise ImageError("Corrupt", f"cut off: byte {start + len(content)} is missing")
+            content += piece
+        return bytes(content)
+
+    def number(self, tag: int, default: int | None = None) -> int:
+        """The tag's first value; without the tag the default."""
+        if tag not in self._tags:
+            if default is None:
+                raise ImageError("Corrupt", f"damaged header: tag {tag} is missing")
+            return default
+        return int(self.numbers(tag)[0])
+
+    def numbers(self, tag: int) -> NDArray[np.unsignedinteger]:
+        """The tag's values."""
+        kind, _, content = self._tags[tag]
+        if TYPES[kind] not in "BHIQ" or not content:
+            raise ImageError("Corrupt", f"damaged header: tag {tag} has no whole numbers")
+        return np.frombuffer(content, f"{self._order}u{struct.calcsize('<' + TYPES[kind])}")
+
+    def small_tiff(
+        self, pieces: Sequence[bytes], layout: Mapping[int, int | Sequence[int]], kept: Sequence[int] = OF_SAMPLES
+    ) -> bytes:
+        """A TIFF of these tiles or strips, with the `kept` tags of this one.
+
+        `layout` has the other tags; which of STRIP_BYTES and TILE_BYTES it has says what the pieces are.
+        """
+        entries = {tag: self._tags[tag] for tag in kept if tag in self._tags}
+        body, offsets = bytearray(8), []
+        for piece in pieces:
+            offsets.append(len(body))
+            body += piece
+        places = {TILE_OFFSETS if TILE_BYTES in layout else STRIP_OFFSETS: offsets}
+        for tag, value in {**layout, **places}.items():
+            values = [value] if isinstance(value, int) else value
+            entries[tag] = Tag(LONG, len(values), struct.pack(f"{self._order}{len(values)}I", *values))
+        table = bytearray(struct.pack(self._order + "H", len(entries)))
+        for tag, (kind, length, content) in sorted(entries.items()):
+            inline = content
+            if len(content) > 4:
+                body += bytes(len(body) % 2)
+                inline = struct.pack(self._order + "I", len(body))
+                body += content
+            table += struct.pack(self._order + "HHI4s", tag, kind, length, inline)
+        body += bytes(len(body) % 2)
+        struct.pack_into(self._order + "2sHI", body, 0, b"II" if self._order == "<" else b"MM", 42, len(body))
+        return bytes(body + table + bytes(4))
+
+    def _entries(self, start: int) -> Iterator[tuple[int, Tag]]:
+        count_letter, letters = ("Q", "HHQ8s") if self._is_big else ("H", "HHI4s")
+        head, entry = struct.calcsize("<" + count_letter), struct.Struct(self._order + letters)
+        count = self._unpack(count_letter, self._header(start, head))
+        if count > MAX_TAGS:
+            raise ImageError("Corrupt", f"damaged header: {count} tags")
+        for tag, kind, values, inline in entry.iter_unpack(self._header(start + head, count * entry.size)):
+            if tag not in NEEDED or kind not in TYPES:
+                continue
+            num_bytes = struct.calcsize("<" + TYPES[kind]) * values
+            if num_bytes > MAX_TAG_BYTES:
+                raise ImageError(
+                    "TooLarge", f"tag {tag} of the TIFF has {num_bytes} bytes; the limit is {MAX_TAG_BYTES}"
+                )
+            content = inline[:num_bytes]
+            if num_bytes > len(inline):
+                content = self._header(self._unpack("Q" if self._is_big else "I", inline), num_bytes)
+            yield tag, Tag(kind, values, content)
+
+    def _header(self, start: int, length: int) -> bytes:
+        """As `read`, with the bytes that follow, in case that they are wanted next."""
+        place, content = self._ahead
+        if not place <= start <= start + length <= place + len(content):
+            content = self.read(start, min(max(length, READ_AHEAD), max(length, self._size - start)))
+            place = start
+            self._ahead = place, content
+        return content[start - place : start - place + length]
+
+    def _unpack(self, letter: str, content: bytes) -> int:
+        return int(struct.unpack(self._order + letter, content)[0])

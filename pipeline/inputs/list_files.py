@@ -1,0 +1,52 @@
+"""Images that a text file names, one on each line."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.inputs.uris import Names, folder_above
+
+BYTES = 1 << 20  # read at once, and the longest line
+ROWS = 10_000
+BOM = b"\xef\xbb\xbf"
+
+
+def read(uri: str) -> Iterator[Names]:
+    """The names of a list; empty lines and lines that begin with # are none. gzip is read, too.
+
+    Raises: UserError if the file cannot be read.
+    """
+    names: list[bytes] = []
+    numbers: list[int] = []
+    for number, line in enumerate(_lines(uri), start=1):
+        if not line.strip() or line.startswith(b"#"):
+            continue
+        names.append(line)
+        numbers.append(number)
+        if len(names) == ROWS:
+            yield _names(uri, names, numbers)
+            names, numbers = [], []
+    if names:
+        yield _names(uri, names, numbers)
+
+
+def _names(uri: str, names: list[bytes], numbers: list[int]) -> Names:
+    origin = f"{storage.absolute(uri)}#line="
+    return Names(pa.array(names, pa.binary()), pa.array(numbers, pa.int64()), origin, folder_above(uri), {})
+
+
+def _lines(uri: str) -> Iterator[bytes]:
+    """Lines without their ends, from a file of any size."""
+    with storage.explained(uri), storage.open_stream(uri) as file:
+        rest = file.read(len(BOM))
+        if rest.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise UserError(f"{uri}: is text in UTF-16; save it as UTF-8")
+        rest = rest.removeprefix(BOM)
+        while block := file.read(BYTES):
+            *lines, rest = (rest + block).split(b"\n")
+            yield from (line.removesuffix(b"\r") for line in lines)
+            if len(rest) > BYTES:
+                raise UserError(f"{uri}: has a line of more than {BYTES:,} bytes; is it a list of names?")
+        yield rest.removesuffix(b"\r")

@@ -1,0 +1,1 @@
+"""Confusion matrix, boundary IoU and calibration error, on NumPy arrays."""

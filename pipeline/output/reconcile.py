@@ -1,0 +1,229 @@
+"""Put an output in order that an interrupted run left, and find out which images it holds.
+
+Whoever calls what deletes here holds the output's lease.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.output.completed import Done
+from pipeline.output.id_set import IdSet, IdSum
+from pipeline.output.lease import sequence_of
+from pipeline.output.parquet import read_table
+from pipeline.output.parts import COMMIT_WITHIN, PART, part_name, remove_part, write_part
+from pipeline.output.schema import CLASS_STATS, MASKS
+from pipeline.storage.parquet_files import open_parquet
+
+READERS = 16  # parts whose ids are read at once; the reading is waiting
+LARGEST_PART = 1_000_000_000  # bytes of masks, far more than what the write stage puts in one
+
+
+@dataclass
+class Reconciled:
+    """An output in order, and what was done to it."""
+
+    done: Done
+    mended: list[str] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)  # of the parts
+    # How long parts that were not committed may still be, by tasks of a run that was taken over; seconds from now.
+    in_doubt: float = 0.0
+
+
+def reconcile(output: str, retry_errors: Sequence[str] = (), relabel_changed: bool = False) -> Reconciled:
+    """Put in order what an interrupted run left, and find out which images are done.
+
+    Half-written local files and statistics without masks are deleted. Masks without statistics (which no kill
+    leaves behind, but a late write or a person may) are deleted too, so that their images are done again. Of an image
+    that stands in two parts one row stays, as `remove_superseded` chooses. Interrupted at any point, it can simply be
+    run again.
+
+    Args:
+        retry_errors, relabel_changed: which images do not count as done, as Done says.
+
+    Raises: UserError.
+    """
+    found = Reconciled(Done(retry_errors, relabel_changed))
+    masks, class_stats = (_names(output, table, found.mended) for table in ("masks", "class_stats"))
+    for name in sorted(class_stats - masks):
+        # A listing may lag behind: each file is asked for before its partner is deleted.
+        if storage.exists(storage.join(output, "masks", name)):
+            masks.add(name)
+            continue
+        uri = storage.join(output, "class_stats", name)
+        found.in_doubt = max(found.in_doubt, _commit_within(uri))
+        storage.remove(uri)
+        found.mended.append(f"removed class_stats/{name}: an interrupted run had not committed it")
+    for name in sorted(masks - class_stats):
+        if storage.exists(storage.join(output, "class_stats", name)):
+            class_stats.add(name)
+            continue
+        storage.remove(storage.join(output, "masks", name))
+        found.mended.append(f"removed masks/{name}: its class_stats file is missing; its images are done again")
+
+    found.names = masks & class_stats
+    for _, rows in _read_parts(output, sorted(found.names), found.done.columns):
+        if found.done.add(rows).false_count:
+            found.mended += remove_superseded(output)
+            found.names = _whole(output)
+            found.done = read_done(output, retry_errors, relabel_changed)
+            break
+    return found
+
+
+def read_done(output: str, retry_errors: Sequence[str] = (), relabel_changed: bool = False) -> Done:
+    """The images that are done, as `reconcile` finds them, of an output that is left as it is. Raises UserError."""
+    done = Done(retry_errors, relabel_changed)
+    for _, rows in _read_parts(output, sorted(_whole(output)), done.columns):
+        done.add(rows)
+    return done
+
+
+def differences(output: str, names: set[str]) -> list[str]:
+    """How an output's parts differ from those that its run has found and committed. Raises UserError."""
+    told = []
+    for table in ("masks", "class_stats"):
+        there = {*filter(PART.fullmatch, _files(output, table))}
+        told += [f"{table}/{name} came from another run" for name in sorted(there - names)]
+        told += [
+            f"{table}/{name} is gone"
+            for name in sorted(names - there)
+            if not storage.exists(storage.join(output, table, name))
+        ]
+    return told
+
+
+def stored_images(output: str, names: Iterable[str]) -> IdSum:
+    """Count and sum of the images of parts, as storage has them. Raises UserError."""
+    images = IdSum()
+    for _, rows in _read_parts(output, sorted(names), ["image_id"]):
+        images = images.plus(IdSum.of(rows["image_id"]))
+    return images
+
+
+def remove_superseded(output: str) -> list[str]:
+    """Of every image that stands in several parts keep one row: of the last run, and labels before a failure.
+
+    Returns what was done.
+
+    A part that loses rows is written anew under another name before it goes: until then rows stand twice, never
+    nowhere.
+    """
+    mended: list[str] = []
+    rewritten: set[str] = set()
+    superseded = _superseded(output, sorted(_names(output, "masks", mended)))
+    for name, rows_of_part in superseded.items():
+        masks = read_table(storage.join(output, "masks", name), schema=MASKS)
+        if len(rows_of_part) == len(masks):
+            continue
+        is_kept = np.ones(len(masks), bool)
+        is_kept[rows_of_part] = False
+        masks = masks.filter(pa.array(is_kept))
+        class_stats = read_table(storage.join(output, "class_stats", name), schema=CLASS_STATS)
+        still_here = pc.is_in(class_stats["image_id"], value_set=masks["image_id"].combine_chunks())
+        smaller = part_name(masks["run_id"][0].as_py(), masks, kept=True)
+        write_part(output, smaller, masks, class_stats.filter(still_here))
+        rewritten.add(smaller)
+    for name, rows_of_part in superseded.items():
+        # An interrupted mending may have made a part already that was just made again.
+        if name not in rewritten:
+            remove_part(output, name)
+            mended.append(f"removed {len(rows_of_part)} rows from masks/{name}: newer ones have taken their place")
+    return mended
+
+
+def remove_strays(output: str, run_id: str, written: set[str]) -> list[str]:
+    """Remove the parts that tasks of a finished run have written and none has returned. Returns their names.
+
+    What was left of this run's parts by another one (`remove_superseded`) has a name of its own, and stays.
+    """
+    of_run = re.compile(rf"part-{re.escape(run_id)}-[0-9a-f]+\.parquet")
+    found = {name for table in ("masks", "class_stats") for name in _files(output, table)}
+    strays = sorted(name for name in found if of_run.fullmatch(name) and name not in written)
+    for name in strays:
+        remove_part(output, name)
+    return strays
+
+
+def _whole(output: str) -> set[str]:
+    """Names of the parts that have both their files."""
+    masks, class_stats = ({*filter(PART.fullmatch, _files(output, table))} for table in ("masks", "class_stats"))
+    return masks & class_stats
+
+
+def _commit_within(uri: str) -> float:
+    """Seconds within which masks follow these statistics, if they do."""
+    with storage.explained(uri), storage.open_file(uri) as file:
+        try:
+            return float((open_parquet(file).schema_arrow.metadata or {})[COMMIT_WITHIN])
+        except (pa.ArrowInvalid, KeyError, ValueError):  # of an earlier version, or not ours
+            return storage.write_seconds(LARGEST_PART)
+
+
+def _names(output: str, table: str, mended: list[str]) -> set[str]:
+    """Parts of a table; what else lies there is left alone, but half-written files."""
+    names = set()
+    for name in _files(output, table):
+        if name.startswith(storage.PARTIAL):
+            storage.remove(storage.join(output, table, name))
+            mended.append(f"removed {table}/{name}: half written")
+        elif PART.fullmatch(name):
+            names.add(name)
+    return names
+
+
+def _files(output: str, table: str) -> list[str]:
+    folder = storage.absolute(storage.join(output, table)) + "/"
+    return [uri.removeprefix(folder) for uri in storage.find(folder)]
+
+
+def _read_parts(output: str, names: list[str], columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
+    """Columns of masks by name of their part; a few parts ahead are in memory, however many there are."""
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead: deque[tuple[str, Future[pa.Table]]] = deque()
+        for name in names:
+            ahead.append((name, pool.submit(read_table, storage.join(output, "masks", name), columns, MASKS)))
+            if len(ahead) > 2 * READERS:
+                first, reading = ahead.popleft()
+                yield first, reading.result()
+        for name, reading in ahead:
+            yield name, reading.result()
+
+
+def _superseded(output: str, names: list[str]) -> dict[str, list[int]]:
+    """By part, its rows whose image has a better one; of equally good ones the first stays."""
+    images, twice = IdSet(), IdSet()
+    for _, rows in _read_parts(output, names, ["image_id"]):
+        twice.add(rows["image_id"].filter(pc.invert(images.add(rows["image_id"]))))
+    del images
+    if not len(twice):
+        return {}
+    rivals = []
+    for number, (_, rows) in enumerate(_read_parts(output, names, ["image_id", "run_id", "status"])):
+        rows = rows.append_column("row", pa.array(np.arange(len(rows))))
+        rows = rows.filter(twice.contains(rows["image_id"]))
+        rows = rows.append_column("part", pa.repeat(number, len(rows)))
+        sequences = [sequence_of(run_id) for run_id in rows["run_id"].to_pylist()]
+        rivals.append(rows.append_column("sequence", pa.array(sequences, pa.int64())))
+    # One run has an image twice where a lost node's work was repeated: what failed then may have gone well before.
+    # "ok" comes after "error".
+    rows = pa.concat_tables(rivals)
+    of_run = {"sequence": "descending", "run_id": "descending"}
+    of_row = {"status": "descending", "part": "ascending", "row": "ascending"}
+    order = {"image_id": "ascending", **of_run, **of_row}
+    sorted_rivals = rows.sort_by(list(order.items()))
+    image_ids = sorted_rivals["image_id"].combine_chunks()
+    found: dict[str, list[int]] = {}
+    is_older = pc.equal(image_ids[1:], image_ids[:-1])
+    for row in (
+        sorted_rivals.slice(1).filter(is_older).sort_by([("part", "ascending"), ("row", "ascending")]).to_pylist()
+    ):
+        found.setdefault(names[row["part"]], []).append(row["row"])
+    return found

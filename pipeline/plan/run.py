@@ -1,0 +1,187 @@
+"""Makes a plan: goes through the listing, labels a sample beside the output, and takes the sample away again."""
+
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline import storage
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.cluster import connection
+from pipeline.cluster.progress_actor import News
+from pipeline.cluster.sizing import plan_stages
+from pipeline.config.jobs import SegmentConfig
+from pipeline.console import say
+from pipeline.errors import UserError
+from pipeline.output.completed import Done
+from pipeline.output.lease import hold
+from pipeline.output.ownership import is_claimed
+from pipeline.output.parquet import read_table
+from pipeline.output.reconcile import read_done
+from pipeline.output.schema import MASKS
+from pipeline.plan.forecast import Forecast, Machines, Plan, Survey, Tried, steady_rate, survey
+from pipeline.segment.progress import LINE_EVERY, SegmentationLine
+from pipeline.segment.rescaling import ClusterChanged
+from pipeline.segment.run import Summary, label, opened
+from pipeline.segment.worklist import FIRST_WAIT, Listed, Worklist
+
+LEAST_TRIED = 32  # images for each predictor
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What jobs/segment_bucket.py --plan found out."""
+
+    output: str
+    model_id: str
+    survey: Survey
+    max_error_rate: float  # of the run
+    plan: Plan | None = None  # None: there is nothing to label
+    forecasts: tuple[Forecast, ...] = ()  # for the cluster as it is and, if asked for, for one of other size
+
+
+@connection.disconnecting_on_error()
+def make_plan(config: SegmentConfig) -> Planned:
+    """List the inputs, label a sample of what the output does not hold yet, and work out what all would take.
+
+    The sample's parts lie in a folder below the output for that long; all else stays as it is.
+
+    Raises: UserError, as the run would.
+    """
+    started = time.monotonic()
+    output, listing, model = opened(config)
+    again = config.retry_errors, config.relabel_changed
+    done = read_done(output, *again) if is_claimed(output, model) else Done(*again)
+    begun = time.monotonic()
+    surveyed = survey(_told(listing), done.holds)
+    planned = Planned(output, model.model_id, surveyed, config.max_error_rate)
+    if not surveyed.images:
+        return planned
+    # A run waits for its listing, too, but not for all of it.
+    before = begun - started + min(FIRST_WAIT, time.monotonic() - begun)
+    tried = _try(config, model, surveyed, output, before)
+    plan = Plan(surveyed, tried)
+    return replace(planned, plan=plan, forecasts=tuple(_forecasts(config, plan)))
+
+
+def _told(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables; says now and then how many images they were."""
+    images, last = 0, time.monotonic()
+    for table in tables:
+        images += len(table)
+        if time.monotonic() - last >= LINE_EVERY:
+            last = time.monotonic()
+            say(f"{images:,} images listed so far")
+        yield table
+
+
+class _SampleLine(SegmentationLine):
+    """The progress of the sample, which is kept."""
+
+    def __init__(self, listed: Listed) -> None:
+        super().__init__(listed)
+        self.marks: list[tuple[float, int]] = []  # time.monotonic(), images so far
+
+    def show(self, news: News) -> None:
+        done = sum(news.counts.values())
+        if done and (not self.marks or done > self.marks[-1][1]):
+            self.marks.append((time.monotonic(), done))
+        super().show(news)
+
+
+def _try(config: SegmentConfig, model: Checkpoint, surveyed: Survey, output: str, before: float) -> Tried:
+    """Label the sample. `before`: the seconds that a run takes until it has something to label."""
+    started = time.monotonic()
+    connection.connect(config.verbose)
+    predictors = plan_stages(config, connection.resources()).predictors
+    sample = surveyed.sample(max(config.plan_images, LEAST_TRIED * predictors))
+    say(f"{surveyed.images:,} images to label; trying {len(sample):,} of them")
+    # That images fail is a result here.
+    config = config.model_copy(update={"max_error_rate": 1.0})
+    with _folder_below(output) as folder:
+        with hold(folder) as lease, Worklist([sample], lambda listed: pa.array([False] * len(listed))) as worklist:
+            summary = Summary(lease.run_id, folder, worklist.listed)
+            line = _SampleLine(worklist.listed)
+            try:
+                label(config, model, worklist, summary, lease, line)
+            except ClusterChanged as change:
+                raise UserError(f"plan: {change}; make it again") from None
+        ended = time.monotonic()
+        names = [uri for uri in storage.find(storage.join(folder, "masks")) if uri.endswith(".parquet")]
+        rows = pa.concat_tables([read_table(uri, ["size_bytes", "seconds", "mask"], MASKS) for uri in names])
+    rows = rows.filter(pc.is_valid(rows["size_bytes"]))
+    mask_bytes = pc.fill_null(pc.binary_length(pc.struct_field(rows["mask"], "bytes")), 0)
+    return Tried(
+        seconds=ended - started,
+        seconds_to_first=before + line.marks[0][0] - started,
+        seconds_after_last=ended - line.marks[-1][0],
+        rate=steady_rate(line.marks),
+        outcomes=summary.outcomes,
+        stages=summary.stage_seconds,
+        output_bytes=summary.stage_seconds.spent["write"].bytes,
+        file_bytes=rows["size_bytes"].to_numpy().astype(np.float64),
+        image_seconds=rows["seconds"].to_numpy().astype(np.float64),
+        mask_bytes=mask_bytes.to_numpy().astype(np.float64),
+    )
+
+
+@contextmanager
+def _folder_below(output: str) -> Iterator[str]:
+    """Where the run may write: a new folder below the output; afterwards all is as it was, also after an error."""
+    folder = storage.join(output, f".plan-{secrets.token_hex(4)}")
+    filesystem, path = storage.open_filesystem(output)
+    made: list[str] = []  # folders on a disk that come to be with it, the lowest first
+    while isinstance(filesystem, LocalFileSystem) and not filesystem.exists(path):
+        made.append(path)
+        path = os.path.dirname(path)
+    try:
+        yield folder
+    finally:
+        storage.remove_folder(folder)
+        for path in made:
+            if filesystem.exists(path) and not filesystem.ls(path):
+                filesystem.rmdir(path)
+
+
+def _forecasts(config: SegmentConfig, plan: Plan) -> Iterator[Forecast]:
+    have = connection.resources()
+    # A local Ray counts more CPUs than there are.
+    there_are = ray.get(ray.remote(_processors).options(num_cpus=1).remote())
+    processors = min(have.node_cpus, there_are)
+    price = config.price_per_hour
+    yield plan.forecast(_machines(config, have, processors), price)
+    if config.plan_nodes is not None:
+        share = config.plan_nodes / have.cpu_nodes
+        cpus, gpus = (_shared_out(int(share * total), config.plan_nodes) for total in (have.cpus, have.gpus))
+        other = connection.Resources(tuple(map(connection.Node, cpus, gpus)))
+        yield plan.forecast(_machines(config, other, processors), None if price is None else share * price)
+
+
+def _shared_out(total: int, nodes: int) -> list[int]:
+    """As evenly as whole numbers allow."""
+    return [total * (k + 1) // nodes - total * k // nodes for k in range(nodes)]
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _machines(config: SegmentConfig, have: connection.Resources, processors: int) -> Machines:
+    """What a run would start on such a cluster, whose nodes have so many processors each."""
+    stages = plan_stages(config, have)
+    return Machines(
+        nodes=have.cpu_nodes,
+        processors=have.cpu_nodes * processors,
+        gpus=have.gpus,
+        predictors=stages.predictors,
+        decode_tasks=stages.decode_tasks,
+        write_tasks=stages.write_tasks,
+    )

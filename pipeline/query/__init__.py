@@ -1,0 +1,1 @@
+"""SQL on the tables of an output, with DuckDB."""

@@ -1,0 +1,88 @@
+"""Questions that are asked often: a file of SQL each, in pipeline/query/queries.
+
+A file begins with comments: a line that says what the answer is, and one for each value that it takes,
+
+    -- name = default: what it is
+
+without a default where it must be given. In the statement the value is $name, and always text.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+FOLDER = Path(__file__).parent / "queries"
+PARAMETER = re.compile(r"-- (?P<name>\w+)(?: = (?P<default>[^:]*))?: (?P<description>.+)")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    name: str
+    default: str | None  # None: must be given
+    description: str
+
+
+@dataclass(frozen=True)
+class NamedQuery:
+    name: str
+    title: str
+    parameters: tuple[Parameter, ...]
+    sql: str
+
+    @property
+    def usage(self) -> str:
+        given = (p.name.upper() if p.default is None else f"[{p.name.upper()}]" for p in self.parameters)
+        return " ".join([self.name, *given])
+
+    def values(self, arguments: Sequence[str]) -> dict[str, str]:
+        """Values by name, of arguments in order or as NAME=VALUE. Raises UserError."""
+        values = {p.name: p.default for p in self.parameters}
+        in_order = iter(self.parameters)
+        for argument in arguments:
+            name, equals, value = argument.partition("=")
+            if equals and name in values:
+                values[name] = value
+                continue
+            place = next(in_order, None)
+            if place is None:
+                raise UserError(f"query {self.name}: does not know what to do with {argument!r}; it is: {self.usage}")
+            values[place.name] = argument
+        given = {name: value for name, value in values.items() if value is not None}
+        if missing := [p for p in self.parameters if p.name not in given]:
+            lacking = ", ".join(f"{p.name} ({p.description})" for p in missing)
+            raise UserError(f"query {self.name}: needs {lacking}; it is: {self.usage}")
+        return given
+
+
+def named_queries() -> dict[str, NamedQuery]:
+    """All of them, by name."""
+    return {
+        path.stem: _parsed(path.stem, path.read_text())
+        for path in sorted(FOLDER.glob("*.sql"), key=lambda path: path.stem)
+    }
+
+
+def named_query(name: str) -> NamedQuery:
+    """The query of this name. Raises UserError with the nearest names."""
+    queries = named_queries()
+    if name not in queries:
+        near = difflib.get_close_matches(name, queries, 3, 0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(queries)}"
+        raise UserError(f"query {name!r}: there is none of this name, and it is no SQL; {hint}")
+    return queries[name]
+
+
+def _parsed(name: str, text: str) -> NamedQuery:
+    lines = text.splitlines()
+    count = next(n for n, line in enumerate(lines) if not line.startswith("-- "))
+    title, *described = lines[:count]
+    parameters = []
+    for line in described:
+        found = PARAMETER.fullmatch(line)
+        assert found, f"{name}.sql: {line}"
+        parameters.append(Parameter(found["name"], found["default"], found["description"]))
+    return NamedQuery(name, title.removeprefix("-- "), tuple(parameters), "\n".join(lines[count:]).strip())

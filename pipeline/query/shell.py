@@ -1,0 +1,92 @@
+"""A prompt at which an output is asked, statement after statement."""
+
+import sys
+from contextlib import suppress
+
+import duckdb
+
+from pipeline.errors import UserError
+from pipeline.query import engine, results
+from pipeline.query.named_queries import named_queries, named_query
+
+HELP = """\
+SELECT ... ;       a statement in DuckDB's SQL, over as many lines as you like, up to the semicolon
+NAME VALUES ...    one of the named queries, as on the command line
+.queries           the named queries         .sql NAME    the SQL of one
+.tables            tables and their columns  .help        this
+.exit              leave, as Ctrl-D does"""
+
+
+def shell(connection: duckdb.DuckDBPyConnection) -> None:
+    """Read statements until the end of the input; what is wrong with one is said, and the next one is read."""
+    _remember_lines()
+    print("Tables: masks, class_stats, classes, runs. A statement ends with a semicolon; .help says more.")
+    statement = ""
+    while True:
+        try:
+            line = input("    -> " if statement else "sql> ")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            statement = ""
+            print()
+            continue
+        if not statement and line.strip() in (".exit", ".quit", "exit", "quit"):
+            return
+        statement = f"{statement}\n{line}".strip()
+        if not statement or not (_is_whole(statement)):
+            continue
+        try:
+            answer(connection, statement)
+        except UserError as error:
+            print(error, file=sys.stderr, flush=True)
+        statement = ""
+
+
+def answer(connection: duckdb.DuckDBPyConnection, statement: str) -> None:
+    """Answer one statement, command or named query. Raises UserError."""
+    word, *rest = statement.rstrip(";").split()
+    if word == ".help":
+        print(HELP)
+    elif word == ".queries":
+        print("\n".join(list_of_queries()))
+    elif word == ".sql" and len(rest) == 1:
+        print(named_query(rest[0]).sql)
+    elif word == ".tables":
+        columns = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal ORDER BY ALL"
+        _show(engine.run(connection, columns))
+    elif word.startswith("."):
+        raise UserError(f"{statement}: unknown; .help says what there is")
+    elif word in named_queries():
+        named = named_query(word)
+        _show(engine.run(connection, named.sql, named.values(rest)))
+    else:
+        _show(engine.run(connection, statement))
+
+
+def list_of_queries() -> list[str]:
+    """What each named query answers and takes, as lines."""
+    lines = []
+    for named in named_queries().values():
+        lines += [named.usage, f"    {named.title}."]
+        for parameter in named.parameters:
+            default = f" (default {parameter.default})" if parameter.default else ""
+            lines.append(f"    {parameter.name.upper()}: {parameter.description}{default}")
+    return lines
+
+
+def _is_whole(statement: str) -> bool:
+    if statement.endswith(";"):
+        return True
+    return "\n" not in statement and (statement.startswith(".") or statement.split()[0] in named_queries())
+
+
+def _show(relation: duckdb.DuckDBPyRelation | None) -> None:
+    if relation is not None:
+        results.show(relation)
+
+
+def _remember_lines() -> None:
+    with suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401  # gives input() its history and editing

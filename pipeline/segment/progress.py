@@ -1,0 +1,141 @@
+"""What a segmentation's workers report while it runs, and how its progress is shown."""
+
+import math
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TextIO
+
+import ray
+
+from pipeline.cluster.progress_actor import Board, News
+from pipeline.console import duration, printable
+from pipeline.segment.crash_isolation import Begun, Trials
+from pipeline.segment.stage_timing import Report, StageSeconds
+from pipeline.segment.worklist import Listed
+
+LINE_EVERY = 30.0  # seconds, in a log
+RECENT = 30.0  # seconds that the rate of now is taken over
+BAR = 20  # characters
+
+
+class SegmentationBoard(Board):
+    """Board that also knows what each stage has spent, and which blocks of images processes work on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stage_seconds = StageSeconds()
+        self._trials = Trials(_is_alive)
+
+    def spend(self, report: Report) -> None:
+        """Count what a process has spent, by stage."""
+        self._stage_seconds.add(report)
+
+    def stage_seconds(self) -> StageSeconds:
+        return self._stage_seconds
+
+    def begin(self, block: str, image_ids: Sequence[bytes], node: str) -> Begun:
+        """Note that a block of images begins on a node, perhaps again; this and the next three are Trials'."""
+        return self._trials.begin(block, image_ids, node)
+
+    def enter(self, block: str, image_id: bytes) -> None:
+        self._trials.enter(block, image_id)
+
+    def leave(self, block: str) -> None:
+        self._trials.leave(block)
+
+    def end(self, block: str) -> None:
+        self._trials.end(block)
+
+
+def _is_alive(node: str) -> bool:
+    return any(found["NodeID"] == node and found["Alive"] for found in ray.nodes())
+
+
+class SegmentationLine:
+    """Progress of a segmentation run: a bar in a terminal, a line every 30 seconds in a log.
+
+    Args:
+        listed: what there is to do, as far as it is known.
+        price_per_hour: of the cluster; None: no costs are shown.
+        seconds_before: that the same command has worked already, for the costs.
+    """
+
+    def __init__(
+        self,
+        listed: Listed,
+        price_per_hour: float | None = None,
+        seconds_before: float = 0.0,
+        out: TextIO | None = None,
+    ) -> None:
+        self.seconds_to_first: float | None = None
+        self._listed = listed
+        self._price_per_hour, self._seconds_before = price_per_hour, seconds_before
+        self._out = out or sys.stdout
+        self._in_place = self._out.isatty()
+        self._start = time.monotonic()
+        self.last_news = self._start  # of an image that was labelled, or of one that a predictor is at
+        self._recent: deque[tuple[float, int]] = deque([(0.0, 0)])  # of the last RECENT seconds
+        self._printed: tuple[float, int] = (0.0, 0)  # when, and how many images it told
+
+    def show(self, news: News) -> None:
+        """Print what has been said, and what has changed if it is time to."""
+        for line in news.lines:
+            print("\r\x1b[K" * self._in_place + printable(line), file=self._out, flush=True)
+        counts, total = news.counts, self._listed.todo
+        now, done = time.monotonic() - self._start, min(sum(counts.values()), total)
+        if news.lines or done > self._recent[-1][1]:
+            self.last_news = self._start + now
+        if done and self.seconds_to_first is None:
+            self.seconds_to_first = round(now, 1)
+        self._recent.append((now, done))
+        while self._recent[1][0] <= now - RECENT:
+            self._recent.popleft()
+        is_last = done == total and self._listed.ended
+        last_time, last_done = self._printed
+        if is_last:
+            is_time = done != last_done
+        else:
+            # In a log, too, where nothing goes on: who reads it sees that the run is alive.
+            is_time = self._in_place or (done and not last_done) or now - last_time >= LINE_EVERY
+        if is_time:
+            self._printed = now, done
+            self._print(self.line(counts, now, done), is_last)
+
+    def line(self, counts: dict[str, int], now: float, done: int) -> str:
+        """What is known after `now` seconds."""
+        total, is_listed = self._listed.todo, self._listed.ended
+        then, before = self._recent[0]
+        rate = done / now
+        recent = (done - before) / (now - then) if now > then else rate
+        failed = {kind: count for kind, count in sorted(counts.items()) if kind != "ok"}
+        kinds = f" ({', '.join(f'{count:,} {kind}' for kind, count in failed.items())})" if failed else ""
+        parts = [
+            f"{done:,} of {total:,} images" + ("" if is_listed else " listed so far"),
+            f"{recent:.1f} images/s now, {rate:.1f} on average",
+            f"{duration((total - done) / rate)} left" if is_listed and done else "time left unknown",
+            f"{sum(failed.values()):,} failed{kinds}",
+        ]
+        if not done:
+            parts[1:] = [f"{duration(now)} so far"]
+        if self._price_per_hour is not None:
+            parts.append(f"{self._price_per_hour * (self._seconds_before + now) / 3600:,.2f} spent")
+        return " · ".join(parts)
+
+    def seconds_left(self, now: float) -> float:
+        """At the average rate, when time.monotonic() is `now`; infinite where that is not known."""
+        done = self._recent[-1][1]
+        if not done or not self._listed.ended:
+            return math.inf
+        return (self._listed.todo - done) * (now - self._start) / done
+
+    def _print(self, line: str, is_last: bool) -> None:
+        if not self._in_place:
+            print(line, file=self._out, flush=True)
+            return
+        width = shutil.get_terminal_size().columns
+        filled = round(BAR * self._printed[1] / max(1, self._listed.todo))
+        text = f"{'█' * filled}{'░' * (BAR - filled)} {line}"[: width - 1]
+        print(f"\r\x1b[K{text}", end="\n" if is_last else "", file=self._out, flush=True)

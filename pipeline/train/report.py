@@ -1,0 +1,208 @@
+"""The report of a training run: OUTPUT/report.html, built from what the run has written down."""
+
+from typing import Any
+
+import numpy as np
+import yaml
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.console import duration
+from pipeline.html.charts import COLORS, figure, style, svg
+from pipeline.html.page import render
+from pipeline.train.history import History, Record, finite, read_history, read_pictures
+from pipeline.train.provenance import read_starts
+
+REPORT = "report.html"
+CONFIG = "config.yaml"
+POINTS = 400  # of a curve at most, however many steps there are
+SMOOTHING = 0.04  # of a curve's points in the window of the smoothed line
+LONGEST_VALUE = 160  # characters of a setting
+ROWS_IN_ONE_COLUMN = 24
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # x, y
+
+
+def build_report(output: str) -> str:
+    """Write OUTPUT/report.html from the run's history, configuration and environment; returns its URI.
+
+    Works at any time, also for a run that has not validated yet. Raises UserError.
+    """
+    history = read_history(output)
+    best = history.best()
+    config_uri = storage.join(output, CONFIG)
+    config_text = storage.read_bytes(config_uri).decode() if storage.exists(config_uri) else ""
+    config: dict[str, Any] = yaml.safe_load(config_text) or {}
+    starts = read_starts(output)
+    uri = storage.join(output, REPORT)
+    page = render(
+        "training.html",
+        name=storage.absolute(output).rpartition("/")[2],
+        output=output,
+        tiles=_tiles(history, best, config),
+        charts=_charts(history),
+        best=best,
+        classes=_columns(_class_rows(best, config)),
+        pictures=read_pictures(output, best["step"] if best else None),
+        sections=_sections(config),
+        config_text=config_text,
+        start=starts[-1] if starts else None,
+        num_starts=len(starts),
+    )
+    storage.write_bytes(uri, page)
+    return uri
+
+
+def _tiles(history: History, best: Record | None, config: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(value, what it is, more about it)."""
+    metrics = best["metrics"] if best else {}
+    last = history.steps[-1] if history.steps else None
+    rates = finite(record["images_per_second"] for record in history.steps)
+    epochs = config.get("optimization", {}).get("epochs")
+    return [
+        (_ratio(metrics.get("miou")), "best mIoU", f"epoch {best['epoch']}, step {best['step']:,}" if best else ""),
+        (_ratio(metrics.get("pixel_accuracy")), "pixel accuracy", "best checkpoint" if best else ""),
+        (_ratio(metrics.get("mean_accuracy")), "mean accuracy", "best checkpoint" if best else ""),
+        (f"{last['step']:,}" if last else "0", "steps", _epochs(last, epochs)),
+        (duration(history.elapsed), "training time", f"{len(history.validations):,} validations"),
+        (f"{np.median(rates):,.1f}" if rates else "–", "images/s", "in training, median" if rates else ""),
+    ]
+
+
+def _epochs(last: Record | None, epochs: int | None) -> str:
+    if last is None:
+        return ""
+    return f"{last['epoch']:.4g} of {epochs} epochs" if epochs else f"{last['epoch']:.4g} epochs"
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _charts(history: History) -> list[tuple[str, Markup]]:
+    """(title for who cannot see it, chart) of what there is to draw, over epochs."""
+    steps, validations = history.steps, history.validations
+    candidates = [
+        (
+            "Training loss",
+            {"main": curve(steps, "loss"), "auxiliary": curve(steps, "auxiliary_loss")},
+            {"smoothed": True},
+        ),
+        (
+            "Validation",
+            {
+                label: curve([{"epoch": r["epoch"], **r["metrics"]} for r in validations], key)
+                for label, key in (
+                    ("mIoU", "miou"),
+                    ("pixel accuracy", "pixel_accuracy"),
+                    ("mean accuracy", "mean_accuracy"),
+                    ("frequency-weighted IoU", "frequency_weighted_iou"),
+                )
+            },
+            {"dots": True},
+        ),
+        ("Learning rate", {"": curve(steps, "learning_rate")}, {}),
+        ("Images/s in training", {"": curve(steps, "images_per_second")}, {"smoothed": True, "from_zero": True}),
+        ("Norm of all gradients", {"": curve(steps, "gradient_norm")}, {"smoothed": True}),
+    ]
+    return [
+        (title, _chart(title, present, **options))
+        for title, curves, options in candidates
+        if (present := {label: drawn for label, drawn in curves.items() if len(drawn[0])})
+    ]
+
+
+def _chart(
+    title: str, curves: dict[str, Curve], smoothed: bool = False, dots: bool = False, from_zero: bool = False
+) -> Markup:
+    with style():
+        drawn = figure(6.0, 3.0)
+        axes = drawn.subplots()
+        for (label, (x, y)), color in zip(curves.items(), COLORS, strict=False):
+            few = len(x) <= 40
+            if smoothed and not few:
+                axes.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
+                y = smooth(y)
+            axes.plot(x, y, color=color, label=label, linewidth=1.6, marker="o" if dots and few else None, markersize=3)
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.margins(x=0.02)
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        if len(curves) > 1:
+            axes.legend(fontsize=8)
+        return svg(drawn)
+
+
+def curve(records: list[Record], key: str) -> Curve:
+    """The records' numbers over epochs; of many, the mean of each of POINTS stretches."""
+    points = [(record["epoch"], record[key]) for record in records if record.get(key) is not None]
+    x, y = np.array(points, float).reshape(-1, 2).T
+    if len(x) <= POINTS:
+        return x, y
+    starts = np.linspace(0, len(x), POINTS, endpoint=False).astype(int)
+    counts = np.diff([*starts, len(x)])
+    return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
+
+
+def smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Running mean over a window that is centred, and shorter at the ends."""
+    half = max(1, round(len(y) * SMOOTHING / 2))
+    sums = np.concatenate([[0.0], np.cumsum(y)])
+    index = np.arange(len(y))
+    reach = np.minimum(half, np.minimum(index, index[::-1]))
+    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+
+
+def _class_rows(best: Record | None, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each class's name, colour and IoU, the best first; classes that were not seen last."""
+    ious = best["metrics"]["iou"] if best else {}
+    rows = [
+        {"id": index, "name": entry["name"], "color": f"rgb{tuple(entry['color'])}", "iou": None}
+        for index, entry in enumerate(config.get("data", {}).get("classes", []))
+    ]
+    for row in rows:
+        row["iou"] = ious.get(row["name"])
+    return sorted(rows, key=lambda row: -1.0 if row["iou"] is None else row["iou"], reverse=True)
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The rows in one table, or of many in two beside each other."""
+    if len(rows) <= ROWS_IN_ONE_COLUMN:
+        return [rows] if rows else []
+    half = (len(rows) + 1) // 2
+    return [rows[:half], rows[half:]]
+
+
+def _sections(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(section, its keys and values); classes have a table of their own."""
+    sections: dict[str, list[tuple[str, str]]] = {"run": []}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            sections[key] = [(name, _value(item)) for name, item in _flat(value) if name != "classes"]
+        else:
+            sections["run"].append((key, _value(value)))
+    return [(name, rows) for name, rows in sections.items() if rows]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        is_section = isinstance(value, dict) and value and all(str(inner).isidentifier() for inner in value)
+        flat += _flat(value, f"{prefix}{key}.") if is_section else [(f"{prefix}{key}", value)]
+    return flat
+
+
+def _value(value: Any) -> str:
+    if value is None or value in ([], {}):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        text = ", ".join(str(item) for item in value)
+    elif isinstance(value, dict):
+        text = ", ".join(f"{key} → {item}" for key, item in value.items())
+    else:
+        text = str(value)
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"

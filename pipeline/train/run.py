@@ -1,0 +1,203 @@
+"""Distributed training on Ray Train, as the driver sees it: checks first, then the workers, then what is published."""
+
+import posixpath
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import ray
+import ray.train
+import ray.train.torch
+
+from models.weights.checkpoint import IMAGENET_MEAN as MEAN
+from pipeline import storage
+from pipeline.cluster import connection
+from pipeline.cluster.progress_actor import News, start_board, watched
+from pipeline.cluster.reservation import kept_free
+from pipeline.config.jobs import TrainConfig
+from pipeline.config.training import ValidationConfig, WorkersConfig
+from pipeline.console import say
+from pipeline.datasets import Pair, fingerprint, list_pairs, load_pair, refuse_shared_images
+from pipeline.errors import UserError, user_error
+from pipeline.train.batches import Plan, stored
+from pipeline.train.provenance import describe_run, read_starts
+from pipeline.train.report import REPORT
+from pipeline.train.run_folder import claim_run, publish, remove_orphans
+from pipeline.train.tracking import Tracker
+from pipeline.train.validation import Validator
+from pipeline.train.worker import Assignment, train_worker
+
+NUM_KEPT = 2  # checkpoints with the best score; Ray Train keeps the latest and those under validation as well
+
+
+@dataclass
+class TrainSummary:
+    """How a training run ended. Metrics are those of the best checkpoint on the validation split."""
+
+    best: str  # URI of the checkpoint folder
+    last: str
+    report: str
+    metrics: dict[str, Any]
+    images_per_second: float | None  # of the training steps alone; None if nothing was left to train
+
+
+AnyConfig = TypeVar("AnyConfig", bound=TrainConfig)
+
+
+def train(config: TrainConfig, command: Sequence[str] = ()) -> TrainSummary:
+    """Train, or go on with a run that was interrupted, on the cluster that this process can reach.
+
+    `command`, the options that were given, is written down with the run.
+
+    Raises: UserError for what the user can mend; before any worker starts where that can be known.
+    """
+    output = storage.absolute(config.output)
+    train_pairs, val_pairs = (
+        list_pairs(config.data, split) for split in (config.data.train_split, config.data.val_split)
+    )
+    refuse_shared_images(config.data, train_pairs, val_pairs)
+    _check_images(config, train_pairs, val_pairs)
+    claim_run(output, config, {"train": len(train_pairs), "val": len(val_pairs)})
+    connection.connect(config.verbose)
+    _check_capacity(config.workers, config.validation, connection.resources())
+    say(
+        f"Training {config.model.backbone} PSPNet on {len(train_pairs):,} images, validating on {len(val_pairs):,}, "
+        f"{_number_of(config.workers)}; output {output}"
+    )
+    _describe(output, command, [*train_pairs, *val_pairs])
+    board = start_board()
+    validator = Validator(config, val_pairs, len(train_pairs), output, board)
+    with Tracker(output, config) as tracker:
+
+        def show(news: News) -> None:
+            for line in news.lines:
+                say(line)
+            tracker.add(news.records)
+
+        with watched(board, show):
+            result = _fit(located(config), output, train_pairs, validator, board)
+            outcome: dict[str, Any] = result.return_value or {}
+            problem = outcome.get("problem") or ray.get(board.problem.remote())
+            if problem:
+                raise UserError(problem)
+            remove_orphans(output)
+            return _publish(output, result, validator, outcome.get("images_per_second"))
+
+
+def located(config: AnyConfig) -> AnyConfig:
+    """The configuration with absolute places: a relative path means another one in the folder that a worker runs in."""
+    data = config.data.model_copy(update={"root": storage.absolute(config.data.root)})
+    weights = config.weights and storage.absolute(config.weights)
+    return config.model_copy(update={"data": data, "weights": weights})
+
+
+def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validator, board: Any) -> Any:
+    """Run the workers to their end; Ray Train's result."""
+    workers = config.workers
+    number: Any = workers.most if workers.fewest == workers.most else (workers.fewest, workers.most)
+    plan = Plan(
+        num_pairs=len(pairs),
+        batch_size=config.optimization.batch_size,
+        seed=config.optimization.seed,
+        data=config.data,
+        augment=config.augment,
+        fill=MEAN,
+    )
+    filesystem, path = storage.arrow_filesystem(output)
+    trainer_class: Any = ray.train.torch.TorchTrainer  # whose types are those of Ray Train's first version
+    trainer = trainer_class(
+        train_worker,
+        train_loop_config={"assignment": Assignment(config, plan, stored(pairs), output, board)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=number,
+            use_gpu=workers.gpu,
+            resources_per_worker={"CPU": workers.cpus, **({"GPU": 1} if workers.gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=posixpath.basename(path),
+            storage_path=posixpath.dirname(path),
+            storage_filesystem=filesystem,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=NUM_KEPT, checkpoint_score_attribute="miou"),
+            # A node that is taken away is no failure: those restarts are not counted.
+            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+        ),
+        validation_config=ray.train.ValidationConfig(fn=validator, ray_remote_kwargs={"num_cpus": 0}),
+    )
+    is_elastic = workers.fewest < workers.most
+    try:
+        with kept_free(_beside(config.validation)) if is_elastic else nullcontext():
+            return trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise user_error(error) or error from None
+
+
+def _beside(validation: ValidationConfig) -> list[dict[str, float]]:
+    """What works beside the workers: predictors that validate, and one task that decodes images."""
+    predictor = {"CPU": float(validation.predictor_cpus), **({"GPU": 1.0} if validation.gpu else {})}
+    return [*[predictor] * validation.predictors, {"CPU": 1.0}]
+
+
+def _describe(output: str, command: Sequence[str], pairs: list[Pair]) -> None:
+    earlier = read_starts(output)
+    start = describe_run(output, list(command), fingerprint(pairs))
+    if earlier and earlier[-1]["dataset"] != start["dataset"]:
+        say("The dataset's files have changed since this run last started: what is trained now differs from before")
+
+
+def _check_images(config: TrainConfig, train_pairs: list[Pair], val_pairs: list[Pair]) -> None:
+    if len(train_pairs) < config.optimization.batch_size:
+        raise UserError(
+            f"data.root {config.data.root}: {len(train_pairs)} training images are fewer than one batch "
+            f"(optimization.batch_size {config.optimization.batch_size}); lower it or add images"
+        )
+    for pairs in (train_pairs, val_pairs):
+        load_pair(pairs[0], config.data)
+
+
+def _check_capacity(workers: WorkersConfig, validation: ValidationConfig, have: connection.Resources) -> None:
+    validating = validation.predictors * validation.predictor_cpus
+    needed = workers.fewest * workers.cpus + validating + 1
+    if have.max_cpus < needed:
+        raise UserError(
+            f"workers: {workers.fewest} with {workers.cpus} CPU(s) each, {validating} CPU(s) for validation and one to "
+            f"decode images need {needed} CPUs, the cluster has {have.max_cpus}; lower workers.count or workers.cpus, "
+            "or add nodes"
+        )
+    training_gpus, validating_gpus = workers.fewest * workers.gpu, validation.predictors * validation.gpu
+    if have.max_gpus < training_gpus + validating_gpus:
+        raise UserError(
+            f"workers.count: {training_gpus} GPU(s) to train and {validating_gpus} to validate asked for, but the "
+            f"cluster has {have.max_gpus}; lower it, add GPU nodes, or set workers.gpu or validation.gpu: false"
+        )
+
+
+def _number_of(workers: WorkersConfig) -> str:
+    kind = "GPU" if workers.gpu else "CPU"
+    if workers.fewest == workers.most:
+        return f"{workers.most} {kind} worker(s)"
+    return f"{workers.fewest} to {workers.most} {kind} workers"
+
+
+def _publish(output: str, result: Any, validator: Validator, images_per_second: float | None) -> TrainSummary:
+    """Copy the best and the latest model to best/ and last/, with their metrics."""
+    kept = {posixpath.basename(one.path.rstrip("/")): metrics for one, metrics in result.best_checkpoints or []}
+    if not kept:
+        raise UserError(f"output {output}: the run ended without a checkpoint; see the lines above, then run it again")
+    last = max(kept)
+    for name in kept:
+        if name == last and kept[name]["miou"] < 0:  # an earlier attempt to validate it failed
+            kept[name] |= validator.validate(name)
+    best = max(kept, key=lambda name: kept[name]["miou"])
+    summary = TrainSummary(
+        storage.join(output, "best"), storage.join(output, "last"), storage.join(output, REPORT), {}, images_per_second
+    )
+    for name, target in ((best, summary.best), (last, summary.last)):
+        publish(storage.join(output, name), target, metrics_of(kept[name]))
+    summary.metrics = metrics_of(kept[best])
+    return summary
+
+
+def metrics_of(reported: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's config.json tells of what Ray Train was told."""
+    return {key: value for key, value in reported.items() if key not in ("steps",)}

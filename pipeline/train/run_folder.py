@@ -1,0 +1,111 @@
+"""The folder of a training run: its configuration, its checkpoints, and what is published of them.
+
+OUTPUT/config.yaml            the resolved configuration, which a resumed run has to have again
+OUTPUT/checkpoint_00000063/   model, and what is needed to go on after so many steps; Ray Train keeps few of them
+OUTPUT/best/, OUTPUT/last/    the models alone
+"""
+
+import json
+import re
+from typing import Any
+
+import yaml
+
+from pipeline import storage
+from pipeline.config.jobs import TrainConfig
+from pipeline.errors import UserError
+
+CONFIG = "config.yaml"
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's book of the checkpoints that count
+CHECKPOINT = re.compile(r"checkpoint_\d.*")
+
+# What a resumed run must have as the interrupted one, all of it but where the data lies and how often it is told.
+FIXED = ("weights", "data", "model", "augment", "loss", "optimization", "validation")
+MAY_CHANGE = (
+    "data.root",
+    "optimization.log_every",
+    *(f"validation.{key}" for key in ("asynchronous", "gpu", "predictors", "predictor_cpus")),
+)
+
+
+def claim_run(output: str, config: TrainConfig, num_images: dict[str, int]) -> None:
+    """Write the configuration down, and clear away what an interrupted run left half done.
+
+    `num_images` of each split count as part of the configuration: with others the batches would be others.
+
+    Raises: UserError if the output has checkpoints of a run that was configured otherwise.
+    """
+    resolved = {**config.model_dump(mode="json"), "num_images": num_images}
+    uri = storage.join(output, CONFIG)
+    if recorded_checkpoints(output):
+        changed = differing_keys(yaml.safe_load(storage.read_bytes(uri)), resolved)
+        if changed:
+            listed = "\n  ".join(changed)
+            raise UserError(
+                f"output {output} holds a run with another configuration:\n  {listed}\n"
+                "Run with the former values to resume it, or choose another --output"
+            )
+    remove_orphans(output)
+    storage.write_bytes(uri, yaml.safe_dump(resolved, sort_keys=False).encode())
+
+
+def remove_orphans(output: str) -> None:
+    """Delete checkpoints that were written but never recorded, and half-deleted ones. No run may be going on."""
+    recorded = recorded_checkpoints(output)
+    for folder in {name.split("/")[0] for name in _below(output)}:
+        if CHECKPOINT.fullmatch(folder) and folder not in recorded:
+            storage.remove_folder(storage.join(output, folder))
+        elif folder.startswith(storage.PARTIAL):
+            storage.remove(storage.join(output, folder))
+
+
+def recorded_checkpoints(output: str) -> set[str]:
+    """Names of the checkpoint folders that Ray Train knows of."""
+    uri = storage.join(output, SNAPSHOT)
+    if not storage.exists(uri):
+        return set()
+    book = json.loads(storage.read_bytes(uri))
+    results = [*book["checkpoint_results"], *book["pending_training_results"], book["latest_checkpoint_result"]]
+    return {result["checkpoint_dir_name"] for result in results if result}
+
+
+def publish(checkpoint: str, target: str, metrics: dict[str, Any]) -> None:
+    """Copy the model of a checkpoint folder to the folder `target`, with its metrics, now that they are known."""
+    from models.weights.checkpoint import CONFIG as ABOUT
+    from models.weights.checkpoint import WEIGHTS
+
+    about = json.loads(storage.read_bytes(storage.join(checkpoint, ABOUT)))
+    about["metrics"] |= metrics
+    storage.copy_files(checkpoint, target, (WEIGHTS,))
+    storage.write_bytes(storage.join(target, ABOUT), (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _below(output: str) -> list[str]:
+    """Names of all files of the run, relative to its folder."""
+    return [uri.removeprefix(output).lstrip("/") for uri in storage.find(output)]
+
+
+def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Lines that say which keys differ that a resumed run must have as before, of two resolved configurations."""
+    old, new = fixed_keys(before), fixed_keys(now)
+    return [
+        f"{key}: {old.get(key)!r} before, {new.get(key)!r} now"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+
+
+def fixed_keys(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What decides the outcome of a run: dotted keys and their values, of its resolved configuration."""
+    return {
+        key: value
+        for key, value in _flat(resolved).items()
+        if key.split(".")[0] in (*FIXED, "num_images") and key not in MAY_CHANGE
+    }
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

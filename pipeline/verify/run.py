@@ -1,0 +1,195 @@
+"""Whether an output is what it should be, from its files alone: every invariant, part by part.
+
+Memory: the parts that are being read, and 16 bytes for each image.
+"""
+
+import posixpath
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.output import lease, parts
+from pipeline.output.id_set import IdSet
+from pipeline.output.schema import CLASSES, SCHEMA_VERSION
+from pipeline.verify.findings import SHOWN, Finding
+from pipeline.verify.part_checks import Reference
+from pipeline.verify.part_reader import PartReport, Unusable, check_part, read_classes
+from pipeline.verify.run_files import RunFiles
+
+READERS = 8  # parts at once; on object stores the reading is waiting
+
+
+class Verification:
+    """Looks through an output. Everything but `findings` is known when those have been taken.
+
+    Args:
+        deep: decode every mask, too.
+        listed: LISTED tables of images that must have their rows.
+    """
+
+    def __init__(self, output: str, deep: bool = False, listed: Iterable[pa.Table] = ()) -> None:
+        self.output = storage.absolute(output)
+        self.parts: set[str] = set()  # names of which there is masks or class_stats
+        self.damaged: dict[str, set[str]] = {}  # parts -> kinds of findings that concern them alone
+        self.leftovers: list[str] = []  # files relative to the output
+        self.num_images = 0
+        self.num_sound_images = 0  # that have a row in an undamaged part
+        self.outcomes: Counter[tuple[str, str]] = Counter()  # (run, 'ok' or kind of failure) -> images
+        self._deep, self._listed = deep, listed
+        self._images = IdSet()
+
+    def findings(self) -> Iterator[Finding]:
+        """All that is wrong. Raises UserError for what is no output of this program, or cannot be read."""
+        files = {table: self._files(table) for table in ("masks", "class_stats")}
+        reference, problems = self._reference(any(files.values()))
+        yield from problems
+        yield from self._leftovers()
+        for table, found in files.items():
+            yield from self._foreign(table, found)
+        masks, class_stats = ({*filter(parts.PART.fullmatch, found)} for found in files.values())
+        self.parts = {*masks, *class_stats}
+        for name in sorted(class_stats - masks):
+            yield self._of_part(name, Finding("statistics without masks", f"class_stats/{name}", "was not committed"))
+        for name in sorted(masks - class_stats):
+            message = f"class_stats/{name} is missing"
+            yield self._of_part(name, Finding("masks without statistics", f"masks/{name}", message))
+        whole = sorted(masks & class_stats)
+        every_part_counted = len(whole) == len(self.parts)
+        for report in self._reports(whole, reference):
+            for finding in report.findings:
+                yield self._of_part(report.name, finding)
+            every_part_counted &= report.images is not None
+            if report.images is not None:
+                yield from self._counted(report)
+        runs = RunFiles(self.output)
+        yield from runs.check(self.outcomes, reference.model_id)
+        if every_part_counted:
+            yield from runs.check_number(self.num_images)
+        for table in self._listed:
+            yield from self._without_row(table)
+
+    def summary(self) -> str:
+        """What has been looked through."""
+        ok = sum(count for (_, outcome), count in self.outcomes.items() if outcome == "ok")
+        masks = "every mask decoded" if self._deep else "masks not decoded (--deep)"
+        images = f"{self.num_images:,} images, {ok:,} ok and {self.num_images - ok:,} failed"
+        return f"{self.output}: {len(self.parts):,} part(s), {images}; {masks}"
+
+    def _files(self, table: str) -> list[str]:
+        """Names of all files of a table, in its folder."""
+        folder = storage.join(self.output, table)
+        return [uri.removeprefix(folder + "/") for uri in storage.find(folder) if not uri.endswith("/")]
+
+    def _leftovers(self) -> Iterator[Finding]:
+        filesystem, path = storage.open_filesystem(self.output)
+        with storage.explained(self.output):
+            beside = [posixpath.basename(name) for name in filesystem.ls(path, detail=False)]
+        folders = [table for table in ("masks", "class_stats", "runs", "repairs", lease.FOLDER) if table in beside]
+        found = [f"{table}/{name}" for table in folders for name in self._files(table)]
+        for name in [*beside, *found]:
+            if posixpath.basename(name).startswith(storage.PARTIAL):
+                self.leftovers.append(name)
+                yield Finding("half-written file", name, "an interrupted run left it")
+
+    def _reference(self, has_parts: bool) -> tuple[Reference, list[Finding]]:
+        """What classes.parquet says, and what is wrong with it. Raises UserError where this is no output of ours."""
+        unknown = Reference(None, None)
+        if not storage.exists(storage.join(self.output, "classes.parquet")):
+            if not has_parts:
+                raise _no_output(self.output)
+            return unknown, [Finding("no classes.parquet", "classes.parquet", "classes and model are unknown")]
+        try:
+            classes = read_classes(self.output)
+        except Unusable as error:
+            return unknown, [Finding("wrong classes.parquet", "classes.parquet", error.finding.message)]
+        about = {key.decode(): value.decode() for key, value in (classes.schema.metadata or {}).items()}
+        version, model_id = (about.get(f"sceneparse.{key}") for key in ("schema_version", "model_id"))
+        if version is None:
+            raise UserError(f"output {self.output}: its classes.parquet is not segment_bucket.py's; check the path")
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"output {self.output}: has table schema version {version}, this program {SCHEMA_VERSION}; verify it "
+                "with the version that wrote it"
+            )
+        if not classes.schema.equals(CLASSES):
+            return Reference(model_id, None), [_wrong_classes(f"has columns {', '.join(classes.column_names)}")]
+        if classes["class_id"].to_pylist() != list(range(len(classes))) or not len(classes):
+            return Reference(model_id, None), [_wrong_classes("its class ids do not count up from 0")]
+        problems = [_wrong_classes("names no model")] if model_id is None else []
+        return Reference(model_id, classes["class_name"].to_pylist()), problems
+
+    def _foreign(self, table: str, names: Iterable[str]) -> Iterator[Finding]:
+        for name in names:
+            # Readers pass over names that begin with _ or a dot.
+            is_hidden = any(part.startswith((".", "_")) for part in name.split("/"))
+            if not parts.PART.fullmatch(name) and not is_hidden:
+                yield Finding("not a part", f"{table}/{name}", "no run gives a file such a name")
+
+    def _reports(self, names: list[str], reference: Reference) -> Iterator[PartReport]:
+        """What is in each part, in order; read by a few threads, not far ahead."""
+        waiting: deque[Future[PartReport]] = deque()
+        with ThreadPoolExecutor(READERS) as pool:
+            try:
+                for name in names:
+                    waiting.append(pool.submit(check_part, self.output, name, reference, self._deep))
+                    if len(waiting) > READERS:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _of_part(self, name: str, finding: Finding) -> Finding:
+        self.damaged.setdefault(name, set()).add(finding.kind)
+        return finding
+
+    def _counted(self, report: PartReport) -> Iterator[Finding]:
+        """Count a part's images; a Finding for each that has a row in an earlier part."""
+        images = report.images
+        assert images is not None
+        is_new = self._images.add(images["image_id"])
+        new = images.filter(is_new)
+        self.num_images += len(new)
+        if report.name not in self.damaged:
+            self.num_sound_images += len(new)
+        for entry in new["outcome"].value_counts().to_pylist():
+            self.outcomes[report.run_id, entry["values"]] += entry["counts"]
+        if "image twice in a part" in self.damaged.get(report.name, ()):
+            return
+        yield from _first(
+            "image in two parts",
+            f"masks/{report.name}",
+            images.filter(pc.invert(is_new))["image_uri"],
+            "has a row in a part before this one, too",
+        )
+
+    def _without_row(self, listed: pa.Table) -> Iterator[Finding]:
+        missing = listed.filter(pc.invert(self._images.contains(listed["image_id"])))["image_uri"]
+        yield from _first("no row", "masks", missing, "is in the input, but has no row")
+
+
+def require_output(output: str) -> None:
+    """Raise UserError where there is nothing of an output."""
+    tables = ("masks", "class_stats")
+    has_parts = any(storage.find(storage.join(output, table)) for table in tables)
+    if not has_parts and not storage.exists(storage.join(output, "classes.parquet")):
+        raise _no_output(output)
+
+
+def _no_output(output: str) -> UserError:
+    return UserError(f"output {output}: no masks, no classes.parquet; give a segment_bucket.py --output")
+
+
+def _wrong_classes(message: str) -> Finding:
+    return Finding("wrong classes.parquet", "classes.parquet", message)
+
+
+def _first(kind: str, file: str, uris: pa.ChunkedArray, message: str) -> Iterator[Finding]:
+    """A Finding for each of the first images; the last of these counts the others."""
+    for place, uri in enumerate(uris[:SHOWN].to_pylist(), 1):
+        yield Finding(kind, file, message, uri, max(0, len(uris) - SHOWN) if place == SHOWN else 0)

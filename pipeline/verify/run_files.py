@@ -1,0 +1,111 @@
+"""What runs and repairs have put on record in an output, held against the rows that are there."""
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+
+from pydantic import AwareDatetime, BaseModel, NonNegativeInt, ValidationError
+
+from pipeline import storage
+from pipeline.verify.findings import Finding
+
+
+class Run(BaseModel):
+    """What runs/RUN_ID.json says of a run that ended."""
+
+    run_id: str
+    model_id: str
+    finished_at: AwareDatetime
+    images: NonNegativeInt  # in its input
+    done_before: NonNegativeInt  # of them
+    outcomes: dict[str, NonNegativeInt]  # 'ok' or kind of failure -> images that the run labelled
+
+    @property
+    def num_with_row(self) -> int:
+        """Images of its input that had a row when it ended."""
+        return self.done_before + sum(self.outcomes.values())
+
+
+class Repair(BaseModel):
+    """What repairs/TIME.json says."""
+
+    repaired_at: datetime
+    deleted: list[str]  # names of parts
+    images: NonNegativeInt  # that have a row since, at the least
+
+
+class RunFiles:
+    """The records of an output."""
+
+    def __init__(self, output: str) -> None:
+        self._runs: dict[str, Run] = {}
+        self._findings: list[Finding] = []
+        for name, content in _contents(output, "runs"):
+            try:
+                self._runs[name] = Run.model_validate_json(content)
+            except ValidationError as error:
+                self._findings.append(Finding("wrong run file", name, _first_problem(error)))
+        self._repairs = []
+        for name, content in _contents(output, "repairs"):
+            try:
+                self._repairs.append(Repair.model_validate_json(content))
+            except ValidationError as error:
+                self._findings.append(Finding("wrong run file", name, _first_problem(error)))
+
+    def check(self, outcomes: Counter[tuple[str, str]], model_id: str | None) -> Iterator[Finding]:
+        """Findings in the records, and for runs with more rows than they account for.
+
+        Fewer are right: a later run may have put newer rows in their place.
+
+        Args:
+            outcomes: (run, 'ok' or kind of failure) -> images with such a row.
+        """
+        yield from self._findings
+        for name, run in self._runs.items():
+            if posixpath.basename(name) != f"{run.run_id}.json":
+                yield Finding("wrong run file", name, f"is of run {run.run_id}")
+            elif model_id is not None and run.model_id != model_id:
+                yield Finding("wrong run file", name, f"is of model {run.model_id}, classes.parquet of {model_id}")
+            if run.num_with_row > run.images:
+                message = f"counts {run.num_with_row:,} images with a row of {run.images:,} in its input"
+                yield Finding("wrong counts", name, message)
+            for outcome in sorted({outcome for other, outcome in outcomes if other == run.run_id}):
+                there, counted = outcomes[run.run_id, outcome], run.outcomes.get(outcome, 0)
+                if there > counted:
+                    message = f"counts {counted:,} images as {outcome}, but the parts of that run have {there:,}"
+                    yield Finding("wrong counts", name, message)
+
+    def check_number(self, num_images: int) -> Iterator[Finding]:
+        """A Finding if the output has held more images than now: rows are replaced, but never fewer.
+
+        What was on record before a repair counts no more.
+        """
+        last = max(self._repairs, key=lambda repair: repair.repaired_at, default=None)
+        since = {name: run for name, run in self._runs.items() if last is None or run.finished_at > last.repaired_at}
+        if since:
+            name, run = max(since.items(), key=lambda item: item[1].num_with_row)
+            if run.num_with_row > num_images:
+                message = f"{run.num_with_row:,} images had a row when it ended, and {num_images:,} have one now"
+                yield Finding("lost images", name, message)
+
+
+def write_repair(output: str, repaired_at: datetime, deleted: list[str], num_images: int) -> str:
+    """Put a repair on record; returns the file's name. Raises UserError."""
+    name = f"repairs/{repaired_at:%Y%m%dT%H%M%S%f}.json"
+    record = Repair(repaired_at=repaired_at, deleted=deleted, images=num_images)
+    storage.write_bytes(storage.join(output, name), record.model_dump_json(indent=1).encode())
+    return name
+
+
+def _contents(output: str, folder: str) -> Iterator[tuple[str, bytes]]:
+    """Name relative to the output and content of every record in a folder."""
+    for uri in storage.find(storage.join(output, folder)):
+        name = posixpath.basename(uri)
+        if name.endswith(".json"):
+            yield f"{folder}/{name}", storage.read_bytes(uri)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return ": ".join(part for part in (".".join(map(str, problem["loc"])), problem["msg"]) if part)

@@ -1,0 +1,60 @@
+"""How many trainings of an ablation run together, so that none waits for what another one holds."""
+
+import pytest
+
+from pipeline.cluster.connection import Node, Resources
+from pipeline.config.jobs import AblateConfig
+from pipeline.config.loading import load_settings
+from pipeline.errors import UserError
+
+OPTIONS = [
+    *("--output", "out", "--data.root", "photos", "--model.backbone", "resnet18"),
+    *("--data.classes", '[{"name": "sky", "color": [0, 0, 0]}, {"name": "road", "color": [1, 1, 1]}]'),
+]
+
+
+def configured(*options: str) -> AblateConfig:
+    return load_settings(AblateConfig, [*OPTIONS, *options], prog="jobs/ablate.py")
+
+
+def trials_at_once(config: AblateConfig, have: Resources) -> int:
+    from pipeline.ablate.run import trials_at_once  # takes seconds: it imports Ray Tune
+
+    return trials_at_once(config, have)
+
+
+def cluster_of(cpus: int, gpus: int = 0) -> Resources:
+    return Resources((Node(cpus, gpus),))
+
+
+# A trial with one worker takes four CPUs: its driver, a worker, a task that decodes and a predictor.
+@pytest.mark.parametrize(
+    ("options", "cpus", "gpus", "expected"),
+    [
+        ([], 8, 0, 2),
+        ([], 11, 0, 2),
+        (["--trials-at-once", "1"], 8, 0, 1),
+        (["--workers.count", "2"], 8, 0, 1),
+        (["--workers.count", "1,3"], 8, 0, 1),
+        (["--workers.cpus", "4", "--validation.predictor-cpus", "4"], 20, 0, 2),
+        (["--workers.gpu", "--workers.count", "2"], 64, 5, 2),
+        (["--workers.gpu", "--validation.gpu"], 64, 5, 2),
+    ],
+)
+def test_each_trial_gets_all_that_it_waits_for(options: list[str], cpus: int, gpus: int, expected: int) -> None:
+    assert trials_at_once(configured(*options), cluster_of(cpus, gpus)) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "cpus", "gpus", "expected"),
+    [
+        ([], 3, 0, "1 training(s) at once need 4 CPUs and 0 GPUs"),
+        (["--trials-at-once", "3"], 8, 0, "3 training(s) at once need 12 CPUs"),
+        (["--workers.gpu"], 8, 0, "need 4 CPUs and 1 GPUs"),
+    ],
+)
+def test_more_than_the_cluster_holds_is_refused(options: list[str], cpus: int, gpus: int, expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        trials_at_once(configured(*options), cluster_of(cpus, gpus))
+    assert expected in str(caught.value)
+    assert f"the cluster has {cpus} and {gpus}" in str(caught.value)

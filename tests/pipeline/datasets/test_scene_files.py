@@ -1,0 +1,44 @@
+"""The built-in scenes as a dataset on disk, by the job that writes it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import make_scenes
+from pipeline.config.data import ClassEntry, DataConfig
+from pipeline.datasets import list_pairs, load_pair
+from pipeline.datasets.scene_files import FIRST_VAL
+from pipeline.datasets.scenes import CLASSES, scene
+
+
+def test_scenes_are_read_back_as_a_training_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = str(tmp_path / "scenes")
+    make_scenes.main([root, "--num-train", "3", "--num-val", "2", "--height", "129", "--width", "65", "--seed", "5"])
+    assert capsys.readouterr().out == f"3 scenes to train on and 2 to validate on in {root}\n"
+    data = DataConfig(root=root, classes=[ClassEntry(name=entry.name, color=entry.color) for entry in CLASSES])
+    for split, first, count in (("train", 0, 3), ("val", FIRST_VAL, 2)):
+        pairs = list_pairs(data, split)
+        assert len(pairs) == count
+        for index, pair in enumerate(pairs, start=first):
+            image_HW3, label_HW = load_pair(pair, data)
+            expected_HW3, expected_HW = scene(5, index, 129, 65)
+            np.testing.assert_array_equal(label_HW, expected_HW)
+            # JPEG smooths the noise; two scenes differ by 40 and more.
+            assert np.abs(image_HW3.astype(int) - expected_HW3).mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--width", "63"], "'63' is not a whole number from 64 to 4096"),
+        (["--num-train", "0"], "'0' is not a whole number from 1 to 100000"),
+        (["--num-val", "many"], "'many' is not a whole number"),
+    ],
+)
+def test_a_wrong_number_is_refused(
+    tmp_path: Path, options: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        make_scenes.main([str(tmp_path), *options])
+    assert expected in capsys.readouterr().err

@@ -1,0 +1,270 @@
+"""What formats make of masks, read back by the libraries that the formats are of, or by their published rules."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from pipeline.errors import UserError
+from pipeline.export_masks import cityscapes, coco, fiftyone, yolo
+from pipeline.export_masks.dataset import dataset, dataset_yaml, ignore_index_of
+from pipeline.export_masks.labelled_image import Cannot
+from pipeline.export_masks.polygons import polygons
+from pipeline.images.codec import decode_label, encode_image
+from tests.pipeline.exported_output import NAMES, blobs, classes_of, image_of
+
+ONE_PIXEL = np.array([[3]], np.uint8)
+MANY_HW = (np.arange(40 * 50).reshape(40, 50) * 7 % 1000).astype(np.uint16)  # 1,000 classes
+MASKS = [ONE_PIXEL, MANY_HW, *(blobs(37, 53, 6, seed, grain) for seed, grain in enumerate((0, 0.6, 1, 2, 5)))]
+
+
+def filled(points: NDArray[np.int32], height: int, width: int) -> NDArray[np.uint8]:
+    canvas_HW = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(canvas_HW, [points], 1)
+    return canvas_HW
+
+
+# COCO
+
+
+@pytest.mark.parametrize("ids_HW", MASKS)
+def test_run_lengths_are_pycocotools_own(ids_HW: NDArray) -> None:
+    made = coco.rle(image_of(ids_HW, num_classes=1000 if ids_HW is MANY_HW else 6))
+    assert made.files == {}
+    assert made.record is not None
+    found = made.record["annotations"]
+    assert [entry["category_id"] - 1 for entry in found] == np.unique(ids_HW).tolist()
+    for entry in found:
+        of_class_HW = np.asfortranarray(ids_HW == entry["category_id"] - 1, np.uint8)
+        assert (coco_mask.decode(entry["segmentation"]) == of_class_HW).all()
+        assert entry["segmentation"]["counts"].encode() == coco_mask.encode(of_class_HW)["counts"]
+        assert entry["area"] == coco_mask.area(entry["segmentation"])
+        assert entry["bbox"] == coco_mask.toBbox(entry["segmentation"]).tolist()
+
+
+@pytest.mark.parametrize("ids_HW", MASKS)
+def test_panoptic_segments_are_what_their_png_holds(ids_HW: NDArray) -> None:
+    things = frozenset({1, 3})
+    made = coco.panoptic(image_of(ids_HW, "x/y", 1000 if ids_HW is MANY_HW else 6), things)
+    (content,) = made.files.values()
+    png_HW3 = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    segment_ids_HW = png_HW3 @ [1, 256, 65536]
+    assert made.record is not None
+    segments = made.record["segments_info"]
+    assert set(np.unique(segment_ids_HW)) == {segment["id"] for segment in segments}, "no void, nothing without entry"
+    back_HW = np.full(ids_HW.shape, -1)
+    for segment in segments:
+        of_segment_HW = segment_ids_HW == segment["id"]
+        back_HW[of_segment_HW] = segment["category_id"] - 1
+        assert segment["area"] == of_segment_HW.sum()
+        y, x = np.nonzero(of_segment_HW)
+        assert segment["bbox"] == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
+    assert (back_HW == ids_HW).all()
+    for k in np.unique(ids_HW):
+        regions = cv2.connectedComponents((ids_HW == k).astype(np.uint8), connectivity=8)[0] - 1
+        wanted = regions if k in things else 1
+        assert sum(segment["category_id"] == k + 1 for segment in segments) == wanted
+
+
+def test_a_panoptic_png_has_room_for_as_many_segments_as_its_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coco, "MOST_SEGMENTS", 3)
+    with pytest.raises(Cannot, match="it has 6 segments"):
+        coco.panoptic(image_of(blobs(37, 53, 6, 2)), frozenset())
+
+
+# Polygons
+
+
+@pytest.mark.parametrize("grain", [0, 0.5, 1, 2, 4])
+def test_filled_polygons_are_the_regions_pixel_by_pixel(grain: float) -> None:
+    """Holes, islands in holes, lines of one pixel, diagonal touches: nothing is lost."""
+    for seed in range(20):
+        region_HW = (blobs(41, 47, 2 + seed % 2, seed, grain) == 0).astype(np.uint8)
+        back_HW = np.zeros_like(region_HW)
+        for points in polygons(region_HW):
+            assert len(points) >= 3
+            back_HW |= filled(points, *region_HW.shape)
+        assert (back_HW == region_HW).all(), seed
+
+
+def test_holes_in_holes_and_rings() -> None:
+    y, x = np.mgrid[:61, :61] - 30
+    radius_HW = np.hypot(x, y).astype(int)
+    for width in (1, 2, 5):
+        rings_HW = (radius_HW // width % 2).astype(np.uint8)
+        back_HW = np.zeros_like(rings_HW)
+        for points in polygons(rings_HW):
+            back_HW |= filled(points, 61, 61)
+        assert (back_HW == rings_HW).all()
+
+
+def test_straight_edges_need_few_points() -> None:
+    square_HW = np.zeros((100, 100), np.uint8)
+    square_HW[10:90, 20:80] = 1
+    (points,) = polygons(square_HW)
+    assert len(points) == 4
+
+
+@pytest.mark.parametrize("ids_HW", MASKS)
+def test_yolo_labels_read_as_training_reads_them_give_the_mask(ids_HW: NDArray) -> None:
+    """With every region kept, exactly; the lines are parsed and filled as Ultralytics' loader does it."""
+    height, width = ids_HW.shape
+    made = yolo.yolo(image_of(ids_HW, "x/y", 1000 if ids_HW is MANY_HW else 6), "train", min_area=1)
+    back_HW = read_yolo(made.files["labels/train/x/y.txt"], height, width)
+    assert (back_HW == ids_HW).all()
+
+
+def test_yolo_classes_of_some_size_lose_next_to_nothing() -> None:
+    compared = 0
+    for seed in range(6):
+        ids_HW = blobs(240, 320, 6, seed, 6)
+        made = yolo.yolo(image_of(ids_HW), "train", min_area=16)
+        back_HW = read_yolo(made.files["labels/train/a.txt"], 240, 320)
+        for k in range(6):
+            is_class_HW, is_back_HW = ids_HW == k, back_HW == k
+            if is_class_HW.sum() >= 1000:
+                compared += 1
+                iou = (is_class_HW & is_back_HW).sum() / (is_class_HW | is_back_HW).sum()
+                assert iou > 0.98, (seed, k, iou)
+        assert (back_HW < 0).sum() == sum(small_areas(ids_HW, 16))
+    assert compared > 20
+
+
+def test_yolo_leaves_out_small_regions_alone() -> None:
+    ids_HW = np.zeros((20, 30), np.uint8)
+    ids_HW[2:5, 2:7] = 1  # 15 pixels
+    ids_HW[10:14, 10:14] = 2  # 16
+    lines = yolo.yolo(image_of(ids_HW), "val", min_area=16).files["labels/val/a.txt"].decode().splitlines()
+    assert [line.split()[0] for line in lines] == ["0", "2"]
+
+
+def small_areas(ids_HW: NDArray, least: int) -> list[int]:
+    areas = []
+    for k in np.unique(ids_HW):
+        statistics = cv2.connectedComponentsWithStats((ids_HW == k).astype(np.uint8), connectivity=8)[2]
+        areas += [int(area) for area in statistics[1:, cv2.CC_STAT_AREA] if area < least]
+    return areas
+
+
+def read_yolo(content: bytes, height: int, width: int) -> NDArray[np.int64]:
+    """Class ids, -1 where there are none; no polygon may lie over another."""
+    back_HW = np.full((height, width), -1)
+    for line in content.decode().splitlines():
+        k, *shares = line.split()
+        assert len(shares) >= 6, "a loader would take it for a box"
+        shares_P2 = np.array(shares, np.float32).reshape(-1, 2)
+        assert (shares_P2 >= 0).all()
+        assert (shares_P2 <= 1).all()
+        region_HW = filled((shares_P2 * [width, height]).astype(np.int32), height, width).astype(bool)
+        assert (back_HW[region_HW] == -1).all()
+        back_HW[region_HW] = int(k)
+    return back_HW
+
+
+def test_yolo_names_every_class(tmp_path: Path) -> None:
+    about = yaml.safe_load(yolo.data_yaml(classes_of(NAMES), "train"))
+    assert about["names"] == dict(enumerate(NAMES))
+    assert about["train"] == "images/train"
+
+
+# Cityscapes
+
+
+def test_cityscapes_classes_are_known_by_name() -> None:
+    mapping = cityscapes.Mapping.of(classes_of(["road", "sky", "bicycle", "void thing"]), {"void thing": 0})
+    assert mapping.label_ids_K.tolist() == [7, 23, 33, 0]
+    assert mapping.train_ids_K.tolist() == [0, 10, 18, 255]
+
+
+def test_the_users_mapping_beats_the_names() -> None:
+    assert cityscapes.Mapping.of(classes_of(["road"]), {"road": 9}).label_ids_K.tolist() == [9]
+
+
+def test_a_class_that_cityscapes_lacks_must_be_mapped() -> None:
+    with pytest.raises(UserError, match="no class named grass, tree, house; say which label id each becomes"):
+        cityscapes.Mapping.of(classes_of(["sky", "grass", "tree", "house"]), {})
+    with pytest.raises(UserError, match="'gras': no class of the output; it has sky"):
+        cityscapes.Mapping.of(classes_of(["sky"]), {"gras": 3})
+
+
+def test_cityscapes_pngs_are_gray_and_named_as_its_scripts_want_them() -> None:
+    mapping = cityscapes.Mapping.of(classes_of(["sky", "road"]), {})
+    ids_HW = np.array([[0, 1, 1]], np.uint8)
+    image = image_of(ids_HW, "ulm/ulm_000001_000019_leftImg8bit", 2, b"file")
+    files = cityscapes.cityscapes(image, "val", mapping).files
+    assert [*files] == [
+        "gtFine/val/ulm/ulm_000001_000019_gtFine_labelIds.png",
+        "gtFine/val/ulm/ulm_000001_000019_gtFine_labelTrainIds.png",
+        "leftImg8bit/val/ulm/ulm_000001_000019_leftImg8bit.jpg",
+    ]
+    masks = [Image.open(io.BytesIO(content)) for content in [*files.values()][:2]]
+    assert [mask.mode for mask in masks] == ["L", "L"]
+    assert [np.asarray(mask).tolist() for mask in masks] == [[[23, 7, 7]], [[10, 0, 0]]]
+
+
+# FiftyOne
+
+
+@pytest.mark.parametrize(("num_classes", "highest"), [(6, 5), (255, 254), (256, 255), (1000, 999)])
+def test_fiftyone_reads_ids_from_1(num_classes: int, highest: int) -> None:
+    """As it reads masks, with OpenCV and unchanged: one channel, no palette."""
+    ids_HW = np.array([[0, highest]], np.uint8 if num_classes <= 256 else np.uint16)
+    files = fiftyone.fiftyone(image_of(ids_HW, "x/y", num_classes, b"file")).files
+    assert [*files] == ["labels/x/y.png", "data/x/y.jpg"]
+    read_HW = cv2.imdecode(np.frombuffer(files["labels/x/y.png"], np.uint8), cv2.IMREAD_UNCHANGED)
+    assert read_HW is not None
+    assert read_HW.tolist() == [[1, highest + 1]]
+    targets = json.loads(fiftyone.mask_targets(classes_of([str(k) for k in range(num_classes)])))
+    assert targets[str(highest + 1)] == str(highest)
+
+
+# Dataset
+
+
+@pytest.mark.parametrize(("num_classes", "ignored"), [(6, 255), (255, 255), (256, 65535), (1000, 65535)])
+def test_unsure_and_changed_pixels_are_ignored(num_classes: int, ignored: int) -> None:
+    assert ignore_index_of(num_classes) == ignored
+    ids_HW = (
+        np.arange(num_classes - 20, num_classes).reshape(4, 5) if num_classes > 20 else np.arange(20).reshape(4, 5) % 6
+    )
+    ids_HW = ids_HW.astype(np.uint8 if num_classes <= 256 else np.uint16)
+    again_HW, confidence_HW = ids_HW.copy(), np.full((4, 5), 0.9, np.float16)
+    again_HW[0, 0] = 0 if ids_HW[0, 0] else 1
+    confidence_HW[3, 4] = 0.4
+    palette = classes_of([str(k) for k in range(num_classes)]).palette
+    image = image_of(ids_HW, num_classes=num_classes, file=encode_image(np.zeros((4, 5, 3), np.uint8)))
+    made = dataset(image, "train", palette, lambda image_HW3: (again_HW, confidence_HW), 0.5)
+    assert made.files["images/train/a.jpg"] == image.file
+    wanted_HW = ids_HW.astype(int)
+    wanted_HW[0, 0] = wanted_HW[3, 4] = ignored
+    assert (decode_label(made.files["annotations/train/a.png"]) == wanted_HW).all()
+    about = yaml.safe_load(dataset_yaml(classes_of([str(k) for k in range(num_classes)]), "file:///t", "train"))["data"]
+    assert about["ignore_index"] == ignored
+    assert len(about["classes"]) == num_classes
+
+
+def test_an_image_that_is_another_one_by_now_is_not_exported() -> None:
+    ids_HW = np.zeros((4, 5), np.uint8)
+    image = image_of(ids_HW, file=encode_image(np.zeros((4, 5, 3), np.uint8)))
+    with pytest.raises(Cannot, match="100% of its pixels get another label"):
+        dataset(image, "train", classes_of(NAMES).palette, lambda _: (ids_HW + 1, np.ones((4, 5), np.float16)), 0.5)
+    other_size = image_of(ids_HW, file=encode_image(np.zeros((5, 4, 3), np.uint8)))
+    with pytest.raises(Cannot, match="is 4 x 5 pixels, its mask 5 x 4: it changed since it was labelled"):
+        dataset(other_size, "train", classes_of(NAMES).palette, lambda _: (ids_HW, np.ones((4, 5), np.float16)), 0.5)
+
+
+def test_a_mask_that_cannot_be_decoded_says_what_finds_others() -> None:
+    image = image_of(ONE_PIXEL)
+    damaged = replace(image, mask=image.mask[:40])
+    with pytest.raises(Cannot, match=r"verify\.py --deep"):
+        coco.rle(damaged)
+    with pytest.raises(Cannot, match=r"its mask holds class 3 of 3; .*verify\.py --deep"):
+        coco.rle(replace(image, num_classes=3))

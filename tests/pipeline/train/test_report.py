@@ -1,0 +1,146 @@
+"""The report of a training run, built from what the run has written down."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.html.pictures import GRAYS, colored, views
+from pipeline.train.history import History
+from pipeline.train.provenance import describe_run
+from pipeline.train.report import POINTS, build_report, curve, smooth
+from pipeline.train.tracking import Tracker
+from tests.pipeline.run_records import prediction, run_config, step_record, validation_record
+
+ATTACK = "<script>alert(1)</script>"
+
+
+def report(output: Path) -> str:
+    return Path(build_report(str(output)).removeprefix("file://")).read_text()
+
+
+def write_run(output: Path, history: History, config: dict[str, Any]) -> None:
+    (output / "history.jsonl").write_bytes(history.content())
+    (output / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_a_finished_run_shows_everything(tmp_path: Path) -> None:
+    output = str(tmp_path / "my run")
+    config = run_config(output, tensorboard=False)
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    describe_run(output, ["jobs/train.py", "--config", "a.yaml"], "sha256:0123")
+    with Tracker(output, config) as tracker:
+        tracker.add([step_record(step) for step in range(10, 201, 10)])
+        tracker.add([validation_record(100, 0.4), validation_record(200, 0.5123, epoch=2)])
+    page = (tmp_path / "my run" / "report.html").read_text()
+    for text in ("my run", "0.5123", "epoch 2, step 200", "skyscraper", "s3://b/val/0000.jpg", "head_rate_factor"):
+        assert text in page
+    for text in ("jobs/train.py --config a.yaml", "sha256:0123", "Training loss", "Learning rate", "mIoU 0.000"):
+        assert text in page
+    assert page.count("data:image/jpeg") == 6
+    assert page.count("<svg") == 5
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)  # needs no network
+
+
+def test_names_from_outside_stay_text(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    output.mkdir()
+    config = run_config(str(output), tensorboard=False)
+    record = validation_record(100, 0.4)
+    record["panel"][0]["image_uri"] = ATTACK
+    with Tracker(str(output), config) as tracker:
+        tracker.add([record | {"metrics": record["metrics"] | {"iou": {ATTACK: 0.5}}}])
+    values = config.model_dump(mode="json")
+    values["data"] |= {"root": ATTACK, "classes": [{"name": ATTACK, "color": [1, 2, 3]}]}
+    (output / "config.yaml").write_text(yaml.safe_dump(values))
+    describe_run(str(output), [ATTACK], ATTACK)
+    page = report(output)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 5
+
+
+def test_a_run_that_has_written_nothing_has_a_report(tmp_path: Path) -> None:
+    assert "Nothing has been validated yet" in report(tmp_path)
+
+
+def test_a_run_that_has_not_validated_yet_shows_its_curves(tmp_path: Path) -> None:
+    history = History()
+    for step in range(10, 101, 10):
+        history.add(step_record(step, gradient_norm=None, auxiliary_loss=None))
+    write_run(tmp_path, history, run_config("x").model_dump(mode="json"))
+    page = report(tmp_path)
+    assert page.count("<svg") == 3
+    assert "Nothing has been validated yet" in page
+    assert "boat" in page
+
+
+def test_150_classes_and_100_000_steps_stay_small(tmp_path: Path) -> None:
+    names = [f"class {index}" for index in range(150)]
+    history = History()
+    record = step_record(1)
+    for step in range(5, 100_001, 5):
+        history.add(record | {"step": step, "epoch": step / 1000, "loss": 1 + step % 7})
+    for epoch in range(1, 101):
+        history.add(validation_record(epoch * 1000, epoch / 200, epoch, names, pictures=0))
+    config = run_config("x").model_dump(mode="json")
+    config["data"]["classes"] = [{"name": name, "color": [1, 2, 3]} for name in names]
+    write_run(tmp_path, history, config)
+    page = report(tmp_path)
+    assert len(page) < 500_000
+    assert all(f"</span>{name}<" in page for name in names)
+
+
+def test_pictures_of_the_best_validation_survive_worse_ones_and_a_resumed_run(tmp_path: Path) -> None:
+    config = run_config(str(tmp_path), tensorboard=False)
+    with Tracker(str(tmp_path), config) as tracker:
+        tracker.add([validation_record(100, 0.6, epoch=1)])
+    first = re.findall('data:image[^"]*', report(tmp_path))
+    with Tracker(str(tmp_path), config) as tracker:
+        other = validation_record(200, 0.5, epoch=2)
+        other["panel"] = [prediction(7, 96)]
+        tracker.add([{"kind": "resume", "step": 100}, other])
+    with Tracker(str(tmp_path), config) as tracker:  # nothing is left to train
+        tracker.add([{"kind": "resume", "step": 200}])
+    page = report(tmp_path)
+    assert re.findall('data:image[^"]*', page) == first
+    assert "as labelled after epoch 1" in page
+
+
+def test_a_curve_of_many_points_keeps_its_mean() -> None:
+    records = [{"epoch": step / 10, "loss": float(step % 3)} for step in range(9_999)]
+    x, y = curve([*records, {"epoch": 2000.0, "loss": None}], "loss")
+    assert len(x) == len(y) == POINTS
+    assert y.mean() == pytest.approx(1.0, abs=1e-2)
+    assert (np.diff(x) > 0).all()
+
+
+def test_a_smoothed_line_keeps_a_straight_one() -> None:
+    line = np.linspace(3, 1, 200)
+    np.testing.assert_allclose(smooth(line), line)
+    noisy = np.random.default_rng(0).normal(size=400)
+    assert smooth(noisy).std() < noisy.std() / 2
+
+
+def test_masks_have_their_classes_colours_and_stripes_where_there_is_none() -> None:
+    palette = np.array([[255, 0, 0], [0, 0, 255]], np.uint8)
+    ids_HW = np.array([[0, 1], [255, -1]])
+    colors_HW3 = colored(ids_HW, palette)
+    assert colors_HW3[0].tolist() == [[255, 0, 0], [0, 0, 255]]
+    assert all(color in GRAYS.tolist() for color in colors_HW3[1].tolist())
+    assert len({tuple(color) for color in colored(np.full((32, 32), 9), palette).reshape(-1, 3)}) == 2
+
+
+def test_pictures_are_small_and_of_one_size_whatever_the_mask_has() -> None:
+    entry = {
+        "image": np.zeros((300, 1000, 3), np.uint8),
+        "truth": np.repeat([[0, 1]], 600, axis=0).repeat(1000, axis=1),  # 600 x 2000
+        "predicted": np.zeros((300, 1000), np.int64),
+    }
+    pictures = views(entry, np.array([[255, 0, 0], [0, 0, 255]], np.uint8), long_side=200)
+    assert {picture.shape for picture in pictures.values()} == {(59, 200, 3)}
+    assert pictures["truth"][30, 99].tolist() == [255, 0, 0]
+    assert pictures["truth"][30, 100].tolist() == [0, 0, 255]
