@@ -76,7 +76,7 @@ def main() -> None:
         "options": {key: value for key, value in vars(options).items() if key not in PATHS},
         "seconds": {"load": time.perf_counter() - begin},
     }
-    say(f"{len(train.names)} training and {len(val.names)} validation images; {report['machine']}")
+    log(f"{len(train.names)} training and {len(val.names)} validation images; {report['machine']}")
 
     run = Run(options, train, val, device)
     run.train()
@@ -149,7 +149,7 @@ class Run:
         self.history.append(
             {"seconds": seconds, "steps": self.num_steps, "epochs": epochs, "loss": loss, "miou": scores["miou"]}
         )
-        say(
+        log(
             f"{seconds:6.0f} s · step {self.num_steps} · epoch {epochs:.1f} · loss {loss:.4f} · "
             f"mIoU {scores['miou']:.4f} · pixel accuracy {scores['pixel_accuracy']:.4f}"
         )
@@ -263,11 +263,11 @@ def metadata(found: dict[str, Any]) -> models.Metadata:
 
 def show(found: dict[str, dict[str, Any]]) -> None:
     """Print a table: a column for each way of predicting, a row for each class."""
-    say("".join(f"{name:>12}" for name in ("", *found)))
+    log("".join(f"{name:>12}" for name in ("", *found)))
     for row in ("miou", "pixel_accuracy"):
-        say("".join([f"{row.replace('_', ' '):>14}", *(f"{scores[row]:12.4f}" for scores in found.values())]))
+        log("".join([f"{row.replace('_', ' '):>14}", *(f"{scores[row]:12.4f}" for scores in found.values())]))
     for name in CLASSES:
-        say("".join([f"{name:>14}", *(f"{scores['iou'].get(name, math.nan):12.4f}" for scores in found.values())]))
+        log("".join([f"{name:>14}", *(f"{scores['iou'].get(name, math.nan):12.4f}" for scores in found.values())]))
 
 
 def write(report: dict[str, Any], path: str | None) -> None:
@@ -275,7 +275,7 @@ def write(report: dict[str, Any], path: str | None) -> None:
         Path(path).write_text(json.dumps(report, indent=1) + "\n")
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     print(line, flush=True)
 
 

@@ -87,7 +87,7 @@ def labelled(folder: str) -> dict[str, Any]:
     watcher.join()
     if status:
         raise SystemExit(f"the job ended with {status}")
-    predictors = [held.gib for sample in samples for held in sample.processes.values() if "Segmenter" in held.name]
+    predictors = [held.gib for sample in samples for held in sample.processes.values() if "PredictStage" in held.name]
     return {
         "run_seconds": round(time.perf_counter() - begin, 1),
         "predictor_gib": round(max(predictors), 2),

@@ -11,18 +11,18 @@ from pipeline.output.schema import DECODED, PREDICTED
 HEIGHT, WIDTH, CLASSES = 360, 480, 8
 
 
-def decode(listed: pa.Table, board: Any = None, **_: Any) -> Iterator[pa.Table]:
+def decode(listed: pa.Table, progress_actor: Any = None, **_: Any) -> Iterator[pa.Table]:
     """In the place of pipeline.segment.decode_stage.decode: no file is read, and the pixels are none."""
     yield with_constants(listed, {"width": WIDTH, "height": HEIGHT, "seconds": 0.0}, DECODED)
 
 
 class NoModel:
-    """In the place of pipeline.segment.predict_stage.Segmenter: every image has the same mask."""
+    """In the place of pipeline.segment.predict_stage.PredictStage: every image has the same mask."""
 
-    def __init__(self, board: Any, **_: Any) -> None:
+    def __init__(self, progress_actor: Any, **_: Any) -> None:
         import numpy as np
 
-        self._board = board
+        self._progress_actor = progress_actor
         mask_HW = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) * CLASSES // (HEIGHT * WIDTH)
         colors = np.arange(3 * CLASSES, dtype=np.uint8).reshape(CLASSES, 3)
         entry = {"pixel_count": HEIGHT * WIDTH // CLASSES, "pixel_fraction": 1 / CLASSES, "mean_confidence": 0.5}
@@ -35,7 +35,7 @@ class NoModel:
         }
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
-        self._board.add.remote(ok=len(decoded))
+        self._progress_actor.add.remote(ok=len(decoded))
         return with_constants(decoded, self._same, PREDICTED)
 
 

@@ -312,18 +312,18 @@ def on_progress(tell: Callable[[int], None]) -> None:
     """Have every run of this process tell how many images are done, whenever that has grown."""
     from pipeline.segment import progress
 
-    show = progress.SegmentationLine.show
+    show = progress.ProgressBar.show
     last = 0
 
-    def shown(line: progress.SegmentationLine, news: progress.News) -> None:
+    def shown(line: progress.ProgressBar, update: progress.ProgressUpdate) -> None:
         nonlocal last
-        done = sum(news.counts.values())
+        done = sum(update.counts.values())
         if done > last:
             last = done
             tell(done)
-        show(line, news)
+        show(line, update)
 
-    progress.SegmentationLine.show = shown  # type: ignore[method-assign]
+    progress.ProgressBar.show = shown  # type: ignore[method-assign]
 
 
 def note_progress(marks: list[Any]) -> None:

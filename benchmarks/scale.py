@@ -101,7 +101,7 @@ def run(root: str, manifest: str, rows_per_part: str) -> dict[str, Any]:
     from pipeline.config.loading import load_settings
     from pipeline.segment import run as segmentation
 
-    segmentation.decode, segmentation.Segmenter = no_model.decode, no_model.NoModel  # type: ignore[assignment, misc]
+    segmentation.decode, segmentation.PredictStage = no_model.decode, no_model.NoModel  # type: ignore[assignment, misc]
     marks: list[Any] = []
     pipeline.note_progress(marks)
     command = ["--manifest", manifest, "--allow", BUCKET, "--output", f"{root}/output"]

@@ -9,13 +9,13 @@ def main(argv: list[str]) -> None:
     config = load_settings(AblateConfig, argv, prog="jobs/ablate.py")
     # Only now, since the network takes seconds to import and the options may be wrong.
     from pipeline.ablate.run import ablate
-    from pipeline.console import say
+    from pipeline.console import log
 
     ablation = ablate(config)
     for table in ablation.tables:
-        say(f"\n{table.text()}")
-    say(f"\nTables   {ablation.report}")
-    say(f"Results  {ablation.results}")
+        log(f"\n{table.text()}")
+    log(f"\nTables   {ablation.report}")
+    log(f"Results  {ablation.results}")
 
 
 if __name__ == "__main__":

@@ -8,19 +8,19 @@ from pipeline.console import run_job
 def main(argv: list[str]) -> None:
     config = load_settings(CalibrateConfig, argv, prog="jobs/calibrate.py")
     from pipeline.checkpoints.int8_calibration import calibrate
-    from pipeline.console import say
+    from pipeline.console import log
     from pipeline.errors import UserError
 
     calibration = calibrate(config)
-    say(f"Ranges       cover {calibration.share:.2%} of the activations of {calibration.num_images:,} images")
-    say(f"Validation   {calibration.num_validated:,} images")
-    say("  precision  labels as float32      mIoU  images/s, one at a time")
+    log(f"Ranges       cover {calibration.share:.2%} of the activations of {calibration.num_images:,} images")
+    log(f"Validation   {calibration.num_validated:,} images")
+    log("  precision  labels as float32      mIoU  images/s, one at a time")
     for precision, result in calibration.results.items():
-        say(f"  {precision:<9}  {result.agreement:>17.2%}  {result.miou:>8.4f}  {result.images_per_second:>8.2f}")
+        log(f"  {precision:<9}  {result.agreement:>17.2%}  {result.miou:>8.4f}  {result.images_per_second:>8.2f}")
     if calibration.problem is not None:
         raise UserError(calibration.problem)
-    say(f"Checkpoint   {config.output}")
-    say(
+    log(f"Checkpoint   {config.output}")
+    log(
         f"Next         python jobs/segment_bucket.py --input URI --output URI --checkpoint {config.output} "
         "--precision int8"
     )

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--num-photos", type=int, default=48, help="photos to label, at least 12")
     arguments, train_options = parser.parse_known_args(argv)
     from jobs import query, report, segment_bucket, train
-    from pipeline.console import duration, say
+    from pipeline.console import duration, log
     from pipeline.demo.run import Jobs, run_demo
 
     start = time.monotonic()
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
         train_options,
         Jobs(train.main, segment_bucket.main, query.main, report.main),
     )
-    say(f"Finished in {duration(time.monotonic() - start)}")
+    log(f"Finished in {duration(time.monotonic() - start)}")
 
 
 if __name__ == "__main__":

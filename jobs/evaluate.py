@@ -7,16 +7,16 @@ from pipeline.console import run_job
 
 def main(argv: list[str]) -> None:
     config = load_settings(EvaluateConfig, argv, prog="jobs/evaluate.py")
-    from pipeline.console import say
+    from pipeline.console import log
     from pipeline.evaluate.run import evaluate_checkpoint, summary_lines
 
     outcome = evaluate_checkpoint(config)
     for line in summary_lines(outcome):
-        say(line)
+        log(line)
     if config.fit_temperature:
-        say(f"Checkpoint             {config.fit_temperature}; {config.checkpoint} is as it was")
+        log(f"Checkpoint             {config.fit_temperature}; {config.checkpoint} is as it was")
     if config.output:
-        say(f"Output                 {config.output} (evaluation.html, metrics.json, pictures and tables)")
+        log(f"Output                 {config.output} (evaluation.html, metrics.json, pictures and tables)")
 
 
 if __name__ == "__main__":

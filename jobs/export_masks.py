@@ -4,7 +4,7 @@ import sys
 
 from pipeline.config.jobs import ExportMasksConfig
 from pipeline.config.loading import load_settings
-from pipeline.console import run_job, say
+from pipeline.console import log, run_job
 
 
 def main(argv: list[str]) -> int:
@@ -13,11 +13,11 @@ def main(argv: list[str]) -> int:
 
     summary = export_masks(config)
     for line in summary.notes:
-        say(f"note: {line}", sys.stderr)
+        log(f"note: {line}", sys.stderr)
     print(f"Export      {summary.target} ({config.format}; names begin below {summary.folder})")
     print(f"Images      {summary.exported:,} exported, {summary.done_before:,} done before, {summary.failed:,} failed")
     for line in summary.failures:
-        say(f"  {line}")
+        log(f"  {line}")
     if summary.failed > len(summary.failures):
         print(f"  ... and {summary.failed - len(summary.failures):,} more")
     if summary.failed:

@@ -18,11 +18,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--width", type=_side, default=129, help="pixels")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes: other seeds give others")
     options = parser.parse_args(argv)
-    from pipeline.console import say
+    from pipeline.console import log
     from pipeline.datasets.scene_files import write_scenes
 
     write_scenes(options.root, options.num_train, options.num_val, options.seed, options.height, options.width)
-    say(f"{options.num_train} scenes to train on and {options.num_val} to validate on in {options.root}")
+    log(f"{options.num_train} scenes to train on and {options.num_val} to validate on in {options.root}")
 
 
 def _count(text: str) -> int:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import get_args
 
-from pipeline.console import run_job, say
+from pipeline.console import log, run_job
 from pipeline.errors import UserError
 from pipeline.query.results import Format
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--format parquet: not on a terminal; add --to FILE")
     connection = engine.connect(arguments.output)
     for line in engine.warnings(arguments.output):
-        say(f"note: {line}", sys.stderr)
+        log(f"note: {line}", sys.stderr)
     if sql is None:
         shell.shell(connection)
         return

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from pipeline.console import run_job, say
+from pipeline.console import log, run_job
 
 PICTURES = 60
 MAX_BYTES = 20_000_000
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> None:
 
     report = build_report(arguments.output, arguments.to, arguments.gallery, arguments.max_bytes, arguments.max_parts)
     for note in report.notes:
-        say(f"note: {note}", sys.stderr)
+        log(f"note: {note}", sys.stderr)
     print(f"{report.uri}  {report.bytes / 1e6:.1f} MB")
 
 

@@ -7,7 +7,7 @@ from pipeline.console import run_job
 
 def main(argv: list[str]) -> int:
     config = load_settings(SegmentConfig, argv, prog="jobs/segment_bucket.py")
-    from pipeline.console import duration, say
+    from pipeline.console import duration, log
     from pipeline.segment.run import segment
 
     if config.plan:
@@ -15,26 +15,26 @@ def main(argv: list[str]) -> int:
         from pipeline.plan.text import plan_lines
 
         for line in plan_lines(make_plan(config)):
-            say(line)
+            log(line)
         return 0
     summary = segment(config)
     images = sum(summary.outcomes.values())
-    say(f"Output      {summary.output} (masks/, class_stats/, classes.parquet, runs/{summary.run_id}.json)")
+    log(f"Output      {summary.output} (masks/, class_stats/, classes.parquet, runs/{summary.run_id}.json)")
     listed = summary.listed
-    say(f"Images      {listed.images:,} in the input, {listed.done_before:,} done before, {images:,} in this run")
+    log(f"Images      {listed.images:,} in the input, {listed.done_before:,} done before, {images:,} in this run")
     if images:
         rate = images / summary.seconds
-        say(f"Time        {duration(summary.seconds)}, {rate:.1f} images/s with start and end included")
+        log(f"Time        {duration(summary.seconds)}, {rate:.1f} images/s with start and end included")
     failed = images - summary.outcomes.get("ok", 0)
-    say(f"Failed      {failed:,}{' (each has a row that says why)' if failed else ''}")
+    log(f"Failed      {failed:,}{' (each has a row that says why)' if failed else ''}")
     for failure in summary.failures:
-        say(
+        log(
             f"  {failure['image_uri']}: {failure['error_type']} at {failure['error_stage']}: {failure['error_message']}"
         )
     if failed > len(summary.failures):
-        say(f"  ... and {failed - len(summary.failures):,} more: SELECT * FROM masks WHERE status = 'error'")
+        log(f"  ... and {failed - len(summary.failures):,} more: SELECT * FROM masks WHERE status = 'error'")
     if not summary.is_exact:
-        say("Some images have no row yet, or two; run the same command again")
+        log("Some images have no row yet, or two; run the same command again")
     return 0 if summary.is_exact else 1
 
 

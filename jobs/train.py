@@ -8,18 +8,18 @@ from pipeline.console import run_job
 def main(argv: list[str]) -> None:
     config = load_settings(TrainConfig, argv, prog="jobs/train.py")
     # Only now, since the network takes seconds to import and the options may be wrong.
-    from pipeline.console import say
+    from pipeline.console import log
     from pipeline.train.run import train
 
     summary = train(config, argv)
-    say(f"Best checkpoint  {summary.best}")
-    say(f"Last checkpoint  {summary.last}")
-    say(f"Report           {summary.report}")
-    say(f"Validation mIoU  {summary.metrics['miou']:.4f}, pixel accuracy {summary.metrics['pixel_accuracy']:.4f}")
+    log(f"Best checkpoint  {summary.best}")
+    log(f"Last checkpoint  {summary.last}")
+    log(f"Report           {summary.report}")
+    log(f"Validation mIoU  {summary.metrics['miou']:.4f}, pixel accuracy {summary.metrics['pixel_accuracy']:.4f}")
     for name, iou in summary.metrics["iou"].items():
-        say(f"  {iou:.4f}  {name}")
+        log(f"  {iou:.4f}  {name}")
     if summary.images_per_second:
-        say(f"Training speed   {summary.images_per_second:.1f} images/s")
+        log(f"Training speed   {summary.images_per_second:.1f} images/s")
 
 
 if __name__ == "__main__":

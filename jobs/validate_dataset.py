@@ -7,16 +7,16 @@ from pipeline.console import run_job
 
 def main(argv: list[str]) -> int:
     config = load_settings(ValidateDatasetConfig, argv, prog="jobs/validate_dataset.py")
-    from pipeline.console import say
+    from pipeline.console import log
     from pipeline.datasets.validation import check_dataset
     from pipeline.datasets.validation_report import summary, write_report
 
     check, pairs = check_dataset(config)
     for line in summary(check):
-        say(line)
+        log(line)
     if config.output:
         write_report(check, pairs, config.output)
-        say(f"Report      {config.output}/dataset.html, dataset.json")
+        log(f"Report      {config.output}/dataset.html, dataset.json")
     return 1 if check.errors else 0
 
 

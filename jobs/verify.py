@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
 
 
 def _verify(config: VerifyConfig) -> int:
-    from pipeline.console import say
+    from pipeline.console import log
     from pipeline.inputs import list_images
     from pipeline.verify.findings import Tally
     from pipeline.verify.repair import repair
@@ -30,18 +30,18 @@ def _verify(config: VerifyConfig) -> int:
     for finding in verification.findings():
         tally.add(finding)
     for line in tally.lines():
-        say(line)
+        log(line)
     found = tally.totals.total()
-    say(f"Verified    {verification.summary()}")
-    say(
-        f"Result      {found:,} finding(s), {tally.mendable:,} of which --repair can mend"
+    log(f"Verified    {verification.summary()}")
+    log(
+        f"Result      {found:,} finding(s), {tally.repairable:,} of which --repair can mend"
         if found
         else "Result      all is well"
     )
     if config.repair:
         for line in repair(verification, tally):
-            say(f"Repair      {line}")
-        found -= tally.mendable
+            log(f"Repair      {line}")
+        found -= tally.repairable
     return 1 if found else 0
 
 

@@ -13,7 +13,7 @@ def printable(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 
 
-def say(line: str, file: TextIO | None = None) -> None:
+def log(line: str, file: TextIO | None = None) -> None:
     """Print a line at once, also into a job's log file; `file` is another one than standard output."""
     print(printable(line), file=file, flush=True)
 
@@ -33,7 +33,7 @@ def run_job(job: Callable[[list[str]], int | None]) -> None:
     try:
         sys.exit(job(sys.argv[1:]))
     except UserError as error:
-        say(f"error: {error}", sys.stderr)
+        log(f"error: {error}", sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.output.errors import KINDS
+from pipeline.output.errors import ERROR_TYPES
 from pipeline.output.schema import CLASS_STATS, CLASSES, MASKS
 from pipeline.query.engine import VIEWS
 
@@ -80,7 +80,9 @@ def documents() -> dict[Path, str]:
 
 def failure_list() -> str:
     """A Markdown table of the kinds of failures."""
-    return "\n".join(["| `error_type` | |", "|-|-|", *(f"| `{kind}` | {meaning} |" for kind, meaning in KINDS.items())])
+    return "\n".join(
+        ["| `error_type` | |", "|-|-|", *(f"| `{kind}` | {meaning} |" for kind, meaning in ERROR_TYPES.items())]
+    )
 
 
 def filled_in(text: str, name: str, content: str) -> str:

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from pipeline.cluster.connection import Resources
-from pipeline.cluster.sizing import DECODE_CPUS, plan_stages
+from pipeline.cluster.sizing import DECODE_CPUS, size_actor_pool
 from pipeline.config.jobs import SegmentConfig
 from pipeline.config.training import WorkersConfig
 
@@ -15,7 +15,7 @@ def segmentation_requests(config: dict[str, Any], predictors: int) -> list[dict[
     most = {name: sum(one["max_workers"] * one["resources"].get(name, 0) for one in types) for name in ("CPU", "GPU")}
     empty = Resources((), allowed_cpus=most["CPU"], allowed_gpus=most["GPU"])
     job = SegmentConfig(input=["photos"], output="labels", checkpoint="best", gpu=True, predictors=predictors)
-    stages = plan_stages(job, empty)
+    stages = size_actor_pool(job, empty)
     return [
         *[{"CPU": stages.predictor_cpus, "GPU": 1}] * stages.predictors,
         *[{"CPU": DECODE_CPUS}] * stages.decode_tasks,

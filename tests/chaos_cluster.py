@@ -18,10 +18,10 @@ HEAD_CPUS, NODE_CPUS, NODES = 4, 2, 2
 # What the titles that Ray gives to processes have in them while they work on a run.
 TITLES = MappingProxyType(
     {
-        "predictor": "MapBatches(Segmenter)",
+        "predictor": "MapBatches(PredictStage)",
         "decoder": "ray::Readdecode",  # which begins a dataset, as reading does
         "writer": "ray::Write",
-        "board": "ray::SegmentationBoard",
+        "board": "ray::SegmentationProgressActor",
     }
 )
 

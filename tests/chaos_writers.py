@@ -139,7 +139,7 @@ def commits(method: str, path: str) -> bool:
     return method == "PUT" and MASKS in path
 
 
-def mends(method: str, path: str) -> bool:
+def repairs(method: str, path: str) -> bool:
     return (method == "DELETE" and (MASKS in path or STATISTICS in path)) or commits(method, path)
 
 
@@ -192,7 +192,7 @@ def clocks_apart(stage: Stage) -> list[int]:
     exits = [stage.run(minutes_ahead=one)]
     assert abs(stage.place.minutes_ago() + one) < 2, "the clocks were right"
     stage.place.change_photos(5)
-    blow = Blow(mends, stage.scenario.number + 1, None)
+    blow = Blow(repairs, stage.scenario.number + 1, None)
     exits.append(stage.run_killed(blow, "--relabel-changed", minutes_ahead=two))
     exits.append(stage.run("--relabel-changed", minutes_ahead=three))
     stage.assert_right()

@@ -6,7 +6,7 @@ import torch
 
 import models
 from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.config.data import CalibrationData, DataConfig
+from pipeline.config.data import DataConfig, EvalDataConfig
 from pipeline.datasets.scenes import CLASSES
 
 
@@ -22,5 +22,5 @@ def save_model(folder: Path) -> str:
 
 def dataset_of(checkpoint: str, root: str, **options: object) -> DataConfig:
     """The dataset under `root` with the checkpoint's classes."""
-    asked = CalibrationData.model_validate({"root": root, **options})
+    asked = EvalDataConfig.model_validate({"root": root, **options})
     return Checkpoint.load(checkpoint, None).data_config(checkpoint, asked)

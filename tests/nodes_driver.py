@@ -22,7 +22,7 @@ from pipeline.evaluate import evaluation
 from pipeline.evaluate.stages import Evaluator
 from pipeline.segment import rescaling, run
 from pipeline.segment.decode_stage import decode
-from pipeline.segment.predict_stage import Segmenter
+from pipeline.segment.predict_stage import PredictStage
 
 NOTES = "SCENEPARSE_TEST_NOTES"  # environment variable of all nodes
 # So that a run of some hundred small photos is still at work when a test gets to it.
@@ -43,7 +43,7 @@ def noted_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
     yield from decode(listed, **arguments)
 
 
-class NotedSegmenter(Segmenter):
+class NotedSegmenter(PredictStage):
     def __init__(self, device: str, **arguments: Any) -> None:
         require_reserved(device)
         super().__init__(device="cpu", **arguments)
@@ -69,7 +69,7 @@ class NotedEvaluator(Evaluator):
 def main(argv: list[str]) -> int | None:
     job, *options = argv
     rescaling.STILL, rescaling.SETTLED, rescaling.WORTH_IT = 10.0, 3.0, 0.0
-    run.decode, run.Segmenter = noted_decode, NotedSegmenter  # type: ignore[assignment, misc]
+    run.decode, run.PredictStage = noted_decode, NotedSegmenter  # type: ignore[assignment, misc]
     evaluation.Evaluator = NotedEvaluator  # type: ignore[misc]
     return {"segment_bucket": segment_bucket.main, "evaluate": evaluate.main}[job](options)
 

@@ -12,7 +12,7 @@ from pipeline.config.loading import load_settings
 from pipeline.datasets import list_pairs
 from pipeline.errors import UserError, user_error
 from pipeline.train import batches as ingest
-from pipeline.train.batches import Batch, Plan, stored, training_batches
+from pipeline.train.batches import Batch, BatchSchedule, put_pairs, training_batches
 from tests.scene_data import SIZE, TRAIN_OPTIONS, write_training_set
 
 pytestmark = pytest.mark.slow
@@ -29,9 +29,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 PER_EPOCH = 2  # steps; the ninth pair is left out
 
 
-def plan_of(config: TrainConfig) -> Plan:
+def plan_of(config: TrainConfig) -> BatchSchedule:
     pairs = list_pairs(config.data, "train")
-    return Plan(len(pairs), batch_size=4, seed=3, data=config.data, augment=config.augment, fill=(0.0, 0.0, 0.0))
+    return BatchSchedule(
+        len(pairs), batch_size=4, seed=3, data=config.data, augment=config.augment, fill=(0.0, 0.0, 0.0)
+    )
 
 
 def batches(
@@ -39,7 +41,7 @@ def batches(
 ) -> list[Batch]:
     found = training_batches(
         plan_of(config),
-        stored(list_pairs(config.data, "train")),
+        put_pairs(list_pairs(config.data, "train")),
         first_step=first,
         total_steps=total,
         rank=rank,

@@ -13,7 +13,7 @@ from pipeline.cluster.ray_data import map_tables
 from pipeline.config.jobs import TrainConfig
 from pipeline.config.loading import load_settings
 from pipeline.datasets import list_pairs
-from pipeline.train.batches import Plan, stored, training_batches
+from pipeline.train.batches import BatchSchedule, put_pairs, training_batches
 from tests.scene_data import TRAIN_OPTIONS, write_training_set
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("connected", "impatient")]
@@ -32,10 +32,10 @@ def slowly(rows: pa.Table) -> Iterator[pa.Table]:
     yield rows
 
 
-class SlowPlan(Plan):
+class SlowSchedule(BatchSchedule):
     def crop(self, step: int, pair: Any, index: int) -> Any:
         time.sleep(STANDSTILL)
-        return super().crop(step, pair, index)
+        return super().load_crop(step, pair, index)
 
 
 def test_a_slow_task_is_waited_for() -> None:
@@ -48,6 +48,8 @@ def test_a_slow_batch_is_waited_for(tmp_path: Path) -> None:
     options = ["--data.root", str(tmp_path), "--output", str(tmp_path / "run"), *TRAIN_OPTIONS]
     config: TrainConfig = load_settings(TrainConfig, options, "test")
     pairs = list_pairs(config.data, "train")
-    plan = SlowPlan(len(pairs), batch_size=4, seed=3, data=config.data, augment=config.augment, fill=(0.0, 0.0, 0.0))
-    batches = training_batches(plan, stored(pairs), first_step=0, total_steps=1, rank=0, world_size=1, cpus=1)
+    schedule = SlowSchedule(
+        len(pairs), batch_size=4, seed=3, data=config.data, augment=config.augment, fill=(0.0, 0.0, 0.0)
+    )
+    batches = training_batches(schedule, put_pairs(pairs), first_step=0, total_steps=1, rank=0, world_size=1, cpus=1)
     assert len(list(batches)) == 1

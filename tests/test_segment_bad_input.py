@@ -10,13 +10,13 @@ import s3fs
 import models
 from pipeline import storage
 from pipeline.cluster.connection import Node, Resources
-from pipeline.cluster.sizing import plan_stages
+from pipeline.cluster.sizing import size_actor_pool
 from pipeline.config.jobs import SegmentConfig
 from pipeline.config.loading import load_settings
 from pipeline.errors import UserError
 from pipeline.output.parquet import write_table
 from pipeline.output.schema import CLASSES, SCHEMA_VERSION, table
-from pipeline.segment.run import Summary, segment
+from pipeline.segment.run import SegmentSummary, segment
 from tests.ray_head import RayHead
 from tests.scene_data import write_photos
 from tests.test_segment_job import save_checkpoint
@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(input_uri: object, output: object, checkpoint: object, *options: str) -> Summary:
+def run(input_uri: object, output: object, checkpoint: object, *options: str) -> SegmentSummary:
     arguments = ["--input", str(input_uri), "--output", str(output), "--checkpoint", str(checkpoint), *options]
     try:
         return segment(load_settings(SegmentConfig, arguments, "jobs/segment_bucket.py"))
@@ -157,7 +157,7 @@ def test_an_output_whose_model_is_unknown(tmp_path: Path, checkpoint: Path) -> N
 
 def plan(have: Resources, *options: str):
     arguments = ["--input", "a", "--output", "b", "--checkpoint", "c", *options]
-    return plan_stages(load_settings(SegmentConfig, arguments, "jobs/segment_bucket.py"), have)
+    return size_actor_pool(load_settings(SegmentConfig, arguments, "jobs/segment_bucket.py"), have)
 
 
 def cluster(cpus: int, gpus: int = 0) -> Resources:

@@ -19,7 +19,7 @@ from pipeline.output.lease import Lease, hold
 from pipeline.output.schema import DECODED, table
 from pipeline.segment import decode_stage, worklist
 from pipeline.segment import run as segmentation
-from pipeline.segment.predict_stage import Segmenter
+from pipeline.segment.predict_stage import PredictStage
 from pipeline.storage import s3_objects
 from tests.output_checks import check_invariants
 from tests.scene_data import write_photos
@@ -52,7 +52,7 @@ def deadly_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
         decode_stage.decode_image = decode_image
 
 
-class DeadlySegmenter(Segmenter):
+class DeadlySegmenter(PredictStage):
     def _predict_what_fits(self, images_NHW3: Any, output_sizes: Any) -> list[Any]:
         if any(map(is_deadly, images_NHW3)):
             os._exit(1)
@@ -119,7 +119,7 @@ def test_images_that_kill_the_process_that_works_on_them_are_failures_like_other
         if stage == "decode":
             patch.setattr(segmentation, "decode", deadly_decode)
         else:
-            patch.setattr(segmentation, "Segmenter", DeadlySegmenter)
+            patch.setattr(segmentation, "PredictStage", DeadlySegmenter)
         assert run() == 0
     rows = run.rows()
     failed = {uri: (row["error_stage"], row["error_type"]) for uri, row in rows.items() if row["status"] == "error"}
@@ -145,8 +145,8 @@ def test_waves_of_many_pieces_and_odd_names_leave_each_image_one_row(
     monkeypatch.setattr(segmentation, "DECODED_BYTES", PIECE_BYTES)
     monkeypatch.setattr(segmentation, "decode", decode_in_pieces)
     waves = []
-    label_wave = segmentation._label_wave
-    monkeypatch.setattr(segmentation, "_label_wave", lambda *given: waves.append(len(given[2])) or label_wave(*given))
+    label_wave = segmentation._run_wave
+    monkeypatch.setattr(segmentation, "_run_wave", lambda *given: waves.append(len(given[2])) or label_wave(*given))
     assert run("--rows-per-part", "7") == 0
     assert sum(waves) == len(run.uris)
     assert len(waves) > 1
@@ -175,7 +175,7 @@ def test_a_run_that_cannot_be_put_right_says_so(
 ) -> None:
     run = Run(tmp_path)
     monkeypatch.setattr(segmentation, "decode", muddled_decode)
-    monkeypatch.setattr(segmentation, "MOST_REPEATS", 0)
+    monkeypatch.setattr(segmentation, "MAX_REPEATS", 0)
     assert run() == 1
     assert "Some images have no row yet, or two; run the same command again" in capsys.readouterr().out
     assert run() == 0

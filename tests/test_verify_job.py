@@ -65,9 +65,9 @@ def test_findings_are_told_then_mended_and_gone(place: str, request: pytest.Fixt
     assert "4 finding(s), 1 of which --repair can mend" in found.stdout
     assert storage.read_bytes(f"{output}/masks/{broken}") == content[:-10], "without --repair nothing is changed"
 
-    mended = verify("--output", output, "--repair")
-    assert mended.returncode == 0, mended.stdout + mended.stderr
-    assert f"deleted part {broken}: unreadable part" in mended.stdout
+    repaired = verify("--output", output, "--repair")
+    assert repaired.returncode == 0, repaired.stdout + repaired.stderr
+    assert f"deleted part {broken}: unreadable part" in repaired.stdout
     assert not storage.exists(f"{output}/class_stats/{broken}")
     assert verify("--output", output).returncode == 0
     assert verify(*everything).returncode == 1

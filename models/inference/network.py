@@ -20,7 +20,7 @@ from models.batch_norm import folded
 from models.inference.head import InferenceHead, RowPooling, averaging
 from models.inference.malloc import return_large_blocks
 from models.inference.preprocessing import NetworkInputs
-from models.inference.strips import WaitingRows, convolved, windows
+from models.inference.strips import RowBuffer, convolved, row_windows
 from models.kernels.convolution import Convolution
 from models.kernels.selection import Maker
 from models.pspnet import PSPNet, feature_size
@@ -128,8 +128,8 @@ def compiled(network: InferenceNetwork, **options: Any) -> Callable[[Tensor], Te
 
 
 def _through_block(strips_NCSW: Iterator[Tensor], block: Block, max_rows: int) -> Iterator[Tensor]:
-    shortcut = WaitingRows()
-    to_project = WaitingRows()
+    shortcut = RowBuffer()
+    to_project = RowBuffer()
 
     def project(rows: int) -> None:
         if rows and block.shortcut is not None:
@@ -156,7 +156,7 @@ def _through_block(strips_NCSW: Iterator[Tensor], block: Block, max_rows: int) -
 
 
 def _max_pooled(strips_NCSW: Iterator[Tensor], max_rows: int) -> Iterator[Tensor]:
-    for window_NCSW, _ in windows(strips_NCSW, 3, 2, 1, max_rows):
+    for window_NCSW, _ in row_windows(strips_NCSW, 3, 2, 1, max_rows):
         # Zeros above and below are the same as nothing, behind a ReLU.
         yield F.max_pool2d(window_NCSW, 3, 2, (0, 1))
         del window_NCSW

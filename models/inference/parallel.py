@@ -14,7 +14,7 @@ import torch
 Result = TypeVar("Result")
 
 
-def map_streams(function: Callable[[int], Result], count: int, most: int) -> list[Result]:
+def map_images_in_parallel(function: Callable[[int], Result], count: int, most: int) -> list[Result]:
     """Return [function(0), ..., function(count - 1)], of which at most `most` run at the same time.
 
     They share torch's threads evenly; what is left over in the end has more of them. `function` is called in inference

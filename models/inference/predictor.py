@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.inference.masks import Prediction, label, label_batch, stacked, taps
 from models.inference.network import InferenceNetwork, compiled
-from models.inference.parallel import map_streams
+from models.inference.parallel import map_images_in_parallel
 from models.inference.preprocessing import NetworkInputs, checked_images, checked_output_size, padded_size
 from models.kernels.int8 import Ranges
 from models.kernels.selection import Maker, Precision, maker
@@ -198,7 +198,9 @@ class Predictor:
         for_each_thread = -(-num_images // torch.get_num_threads())
         step = max(1, min(PASS_PIXELS_CPU // (height * width), for_each_thread, at_once))
         starts = range(0, num_images, step)
-        return map_streams(lambda n: function(slice(starts[n], starts[n] + step)), len(starts), at_once // step)
+        return map_images_in_parallel(
+            lambda n: function(slice(starts[n], starts[n] + step)), len(starts), at_once // step
+        )
 
     def _one_pass(self, images_NHWC: Tensor) -> Tensor:
         padded = padded_size((images_NHWC.shape[1], images_NHWC.shape[2]), self.architecture.align_corners)

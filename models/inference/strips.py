@@ -15,7 +15,7 @@ from torch import Tensor
 from models.kernels.convolution import Convolution
 
 
-class WaitingRows:
+class RowBuffer:
     """A queue of rows of one feature map, kept as the strips (N, C, rows, W) that they came in."""
 
     def __init__(self) -> None:
@@ -50,14 +50,14 @@ class WaitingRows:
             rows -= min(rows, strip_NCSW.shape[2])
 
 
-def windows(
+def row_windows(
     strips_NCSW: Iterator[Tensor], extent: int, stride: int, padding: int, max_rows: int
 ) -> Iterator[tuple[Tensor, int]]:
     """Yield the rows that a layer's next output rows need, zeros above and below included, and how many those are.
 
     The layer's window is `extent` rows high, its output at most `max_rows` at a time.
     """
-    waiting = WaitingRows()
+    waiting = RowBuffer()
     zeros_NCSW: Tensor | None = None
 
     def ready(complete: bool) -> Iterator[tuple[Tensor, int]]:
@@ -85,12 +85,12 @@ def windows(
 
 
 def convolved(
-    strips_NCSW: Iterator[Tensor], convolution: Convolution, max_rows: int, shortcut: WaitingRows | None = None
+    strips_NCSW: Iterator[Tensor], convolution: Convolution, max_rows: int, shortcut: RowBuffer | None = None
 ) -> Iterator[Tensor]:
     """Yield the convolution's output in strips. `shortcut` holds the rows to be added by the time they are needed."""
     extent = convolution.dilation * (convolution.kernel_size - 1) + 1
     geometry = extent, convolution.stride, convolution.padding, max_rows
-    for window_NCSW, rows in windows(strips_NCSW, *geometry):
+    for window_NCSW, rows in row_windows(strips_NCSW, *geometry):
         y_NCSW = convolution(window_NCSW, None if shortcut is None else shortcut.take(rows), pad_rows=False)
         del window_NCSW
         yield y_NCSW

@@ -25,7 +25,7 @@ from models.weights.safe_loading import listed, read_weights
 Shapes = Mapping[str, torch.Size]
 
 
-class Kind(NamedTuple):
+class WeightLayout(NamedTuple):
     """One family of published weights.
 
     It is recognised where every one of `signature` begins some name. `prefixes` are its names and ours, {i}
@@ -57,8 +57,8 @@ _MMSEG_HEADS = {
 }
 _MMSEG_FUNCTION = {"contract_dilation": True, "dilate_second": False, "align_corners": False}
 
-KINDS = (
-    Kind(
+WEIGHT_LAYOUTS = (
+    WeightLayout(
         "hszhao/semseg PSPNet",
         signature=("layer0.", "cls."),
         prefixes={
@@ -75,7 +75,7 @@ KINDS = (
         },
         function={"contract_dilation": False, "align_corners": True},
     ),
-    Kind(
+    WeightLayout(
         "MMSegmentation PSPNet, deep stem",
         signature=("backbone.stem.", "decode_head.psp_modules."),
         prefixes={
@@ -85,7 +85,7 @@ KINDS = (
         },
         function=_MMSEG_FUNCTION,
     ),
-    Kind(
+    WeightLayout(
         "MMSegmentation PSPNet",
         signature=("backbone.conv1.", "decode_head.psp_modules."),
         prefixes={
@@ -96,7 +96,7 @@ KINDS = (
         },
         function=_MMSEG_FUNCTION,
     ),
-    Kind(
+    WeightLayout(
         "ImageNet ResNet",
         signature=("conv1.", "layer1."),
         prefixes={"conv": "backbone.conv", "bn": "backbone.bn", "layer": "backbone.layer"},
@@ -192,19 +192,19 @@ def palette(num_classes: int) -> list[list[int]]:
     ]
 
 
-def _recognise(names: Iterable[str]) -> Kind:
+def _recognise(names: Iterable[str]) -> WeightLayout:
     names = list(names)
-    for kind in KINDS:
+    for kind in WEIGHT_LAYOUTS:
         if all(any(name.startswith(start) for name in names) for start in kind.signature):
             return kind
-    known = [f"{kind.name} (with {' and '.join(f'{start}*' for start in kind.signature)})" for kind in KINDS]
+    known = [f"{kind.name} (with {' and '.join(f'{start}*' for start in kind.signature)})" for kind in WEIGHT_LAYOUTS]
     raise ValueError(
         f"its tensors, {listed(names)}, are of no known kind. Known are {', '.join(known)}. "
         "A checkpoint folder of Sceneparse needs no import."
     )
 
 
-def _renamed(tensors: Mapping[str, Tensor], kind: Kind) -> tuple[dict[str, Tensor], list[str]]:
+def _renamed(tensors: Mapping[str, Tensor], kind: WeightLayout) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors under our names, and the names that have no counterpart."""
     ours, unknown = {}, []
     for name, tensor in tensors.items():
@@ -226,13 +226,13 @@ def _replace_prefix(name: str, prefixes: Iterable[tuple[str, str]]) -> str | Non
     return None
 
 
-def _published(name: str, kind: Kind) -> str:
+def _published(name: str, kind: WeightLayout) -> str:
     """Return how the kind calls one of our tensors."""
     return _replace_prefix(name, ((ours, theirs) for theirs, ours in kind.prefixes.items())) or name
 
 
 def _architecture(
-    shapes: Shapes, kind: Kind, function: Mapping[str, Any], classes: Sequence[str] | None
+    shapes: Shapes, kind: WeightLayout, function: Mapping[str, Any], classes: Sequence[str] | None
 ) -> Architecture:
     """Return the architecture that the shapes, under our names, belong to."""
 
@@ -282,7 +282,7 @@ def _numbers(names: Iterable[str], pattern: str) -> set[str]:
     return {match[1] for name in names if (match := re.match(pattern, name))}
 
 
-def _build(architecture: Architecture, tensors: dict[str, Tensor], unknown: list[str], kind: Kind) -> PSPNet:
+def _build(architecture: Architecture, tensors: dict[str, Tensor], unknown: list[str], kind: WeightLayout) -> PSPNet:
     """Return the network with these tensors; raise ValueError unless they are exactly what it needs."""
     with torch.device("meta"):
         model = PSPNet(architecture)

@@ -25,13 +25,13 @@ from pipeline.ablate.grid import SINGLE, Trial, protocol_of, training_of, trials
 from pipeline.ablate.tables import RESULTS, Row, Table, tables_of
 from pipeline.cluster import connection
 from pipeline.config.jobs import AblateConfig, TrainConfig
-from pipeline.console import duration, say
+from pipeline.console import duration, log
 from pipeline.datasets import list_pairs
 from pipeline.errors import UserError
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.output.parquet import write_table
 from pipeline.train.history import read_history
-from pipeline.train.run import located, train
+from pipeline.train.run import train, with_absolute_uris
 from pipeline.train.run_folder import differing_keys, fixed_keys
 
 CONFIG, RECORD, RESULTS_FILE, TABLES = "ablation.yaml", "ablation.json", "results.parquet", "ablation.md"
@@ -58,21 +58,21 @@ def ablate(config: AblateConfig) -> Ablation:
     output = storage.absolute(config.output)
     num_images = {split: len(list_pairs(config.data, split)) for split in _splits(config)}
     _claim(output, config, num_images)
-    grid = _Grid(located(config), output, num_images)
+    grid = _Grid(with_absolute_uris(config), output, num_images)
     finished = {trial.name: record for trial in grid.trials if (record := grid.record(trial))}
     waiting = [trial for trial in grid.trials if trial.name not in finished]
     problems: dict[str, str] = {}
     if waiting:
         connection.connect(config.verbose)
         at_once = min(trials_at_once(config, connection.resources()), len(waiting))
-        say(
+        log(
             f"Ablation: {len(grid.trials)} trainings of {len(grid.trials) // len(config.seeds)} settings, "
             f"{len(finished)} done before, {at_once} at once; output {output}"
         )
         progress = _Progress(grid, len(finished), at_once, lambda: _write(grid))
         problems = _tuned(grid, waiting, at_once, progress)
     else:
-        say(f"Ablation: all {len(grid.trials)} trainings were done before; output {output}")
+        log(f"Ablation: all {len(grid.trials)} trainings were done before; output {output}")
     ablation = _write(grid)
     if problems:
         listed = "\n".join(f"  {name}: {problem}" for name, problem in sorted(problems.items()))
@@ -263,7 +263,7 @@ class _Progress(tune.Callback):
 
     def _say(self, line: str) -> None:
         self._last_line = time.monotonic()
-        say(f"{self._ended} of {self._total} · {line}")
+        log(f"{self._ended} of {self._total} · {line}")
 
 
 def _claim(output: str, config: AblateConfig, num_images: dict[str, int]) -> None:

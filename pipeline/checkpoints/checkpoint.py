@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline import storage
-from pipeline.config.data import CalibrationData, DataConfig
+from pipeline.config.data import DataConfig, EvalDataConfig
 from pipeline.config.training import ProtocolConfig
 from pipeline.errors import UserError
 
@@ -63,7 +63,7 @@ class Checkpoint:
     def palette(self) -> NDArray[np.uint8]:
         return np.array(self.metadata.colors, np.uint8)
 
-    def data_config(self, uri: str, asked: CalibrationData) -> DataConfig:
+    def data_config(self, uri: str, asked: EvalDataConfig) -> DataConfig:
         """The dataset with the checkpoint's classes and, where the user says nothing else, its preparation of images.
 
         Raises: UserError where the two do not go together; `uri` is the checkpoint's.

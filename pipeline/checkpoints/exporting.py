@@ -41,7 +41,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Summary:
+class ExportSummary:
     """What was exported; `agreement` is None where there was no onnxruntime to run the file."""
 
     output: str
@@ -70,7 +70,7 @@ class Summary:
         return [*lines, "", *_usage(Path(self.output).name, onnx)]
 
 
-def export(checkpoint: str, output: str, size: tuple[int, int] | None) -> Summary:
+def export(checkpoint: str, output: str, size: tuple[int, int] | None) -> ExportSummary:
     """Export a checkpoint to ONNX or a torch.export program, by the suffix of `output`; both may be URIs.
 
     `size` (rows, columns) fixes the images' size. Nothing is left at `output` unless the file that was written
@@ -95,7 +95,7 @@ def export(checkpoint: str, output: str, size: tuple[int, int] | None) -> Summar
             raise UserError(f"{output}: not written, since the exported file disagrees with Predictor: {agreement}")
         content = path.read_bytes()
     storage.write_bytes(output, content)
-    return Summary(output, len(content), exporter.describe(loaded.network, loaded.metadata, size), agreement)
+    return ExportSummary(output, len(content), exporter.describe(loaded.network, loaded.metadata, size), agreement)
 
 
 def parse_size(text: str) -> tuple[int, int]:

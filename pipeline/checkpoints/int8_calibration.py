@@ -22,7 +22,7 @@ from models.inference.preprocessing import checked_images
 from pipeline.checkpoints.checkpoint import Checkpoint, holds_checkpoint, write_checkpoint
 from pipeline.config.data import DataConfig
 from pipeline.config.jobs import CalibrateConfig
-from pipeline.console import duration, say
+from pipeline.console import duration, log
 from pipeline.datasets import Pair, list_pairs, load_image, load_pair
 from pipeline.errors import UserError
 from pipeline.images.codec import shrink
@@ -82,7 +82,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     holds_checkpoint(config.output, model.model_id, model.metadata)  # another one there is refused before the work
     train_pairs, val_pairs = (list_pairs(data, split) for split in (data.train_split, data.val_split))
     num_images = min(config.calibration_images, len(train_pairs))
-    say(f"Calibrating {config.checkpoint} on {num_images:,} images, validating on {len(val_pairs):,}")
+    log(f"Calibrating {config.checkpoint} on {num_images:,} images, validating on {len(val_pairs):,}")
 
     chosen = [train_pairs[index * len(train_pairs) // num_images] for index in range(num_images)]
     images_1HW3 = [checked_images(shrink(load_image(pair, data), data.long_side)[None]) for pair in chosen]
@@ -113,7 +113,7 @@ def _best_ranges(model: Checkpoint, float32: Predictor, images_1HW3: list[Tensor
         ranges = activation_ranges(model.network, model.metadata.mean, model.metadata.std, images_1HW3, share)
         int8 = _int8_predictor(model, ranges)
         agreement = _share_equal(wanted_1HW, [int8.predict(image).class_ids_NHW for image in images_1HW3])
-        say(f"  ranges that cover {share:.2%} of the activations: {agreement:.2%} labelled as in float32")
+        log(f"  ranges that cover {share:.2%} of the activations: {agreement:.2%} labelled as in float32")
         tried[share] = agreement, ranges
     best = max(tried, key=lambda share: tried[share][0])
     return best, tried[best][1]
@@ -172,5 +172,5 @@ def _announced(pairs: list[Pair]) -> Iterator[Pair]:
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES and number < len(pairs):
             left = (now - start) / number * (len(pairs) - number)
-            say(f"  validated {number:,} of {len(pairs):,} images · {duration(left)} left")
+            log(f"  validated {number:,} of {len(pairs):,} images · {duration(left)} left")
             last = now

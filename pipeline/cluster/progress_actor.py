@@ -10,7 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
-class News(NamedTuple):
+class ProgressUpdate(NamedTuple):
     """What a driver reads off the board."""
 
     counts: dict[str, int]  # in all
@@ -18,8 +18,8 @@ class News(NamedTuple):
     records: list[dict[str, Any]]  # since the last reading
 
 
-class Board:
-    """Actor that collects counts, lines and records from workers, for the driver to read; see `start_board`."""
+class ProgressActor:
+    """Collects counts, log lines and records from workers, for the driver to read; see `start_progress_actor`."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -32,27 +32,27 @@ class Board:
         self._counts.update(counts)
         return dict(self._counts)
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self._lines.append(line)
 
     def record(self, **entry: Any) -> None:
         self._records.append(entry)
 
-    def complain(self, problem: str) -> None:
+    def report_error(self, problem: str) -> None:
         """Note what the user has to mend; the first complaint counts."""
         self._problem = self._problem or problem
 
     def problem(self) -> str | None:
         return self._problem
 
-    def read(self) -> News:
+    def read(self) -> ProgressUpdate:
         lines, self._lines = self._lines, []
         records, self._records = self._records, []
-        return News(dict(self._counts), lines, records)
+        return ProgressUpdate(dict(self._counts), lines, records)
 
 
-def start_board(kind: type[Board] = Board) -> Any:
-    """Handle of a new Board of this kind; workers call `board.add.remote(...)` and `board.say.remote(...)`.
+def start_progress_actor(kind: type[ProgressActor] = ProgressActor) -> Any:
+    """Start an actor of this kind; workers call `actor.add.remote(...)` and `actor.log.remote(...)`.
 
     It lives on the driver's node: the loss of another one, which the run survives, does not take it along.
     """
@@ -61,13 +61,13 @@ def start_board(kind: type[Board] = Board) -> Any:
 
 
 @contextmanager
-def watched(board: Any, show: Callable[[News], None], every: float = 1.0) -> Iterator[None]:
+def watched(progress_actor: Any, show: Callable[[ProgressUpdate], None], every: float = 1.0) -> Iterator[None]:
     """Call `show` with the board's content every so many seconds while the block runs, and once at its end."""
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(every):
-            show(ray.get(board.read.remote()))
+            show(ray.get(progress_actor.read.remote()))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -76,4 +76,4 @@ def watched(board: Any, show: Callable[[News], None], every: float = 1.0) -> Ite
     finally:
         stop.set()
         thread.join()
-        show(ray.get(board.read.remote()))
+        show(ray.get(progress_actor.read.remote()))

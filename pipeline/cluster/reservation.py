@@ -20,7 +20,7 @@ RENEW_EVERY, EXPIRES_AFTER = 20.0, 90.0  # seconds; what a killed driver asked f
 
 
 @contextmanager
-def kept_free(bundles: Sequence[dict[str, float]]) -> Iterator[None]:
+def reserve_resources(bundles: Sequence[dict[str, float]]) -> Iterator[None]:
     """While the block runs, elastic trainings that begin in it count without these CPUs and GPUs.
 
     Args:
@@ -39,7 +39,7 @@ def kept_free(bundles: Sequence[dict[str, float]]) -> Iterator[None]:
             request()
 
     request()
-    thread = threading.Thread(target=renew, daemon=True, name="kept-free")
+    thread = threading.Thread(target=renew, daemon=True, name="reserve-resources")
     thread.start()
     try:
         yield

@@ -18,7 +18,7 @@ DECODE_CPUS = 0.99
 
 
 @dataclass(frozen=True)
-class Stages:
+class ActorPoolSize:
     """How many of each there are, and what each reserves."""
 
     predictors: int
@@ -33,13 +33,13 @@ class Stages:
         return have.room_for(self.predictor_cpus, gpu) >= self.predictors and beside >= 1
 
 
-def plan_stages(config: PredictConfig, have: Resources, as_fits: bool = False) -> Stages:
+def size_actor_pool(config: PredictConfig, have: Resources, shrink_to_fit: bool = False) -> ActorPoolSize:
     """Size the stages so that each can always run: predictors never reserve the CPUs that feed them.
 
     A CPU predictor reserves half of its node and computes with all of it: decoding takes little beside it.
 
     Args:
-        as_fits: fewer predictors than the configuration asks for will do, if no more fit on the nodes now.
+        shrink_to_fit: fewer predictors than the configuration asks for will do, if no more fit on the nodes now.
 
     Raises: UserError where the cluster cannot hold the predictors and one CPU beside them.
     """
@@ -49,7 +49,7 @@ def plan_stages(config: PredictConfig, have: Resources, as_fits: bool = False) -
     # An autoscaling cluster may have no node yet.
     most = max(1, min(have.room_for(reserved, config.gpu), (have.cpus - 1) // reserved))
     predictors = config.predictors or min(max(1, have.gpus if config.gpu else have.cpu_nodes), most)
-    if as_fits:
+    if shrink_to_fit:
         predictors = min(predictors, most)
     if config.gpu and predictors > have.max_gpus:
         raise UserError(f"predictors: {predictors} asked for, but the cluster has {have.max_gpus} GPU(s)")
@@ -69,4 +69,4 @@ def plan_stages(config: PredictConfig, have: Resources, as_fits: bool = False) -
     threads = config.predictor_cpus or max(1, (os.cpu_count() or 1) // on_a_node)
     # A CPU takes a hundred times as long to predict an image as to decode it: each task more would only start late.
     decode_tasks = left // 2 if config.gpu else left // 4
-    return Stages(predictors, reserved, threads, max(1, decode_tasks), write_tasks=max(1, left // 4))
+    return ActorPoolSize(predictors, reserved, threads, max(1, decode_tasks), write_tasks=max(1, left // 4))

@@ -112,7 +112,7 @@ class DataConfig(DataFolder):
         return self
 
 
-class CalibrationData(DataFolder):
+class EvalDataConfig(DataFolder):
     """The dataset of a model that is there; the classes are the checkpoint's."""
 
     ignore_index: int | None = Field(

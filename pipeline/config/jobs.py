@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from pipeline.config.data import MAX_PIXELS, CalibrationData, DataConfig
+from pipeline.config.data import MAX_PIXELS, DataConfig, EvalDataConfig
 from pipeline.config.inputs import SOURCES, InputConfig
 from pipeline.config.loading import JobSettings, Texts
 from pipeline.config.training import (
@@ -225,7 +225,7 @@ class CalibrateConfig(JobSettings):
 
     checkpoint: str = Field(description="Checkpoint folder: RUN/best of a training run, a path or URI.")
     output: str = Field(description="Folder or URI for the calibrated checkpoint; may be the same folder.")
-    data: CalibrationData
+    data: EvalDataConfig
     calibration_images: int = Field(
         32, ge=1, description="Images of the training split that show the ranges of activations, at the most."
     )
@@ -237,7 +237,7 @@ class EvaluateConfig(PredictConfig):
     output: str | None = Field(
         None, description="Folder or URI for metrics, tables, pictures and evaluation.html; none: print alone."
     )
-    data: CalibrationData
+    data: EvalDataConfig
     protocol: ProtocolConfig = ProtocolConfig()
     boundary: bool = Field(True, description="Boundary IoU, too, which takes some time for large images.")
     worst: int = Field(6, ge=0, description="Images of the lowest mIoU that evaluation.html shows.")

@@ -92,7 +92,7 @@ def load_settings(settings: type[Settings], argv: list[str], prog: str) -> Setti
         # A plain instance of the public class: it can be pickled to workers.
         values = {name: getattr(merged, name) for name in settings.model_fields}
         _require_text(merged, path)
-        _refuse_credentials(merged, path)
+        _check_no_credentials(merged, path)
         return cast(Settings, settings.model_construct(**values))
     except ValidationError as error:
         raise UserError(masked(_explain(error, settings, path))) from None
@@ -190,7 +190,7 @@ def _require_text(settings: BaseModel, path: str | None) -> None:
             ) from None
 
 
-def _refuse_credentials(settings: BaseModel, path: str | None) -> None:
+def _check_no_credentials(settings: BaseModel, path: str | None) -> None:
     """Raise UserError for a URL with credentials, since settings are saved and printed."""
 
     def look(name: str, value: Any) -> None:

@@ -1,6 +1,6 @@
 """A training set: which image belongs to which annotation, and one pair as arrays."""
 
-from pipeline.datasets.listing import list_pairs, list_split, refuse_shared_images
+from pipeline.datasets.listing import check_no_shared_images, list_pairs, list_split
 from pipeline.datasets.loading import load_image, load_pair
 from pipeline.datasets.pairs import Cell, Pair, PairError, fingerprint
 
@@ -8,10 +8,10 @@ __all__ = [
     "Cell",
     "Pair",
     "PairError",
+    "check_no_shared_images",
     "fingerprint",
     "list_pairs",
     "list_split",
     "load_image",
     "load_pair",
-    "refuse_shared_images",
 ]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from pipeline.config.data import DataConfig
 from pipeline.datasets import layouts
-from pipeline.datasets.pairs import KINDS, SHOWN, Finding, Listing, Pair
+from pipeline.datasets.pairs import FINDING_KINDS, SHOWN, DatasetFinding, Listing, Pair
 from pipeline.datasets.parquet import list_tables
 from pipeline.errors import UserError
 
@@ -44,15 +44,15 @@ def list_pairs(data: DataConfig, split: str) -> list[Pair]:
     return listing.pairs
 
 
-def _told(kind: str, errors: list[Finding]) -> str:
+def _told(kind: str, errors: list[DatasetFinding]) -> str:
     """How many findings of a kind there are, the first of them, and what to do."""
     found = [f"{finding.where}: {finding.message}" for finding in errors if finding.kind == kind]
     count = f" ({len(found)})" if len(found) > 1 else ""
     more = " ..." if len(found) > SHOWN else ""
-    return f"{kind}{count}: {'; '.join(found[:SHOWN])}{more}; {KINDS[kind].remedy}"
+    return f"{kind}{count}: {'; '.join(found[:SHOWN])}{more}; {FINDING_KINDS[kind].remedy}"
 
 
-def refuse_shared_images(data: DataConfig, train_pairs: list[Pair], val_pairs: list[Pair]) -> None:
+def check_no_shared_images(data: DataConfig, train_pairs: list[Pair], val_pairs: list[Pair]) -> None:
     """Raise UserError if an image that validates also trains, by its URI; reads no image, so it sees no copies."""
     training = {pair.image for pair in train_pairs}
     shared = [pair.image_uri for pair in val_pairs if pair.image in training]
@@ -60,5 +60,5 @@ def refuse_shared_images(data: DataConfig, train_pairs: list[Pair], val_pairs: l
         raise UserError(
             f"data.root {data.root}: {len(shared)} of the {len(val_pairs)} images of split {data.val_split!r} are in "
             f"split {data.train_split!r} too: {', '.join(shared[:SHOWN])}{' ...' if len(shared) > SHOWN else ''}; "
-            f"{KINDS['duplicate between splits'].remedy}"
+            f"{FINDING_KINDS['duplicate between splits'].remedy}"
         )

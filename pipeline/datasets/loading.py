@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.config.data import DataConfig, DataFolder
 from pipeline.config.dataset_formats import Color, coding, distinct_colors
-from pipeline.datasets.pairs import KINDS, SHOWN, Cell, Finding, Pair, PairError
+from pipeline.datasets.pairs import FINDING_KINDS, SHOWN, Cell, DatasetFinding, Pair, PairError
 from pipeline.datasets.parquet import read_cell
 from pipeline.images.codec import ImageError, decode_image, decode_label
 
@@ -59,7 +59,7 @@ def check_sizes(pair: Pair, image_HW3: NDArray[np.uint8], label_HW: NDArray[np.i
         raise PairError(
             f"annotation {pair.label_uri} is {_size(label_HW)} pixels but its image {pair.image_uri} is "
             f"{_size(image_HW3)}; they must be of one size",
-            Finding("sizes differ", pair.label_uri, f"{_size(label_HW)}, but its image is {_size(image_HW3)}"),
+            DatasetFinding("sizes differ", pair.label_uri, f"{_size(label_HW)}, but its image is {_size(image_HW3)}"),
         )
 
 
@@ -76,7 +76,7 @@ def check_ids(pair: Pair, outside: NDArray[np.integer], data: DataConfig) -> Non
         raise PairError(
             f"annotation {pair.label_uri}: {problem}; add the classes to data.classes, or map the ids with "
             f"data.label_map (such as {outside[0]}: {data.ignore_index})",
-            Finding("ids outside the classes", pair.label_uri, problem),
+            DatasetFinding("ids outside the classes", pair.label_uri, problem),
         )
 
 
@@ -129,7 +129,9 @@ def _opened(what: str, uri: str, decode: Callable[[], Decoded]) -> Decoded:
         return decode()
     except ImageError as error:
         kind = f"unreadable {what}"
-        raise PairError(f"{what} {uri}: {error}; {KINDS[kind].remedy}", Finding(kind, uri, str(error))) from None
+        raise PairError(
+            f"{what} {uri}: {error}; {FINDING_KINDS[kind].remedy}", DatasetFinding(kind, uri, str(error))
+        ) from None
 
 
 def _size(array: NDArray[np.generic]) -> str:

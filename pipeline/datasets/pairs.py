@@ -60,34 +60,34 @@ def fingerprint(pairs: Iterable[Pair]) -> str:
     return hashed.hexdigest()[:16]
 
 
-class Kind(NamedTuple):
+class FindingKind(NamedTuple):
     """A kind of thing that can be wrong with a dataset."""
 
     is_error: bool  # or a warning
     remedy: str
 
 
-KINDS = {
-    "no images": Kind(True, "check the folder, data.format and the split's name"),
-    "unreadable list": Kind(True, "mend the lines"),
-    OUTSIDE: Kind(True, "add a prefix to data.allow if what the row names is meant to be opened"),
-    "missing image": Kind(True, "add the images or take them off the list"),
-    "missing annotation": Kind(True, "add the annotations or remove the images"),
-    "two files for one name": Kind(True, "keep one of them"),
-    "unreadable image": Kind(True, "repair or remove it and its annotation"),
-    "unreadable annotation": Kind(True, "repair or remove it and its image"),
-    "sizes differ": Kind(True, "make image and annotation of one size"),
-    "ids outside the classes": Kind(True, "add the classes to data.classes or map the ids with data.label_map"),
-    "duplicate between splits": Kind(True, "keep the image in one split"),
-    "duplicate within a split": Kind(False, "keep it once, unless it is meant to count more"),
-    "annotation without image": Kind(False, "add the image or remove the annotation"),
-    "nothing labelled": Kind(False, "check ignore_index and label_map if this is not meant"),
-    "class that never occurs": Kind(False, "add images of it, or take it out of data.classes"),
+FINDING_KINDS = {
+    "no images": FindingKind(True, "check the folder, data.format and the split's name"),
+    "unreadable list": FindingKind(True, "mend the lines"),
+    OUTSIDE: FindingKind(True, "add a prefix to data.allow if what the row names is meant to be opened"),
+    "missing image": FindingKind(True, "add the images or take them off the list"),
+    "missing annotation": FindingKind(True, "add the annotations or remove the images"),
+    "two files for one name": FindingKind(True, "keep one of them"),
+    "unreadable image": FindingKind(True, "repair or remove it and its annotation"),
+    "unreadable annotation": FindingKind(True, "repair or remove it and its image"),
+    "sizes differ": FindingKind(True, "make image and annotation of one size"),
+    "ids outside the classes": FindingKind(True, "add the classes to data.classes or map the ids with data.label_map"),
+    "duplicate between splits": FindingKind(True, "keep the image in one split"),
+    "duplicate within a split": FindingKind(False, "keep it once, unless it is meant to count more"),
+    "annotation without image": FindingKind(False, "add the image or remove the annotation"),
+    "nothing labelled": FindingKind(False, "check ignore_index and label_map if this is not meant"),
+    "class that never occurs": FindingKind(False, "add images of it, or take it out of data.classes"),
 }
 
 
 @dataclass(frozen=True)
-class Finding:
+class DatasetFinding:
     """One thing that is wrong, of one of KINDS."""
 
     kind: str
@@ -96,13 +96,13 @@ class Finding:
 
     @property
     def is_error(self) -> bool:
-        return KINDS[self.kind].is_error
+        return FINDING_KINDS[self.kind].is_error
 
 
 class PairError(UserError):
     """A pair that cannot be used; `finding` says the same for a report."""
 
-    def __init__(self, message: str, finding: Finding) -> None:
+    def __init__(self, message: str, finding: DatasetFinding) -> None:
         super().__init__(message, finding)
         self.finding = finding
 
@@ -115,10 +115,10 @@ class Listing:
     """A split: its pairs in order, and everything that keeps other files from being pairs."""
 
     pairs: list[Pair] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[DatasetFinding] = field(default_factory=list)
 
     def add(self, kind: str, where: str, message: str) -> None:
-        self.findings.append(Finding(kind, where, message))
+        self.findings.append(DatasetFinding(kind, where, message))
 
     def check_places(self, places: Places, where: str, *sources: str | Cell) -> bool:
         """Return whether a row's URIs lie in the places; a finding says which do not. Cells are checked when read."""

@@ -22,7 +22,7 @@ from pipeline.cluster import connection
 from pipeline.cluster.ray_data import map_tables
 from pipeline.config.data import DataConfig
 from pipeline.config.jobs import ValidateDatasetConfig
-from pipeline.console import duration, say
+from pipeline.console import duration, log
 from pipeline.datasets import Cell, Pair, PairError, fingerprint, list_split
 from pipeline.datasets.loading import (
     OUTSIDE,
@@ -34,11 +34,11 @@ from pipeline.datasets.loading import (
     open_label,
     read,
 )
-from pipeline.datasets.pairs import KINDS, SHOWN, Finding
+from pipeline.datasets.pairs import FINDING_KINDS, SHOWN, DatasetFinding
 from pipeline.errors import UserError, user_error
 
 PAIRS_PER_BLOCK = 32  # and as many more as stand in the row group of a table, which is read as a whole
-MOST_PER_BLOCK = 256
+MAX_PER_BLOCK = 256
 EXAMPLES = 100  # of each kind that are kept
 SECONDS_BETWEEN_LINES = 10.0
 HASH_BYTES = 16
@@ -80,17 +80,19 @@ class DatasetCheck:
     data: DataConfig
     splits: dict[str, SplitCheck]
     totals: Counter[str] = field(default_factory=Counter)  # findings of each kind
-    examples: dict[str, list[Finding]] = field(default_factory=lambda: defaultdict(list))  # the first of each kind
+    examples: dict[str, list[DatasetFinding]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  # the first of each kind
     seconds: float = 0.0
 
-    def add(self, finding: Finding) -> None:
+    def add(self, finding: DatasetFinding) -> None:
         self.totals[finding.kind] += 1
         if len(self.examples[finding.kind]) < EXAMPLES:
             self.examples[finding.kind].append(finding)
 
     @property
     def errors(self) -> int:
-        return sum(count for kind, count in self.totals.items() if KINDS[kind].is_error)
+        return sum(count for kind, count in self.totals.items() if FINDING_KINDS[kind].is_error)
 
     @property
     def warnings(self) -> int:
@@ -99,7 +101,7 @@ class DatasetCheck:
     @property
     def kinds(self) -> list[str]:
         """The kinds that were found, errors first."""
-        return sorted(self.totals, key=lambda kind: (not KINDS[kind].is_error, list(KINDS).index(kind)))
+        return sorted(self.totals, key=lambda kind: (not FINDING_KINDS[kind].is_error, list(FINDING_KINDS).index(kind)))
 
 
 def check_dataset(config: ValidateDatasetConfig) -> tuple[DatasetCheck, dict[str, list[Pair]]]:
@@ -119,14 +121,14 @@ def check_dataset(config: ValidateDatasetConfig) -> tuple[DatasetCheck, dict[str
         check.splits[split] = SplitCheck(len(listing.pairs), fingerprint(listing.pairs), zeros_K, zeros_K.copy())
         for finding in listing.findings:
             check.add(finding)
-    say(f"{data.root}: " + ", ".join(f"{len(listed):,} pairs in {split}" for split, listed in pairs.items()))
+    log(f"{data.root}: " + ", ".join(f"{len(listed):,} pairs in {split}" for split, listed in pairs.items()))
     hashes = _read_all(check, pairs, config.verbose) if any(pairs.values()) else {}
     for finding in _duplicates(hashes, pairs):
         check.add(finding)
     for split, found in check.splits.items():
         for entry, num_pixels in zip(data.classes, found.pixels_K, strict=True):
             if found.images and not num_pixels:
-                check.add(Finding("class that never occurs", f"split {split}", entry.name))
+                check.add(DatasetFinding("class that never occurs", f"split {split}", entry.name))
     check.seconds = time.monotonic() - started
     return check, pairs
 
@@ -148,7 +150,7 @@ def _read_all(check: DatasetCheck, pairs: dict[str, list[Pair]], verbose: bool) 
             now = time.monotonic()
             if now - last >= SECONDS_BETWEEN_LINES and done < total:
                 left = (now - start) / done * (total - done)
-                say(f"  {done:,} of {total:,} images · {duration(left)} left · {check.errors:,} errors")
+                log(f"  {done:,} of {total:,} images · {duration(left)} left · {check.errors:,} errors")
                 last = now
     except Exception as error:
         raise user_error(error) or error from None
@@ -160,7 +162,7 @@ def _blocks(pairs: dict[str, list[Pair]]) -> Iterator[pa.Table]:
         start = 0
         for end in range(1, len(listed) + 1):
             full = end - start >= PAIRS_PER_BLOCK and not _in_one_row_group(listed[end - 1 : end + 1])
-            if full or end - start == MOST_PER_BLOCK or end == len(listed):
+            if full or end - start == MAX_PER_BLOCK or end == len(listed):
                 block = pickle.dumps(listed[start:end])
                 yield pa.Table.from_pylist([{"split": split, "start": start, "pairs": block}], BLOCK)
                 start = end
@@ -216,7 +218,7 @@ class _Seen:
     image_hash: bytes = UNREAD
     size: tuple[int, int] | None = None  # width, height
     ignored: int = 0
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[DatasetFinding] = field(default_factory=list)
 
     @contextmanager
     def noted(self, what: str, uri: str) -> Iterator[None]:
@@ -227,7 +229,7 @@ class _Seen:
             self.findings.append(error.finding)
         except UserError as error:
             kind = "missing" if isinstance(error.__cause__, FileNotFoundError) else "unreadable"
-            self.findings.append(Finding(f"{kind} {what}", uri, str(error)))
+            self.findings.append(DatasetFinding(f"{kind} {what}", uri, str(error)))
 
 
 def _read_pair(pair: Pair, image: bytes | UserError, label: bytes | UserError, data: DataConfig) -> _Seen:
@@ -246,7 +248,7 @@ def _read_pair(pair: Pair, image: bytes | UserError, label: bytes | UserError, d
         seen.ignored = int(counts[class_ids == data.ignore_index].sum())
         check_ids(pair, raw_ids[class_ids == OUTSIDE], data)
         if not known.any():
-            seen.findings.append(Finding("nothing labelled", pair.label_uri, "every pixel is ignored"))
+            seen.findings.append(DatasetFinding("nothing labelled", pair.label_uri, "every pixel is ignored"))
     if image_HW3 is not None and label_HW is not None:
         with seen.noted("annotation", pair.label_uri):
             check_sizes(pair, image_HW3, label_HW)
@@ -277,10 +279,10 @@ def _add(check: DatasetCheck, row: dict[str, Any]) -> None:
         ours = split.sides or (narrow, wide, low, high)
         split.sides = min(narrow, ours[0]), max(wide, ours[1]), min(low, ours[2]), max(high, ours[3])
     for finding in row["findings"]:
-        check.add(Finding(**finding))
+        check.add(DatasetFinding(**finding))
 
 
-def _duplicates(hashes: dict[str, NDArray[np.uint8]], pairs: dict[str, list[Pair]]) -> Iterator[Finding]:
+def _duplicates(hashes: dict[str, NDArray[np.uint8]], pairs: dict[str, list[Pair]]) -> Iterator[DatasetFinding]:
     """A finding for each group of images with the same pixels, in the order of the listing."""
     if not hashes:
         return
@@ -296,4 +298,4 @@ def _duplicates(hashes: dict[str, NDArray[np.uint8]], pairs: dict[str, list[Pair
         between = any(other != split for other, _ in copies)
         told = ", ".join(f"{uri} ({other})" for other, uri in copies[:SHOWN]) + (" ..." if len(copies) > SHOWN else "")
         kind = "duplicate between splits" if between else "duplicate within a split"
-        yield Finding(kind, f"{first} ({split})", f"has the same pixels as {told}")
+        yield DatasetFinding(kind, f"{first} ({split})", f"has the same pixels as {told}")

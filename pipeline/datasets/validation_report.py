@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.datasets import Pair, load_pair
-from pipeline.datasets.pairs import KINDS
+from pipeline.datasets.pairs import FINDING_KINDS
 from pipeline.datasets.validation import DatasetCheck, SplitCheck
 from pipeline.errors import UserError
 from pipeline.html import charts
@@ -42,8 +42,8 @@ def summary(check: DatasetCheck) -> Iterator[str]:
         columns = [f"{shares[split][k]:>12.4%}{check.splits[split].images_with_K[k]:>12,}" for split in splits]
         yield f"  {k:>3}  {data.classes[k].name[:20]:<20}" + "".join(columns)
     for kind in check.kinds:
-        word = "error" if KINDS[kind].is_error else "warning"
-        yield f"{word:<12}{kind}: {check.totals[kind]:,}; {KINDS[kind].remedy}"
+        word = "error" if FINDING_KINDS[kind].is_error else "warning"
+        yield f"{word:<12}{kind}: {check.totals[kind]:,}; {FINDING_KINDS[kind].remedy}"
         examples = check.examples[kind][:TERMINAL_EXAMPLES]
         for finding in examples:
             yield f"  {finding.where}: {finding.message}"
@@ -96,9 +96,9 @@ def as_json(check: DatasetCheck) -> dict[str, Any]:
         "findings": [
             {
                 "kind": kind,
-                "severity": "error" if KINDS[kind].is_error else "warning",
+                "severity": "error" if FINDING_KINDS[kind].is_error else "warning",
                 "total": check.totals[kind],
-                "remedy": KINDS[kind].remedy,
+                "remedy": FINDING_KINDS[kind].remedy,
                 "examples": [asdict(finding) for finding in check.examples[kind]],
             }
             for kind in check.kinds

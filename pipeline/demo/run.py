@@ -12,7 +12,7 @@ import ray
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.datasets.scene_files import FIRST_VAL, PALETTE, write_scenes
 from pipeline.datasets.scenes import CLASSES, IGNORE_INDEX, scene
 from pipeline.demo.local_s3 import local_s3
@@ -56,7 +56,7 @@ def run_demo(folder: Path, num_train: int, num_val: int, num_photos: int, train_
         filesystem.mkdir(bucket)
         write_scenes(f"{BUCKET}/scenes", num_train, num_val, SEED, 129, 129, CUES_RIGHT)
         _write_photos(num_photos)
-        say(f"{num_train} scenes to train on, {num_val} to validate, {num_photos} photos and 3 broken files to label")
+        log(f"{num_train} scenes to train on, {num_val} to validate, {num_photos} photos and 3 broken files to label")
         try:
             options = ["--config", CONFIG, "--data.root", f"{BUCKET}/scenes", "--output", f"{BUCKET}/runs/scenes"]
             _run("jobs/train.py", jobs.train, options + train_options)
@@ -94,14 +94,14 @@ def _show_results(num_photos: int, folder: Path) -> None:
     picture.write_bytes(encode_image(_contact_sheet(masks)))
 
     _heading("Where everything lies")
-    say(
+    log(
         f"mIoU of the bucket's masks against the truth: {metrics.miou:.3f}, pixel accuracy {metrics.pixel_accuracy:.3f}"
     )
-    say(f"The bucket {BUCKET} ends with this demo. Copies:")
-    say(f"  {folder / 'runs/scenes/best'}  the checkpoint")
-    say(f"  {folder / 'labels'}  the tables masks, class_stats and classes, for jobs/query.py")
-    say(f"  {folder / REPORT}  the report, for a browser: totals, charts, and photos with their masks")
-    say(f"  {picture}  photos, the truth, and the masks")
+    log(f"The bucket {BUCKET} ends with this demo. Copies:")
+    log(f"  {folder / 'runs/scenes/best'}  the checkpoint")
+    log(f"  {folder / 'labels'}  the tables masks, class_stats and classes, for jobs/query.py")
+    log(f"  {folder / REPORT}  the report, for a browser: totals, charts, and photos with their masks")
+    log(f"  {picture}  photos, the truth, and the masks")
 
 
 def _photos(count: int) -> Iterator[tuple[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]]:
@@ -143,4 +143,4 @@ def _download(uri: str, folder: Path) -> None:
 
 
 def _heading(text: str) -> None:
-    say(f"\n== {text}")
+    log(f"\n== {text}")

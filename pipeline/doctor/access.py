@@ -12,7 +12,7 @@ import ray
 import ray._private.worker
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
-from pipeline.doctor.findings import FAIL, OK, WARN, Finding
+from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult
 from pipeline.doctor.nodes import Answer, Roll
 
 LIMIT = 30.0  # seconds
@@ -106,7 +106,9 @@ def status_of(host: str, port: int) -> int | None:
         connection.close()
 
 
-def judge_authentication(let_in: bool | None, own_mode: bool, modes: dict[str, bool], private: bool) -> list[Finding]:
+def judge_authentication(
+    let_in: bool | None, own_mode: bool, modes: dict[str, bool], private: bool
+) -> list[CheckResult]:
     """Judge whether a token is asked for.
 
     Args:
@@ -117,46 +119,47 @@ def judge_authentication(let_in: bool | None, own_mode: bool, modes: dict[str, b
     """
     without = [name for name, on in modes.items() if not on]
     if private:
-        return [Finding(OK, "this Ray is on this machine alone, and ends with this job")]
+        return [CheckResult(OK, "this Ray is on this machine alone, and ends with this job")]
     if let_in or (let_in is None and not own_mode):
-        return [Finding(FAIL, f"the cluster lets in whoever reaches it, without a token; {TURN_ON}")]
+        return [CheckResult(FAIL, f"the cluster lets in whoever reaches it, without a token; {TURN_ON}")]
     if without:
         return [
-            Finding(WARN, f"RAY_AUTH_MODE is not token there, though the head wants one; {TURN_ON}", n) for n in without
+            CheckResult(WARN, f"RAY_AUTH_MODE is not token there, though the head wants one; {TURN_ON}", n)
+            for n in without
         ]
     if let_in is None:
-        return [Finding(OK, "RAY_AUTH_MODE is token; whether strangers are refused could not be tried")]
-    return [Finding(OK, "a token is required, and who has none is refused")]
+        return [CheckResult(OK, "RAY_AUTH_MODE is token; whether strangers are refused could not be tried")]
+    return [CheckResult(OK, "a token is required, and who has none is refused")]
 
 
-def judge_dashboard(seen: Dashboard | None) -> list[Finding]:
+def judge_dashboard(seen: Dashboard | None) -> list[CheckResult]:
     """Judge whom the dashboard, through which jobs are submitted, lets in."""
     if seen is None:
-        return [Finding(OK, "none runs")]
+        return [CheckResult(OK, "none runs")]
     address = f"{seen.host}:{seen.port}"
     if seen.open and not seen.local:
         return [
-            Finding(
+            CheckResult(
                 FAIL,
                 f"{address} serves whoever reaches it, without a token; start the head with "
                 "--dashboard-host=127.0.0.1, and turn authentication on",
             )
         ]
     if seen.open:
-        return [Finding(WARN, f"{address} serves every user of the head's machine without a token; {TURN_ON}")]
+        return [CheckResult(WARN, f"{address} serves every user of the head's machine without a token; {TURN_ON}")]
     if seen.local:
-        return [Finding(OK, f"on the head's loopback address alone ({address}), and wants the token")]
+        return [CheckResult(OK, f"on the head's loopback address alone ({address}), and wants the token")]
     if _is_public(seen.host):
         return [
-            Finding(
+            CheckResult(
                 WARN,
                 f"{address} is a public address; a token is asked for, but start the head with "
                 "--dashboard-host=127.0.0.1 and forward the port (ray dashboard cluster.yaml)",
             )
         ]
     if seen.at_head is None and seen.elsewhere is None:
-        return [Finding(WARN, f"{address} does not answer; look at dashboard.log on the head")]
-    return [Finding(OK, f"{address} is a private address, and wants the token")]
+        return [CheckResult(WARN, f"{address} does not answer; look at dashboard.log on the head")]
+    return [CheckResult(OK, f"{address} is a private address, and wants the token")]
 
 
 def _is_loopback(host: str) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import ray
 import ray.util
 
-from pipeline.doctor.findings import FAIL, OK, WARN, Finding, spread
+from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult, spread
 from pipeline.doctor.gpus import free_gpus
 from pipeline.doctor.nodes import Node, Question, Reply, Roll, Silence, answered, on, send
 from pipeline.errors import UserError
@@ -24,7 +24,7 @@ Backend = Literal["gloo", "nccl"]
 ELEMENTS = 8_000_000  # float32
 MEET_TIMEOUT = 60.0  # seconds that a rank waits for the other
 LIMIT = 180.0  # seconds of a round of pairs: both ranks import torch, meet, reduce
-MOST_SECONDS, MOST_TIMES = 2.0, 20  # of the timed all-reduces
+MAX_SECONDS, MAX_TIMES = 2.0, 20  # of the timed all-reduces
 UNEVEN = 0.5  # of the median rate
 PORTS = "open all TCP ports between the nodes (security group, firewall, network policy)"
 INTERFACES: dict[Backend, str] = {"gloo": "GLOO_SOCKET_IFNAME", "nccl": "NCCL_SOCKET_IFNAME"}
@@ -104,7 +104,7 @@ def _rate(rank: int, device: "torch.device") -> float:
     message = torch.zeros(ELEMENTS, device=device)
     once = torch.tensor([_seconds(message, 1)], device=device)
     dist.all_reduce(once, dist.ReduceOp.MAX)  # so that both ranks do it as often
-    times = int(min(max(MOST_SECONDS / once.item(), 1), MOST_TIMES))
+    times = int(min(max(MAX_SECONDS / once.item(), 1), MAX_TIMES))
     return ELEMENTS * 4 * times / _seconds(message, times) / 1e6
 
 
@@ -132,27 +132,27 @@ def rounds_of_pairs(nodes: Sequence[Node]) -> list[list[tuple[Node, Node]]]:
     return [pairs] if len(nodes) % 2 == 0 else [pairs, [(nodes[-1], nodes[0])]]
 
 
-def check_gloo(roll: Roll) -> list[Finding]:
+def check_gloo(roll: Roll) -> list[CheckResult]:
     """All-reduce over CPUs between the nodes that compute."""
     return _check(roll, "gloo", roll.computing)
 
 
-def check_nccl(roll: Roll) -> list[Finding]:
+def check_nccl(roll: Roll) -> list[CheckResult]:
     """All-reduce over GPUs between the nodes that have a free one."""
     with_gpus = [node for node in roll.nodes if node.gpus]
     if not with_gpus:
-        return [Finding(OK, "not tried, since there are no GPUs")]
+        return [CheckResult(OK, "not tried, since there are no GPUs")]
     free = free_gpus()
     ready = [node for node in with_gpus if free.get(node.id, 0) > 0]
     if len(ready) == 1 and free[ready[0].id] < 2:
         told = f"not tried: {len(with_gpus)} node(s) with GPUs, and two free GPUs are wanted"
-        return [Finding(OK if len(with_gpus) == 1 else WARN, told)]
-    busy = [Finding(WARN, "not tried, since all its GPUs are in use", n.name) for n in with_gpus if n not in ready]
+        return [CheckResult(OK if len(with_gpus) == 1 else WARN, told)]
+    busy = [CheckResult(WARN, "not tried, since all its GPUs are in use", n.name) for n in with_gpus if n not in ready]
     return busy + _check(roll, "nccl", ready)
 
 
-def _check(roll: Roll, backend: Backend, nodes: Sequence[Node]) -> list[Finding]:
-    findings: list[Finding] = []
+def _check(roll: Roll, backend: Backend, nodes: Sequence[Node]) -> list[CheckResult]:
+    findings: list[CheckResult] = []
     rates: dict[str, float] = {}
     gpus = int(backend == "nccl")
     for pairs in rounds_of_pairs(nodes):
@@ -173,7 +173,7 @@ def _check(roll: Roll, backend: Backend, nodes: Sequence[Node]) -> list[Finding]
         for (first, one), (second, other) in zip(replies[: len(met)], replies[len(met) :], strict=True):
             name = first.name if first is second else f"{first.name} with {second.name}"
             if isinstance(one, Silence) or isinstance(other, Silence):
-                findings.append(Finding(FAIL, _sentence(one, other), name))
+                findings.append(CheckResult(FAIL, _sentence(one, other), name))
             else:
                 rates[name] = one.value
     return findings + judge_rates(backend, rates, alone=len(nodes) == 1)
@@ -185,17 +185,17 @@ def _sentence(one: Reply, other: Reply) -> str:
     return min(silent, key=lambda reply: reply.timed_out).sentence
 
 
-def judge_rates(backend: Backend, rates: dict[str, float], alone: bool) -> list[Finding]:
+def judge_rates(backend: Backend, rates: dict[str, float], alone: bool) -> list[CheckResult]:
     """Tell the bus bandwidth by pair, MB/s, and which pairs are much slower than the others."""
     if not rates:
         return []
     usual = median(rates.values())
     slow = [
-        Finding(WARN, f"{rate:.0f} MB/s where other pairs have {usual:.0f}; compare type, zone and network", name)
+        CheckResult(WARN, f"{rate:.0f} MB/s where other pairs have {usual:.0f}; compare type, zone and network", name)
         for name, rate in rates.items()
         if len(rates) > 2 and rate < UNEVEN * usual
     ]
     told = "two processes on the one node that there is" if alone else f"{len(rates)} pair(s) of nodes"
     size = f"{ELEMENTS * 4 / 1e6:.0f} MB"
     speed = spread(rates.values(), lambda rate: f"{rate:.0f} MB/s")
-    return [Finding(OK, f"{backend}, {told}, {size}: the sum is right, bus bandwidth {speed}"), *slow]
+    return [CheckResult(OK, f"{backend}, {told}, {size}: the sum is right, bus bandwidth {speed}"), *slow]

@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 import botocore.exceptions
 
 from pipeline import storage
-from pipeline.doctor.findings import FAIL, OK, WARN, Finding
+from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult
 from pipeline.doctor.nodes import Answer, Node, Reply, Roll
 from pipeline.storage import s3_client
 
@@ -76,7 +76,7 @@ def storage_skew(uri: str) -> Skew | None:
     return Skew(parsedate_to_datetime(date).timestamp() + 0.5 - middle, half + 0.5)
 
 
-def judge_skews(nodes: dict[str, Skew], of_storage: Skew | None = None) -> list[Finding]:
+def judge_skews(nodes: dict[str, Skew], of_storage: Skew | None = None) -> list[CheckResult]:
     """Judge the clocks of nodes, by name, and the storage's against the driver's."""
     findings = []
     for name, skew in {**nodes, **({STORAGE: of_storage} if of_storage else {})}.items():
@@ -86,16 +86,18 @@ def judge_skews(nodes: dict[str, Skew], of_storage: Skew | None = None) -> list[
         if off + skew.uncertainty <= DOUBTFUL:
             continue
         if off <= DOUBTFUL:
-            findings.append(Finding(WARN, f"its clock cannot be told to better than ± {_span(skew.uncertainty)}", name))
+            findings.append(
+                CheckResult(WARN, f"its clock cannot be told to better than ± {_span(skew.uncertainty)}", name)
+            )
         elif off - skew.uncertainty >= REFUSED:
-            findings.append(Finding(FAIL, f"{told}, and S3 refuses what is signed 15 min off; {REMEDY}", name))
+            findings.append(CheckResult(FAIL, f"{told}, and S3 refuses what is signed 15 min off; {REMEDY}", name))
         else:
-            findings.append(Finding(WARN, f"{told}; S3 refuses from 15 min on: {REMEDY}", name))
+            findings.append(CheckResult(WARN, f"{told}; S3 refuses from 15 min on: {REMEDY}", name))
     if findings or not nodes:
         return findings
     worst = max(nodes.values(), key=lambda skew: abs(skew.ahead) + skew.uncertainty)
     told = f"nodes within {_told(worst)} of the driver's"
-    return [Finding(OK, f"{told}, storage's within {_told(of_storage)}" if of_storage else told)]
+    return [CheckResult(OK, f"{told}, storage's within {_told(of_storage)}" if of_storage else told)]
 
 
 def _told(skew: Skew) -> str:

@@ -20,7 +20,7 @@ OK, WARN, FAIL = Level
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One thing that a check found; a message of something wrong ends with what to do."""
 
     level: Level
@@ -28,7 +28,7 @@ class Finding:
     node: str | None = None  # None: about the cluster
 
 
-def lines(check: str, findings: Iterable[Finding], nodes: int) -> Iterator[str]:
+def lines(check: str, findings: Iterable[CheckResult], nodes: int) -> Iterator[str]:
     """The lines of a check, the worst first; nodes with the same finding share a line.
 
     Args:

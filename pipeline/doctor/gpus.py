@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import ray._private.state
 
-from pipeline.doctor.findings import FAIL, OK, WARN, Finding
+from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult
 from pipeline.doctor.nodes import Node, Question, Reply, Roll, Silence, answered, send
 from pipeline.errors import UserError
 
@@ -111,7 +111,7 @@ def free_gpus() -> dict[str, int]:
     return {node: int(resources.get("GPU", 0)) for node, resources in available.items()}
 
 
-def check_gpus(roll: Roll, installed: Mapping[Node, list[Installed] | None]) -> list[Finding]:
+def check_gpus(roll: Roll, installed: Mapping[Node, list[Installed] | None]) -> list[CheckResult]:
     """Compare what Ray offers, what the driver shows and what torch sees and computes."""
     free = free_gpus()
     questions: list[Question] = []
@@ -126,23 +126,23 @@ def check_gpus(roll: Roll, installed: Mapping[Node, list[Installed] | None]) -> 
         findings += judge_offer(node.name, node.gpus, installed.get(node))
         reply = replies.get(node)
         if isinstance(reply, Silence):
-            findings.append(Finding(FAIL, _unused(reply), node.name))
+            findings.append(CheckResult(FAIL, _unused(reply), node.name))
         elif reply is not None:
             tried[node] = reply.value
             findings += judge_tried(node.name, count, reply.value, installed.get(node))
         if count < node.gpus:
             busy = f"{node.gpus - count} of {node.gpus} GPU(s) are in use and were not tried"
-            findings.append(Finding(WARN, f"{busy}; run this again when they are free", node.name))
+            findings.append(CheckResult(WARN, f"{busy}; run this again when they are free", node.name))
     drivers = {gpu.driver for node in roll.nodes if node.gpus for gpu in installed.get(node) or ()}
     findings += judge_uniform(drivers, {its.cuda or "none" for its in tried.values()})
     if findings:
         return findings
     if not tried:
-        return [Finding(OK, "none; training and labelling will run on CPUs")]
+        return [CheckResult(OK, "none; training and labelling will run on CPUs")]
     some = next(iter(tried.values()))
     told = f"{sum(len(its.names) for its in tried.values())} as Ray says ({', '.join(sorted(set(some.names)))})"
     driver = f", driver {', '.join(drivers)}" if drivers else ""
-    return [Finding(OK, f"{told}{driver}, torch for CUDA {some.cuda}; bfloat16 is right and native")]
+    return [CheckResult(OK, f"{told}{driver}, torch for CUDA {some.cuda}; bfloat16 is right and native")]
 
 
 def _unused(reply: Silence) -> str:
@@ -153,13 +153,13 @@ def _unused(reply: Silence) -> str:
     return reply.sentence
 
 
-def judge_offer(name: str, offered: int, installed: list[Installed] | None) -> list[Finding]:
+def judge_offer(name: str, offered: int, installed: list[Installed] | None) -> list[CheckResult]:
     """Hold what Ray offers against what the driver shows."""
     if installed is None:
         return []
     if offered > len(installed):
         return [
-            Finding(
+            CheckResult(
                 FAIL,
                 f"Ray offers {offered} GPU(s), nvidia-smi finds {len(installed)}; start Ray there with "
                 f"--num-gpus={len(installed)}, or install the NVIDIA driver",
@@ -168,50 +168,52 @@ def judge_offer(name: str, offered: int, installed: list[Installed] | None) -> l
         ]
     if offered < len(installed):
         told = f"{len(installed)} GPU(s) ({installed[0].name}) are there, Ray offers {offered}"
-        return [Finding(WARN, f"{told}; start Ray there with --num-gpus={len(installed)} to use them", name)]
+        return [CheckResult(WARN, f"{told}; start Ray there with --num-gpus={len(installed)} to use them", name)]
     return []
 
 
-def judge_tried(name: str, reserved: int, tried: Tried, installed: list[Installed] | None) -> list[Finding]:
+def judge_tried(name: str, reserved: int, tried: Tried, installed: list[Installed] | None) -> list[CheckResult]:
     """Hold what torch sees and can do against what was reserved."""
     if len(tried.names) < reserved:
         told = f"Ray offers {reserved} GPU(s), torch {tried.torch} sees {len(tried.names)}"
         if tried.cuda is None:
-            return [Finding(FAIL, f"{told}, since it is built for CPUs alone; install torch for CUDA", name)]
+            return [CheckResult(FAIL, f"{told}, since it is built for CPUs alone; install torch for CUDA", name)]
         if not installed:
-            return [Finding(FAIL, f"{told} and there is no driver; install it, or start Ray with --num-gpus=0", name)]
+            return [
+                CheckResult(FAIL, f"{told} and there is no driver; install it, or start Ray with --num-gpus=0", name)
+            ]
         told += f"; it is for CUDA {tried.cuda}, and driver {installed[0].driver} may be too old for that"
-        return [Finding(FAIL, f"{told}: update the driver, or install torch for an older CUDA", name)]
+        return [CheckResult(FAIL, f"{told}: update the driver, or install torch for an older CUDA", name)]
     findings = []
     if not tried.native_bfloat16:
         told = f"{', '.join(sorted(set(tried.names)))} does not compute in bfloat16"
-        findings.append(Finding(WARN, f"{told}; predictors take float32 there, several times slower", name))
+        findings.append(CheckResult(WARN, f"{told}; predictors take float32 there, several times slower", name))
     if reserved and tried.nccl is None:
         findings.append(
-            Finding(FAIL, f"torch {tried.torch} has no NCCL, so GPUs cannot train together; install another", name)
+            CheckResult(FAIL, f"torch {tried.torch} has no NCCL, so GPUs cannot train together; install another", name)
         )
     return findings
 
 
-def judge_uniform(drivers: set[str], cudas: set[str]) -> list[Finding]:
+def judge_uniform(drivers: set[str], cudas: set[str]) -> list[CheckResult]:
     """Versions that should be equal on all nodes with GPUs."""
     findings = []
     if len(drivers) > 1:
         told = f"NVIDIA drivers differ between nodes: {', '.join(sorted(drivers))}"
-        findings.append(Finding(WARN, f"{told}; use one image for all"))
+        findings.append(CheckResult(WARN, f"{told}; use one image for all"))
     if len(cudas) > 1:
         told = f"torch is for different CUDAs: {', '.join(sorted(cudas))}"
-        findings.append(Finding(FAIL, f"{told}; install the same torch everywhere"))
+        findings.append(CheckResult(FAIL, f"{told}; install the same torch everywhere"))
     return findings
 
 
-def check_cpus(roll: Roll) -> list[Finding]:
+def check_cpus(roll: Roll) -> list[CheckResult]:
     """Multiply in bfloat16 on the CPUs of every node that computes."""
     tried, findings = answered(roll.ask(try_cpu, limit=LIMIT, nodes=roll.computing, fresh=True))
     if findings or not tried:
-        return findings or [Finding(OK, "no node offers CPUs or GPUs")]
+        return findings or [CheckResult(OK, "no node offers CPUs or GPUs")]
     native = sum(its.native_bfloat16 for its in tried.values())
     if native == len(tried):
-        return [Finding(OK, "right, and native on the CPUs of every node that computes")]
+        return [CheckResult(OK, "right, and native on the CPUs of every node that computes")]
     told = f"right; {len(tried) - native} of {len(tried)} node(s) have no bfloat16 in their CPUs"
-    return [Finding(OK, f"{told} (predictors on CPUs take float32 there)")]
+    return [CheckResult(OK, f"{told} (predictors on CPUs take float32 there)")]

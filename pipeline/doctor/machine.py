@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ray._private.worker
 
-from pipeline.doctor.findings import FAIL, OK, WARN, Finding, size, spread
+from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult, size, spread
 
 SHARED_MEMORY = "/dev/shm"
 # Ray spills no object to a disk that is fuller than this, and fails the tasks that need it.
@@ -72,7 +72,7 @@ def _raylet_options() -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def judge_disks(machines: dict[str, Machine]) -> list[Finding]:
+def judge_disks(machines: dict[str, Machine]) -> list[CheckResult]:
     """Judge by node where Ray spills and logs."""
     findings = []
     for name, machine in machines.items():
@@ -80,19 +80,23 @@ def judge_disks(machines: dict[str, Machine]) -> list[Finding]:
             told = f"{disk.path} ({disk.use}) has {size(disk.free)} free and is {disk.used:.0%} full"
             if disk.used >= FULL:
                 findings.append(
-                    Finding(
+                    CheckResult(
                         FAIL, f"{told}; Ray spills nothing beyond {FULL:.0%}: make room or take a larger disk", name
                     )
                 )
             elif disk.used >= NEARLY_FULL:
                 findings.append(
-                    Finding(WARN, f"{told}; Ray spills nothing beyond {FULL:.0%}: make room before a long run", name)
+                    CheckResult(
+                        WARN, f"{told}; Ray spills nothing beyond {FULL:.0%}: make room before a long run", name
+                    )
                 )
     least = min((disk for machine in machines.values() for disk in machine.disks), key=lambda disk: disk.free)
-    return findings or [Finding(OK, f"{size(least.free)} free at the least where Ray spills and logs ({least.path})")]
+    return findings or [
+        CheckResult(OK, f"{size(least.free)} free at the least where Ray spills and logs ({least.path})")
+    ]
 
 
-def judge_shared_memory(machines: dict[str, Machine], stores: dict[str, int]) -> list[Finding]:
+def judge_shared_memory(machines: dict[str, Machine], stores: dict[str, int]) -> list[CheckResult]:
     """Judge /dev/shm by node against the object store's size, bytes."""
     findings = []
     remedy = "give the container more (docker run --shm-size, or an emptyDir of medium Memory at /dev/shm), restart Ray"
@@ -101,26 +105,26 @@ def judge_shared_memory(machines: dict[str, Machine], stores: dict[str, int]) ->
         if machine.store_folder is not None and not machine.store_folder.startswith(SHARED_MEMORY):
             told = f"the object store ({size(store)}) lies on a disk, in {machine.store_folder}, which is slow"
             has = f"{SHARED_MEMORY} has {size(shared)}" if shared is not None else f"there is no {SHARED_MEMORY}"
-            findings.append(Finding(WARN, f"{told}; {has}: {remedy}", name))
+            findings.append(CheckResult(WARN, f"{told}; {has}: {remedy}", name))
         elif shared is not None and shared < store:
             told = (
                 f"{SHARED_MEMORY} has {size(shared)} for an object store of {size(store)}, and what does not fit kills"
             )
-            findings.append(Finding(FAIL, f"{told} its writer; {remedy}", name))
+            findings.append(CheckResult(FAIL, f"{told} its writer; {remedy}", name))
     told = f"object stores of {spread(stores.values(), size)}"
     sizes = [machine.shared_memory for machine in machines.values() if machine.shared_memory is not None]
-    return findings or [Finding(OK, f"{told} in {SHARED_MEMORY} of {spread(sizes, size)}" if sizes else told)]
+    return findings or [CheckResult(OK, f"{told} in {SHARED_MEMORY} of {spread(sizes, size)}" if sizes else told)]
 
 
-def judge_open_files(machines: dict[str, Machine]) -> list[Finding]:
+def judge_open_files(machines: dict[str, Machine]) -> list[CheckResult]:
     """Judge `ulimit -n` by node."""
     findings = []
     for name, machine in machines.items():
         told = f"{machine.open_files:,} files may be open at once (ulimit -n)"
         remedy = "raise it to 65536 before ray start (ulimit -n 65536; docker run --ulimit nofile=65536)"
         if machine.open_files < TOO_FEW_FILES:
-            findings.append(Finding(FAIL, f"{told}, too few for Ray's connections; {remedy}", name))
+            findings.append(CheckResult(FAIL, f"{told}, too few for Ray's connections; {remedy}", name))
         elif machine.open_files < FEW_FILES:
-            findings.append(Finding(WARN, f"{told}, few for a large cluster; {remedy}", name))
+            findings.append(CheckResult(WARN, f"{told}, few for a large cluster; {remedy}", name))
     least = min(machine.open_files for machine in machines.values())
-    return findings or [Finding(OK, f"{least:,} at once (ulimit -n)")]
+    return findings or [CheckResult(OK, f"{least:,} at once (ulimit -n)")]

@@ -10,7 +10,7 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.doctor.findings import FAIL, OK, WARN, Finding
+from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult
 from pipeline.errors import user_error
 
 HELLO_LIMIT = 90.0  # seconds for a node's first answer: its worker starts, and unpacks the job's working directory
@@ -203,7 +203,7 @@ class Roll:
         self._silent |= {node.id for node, reply in replies if isinstance(reply, Silence) and reply.timed_out}
         return replies
 
-    def call(self) -> list[Finding]:
+    def call(self) -> list[CheckResult]:
         """Strike off the nodes that are gone, and those that do not answer any more."""
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         lost = [node for node in self.nodes if node.id not in alive]
@@ -213,21 +213,23 @@ class Roll:
         mute = [node for node, reply in replies if isinstance(reply, Silence)]
         self.nodes = [node for node in self.nodes if node not in lost and node not in mute]
         hangs = f"does not answer any more, and is not asked again; restart it, or {_look_at_logs()}"
-        return [Finding(FAIL, LOST, node.name) for node in lost] + [Finding(FAIL, hangs, node.name) for node in mute]
+        return [CheckResult(FAIL, LOST, node.name) for node in lost] + [
+            CheckResult(FAIL, hangs, node.name) for node in mute
+        ]
 
 
 def hello() -> bool:
     return True
 
 
-def answered(replies: Iterable[tuple[Node, Reply]]) -> tuple[dict[Node, Any], list[Finding]]:
+def answered(replies: Iterable[tuple[Node, Reply]]) -> tuple[dict[Node, Any], list[CheckResult]]:
     """What nodes said, and a finding for each that said nothing."""
     values = {node: reply.value for node, reply in replies if isinstance(reply, Answer)}
-    findings = [Finding(FAIL, reply.sentence, node.name) for node, reply in replies if isinstance(reply, Silence)]
+    findings = [CheckResult(FAIL, reply.sentence, node.name) for node, reply in replies if isinstance(reply, Silence)]
     return values, findings
 
 
-def judge_nodes(nodes: Sequence[Node], silent: list[Finding], private: bool = False) -> list[Finding]:
+def judge_nodes(nodes: Sequence[Node], silent: list[CheckResult], private: bool = False) -> list[CheckResult]:
     """Which nodes there are, and which of them compute; `private`: whether the Ray is the driver's own."""
     computing = [node for node in nodes if node.computes]
     has = f"{sum(node.cpus for node in nodes):g} CPUs, {sum(node.gpus for node in nodes)} GPUs"
@@ -237,10 +239,10 @@ def judge_nodes(nodes: Sequence[Node], silent: list[Finding], private: bool = Fa
     if nodes and not computing:
         return [
             *silent,
-            Finding(
+            CheckResult(
                 WARN,
                 f"{told}: no node computes yet, and what is not up is not checked; start one of each kind first, by a "
                 "task that asks for it (docs/doctor.md)",
             ),
         ]
-    return [*silent, Finding(OK, told)] if nodes else silent
+    return [*silent, CheckResult(OK, told)] if nodes else silent

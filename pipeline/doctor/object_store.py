@@ -9,7 +9,7 @@ import numpy as np
 import ray
 import ray.exceptions
 
-from pipeline.doctor.findings import FAIL, OK, Finding, spread
+from pipeline.doctor.findings import FAIL, OK, CheckResult, spread
 from pipeline.doctor.nodes import Node, Roll, answered, send
 from pipeline.errors import UserError
 
@@ -43,20 +43,20 @@ def read_object(held: list[Any]) -> float:
     return seconds
 
 
-def check_objects(roll: Roll) -> list[Finding]:
+def check_objects(roll: Roll) -> list[CheckResult]:
     """Each node reads an object of the next one's."""
     nodes = roll.nodes
     made = {node: send(make_object, node).reference for node in nodes}
     questions = [send(read_object, node, [made[source]]) for node, source in zip(nodes, _next(nodes), strict=True)]
     seconds, findings = answered(roll.collect(questions, LIMIT))
     sources = {node.name: source.name for node, source in zip(nodes, _next(nodes), strict=True)}
-    findings = [Finding(FAIL, f"from {sources[f.node or '']}: {f.message}", f.node) for f in findings]
+    findings = [CheckResult(FAIL, f"from {sources[f.node or '']}: {f.message}", f.node) for f in findings]
     if findings or not seconds:
         return findings
     if len(nodes) == 1:
-        return [Finding(OK, f"the one node reads {MEGABYTES} MB of its own")]
+        return [CheckResult(OK, f"the one node reads {MEGABYTES} MB of its own")]
     rates = spread((MEGABYTES / max(took, 1e-6) for took in seconds.values()), lambda rate: f"{rate:.0f} MB/s")
-    return [Finding(OK, f"each node reads {MEGABYTES} MB of the next one's: {rates}")]
+    return [CheckResult(OK, f"each node reads {MEGABYTES} MB of the next one's: {rates}")]
 
 
 def _next(nodes: list[Node]) -> list[Node]:

@@ -14,9 +14,9 @@ import ray
 from pipeline import storage
 from pipeline.cluster import connection
 from pipeline.config.jobs import DoctorConfig
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.doctor import access, all_reduce, clock, gpus, machine, object_store, transfers, versions
-from pipeline.doctor.findings import FAIL, OK, WARN, Finding, Level, lines
+from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult, Level, lines
 from pipeline.doctor.nodes import (
     HELLO_LIMIT,
     Answer,
@@ -66,10 +66,10 @@ def examine(config: DoctorConfig) -> int:
         found = dict.fromkeys(Level, 0)
         for check, findings in examination.run():
             for line in lines(check, findings, examination.asked):
-                say(line)
+                log(line)
             for level in {finding.level for finding in findings}:
                 found[level] += 1
-        say(
+        log(
             f"\n{found[FAIL]} to mend, {found[WARN]} to look at, {found[OK]} fine; {time.monotonic() - start:.0f} s"
             if found[FAIL] or found[WARN]
             else f"\nall {found[OK]} are fine; {time.monotonic() - start:.0f} s"
@@ -112,7 +112,7 @@ def _bounded(limit: float, sentence: str, code: int = 1) -> Iterator[None]:
     """End the process with a sentence if the block takes longer: what hangs below Ray's calls cannot be interrupted."""
 
     def give_up() -> None:
-        say(f"{FAIL:<4}  {sentence}")
+        log(f"{FAIL:<4}  {sentence}")
         os._exit(code)
 
     timer = threading.Timer(limit, give_up)
@@ -137,7 +137,7 @@ def _watch_head(address: str) -> None:
         if not ray.is_initialized():
             return
         answered = time.monotonic()
-    say(f"{FAIL:<4}  the head at {address} does not answer any more; restart the cluster, its state is lost")
+    log(f"{FAIL:<4}  the head at {address} does not answer any more; restart the cluster, its state is lost")
     os._exit(1)
 
 
@@ -159,10 +159,10 @@ class Examination:
     def asked(self) -> int:
         return len(self._roll.nodes)
 
-    def run(self) -> Iterator[tuple[str, list[Finding]]]:
+    def run(self) -> Iterator[tuple[str, list[CheckResult]]]:
         """Each check's name and findings, as they are known."""
         yield "nodes", self._guarded(self._nodes)
-        checks: dict[str, Callable[[], list[Finding]]] = {
+        checks: dict[str, Callable[[], list[CheckResult]]] = {
             "authentication": self._authentication,
             "dashboard": lambda: access.judge_dashboard(access.look_at_dashboard(self._roll)),
             "versions": self._versions,
@@ -181,41 +181,41 @@ class Examination:
         for name, check in checks.items():
             if lost := self._guarded(self._roll.call):
                 yield "nodes", lost
-            yield name, self._guarded(check) if self._roll.nodes else [Finding(FAIL, NO_NODES)]
+            yield name, self._guarded(check) if self._roll.nodes else [CheckResult(FAIL, NO_NODES)]
         if lost := self._guarded(self._roll.call):
             yield "nodes", lost
         if left := self._guarded(self._clean_up):
             yield "storage", left
 
-    def _guarded(self, check: Callable[[], list[Finding]]) -> list[Finding]:
+    def _guarded(self, check: Callable[[], list[CheckResult]]) -> list[CheckResult]:
         try:
             return check()
         except UserError as error:
-            return [Finding(FAIL, str(error))]
+            return [CheckResult(FAIL, str(error))]
         except Exception as error:
             if self._config.verbose:
                 traceback.print_exc()
-            return [Finding(FAIL, f"this check itself failed: {sentence_of(error)}; --verbose shows where")]
+            return [CheckResult(FAIL, f"this check itself failed: {sentence_of(error)}; --verbose shows where")]
 
     @property
     def _machines(self) -> dict[str, machine.Machine]:
         return {node.name: its.machine for node, its in self._introductions.items()}
 
-    def _nodes(self) -> list[Finding]:
+    def _nodes(self) -> list[CheckResult]:
         self._introductions, silent = answered(self._roll.ask(introduce, limit=HELLO_LIMIT))
         self._roll = Roll(self._introductions)
         return judge_nodes(self._roll.nodes, silent, self._private)
 
-    def _authentication(self) -> list[Finding]:
+    def _authentication(self) -> list[CheckResult]:
         modes = {node.name: its.token_mode for node, its in self._introductions.items()}
         let_in = None if self._private else access.is_let_in(self._gcs, stranger=True)
         return access.judge_authentication(let_in, access.token_mode(), modes, self._private)
 
-    def _versions(self) -> list[Finding]:
+    def _versions(self) -> list[CheckResult]:
         nodes = {node.name: its.versions for node, its in self._introductions.items()}
         return versions.judge_versions({versions.DRIVER: versions.versions(), **nodes})
 
-    def _clock(self) -> list[Finding]:
+    def _clock(self) -> list[CheckResult]:
         skews, findings = answered(clock.measure_skews(self._roll))
         of_storage = None
         if self._config.storage and self._config.storage.startswith(S3_SCHEMES):
@@ -224,33 +224,33 @@ class Examination:
                 of_storage = reply.value
         return findings + clock.judge_skews({node.name: skew for node, skew in skews.items()}, of_storage)
 
-    def _shared_memory(self) -> list[Finding]:
+    def _shared_memory(self) -> list[CheckResult]:
         stores = {node.name: node.object_store_bytes for node in self._introductions}
         return machine.judge_shared_memory(self._machines, stores)
 
-    def _gpus(self) -> list[Finding]:
+    def _gpus(self) -> list[CheckResult]:
         installed, silent = answered(self._roll.ask(gpus.installed_gpus, limit=gpus.LIMIT))
         return silent + gpus.check_gpus(self._roll, installed)
 
-    def _storage(self) -> list[Finding]:
+    def _storage(self) -> list[CheckResult]:
         if self._folder is None:
-            return [Finding(WARN, "not checked; give --storage a folder or URI that the jobs will write to")]
+            return [CheckResult(WARN, "not checked; give --storage a folder or URI that the jobs will write to")]
         its = transfers.check_access(self._roll, self._folder)
         self._with_storage, self._wrote = its.nodes, its.wrote
         return its.findings
 
-    def _bandwidth(self) -> list[Finding]:
+    def _bandwidth(self) -> list[CheckResult]:
         nodes = [node for node in self._with_storage if node in self._roll.nodes]
         if self._folder is None:
             return []
         if not nodes:
-            return [Finding(WARN, "not measured, since no node has access")]
+            return [CheckResult(WARN, "not measured, since no node has access")]
         return transfers.check_bandwidth(self._roll, self._folder, nodes, self._config.storage_megabytes)
 
-    def _clean_up(self) -> list[Finding]:
+    def _clean_up(self) -> list[CheckResult]:
         if self._folder is None or not self._wrote:
             return []
         reply = here(storage.remove_folder, self._folder, limit=CLEANUP_LIMIT)
         if isinstance(reply, Silence):
-            return [Finding(WARN, f"{self._folder}: could not be deleted, delete it by hand: {reply.sentence}")]
+            return [CheckResult(WARN, f"{self._folder}: could not be deleted, delete it by hand: {reply.sentence}")]
         return []

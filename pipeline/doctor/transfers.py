@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from pipeline import storage
-from pipeline.doctor.findings import FAIL, OK, WARN, Finding, spread
+from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult, spread
 from pipeline.doctor.nodes import Answer, Node, Roll, Silence, answered, here, send
 from pipeline.errors import UserError
 
@@ -29,7 +29,7 @@ S3_REMEDY = "check AWS_ENDPOINT_URL, the region and the network there"
 class Access:
     """What came of a new folder of the storage."""
 
-    findings: list[Finding]
+    findings: list[CheckResult]
     nodes: list[Node]  # those that have full access
     wrote: bool  # whether anybody is known to have written there
 
@@ -107,7 +107,7 @@ def check_access(roll: Roll, folder: str) -> Access:
     questions = [send(round_trip, node, folder, _file_name(node), marker) for node in roll.nodes]
     done, findings = answered(roll.collect(questions, ACCESS_LIMIT))
     if isinstance(own, Silence):
-        findings.insert(0, Finding(FAIL, own.sentence, "the driver"))
+        findings.insert(0, CheckResult(FAIL, own.sentence, "the driver"))
     # Of the folder in place of each one's own file, so that nodes with the same fault share a line.
     files = [MARKER, *(_file_name(node) for node in roll.nodes)]
     for name in files:
@@ -117,16 +117,16 @@ def check_access(roll: Roll, folder: str) -> Access:
             replace(f, message=f"{f.message}; {S3_REMEDY}") if STORAGE_FAILED in f.message else f for f in findings
         ]
     told = f"written, read back and deleted by the driver and {len(done)} node(s)"
-    return Access(findings or [Finding(OK, told)], list(done), wrote=marker is not None or bool(done))
+    return Access(findings or [CheckResult(OK, told)], list(done), wrote=marker is not None or bool(done))
 
 
 def _file_name(node: Node) -> str:
     return f"node-{node.id[:12]}"
 
 
-def check_bandwidth(roll: Roll, folder: str, nodes: Sequence[Node], megabytes: int) -> list[Finding]:
+def check_bandwidth(roll: Roll, folder: str, nodes: Sequence[Node], megabytes: int) -> list[CheckResult]:
     """Time the nodes one after another (some of them, where there are many), then all at once."""
-    findings: list[Finding] = []
+    findings: list[CheckResult] = []
     alone: dict[Node, Rates] = {}
     end = time.monotonic() + ALONE_SECONDS
     for node in nodes[:ALONE]:
@@ -148,11 +148,11 @@ def check_bandwidth(roll: Roll, folder: str, nodes: Sequence[Node], megabytes: i
     )
 
 
-def _timed_out(silent: list[Finding], megabytes: int) -> list[Finding]:
-    return [Finding(f.level, f"{megabytes} MB up and down: {f.message}", f.node) for f in silent]
+def _timed_out(silent: list[CheckResult], megabytes: int) -> list[CheckResult]:
+    return [CheckResult(f.level, f"{megabytes} MB up and down: {f.message}", f.node) for f in silent]
 
 
-def judge_rates(alone: dict[str, Rates], together: dict[str, Rates], megabytes: int) -> list[Finding]:
+def judge_rates(alone: dict[str, Rates], together: dict[str, Rates], megabytes: int) -> list[CheckResult]:
     """Tell how fast storage was, and which nodes are much slower than the others."""
     findings = []
     if alone:
@@ -160,7 +160,7 @@ def judge_rates(alone: dict[str, Rates], together: dict[str, Rates], megabytes: 
         if together:
             up, down = (sum(getattr(rates, way) for rates in together.values()) for way in ("up", "down"))
             told += f"; {len(together)} at once: {_told(together)} each, {up:.0f} up and {down:.0f} down in all"
-        findings.append(Finding(OK, told))
+        findings.append(CheckResult(OK, told))
     for way in ("up", "down"):
         usual = median(getattr(rates, way) for rates in alone.values()) if alone else 0.0
         for name, rates in alone.items():
@@ -168,7 +168,7 @@ def judge_rates(alone: dict[str, Rates], together: dict[str, Rates], megabytes: 
             if len(alone) > 2 and rate < UNEVEN * usual:
                 told = f"{way} {rate:.0f} MB/s where others have {usual:.0f}"
                 findings.append(
-                    Finding(WARN, f"{told}; compare its type, zone and route to storage, or replace it", name)
+                    CheckResult(WARN, f"{told}; compare its type, zone and route to storage, or replace it", name)
                 )
     return findings
 

@@ -4,7 +4,7 @@ import platform
 from collections.abc import Mapping
 
 from pipeline.cluster.packages import code, packages
-from pipeline.doctor.findings import FAIL, OK, SHOWN, Finding
+from pipeline.doctor.findings import FAIL, OK, SHOWN, CheckResult
 
 COMPARED = ("ray", "torch", "torchvision", "pyarrow")
 # Told alone: a checkout keeps the version of the day when it was installed, and may be a job's working directory.
@@ -23,7 +23,7 @@ def versions() -> dict[str, str | None]:
     }
 
 
-def judge_versions(found: Mapping[str, Mapping[str, str | None]]) -> list[Finding]:
+def judge_versions(found: Mapping[str, Mapping[str, str | None]]) -> list[CheckResult]:
     """Compare versions.
 
     Args:
@@ -40,12 +40,12 @@ def judge_versions(found: Mapping[str, Mapping[str, str | None]]) -> list[Findin
         if len(places) > 1:
             usual = max(places, key=lambda version: len(places[version]))
             told = ", ".join(f"{version} on {_places(places[version])}" for version in sorted(places.keys() - {usual}))
-            findings.append(Finding(FAIL, f"{name} is {told}, and {usual} everywhere else; {_remedy(name)}"))
+            findings.append(CheckResult(FAIL, f"{name} is {told}, and {usual} everywhere else; {_remedy(name)}"))
         elif "none" in places:
-            findings.append(Finding(FAIL, f"{name} is not installed; {_remedy(name)}"))
+            findings.append(CheckResult(FAIL, f"{name} is not installed; {_remedy(name)}"))
     its = next(iter(found.values()))
     told = ", ".join(f"{name} {its[name]}" for name in names if its[name])
-    return findings or [Finding(OK, f"{told}: the same on {DRIVER} and {len(found) - 1} node(s)")]
+    return findings or [CheckResult(OK, f"{told}: the same on {DRIVER} and {len(found) - 1} node(s)")]
 
 
 def _places(places: list[str]) -> str:

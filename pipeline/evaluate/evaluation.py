@@ -24,7 +24,7 @@ from pipeline.config.data import DataConfig
 from pipeline.config.training import ProtocolConfig
 from pipeline.datasets import Pair
 from pipeline.errors import UserError, user_error
-from pipeline.evaluate.stages import Evaluator, ImageResult, Part, Wanted, listed_block, load, parts_of
+from pipeline.evaluate.stages import EvalCounts, EvalOptions, Evaluator, ImageResult, counts_of, listed_block, load
 from pipeline.metrics.boundary_iou import BoundaryCounts
 from pipeline.metrics.calibration_error import ConfidenceCounts
 from pipeline.metrics.confusion import Metrics, rounded
@@ -132,13 +132,13 @@ def evaluate(
             "device": "cuda" if gpu else "cpu",
             "precision": precision,
             "threads": threads or predictor_cpus,
-            "wanted": Wanted(boundary, calibration, fit_temperature, panel, worst > 0),
+            "eval_options": EvalOptions(boundary, calibration, fit_temperature, panel, worst > 0),
         },
         ray.data.ActorPoolStrategy(size=min(predictors, len(blocks))),
         num_cpus=predictor_cpus,
         gpu=gpu,
     )
-    total = Part.none(len(data.classes))
+    total = EvalCounts.none(len(data.classes))
     shown: list[ImageResult] = []
     lowest: list[ImageResult] = []
     for part in _parts(counted):
@@ -186,16 +186,16 @@ def _load_tasks(predictors: int, predictor_cpus: int, gpu: bool) -> int:
     return max(1, left // 2)
 
 
-def _parts(counted: ray.data.Dataset) -> Iterator[Part]:
+def _parts(counted: ray.data.Dataset) -> Iterator[EvalCounts]:
     """The parts as they are done. Raises UserError where a failure goes back to one."""
     try:
         for table in counted.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from parts_of(table)
+            yield from counts_of(table)
     except Exception as error:
         raise user_error(error) or error from None
 
 
-def _without_pictures(part: Part) -> Part:
+def _without_pictures(part: EvalCounts) -> EvalCounts:
     """The part without what would fill the driver's memory."""
     return replace(part, images=[replace(image, picture=None) for image in part.images])
 

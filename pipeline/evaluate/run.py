@@ -11,10 +11,10 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from pipeline.cluster import connection
-from pipeline.cluster.sizing import plan_stages
+from pipeline.cluster.sizing import size_actor_pool
 from pipeline.config.data import DataConfig
 from pipeline.config.jobs import EvaluateConfig
-from pipeline.console import duration, say
+from pipeline.console import duration, log
 from pipeline.datasets import list_pairs
 from pipeline.errors import UserError
 from pipeline.evaluate.evaluation import Evaluation, evaluate
@@ -44,14 +44,14 @@ def evaluate_checkpoint(config: EvaluateConfig) -> Outcome:
     model.require_precision(config.checkpoint, config.precision)
     data = model.data_config(config.checkpoint, config.data)
     if config.fit_temperature:
-        _refuse_present(config.fit_temperature)
+        _check_no_evaluation(config.fit_temperature)
     if config.output:
         storage.open_filesystem(config.output)
     pairs = list_pairs(data, data.val_split)
 
     connection.connect(config.verbose)
-    stages = plan_stages(config, connection.resources())
-    say(f"Evaluating {config.checkpoint} on {len(pairs):,} images of {data.root}, split {data.val_split}")
+    stages = size_actor_pool(config, connection.resources())
+    log(f"Evaluating {config.checkpoint} on {len(pairs):,} images of {data.root}, split {data.val_split}")
 
     def evaluated(uri: str, fit_temperature: bool) -> Evaluation:
         return evaluate(
@@ -75,7 +75,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> Outcome:
         assert evaluation.temperature_factor is not None
         temperature = model.metadata.temperature * evaluation.temperature_factor
         write_checkpoint(config.fit_temperature, model.network, replace(model.metadata, temperature=temperature))
-        say(f"Temperature {temperature:.4f} written to {config.fit_temperature}; evaluating that")
+        log(f"Temperature {temperature:.4f} written to {config.fit_temperature}; evaluating that")
         model = Checkpoint.load(config.fit_temperature, long_side=None)
         evaluation, before = evaluated(config.fit_temperature, False), evaluation
     about = describe(config, model, data, evaluation)
@@ -213,11 +213,11 @@ class _Line:
         now = time.monotonic()
         if now - self._last >= SECONDS_BETWEEN_LINES and done < total:
             left = (now - self._start) / done * (total - done)
-            say(f"  {done:,} of {total:,} images · {duration(left)} left")
+            log(f"  {done:,} of {total:,} images · {duration(left)} left")
             self._last = now
 
 
-def _refuse_present(uri: str) -> None:
+def _check_no_evaluation(uri: str) -> None:
     """Raise UserError where a checkpoint, or a part of one, is."""
     from models.weights.checkpoint import CONFIG, WEIGHTS
 

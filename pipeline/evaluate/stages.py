@@ -44,7 +44,7 @@ COUNTED = pa.schema([("part", pa.large_binary())])  # a Part, pickled
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EvalOptions:
     """What is to be counted, beside the confusion matrix."""
 
     boundary: bool
@@ -96,7 +96,7 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
-class Part:
+class EvalCounts:
     """The counts of some images; what is not wanted stays zero."""
 
     confusion_KK: NDArray[np.int64]
@@ -105,12 +105,12 @@ class Part:
     images: list[ImageResult] = field(default_factory=list)
 
     @classmethod
-    def none(cls, num_classes: int) -> "Part":
+    def none(cls, num_classes: int) -> "EvalCounts":
         confusion_KK = np.zeros((num_classes, num_classes), np.int64)
         return cls(confusion_KK, BoundaryCounts.none(num_classes), ConfidenceCounts.none())
 
-    def __add__(self, other: "Part") -> "Part":
-        return Part(
+    def __add__(self, other: "EvalCounts") -> "EvalCounts":
+        return EvalCounts(
             self.confusion_KK + other.confusion_KK,
             self.boundary + other.boundary,
             self.confidence + other.confidence,
@@ -138,7 +138,7 @@ def load(listed: pa.Table, data: DataConfig) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(rows, LOADED)
 
 
-def parts_of(counted: pa.Table) -> list[Part]:
+def counts_of(counted: pa.Table) -> list[EvalCounts]:
     """The parts in a table of COUNTED rows."""
     return [pickle.loads(content) for content in counted["part"].to_pylist()]
 
@@ -154,10 +154,10 @@ class Evaluator:
         device: str,
         precision: str,
         threads: int,
-        wanted: Wanted,
+        eval_options: EvalOptions,
     ) -> None:
         use_threads(device, threads)
-        self._data, self._wanted = data, wanted
+        self._data, self._eval_options = data, eval_options
         self._problem: UserError | None = None
         try:
             self._single = self._ready(checkpoint, device, precision)
@@ -180,21 +180,21 @@ class Evaluator:
     def __call__(self, loaded: pa.Table) -> pa.Table:
         if self._problem is not None:
             raise self._problem
-        total = Part.none(len(self._data.classes))
+        total = EvalCounts.none(len(self._data.classes))
         for row in loaded.to_pylist():
             total += self._part(row)
         return pa.Table.from_pylist([{"part": pickle.dumps(total)}], COUNTED)
 
-    def _part(self, row: dict[str, Any]) -> Part:
-        wanted, ignore_index = self._wanted, self._data.ignore_index
+    def _part(self, row: dict[str, Any]) -> EvalCounts:
+        eval_options, ignore_index = self._eval_options, self._data.ignore_index
         num_classes = len(self._data.classes)
         pair: Pair = pickle.loads(row["pair"])
         image_HW3 = np.frombuffer(row["pixels"], np.uint8).reshape(row["input_height"], row["input_width"], 3)
         truth_HW = np.frombuffer(row["label"], np.uint16).reshape(row["height"], row["width"])
         try:
             # One by one: in a batch, results would depend in their last bits on what else is in it.
-            prediction = self._predictor.predict(image_HW3[None], truth_HW.shape, wanted.calibration)
-            slopes_T = self._slopes(image_HW3, truth_HW) if wanted.slopes else None
+            prediction = self._predictor.predict(image_HW3[None], truth_HW.shape, eval_options.calibration)
+            slopes_T = self._slopes(image_HW3, truth_HW) if eval_options.slopes else None
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -206,11 +206,11 @@ class Evaluator:
         confusion_KK = confusion_matrix(truth_HW, predicted_HW, num_classes, ignore_index)
         metrics = Metrics.of(confusion_KK)
         boundary, confidence = BoundaryCounts.none(num_classes), ConfidenceCounts.none()
-        if wanted.boundary:
+        if eval_options.boundary:
             boundary = boundary_counts(truth_HW, predicted_HW, num_classes, ignore_index)
-        if wanted.calibration:
+        if eval_options.calibration:
             confidence = confidence_counts(truth_HW, predicted_HW, prediction.confidence_NHW[0], ignore_index)
-        shown = wanted.all_pictures or row["number"] < wanted.panel
+        shown = eval_options.all_pictures or row["number"] < eval_options.panel
         result = ImageResult(
             row["number"],
             pair,
@@ -220,7 +220,7 @@ class Evaluator:
             slopes_T,
             Picture.of(image_HW3, truth_HW, predicted_HW) if shown else None,
         )
-        return Part(confusion_KK, boundary, confidence, [result])
+        return EvalCounts(confusion_KK, boundary, confidence, [result])
 
     def _slopes(self, image_HW3: NDArray[np.uint8], truth_HW: NDArray[np.uint16]) -> NDArray[np.float64]:
         """The cross-entropy's slopes at some labelled pixels, the same ones each time."""

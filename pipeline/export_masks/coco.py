@@ -10,7 +10,7 @@ from pipeline.export_masks.labelled_image import Cannot, Classes, Labelled, Made
 from pipeline.images.codec import encode_png
 
 PANOPTIC = "panoptic"  # folder of its PNG files
-MOST_SEGMENTS = 2**24 - 1
+MAX_SEGMENTS = 2**24 - 1
 # Of a run-length string: five bits in each character, from "0" on; the sixth says that more follow.
 BITS, MORE, FIRST = 5, 32, 48
 
@@ -39,8 +39,8 @@ def panoptic(image: Labelled, things: frozenset[int]) -> Made:
         for x, y, width, height, area in found:
             box = [x, y, width, height]
             segments.append({"id": len(segments) + 1, "category_id": k + 1, "area": area, "bbox": box, "iscrowd": 0})
-    if len(segments) > MOST_SEGMENTS:
-        raise Cannot(f"it has {len(segments):,} segments; the colours of a panoptic PNG stand for {MOST_SEGMENTS:,}")
+    if len(segments) > MAX_SEGMENTS:
+        raise Cannot(f"it has {len(segments):,} segments; the colours of a panoptic PNG stand for {MAX_SEGMENTS:,}")
     channels = [segment_ids_HW >> shift & 255 for shift in (0, 8, 16)]
     content = encode_png(np.stack(channels, axis=-1).astype(np.uint8))
     # In the file beside the folder names begin below the folder.

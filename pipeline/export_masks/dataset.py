@@ -10,7 +10,7 @@ from pipeline.export_masks.labelled_image import Cannot, Classes, Labelled, Made
 from pipeline.images.codec import encode_mask
 
 Relabel = Callable[[NDArray[np.uint8]], tuple[NDArray[np.integer], NDArray[np.floating]]]
-MOST_DIFFERENT = 0.1  # of the pixels, between the output's mask and the image labelled anew
+MAX_DIFFERENT = 0.1  # of the pixels, between the output's mask and the image labelled anew
 
 
 def ignore_index_of(num_classes: int) -> int:
@@ -38,7 +38,7 @@ def dataset(
     if relabel is not None:
         again_HW, confidence_HW = relabel(image.image_HW3)
         is_other_HW = again_HW != ids_HW
-        if is_other_HW.mean() > MOST_DIFFERENT:
+        if is_other_HW.mean() > MAX_DIFFERENT:
             raise Cannot(
                 f"{is_other_HW.mean():.0%} of its pixels get another label than in the output: the image has changed "
                 "since, or was labelled in another precision (--precision)"

@@ -14,7 +14,7 @@ from pipeline.config.jobs import ExportMasksConfig
 from pipeline.errors import UserError, user_error
 from pipeline.export_masks.formats import Format, format_of
 from pipeline.export_masks.labelled_image import Classes
-from pipeline.export_masks.selection import Part, Selection
+from pipeline.export_masks.selection import MaskSelection, SelectedPart
 from pipeline.export_masks.tasks import COMPLETE, FRAGMENTS, INCOMPLETE, SHOWN, export_part
 from pipeline.output.parquet import read_table
 from pipeline.output.schema import CLASSES
@@ -31,7 +31,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass
-class Summary:
+class MaskExportSummary:
     """How an export ended."""
 
     target: str
@@ -43,13 +43,13 @@ class Summary:
     failures: list[str] = field(default_factory=list)  # the first
 
 
-def export_masks(config: ExportMasksConfig) -> Summary:
+def export_masks(config: ExportMasksConfig) -> MaskExportSummary:
     """Export an output's masks, or what is left of that. Raises UserError."""
     output, target = storage.absolute(config.labels), storage.absolute(config.target)
     if place_prefix(target).startswith(place_prefix(output)):
         raise UserError(f"target {target}: lies in the output {output} itself; choose a folder apart from it")
-    with Selection(output, config.where) as selection:
-        summary = Summary(target, notes=engine.warnings(output))
+    with MaskSelection(output, config.where) as selection:
+        summary = MaskExportSummary(target, notes=engine.warnings(output))
         selection.require_apart(target)
         before = _settings_before(target)
         classes = Classes.of(read_table(storage.join(output, "classes.parquet"), schema=CLASSES))
@@ -73,7 +73,12 @@ def export_masks(config: ExportMasksConfig) -> Summary:
 
 
 def _export(
-    config: ExportMasksConfig, selection: Selection, todo: list[Part], output: str, target: str, format: Format
+    config: ExportMasksConfig,
+    selection: MaskSelection,
+    todo: list[SelectedPart],
+    output: str,
+    target: str,
+    format: Format,
 ) -> Iterator[dict[str, Any]]:
     """EXPORTED rows, as parts are done."""
     few = sum(part.images for part in todo) <= (FEW_TO_PREDICT if format.predicts else FEW)
@@ -115,8 +120,8 @@ def _on_ray(
         raise user_error(error) or error from None
 
 
-def _waves(todo: list[Part]) -> Iterator[list[Part]]:
-    wave: list[Part] = []
+def _waves(todo: list[SelectedPart]) -> Iterator[list[SelectedPart]]:
+    wave: list[SelectedPart] = []
     images = 0
     for part in todo:
         wave.append(part)
@@ -184,7 +189,7 @@ def _fragments(target: str) -> set[str]:
     return {posixpath.basename(uri) for uri in storage.find(storage.join(target, FRAGMENTS)) if uri.endswith(".jsonl")}
 
 
-def _tidy(target: str, chosen: list[Part]) -> list[str]:
+def _tidy(target: str, chosen: list[SelectedPart]) -> list[str]:
     """The one fragment of each part; removes those of parts that are no more, or of which other images were chosen."""
     found = _fragments(target)
     best = [

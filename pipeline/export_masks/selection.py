@@ -21,7 +21,7 @@ NAMED = pa.schema([("part", pa.string()), ("image_uri", pa.string()), ("name", p
 CHOSEN = NAMED.append(pa.field("fragment", pa.string()))  # what a task gets
 
 
-class Part(NamedTuple):
+class SelectedPart(NamedTuple):
     """A part of masks as far as it is exported."""
 
     name: str
@@ -34,7 +34,7 @@ class Part(NamedTuple):
         return f"{self.name.removesuffix('.parquet')}-{self.digest}"
 
 
-class Selection:
+class MaskSelection:
     """The chosen images of an output; a context manager, since they lie in a temporary database.
 
     Raises, from every method: UserError.
@@ -44,7 +44,7 @@ class Selection:
         self.output = output
         self._where = where
 
-    def __enter__(self) -> "Selection":
+    def __enter__(self) -> "MaskSelection":
         with self._explained():
             self._connection = engine.connect(self.output)
         self._folder = tempfile.TemporaryDirectory(prefix="sceneparse-")
@@ -99,15 +99,15 @@ class Selection:
         self._require_distinct()
         return folder
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[SelectedPart]:
         """The parts that have chosen images, in name order."""
         rows = self._ask(
             "SELECT part, printf('%016x', bit_xor(md5_number_lower(image_uri || chr(10) || name))), count(*) "
             "FROM work.chosen GROUP BY part ORDER BY part"
         )
-        return [Part(*row) for row in rows]
+        return [SelectedPart(*row) for row in rows]
 
-    def tables(self, parts: list[Part]) -> list[pa.Table]:
+    def tables(self, parts: list[SelectedPart]) -> list[pa.Table]:
         """For each of the parts its CHOSEN images."""
         found = self._connection.sql(
             "SELECT part, image_uri, name FROM work.chosen WHERE part IN (SELECT unnest($parts)) ORDER BY part",

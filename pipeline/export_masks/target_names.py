@@ -11,7 +11,7 @@ import re
 import pyarrow as pa
 import pyarrow.compute as pc
 
-LONGEST = 200  # bytes of a name between slashes; file systems allow 255, of which formats add some
+MAX_NAME_BYTES = 200  # bytes of a name between slashes; file systems allow 255, of which formats add some
 # Control characters; separators and drives of Windows; % for %2e, in case someone decodes it; what shells expand.
 UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\\:*?"<>|%]')
 DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(?:\..*)?", re.IGNORECASE | re.DOTALL)
@@ -19,7 +19,7 @@ ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,7}")
 # Stems that `clean` may change, for a fast look at many; all others are names already.
 ODD = (
     r'(?is)[^ -~]|[\\:*?"<>|%]|[. ](?:/|$)|(?:^|/)(?:[./]|$|(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:[./]|$))'
-    rf"|[^/]{{{LONGEST + 1}}}"
+    rf"|[^/]{{{MAX_NAME_BYTES + 1}}}"
 )
 
 
@@ -64,7 +64,7 @@ def _clean_part(part: str) -> str:
     if part.startswith(".") or DEVICE.fullmatch(part):  # hidden names are passed over by most readers
         part = "_" + part.removeprefix(".")
     encoded = part.encode()
-    if len(encoded) > LONGEST:
+    if len(encoded) > MAX_NAME_BYTES:
         digest = hashlib.blake2b(encoded, digest_size=6).hexdigest()
-        part = f"{encoded[: LONGEST - 13].decode(errors='ignore')}-{digest}"
+        part = f"{encoded[: MAX_NAME_BYTES - 13].decode(errors='ignore')}-{digest}"
     return part

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.images.formats import KINDS, ImageError, deadline, opened, quiet
+from pipeline.images.formats import IMAGE_ERRORS, ImageError, deadline, opened, quiet
 from pipeline.images.pixels import as_rgb, jpeg_pixels, load, orientation, turned
 
 __all__ = [
-    "KINDS",
+    "IMAGE_ERRORS",
     "ImageError",
     "decode_image",
     "decode_label",

@@ -31,7 +31,7 @@ TiffImagePlugin.READ_LIBTIFF = True
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of damaged files is in the ImageError
 
 # Kind of ImageError -> what it tells. Tables are grouped by these words, so they stay few.
-KINDS = {
+IMAGE_ERRORS = {
     "Empty": "the file has no bytes",
     "NotAnImage": "the file begins as no image format does",
     "Unsupported": "an image, but of a format or of samples that are not decoded here",
@@ -95,7 +95,7 @@ class ImageError(Exception):
     message: str
 
     def __post_init__(self) -> None:
-        assert self.kind in KINDS, self.kind
+        assert self.kind in IMAGE_ERRORS, self.kind
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.kind, self.message)

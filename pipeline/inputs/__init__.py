@@ -10,11 +10,11 @@ from pipeline.config.inputs import InputConfig
 from pipeline.errors import UserError
 from pipeline.inputs import inventory, list_files, manifests, prefixes
 from pipeline.inputs.patterns import folder_of, is_glob
-from pipeline.inputs.selection import Selection
+from pipeline.inputs.selection import ImageSelection
 from pipeline.inputs.uris import Names, Resolver, folder_above
 from pipeline.storage.places import home_of, place_prefix
 
-__all__ = ["list_images", "refuse_output_inside_input"]
+__all__ = ["check_no_output_inside_input", "list_images"]
 
 
 def list_images(config: InputConfig) -> Iterator[pa.Table]:
@@ -25,8 +25,8 @@ def list_images(config: InputConfig) -> Iterator[pa.Table]:
 
     Raises: UserError, in the call or while it goes on.
     """
-    refuse_output_inside_input(config, config.output)
-    selection = Selection(config, _may_repeat(config))
+    check_no_output_inside_input(config, config.output)
+    selection = ImageSelection(config, _may_repeat(config))
     sources = [
         *(_prefix(uri) for uri in config.input),
         *(_list(uri, config) for uri in config.list_file),
@@ -36,24 +36,24 @@ def list_images(config: InputConfig) -> Iterator[pa.Table]:
     return _selected(chain.from_iterable(sources), selection)
 
 
-def refuse_output_inside_input(config: InputConfig, output: str) -> None:
+def check_no_output_inside_input(config: InputConfig, output: str) -> None:
     """Raise UserError where the next run would take this run's output for images."""
     for uri in config.input:
-        prefixes.refuse_output_inside_input(uri, output)
+        prefixes.check_no_output_inside_input(uri, output)
 
 
-def _selected(tables: Iterator[pa.Table], selection: Selection) -> Iterator[pa.Table]:
+def _selected(tables: Iterator[pa.Table], selection: ImageSelection) -> Iterator[pa.Table]:
     for named in tables:
         listed = selection.of(named)
         if len(listed):
             yield listed
         if selection.is_complete:
             return
-    selection.refuse_nothing()
+    selection.check_not_empty()
 
 
 def _prefix(uri: str) -> Iterator[pa.Table]:
-    prefixes.refuse_all_buckets(uri)
+    prefixes.check_no_bare_scheme(uri)
     message = f"input {uri}: no files there; check the prefix or pattern"
     # The first match of a glob may be a long way off.
     return _not_empty(prefixes.read(uri), message, at_once=not is_glob(uri))

@@ -28,13 +28,13 @@ def read(uri: str) -> Iterator[pa.Table]:
         yield table.filter(matches(columns["image_uri"], pattern)) if pattern else table
 
 
-def refuse_all_buckets(uri: str) -> None:
+def check_no_bare_scheme(uri: str) -> None:
     """Raise UserError for `s3://`."""
     if uri.startswith("s3") and storage.open_filesystem(uri)[1] == "/":
         raise UserError(f"input {uri}: names no bucket; give s3://BUCKET or s3://BUCKET/PREFIX")
 
 
-def refuse_output_inside_input(input_uri: str, output_uri: str) -> None:
+def check_no_output_inside_input(input_uri: str, output_uri: str) -> None:
     """Raise UserError where the next run would take this run's output for images."""
     prefix = storage.absolute(folder_of(input_uri)).rstrip("/") + "/"
     if (storage.absolute(output_uri) + "/").startswith(prefix):

@@ -11,7 +11,7 @@ from pipeline.output.id_set import IdSet
 from pipeline.output.schema import IMAGE_ID_BYTES, LISTED, image_id
 
 
-class Selection:
+class ImageSelection:
     """Applies --include, --exclude, --sample, --shard and --limit, and leaves out what came before.
 
     Args:
@@ -46,7 +46,7 @@ class Selection:
             self._left -= len(listed)
         return listed
 
-    def refuse_nothing(self) -> None:
+    def check_not_empty(self) -> None:
         """Raise UserError if the patterns left nothing of something."""
         if self.named and not self.matched:
             raise UserError(f"include, exclude: none of the {self.named:,} images is left; correct the patterns")

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.output.schema import LISTED
-from pipeline.storage.places import LONGEST, Places, canonical, place_prefix
+from pipeline.storage.places import MAX_URI_BYTES, Places, canonical, place_prefix
 from pipeline.url_credentials import credentials_refusal, masked
 
 # What is no canonical URI for sure, or might be none: looked at one by one.
@@ -53,7 +53,7 @@ class Resolver:
         """NAMED rows, each with its canonical URI or an error (BadURI, NotAllowed, InsideOutput)."""
         uris = _with_scheme(_texts(names.text), names.folder)
         plain = pc.and_(self._allows(uris), pc.invert(pc.match_substring_regex(uris, ODD)))
-        plain = pc.and_(plain, pc.less_equal(pc.binary_length(uris), LONGEST))
+        plain = pc.and_(plain, pc.less_equal(pc.binary_length(uris), MAX_URI_BYTES))
         plain = pc.and_(plain, pc.invert(pc.starts_with(uris, self._output.rstrip("/"))))
         columns = {"image_uri": uris, **names.details}
         odd = pc.indices_nonzero(pc.invert(pc.fill_null(plain, False)))

@@ -10,7 +10,7 @@ from pipeline.output.id_set import IdSet
 from pipeline.output.schema import IMAGE_ID_BYTES, image_id
 
 
-class Done:
+class CompletedImages:
     """The images that have a row, but for those that are to be labelled again.
 
     Args:
@@ -24,7 +24,7 @@ class Done:
         self._images = IdSet()
         self._settled = IdSet() if retry_errors else self._images  # images without those to try again
         self._versions = IdSet()
-        self.num_unversioned = 0  # listed images that have a row and, with `relabel_changed`, no ETag to compare
+        self.num_without_etag = 0  # listed images that have a row and, with `relabel_changed`, no ETag to compare
         # Of masks, what `add` wants to see.
         self.columns = ["image_id"]
         self.columns += ["status", "error_type"] if retry_errors else []
@@ -46,13 +46,13 @@ class Done:
             self._versions.add(_versions(rows))
         return is_first
 
-    def holds(self, listed: pa.Table) -> pa.Array:
+    def contains(self, listed: pa.Table) -> pa.Array:
         """Of a LISTED table, which images need nothing more."""
         known = self._settled.contains(listed["image_id"])
         if not self._relabel_changed:
             return known
         is_unversioned = pc.is_null(listed["etag"])
-        self.num_unversioned += pc.sum(pc.and_(known, is_unversioned)).as_py() or 0
+        self.num_without_etag += pc.sum(pc.and_(known, is_unversioned)).as_py() or 0
         same = pc.or_(is_unversioned, self._versions.contains(_versions(listed)))
         return pc.and_(known, same)
 

@@ -4,29 +4,28 @@ from collections.abc import Sequence
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.images.formats import KINDS as IMAGE_KINDS
+from pipeline.images.formats import IMAGE_ERRORS
 
 STAGES = ("list", "download", "decode", "predict")
 
 # What each kind means.
-KINDS = {
+ERROR_TYPES = {
     "BadURI": "a row of a list or table that names no file, or holds credentials",
     "NotAllowed": "a row that names a file outside the places that the command allows",
     "InsideOutput": "a row that names a file of the output",
-    **storage.FAILURE_KINDS,
-    **{kind: meaning for kind, meaning in IMAGE_KINDS.items() if kind not in ("NotALabelMap", "UnknownColor")},
+    **storage.STORAGE_ERRORS,
+    **{kind: meaning for kind, meaning in IMAGE_ERRORS.items() if kind not in ("NotALabelMap", "UnknownColor")},
     "OutOfMemory": "the predictor's device has too little memory for it",
     "Crashed": "each process that worked on it died, mostly since its memory ended",
 }
 EVERY_KIND = "all"
 
 
-def require_kinds(option: str, kinds: Sequence[str]) -> None:
+def check_error_types(option: str, kinds: Sequence[str]) -> None:
     """Raise UserError naming a word that is no kind of failure."""
-    if unknown := [kind for kind in kinds if kind not in (*KINDS, EVERY_KIND)]:
-        raise UserError(
-            f"{option}: {', '.join(unknown)} is no kind of failure; use {EVERY_KIND}, or some of {', '.join(KINDS)}"
-        )
+    if unknown := [kind for kind in kinds if kind not in (*ERROR_TYPES, EVERY_KIND)]:
+        known = ", ".join(ERROR_TYPES)
+        raise UserError(f"{option}: no error type {', '.join(unknown)}; use {EVERY_KIND}, or some of {known}")
 
 
 def failure(stage: str, kind: str, message: str) -> dict[str, str]:

@@ -26,7 +26,7 @@ from typing import Literal
 from pydantic import BaseModel, ValidationError
 
 from pipeline import storage
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.errors import UserError
 
 FOLDER = "_leases"
@@ -118,7 +118,7 @@ class Lease:
         except LeaseLost:
             pass  # whoever has taken over knows
         except UserError as error:
-            say(f"the lease of run {self.run_id} was not given back; the next run waits for it to expire: {error}")
+            log(f"the lease of run {self.run_id} was not given back; the next run waits for it to expire: {error}")
 
     def _keep_renewing(self) -> None:
         while not self._ending.wait(RENEW_EVERY):
@@ -207,7 +207,7 @@ def _wait_for_its_end(output: str, sequence: int) -> None:
     is_alive = _is_alive(first)
     end = time.monotonic() + EXPIRES_AFTER
     if is_alive is None:
-        say(f"{first} was writing to this output; waiting {EXPIRES_AFTER:g} s at most to see whether it lives")
+        log(f"{first} was writing to this output; waiting {EXPIRES_AFTER:g} s at most to see whether it lives")
     while is_alive is None and time.monotonic() < end:
         time.sleep(LOOK_EVERY)
         (now,) = _read(output, sequence)
@@ -219,7 +219,7 @@ def _wait_for_its_end(output: str, sequence: int) -> None:
             f"output {output} is being written by {first}; one run writes to an output at a time: wait until it ends, "
             "or stop it, or choose another --output"
         )
-    say(f"{first} ended without a word; going on in its place")
+    log(f"{first} ended without a word; going on in its place")
 
 
 def _is_alive(record: Record) -> bool | None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.output.completed import Done
+from pipeline.output.completed import CompletedImages
 from pipeline.output.id_set import IdSet, IdSum
 from pipeline.output.lease import sequence_of
 from pipeline.output.parquet import read_table
@@ -30,8 +30,8 @@ LARGEST_PART = 1_000_000_000  # bytes of masks, far more than what the write sta
 class Reconciled:
     """An output in order, and what was done to it."""
 
-    done: Done
-    mended: list[str] = field(default_factory=list)
+    completed: CompletedImages
+    repaired: list[str] = field(default_factory=list)
     names: set[str] = field(default_factory=set)  # of the parts
     # How long parts that were not committed may still be, by tasks of a run that was taken over; seconds from now.
     in_doubt: float = 0.0
@@ -50,8 +50,8 @@ def reconcile(output: str, retry_errors: Sequence[str] = (), relabel_changed: bo
 
     Raises: UserError.
     """
-    found = Reconciled(Done(retry_errors, relabel_changed))
-    masks, class_stats = (_names(output, table, found.mended) for table in ("masks", "class_stats"))
+    found = Reconciled(CompletedImages(retry_errors, relabel_changed))
+    masks, class_stats = (_names(output, table, found.repaired) for table in ("masks", "class_stats"))
     for name in sorted(class_stats - masks):
         # A listing may lag behind: each file is asked for before its partner is deleted.
         if storage.exists(storage.join(output, "masks", name)):
@@ -60,27 +60,27 @@ def reconcile(output: str, retry_errors: Sequence[str] = (), relabel_changed: bo
         uri = storage.join(output, "class_stats", name)
         found.in_doubt = max(found.in_doubt, _commit_within(uri))
         storage.remove(uri)
-        found.mended.append(f"removed class_stats/{name}: an interrupted run had not committed it")
+        found.repaired.append(f"removed class_stats/{name}: an interrupted run had not committed it")
     for name in sorted(masks - class_stats):
         if storage.exists(storage.join(output, "class_stats", name)):
             class_stats.add(name)
             continue
         storage.remove(storage.join(output, "masks", name))
-        found.mended.append(f"removed masks/{name}: its class_stats file is missing; its images are done again")
+        found.repaired.append(f"removed masks/{name}: its class_stats file is missing; its images are done again")
 
     found.names = masks & class_stats
-    for _, rows in _read_parts(output, sorted(found.names), found.done.columns):
-        if found.done.add(rows).false_count:
-            found.mended += remove_superseded(output)
+    for _, rows in _read_parts(output, sorted(found.names), found.completed.columns):
+        if found.completed.add(rows).false_count:
+            found.repaired += remove_superseded(output)
             found.names = _whole(output)
-            found.done = read_done(output, retry_errors, relabel_changed)
+            found.completed = read_completed(output, retry_errors, relabel_changed)
             break
     return found
 
 
-def read_done(output: str, retry_errors: Sequence[str] = (), relabel_changed: bool = False) -> Done:
+def read_completed(output: str, retry_errors: Sequence[str] = (), relabel_changed: bool = False) -> CompletedImages:
     """The images that are done, as `reconcile` finds them, of an output that is left as it is. Raises UserError."""
-    done = Done(retry_errors, relabel_changed)
+    done = CompletedImages(retry_errors, relabel_changed)
     for _, rows in _read_parts(output, sorted(_whole(output)), done.columns):
         done.add(rows)
     return done
@@ -116,9 +116,9 @@ def remove_superseded(output: str) -> list[str]:
     A part that loses rows is written anew under another name before it goes: until then rows stand twice, never
     nowhere.
     """
-    mended: list[str] = []
+    repaired: list[str] = []
     rewritten: set[str] = set()
-    superseded = _superseded(output, sorted(_names(output, "masks", mended)))
+    superseded = _superseded(output, sorted(_names(output, "masks", repaired)))
     for name, rows_of_part in superseded.items():
         masks = read_table(storage.join(output, "masks", name), schema=MASKS)
         if len(rows_of_part) == len(masks):
@@ -135,8 +135,8 @@ def remove_superseded(output: str) -> list[str]:
         # An interrupted mending may have made a part already that was just made again.
         if name not in rewritten:
             remove_part(output, name)
-            mended.append(f"removed {len(rows_of_part)} rows from masks/{name}: newer ones have taken their place")
-    return mended
+            repaired.append(f"removed {len(rows_of_part)} rows from masks/{name}: newer ones have taken their place")
+    return repaired
 
 
 def remove_strays(output: str, run_id: str, written: set[str]) -> list[str]:
@@ -167,13 +167,13 @@ def _commit_within(uri: str) -> float:
             return storage.write_seconds(LARGEST_PART)
 
 
-def _names(output: str, table: str, mended: list[str]) -> set[str]:
+def _names(output: str, table: str, repaired: list[str]) -> set[str]:
     """Parts of a table; what else lies there is left alone, but half-written files."""
     names = set()
     for name in _files(output, table):
         if name.startswith(storage.PARTIAL):
             storage.remove(storage.join(output, table, name))
-            mended.append(f"removed {table}/{name}: half written")
+            repaired.append(f"removed {table}/{name}: half written")
         elif PART.fullmatch(name):
             names.add(name)
     return names

@@ -19,7 +19,7 @@ from pipeline.output.schema import LISTED
 from pipeline.segment.stage_timing import Spent, StageSeconds
 from pipeline.segment.worklist import MAX_WAVE
 
-MOST_TRIED = 20_000  # images whose names a survey keeps, for a sample of at most so many
+MAX_TRIED = 20_000  # images whose names a survey keeps, for a sample of at most so many
 FEW_TO_WEIGH = 16  # images; the costs of fewer say nothing about how they grow with the file
 CERTAINTY = 1.96  # standard deviations of the normal distribution: intervals hold 95 times in 100
 
@@ -47,7 +47,7 @@ class Survey:
         return self.candidates.slice(0, count)
 
 
-def survey(tables: Iterable[pa.Table], is_done: Callable[[pa.Table], pa.Array], most: int = MOST_TRIED) -> Survey:
+def survey(tables: Iterable[pa.Table], is_done: Callable[[pa.Table], pa.Array], most: int = MAX_TRIED) -> Survey:
     """Go through LISTED tables, holding no more names than a sample may need.
 
     The sample is the images of the smallest ids, which are hashes of the names: as good as drawn at random, and no
@@ -151,7 +151,7 @@ class Forecast:
         return self.machines.nodes * self.seconds / 3600
 
 
-class Plan:
+class SegmentationPlan:
     """The survey and the sample put together."""
 
     def __init__(self, survey: Survey, tried: Tried) -> None:

@@ -16,22 +16,22 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline import storage
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.cluster import connection
-from pipeline.cluster.progress_actor import News
-from pipeline.cluster.sizing import plan_stages
+from pipeline.cluster.progress_actor import ProgressUpdate
+from pipeline.cluster.sizing import size_actor_pool
 from pipeline.config.jobs import SegmentConfig
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.errors import UserError
-from pipeline.output.completed import Done
+from pipeline.output.completed import CompletedImages
 from pipeline.output.lease import hold
 from pipeline.output.ownership import is_claimed
 from pipeline.output.parquet import read_table
-from pipeline.output.reconcile import read_done
+from pipeline.output.reconcile import read_completed
 from pipeline.output.schema import MASKS
-from pipeline.plan.forecast import Forecast, Machines, Plan, Survey, Tried, steady_rate, survey
-from pipeline.segment.progress import LINE_EVERY, SegmentationLine
+from pipeline.plan.forecast import Forecast, Machines, SegmentationPlan, Survey, Tried, steady_rate, survey
+from pipeline.segment.progress import LINE_EVERY, ProgressBar
 from pipeline.segment.rescaling import ClusterChanged
-from pipeline.segment.run import Summary, label, opened
-from pipeline.segment.worklist import FIRST_WAIT, Listed, Worklist
+from pipeline.segment.run import SegmentSummary, opened, run_waves
+from pipeline.segment.worklist import FIRST_WAIT, ListingProgress, Worklist
 
 LEAST_TRIED = 32  # images for each predictor
 
@@ -44,7 +44,7 @@ class Planned:
     model_id: str
     survey: Survey
     max_error_rate: float  # of the run
-    plan: Plan | None = None  # None: there is nothing to label
+    plan: SegmentationPlan | None = None  # None: there is nothing to label
     forecasts: tuple[Forecast, ...] = ()  # for the cluster as it is and, if asked for, for one of other size
 
 
@@ -59,16 +59,16 @@ def make_plan(config: SegmentConfig) -> Planned:
     started = time.monotonic()
     output, listing, model = opened(config)
     again = config.retry_errors, config.relabel_changed
-    done = read_done(output, *again) if is_claimed(output, model) else Done(*again)
+    done = read_completed(output, *again) if is_claimed(output, model) else CompletedImages(*again)
     begun = time.monotonic()
-    surveyed = survey(_told(listing), done.holds)
+    surveyed = survey(_told(listing), done.contains)
     planned = Planned(output, model.model_id, surveyed, config.max_error_rate)
     if not surveyed.images:
         return planned
     # A run waits for its listing, too, but not for all of it.
     before = begun - started + min(FIRST_WAIT, time.monotonic() - begun)
     tried = _try(config, model, surveyed, output, before)
-    plan = Plan(surveyed, tried)
+    plan = SegmentationPlan(surveyed, tried)
     return replace(planned, plan=plan, forecasts=tuple(_forecasts(config, plan)))
 
 
@@ -79,39 +79,39 @@ def _told(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         images += len(table)
         if time.monotonic() - last >= LINE_EVERY:
             last = time.monotonic()
-            say(f"{images:,} images listed so far")
+            log(f"{images:,} images listed so far")
         yield table
 
 
-class _SampleLine(SegmentationLine):
+class _SampleLine(ProgressBar):
     """The progress of the sample, which is kept."""
 
-    def __init__(self, listed: Listed) -> None:
+    def __init__(self, listed: ListingProgress) -> None:
         super().__init__(listed)
         self.marks: list[tuple[float, int]] = []  # time.monotonic(), images so far
 
-    def show(self, news: News) -> None:
-        done = sum(news.counts.values())
+    def show(self, update: ProgressUpdate) -> None:
+        done = sum(update.counts.values())
         if done and (not self.marks or done > self.marks[-1][1]):
             self.marks.append((time.monotonic(), done))
-        super().show(news)
+        super().show(update)
 
 
 def _try(config: SegmentConfig, model: Checkpoint, surveyed: Survey, output: str, before: float) -> Tried:
     """Label the sample. `before`: the seconds that a run takes until it has something to label."""
     started = time.monotonic()
     connection.connect(config.verbose)
-    predictors = plan_stages(config, connection.resources()).predictors
+    predictors = size_actor_pool(config, connection.resources()).predictors
     sample = surveyed.sample(max(config.plan_images, LEAST_TRIED * predictors))
-    say(f"{surveyed.images:,} images to label; trying {len(sample):,} of them")
+    log(f"{surveyed.images:,} images to label; trying {len(sample):,} of them")
     # That images fail is a result here.
     config = config.model_copy(update={"max_error_rate": 1.0})
     with _folder_below(output) as folder:
         with hold(folder) as lease, Worklist([sample], lambda listed: pa.array([False] * len(listed))) as worklist:
-            summary = Summary(lease.run_id, folder, worklist.listed)
+            summary = SegmentSummary(lease.run_id, folder, worklist.listed)
             line = _SampleLine(worklist.listed)
             try:
-                label(config, model, worklist, summary, lease, line)
+                run_waves(config, model, worklist, summary, lease, line)
             except ClusterChanged as change:
                 raise UserError(f"plan: {change}; make it again") from None
         ended = time.monotonic()
@@ -151,7 +151,7 @@ def _folder_below(output: str) -> Iterator[str]:
                 filesystem.rmdir(path)
 
 
-def _forecasts(config: SegmentConfig, plan: Plan) -> Iterator[Forecast]:
+def _forecasts(config: SegmentConfig, plan: SegmentationPlan) -> Iterator[Forecast]:
     have = connection.resources()
     # A local Ray counts more CPUs than there are.
     there_are = ray.get(ray.remote(_processors).options(num_cpus=1).remote())
@@ -176,7 +176,7 @@ def _processors() -> int:
 
 def _machines(config: SegmentConfig, have: connection.Resources, processors: int) -> Machines:
     """What a run would start on such a cluster, whose nodes have so many processors each."""
-    stages = plan_stages(config, have)
+    stages = size_actor_pool(config, have)
     return Machines(
         nodes=have.cpu_nodes,
         processors=have.cpu_nodes * processors,

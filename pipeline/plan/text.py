@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from pipeline.console import duration
-from pipeline.plan.forecast import Failures, Forecast, Plan, Survey
+from pipeline.plan.forecast import Failures, Forecast, SegmentationPlan, Survey
 from pipeline.plan.run import Planned
 
 LABEL = 11  # characters, of what stands left of the text
@@ -47,7 +47,7 @@ def _sizes(survey: Survey) -> Iterator[str]:
         yield _row("", f"{_power(k - 1) if k else '0 B':>9} to {_power(k):>8} {count:>15,}  {bar}")
 
 
-def _sample(plan: Plan) -> Iterator[str]:
+def _sample(plan: SegmentationPlan) -> Iterator[str]:
     tried = plan.tried
     rate = "" if tried.rate is None else f", then {_figures(tried.rate)} images/s"
     took = f"{duration(tried.seconds)}; the first after {tried.seconds_to_first:.1f} s{rate}"
@@ -69,7 +69,7 @@ def _stages(here: Forecast) -> Iterator[str]:
         yield f"{stage:{LABEL}}{milliseconds:>13}{cpu:>10}{capacity.workers:>10,}{rate:>12}{limits}"
 
 
-def _balance(plan: Plan, here: Forecast) -> Iterator[str]:
+def _balance(plan: SegmentationPlan, here: Forecast) -> Iterator[str]:
     if here.machines.gpus:
         feeding = (here.machines.processors - here.machines.predictors) / here.machines.gpus
         needed = f"{plan.cpus_for_a_gpu:.1f} : 1 keeps the GPUs busy, besides one CPU for each predictor"
@@ -88,12 +88,12 @@ def _forecasts(forecasts: tuple[Forecast, ...]) -> Iterator[str]:
         yield f"{name:{LABEL}}{nodes:>14}{times}{price}"
 
 
-def _output(plan: Plan) -> Iterator[str]:
+def _output(plan: SegmentationPlan) -> Iterator[str]:
     each = plan.output_bytes / plan.survey.images
     yield _row("Output", f"{num_bytes(plan.output_bytes)}, {num_bytes(each)} an image")
 
 
-def _failures(plan: Plan, max_error_rate: float) -> Iterator[str]:
+def _failures(plan: SegmentationPlan, max_error_rate: float) -> Iterator[str]:
     images, failed = plan.survey.images, plan.failed
     expected = f"{math.floor(failed.least * images):,} to {math.ceil(failed.most * images):,}"
     yield _row("Failures", f"{expected} images ({_share(failed)}); {failed.tried:,} of {plan.tried.images:,} tried")

@@ -270,7 +270,7 @@ def _image(content: storage.Fetched | Exception, height: int, width: int) -> NDA
         raise content
     if isinstance(content, Exception):
         kind = storage.failure_kind(content)
-        raise UserError(f"{kind}: {storage.FAILURE_KINDS[kind]}")
+        raise UserError(f"{kind}: {storage.STORAGE_ERRORS[kind]}")
     try:
         image_HW3 = decode_image(content.content, MAX_PIXELS, MAX_FILE_BYTES, DECODE_SECONDS)
     except ImageError as error:

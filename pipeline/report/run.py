@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline import storage
-from pipeline.console import duration, say
+from pipeline.console import duration, log
 from pipeline.html.page import render
 from pipeline.report import output_charts
 from pipeline.report.gallery import REASONS, Gallery, make_gallery
@@ -40,7 +40,7 @@ def build_report(output: str, to: str | None, pictures: int, max_bytes: int, max
     Raises: UserError.
     """
     tables = OutputTables(output, max_parts)
-    say(f"Reading {len(tables.names):,} of {tables.num_parts:,} parts of the tables")
+    log(f"Reading {len(tables.names):,} of {tables.num_parts:,} parts of the tables")
     classes = tables.classes()
     values = _values(tables, classes)
     palette_K3 = np.array([row["color"] for row in sorted(classes, key=lambda row: row["id"])], np.uint8)

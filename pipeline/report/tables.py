@@ -17,7 +17,7 @@ Row = dict[str, Any]
 PRESENT = 0.01  # of an image, that a class must take to count as seen together with others
 PAIRED_IMAGES = 200_000  # whose classes are paired: a share is right to about 0.3% then
 COMMON_SIZES = 8
-FAILURE_KINDS = 40
+STORAGE_ERRORS = 40
 CONFIDENCE_BINS = 50
 CLASS_CONFIDENCE_BINS = 20
 BINS_PER_DOUBLING = 4  # of the histograms over powers of two
@@ -127,7 +127,7 @@ class OutputTables:
         return self.rows(
             f"""SELECT error_stage AS stage, error_type AS kind, count(*) AS images,
                 min(image_uri) AS example, arg_min(error_message, image_uri) AS message
-            FROM masks WHERE status = 'error' GROUP BY ALL ORDER BY images DESC, kind LIMIT {FAILURE_KINDS}"""
+            FROM masks WHERE status = 'error' GROUP BY ALL ORDER BY images DESC, kind LIMIT {STORAGE_ERRORS}"""
         )
 
     def confidences(self) -> list[Row]:

@@ -17,14 +17,14 @@ from pipeline.output.errors import failure
 PROCESS_DEATHS, NODE_LOSSES = 2, 5
 
 
-class Begun(NamedTuple):
+class AttemptPlan(NamedTuple):
     """What a block that begins is told."""
 
     one_by_one: bool  # whether its images are to be worked on, and told, one after the other
     given_up: list[bytes]  # ids of its images that are not to be tried again
 
 
-class Trials:
+class CrashLedger:
     """The board's part: which blocks are at work where, and at which image.
 
     Args:
@@ -37,14 +37,14 @@ class Trials:
         self._at: dict[str, bytes] = {}  # block -> image, of blocks that go one by one
         self._deaths: defaultdict[bytes, list[str]] = defaultdict(list)  # image -> nodes where something died at it
 
-    def begin(self, block: str, image_ids: Sequence[bytes], node: str) -> Begun:
+    def begin(self, block: str, image_ids: Sequence[bytes], node: str) -> AttemptPlan:
         nodes = self._begun[block]
         if block in self._at:
             self._deaths[self._at.pop(block)].append(nodes[-1])
         # A node that is lost says little of the images, the first time.
         one_by_one = len(nodes) > 1 or (len(nodes) == 1 and self._is_alive(nodes[-1]))
         nodes.append(node)
-        return Begun(one_by_one, [image for image in image_ids if self._is_given_up(image)])
+        return AttemptPlan(one_by_one, [image for image in image_ids if self._is_given_up(image)])
 
     def enter(self, block: str, image_id: bytes) -> None:
         self._at[block] = image_id
@@ -61,7 +61,7 @@ class Trials:
         return len(nodes) >= NODE_LOSSES or sum(map(self._is_alive, nodes)) >= PROCESS_DEATHS
 
 
-class Trial:
+class BlockAttempt:
     """The worker's part, for one block of rows.
 
     Args:
@@ -69,20 +69,22 @@ class Trial:
         board: of the run; None: nobody is told, and nothing is known of earlier trials.
     """
 
-    def __init__(self, stage: str, rows: Sequence[dict[str, Any]], board: Any) -> None:
+    def __init__(self, stage: str, rows: Sequence[dict[str, Any]], progress_actor: Any) -> None:
         self.one_by_one = False
-        self._board = board
-        if board is None:
+        self._progress_actor = progress_actor
+        if progress_actor is None:
             return
         import ray
 
         ids = [row["image_id"] for row in rows]
         self._block = f"{stage} {hashlib.blake2b(b''.join(sorted(ids)), digest_size=16).hexdigest()}"
         self.one_by_one, given_up = ray.get(
-            board.begin.remote(self._block, ids, ray.get_runtime_context().get_node_id())
+            progress_actor.begin.remote(self._block, ids, ray.get_runtime_context().get_node_id())
         )
         if self.one_by_one:
-            board.say.remote(f"a process with {len(rows):,} images to {stage} was lost; they begin again, one by one")
+            progress_actor.log.remote(
+                f"a process with {len(rows):,} images to {stage} was lost; they begin again, one by one"
+            )
         for row in rows:
             if row["image_id"] in given_up and row["error_type"] is None:
                 row |= failure(stage, "Crashed", f"each process that was to {stage} it died; has it enough memory?")
@@ -95,13 +97,13 @@ class Trial:
             return
         import ray
 
-        ray.get(self._board.enter.remote(self._block, image_id))
+        ray.get(self._progress_actor.enter.remote(self._block, image_id))
         try:
             yield
         finally:
-            ray.get(self._board.leave.remote(self._block))
+            ray.get(self._progress_actor.leave.remote(self._block))
 
     def end(self) -> None:
         """The block is done."""
-        if self._board is not None:
-            self._board.end.remote(self._block)
+        if self._progress_actor is not None:
+            self._progress_actor.end.remote(self._block)

@@ -17,7 +17,7 @@ from pipeline.images.tiff_windows import is_tiff
 from pipeline.output.errors import failure
 from pipeline.output.schema import DECODED, table
 from pipeline.segment import large_images, prometheus
-from pipeline.segment.crash_isolation import Trial
+from pipeline.segment.crash_isolation import BlockAttempt
 
 # Decoded pixels are handed on in pieces of about this size, so that large images do not pile up in a task.
 DECODED_BYTES = 32_000_000
@@ -34,7 +34,7 @@ class Limits(NamedTuple):
 
 
 def decode(
-    listed: pa.Table, limits: Limits, long_side: int | None, board: Any = None, by_window: bool = False
+    listed: pa.Table, limits: Limits, long_side: int | None, progress_actor: Any = None, by_window: bool = False
 ) -> Iterator[pa.Table]:
     """Download and decode a block of LISTED images into DECODED rows; a failure becomes a row that says why.
 
@@ -42,27 +42,27 @@ def decode(
     """
     since = time.process_time()
     cv2.setNumThreads(1)
-    waiting = _Waiting()
+    waiting = SizeBuckets()
     listed_rows = listed.to_pylist()
-    trial = Trial("decode", listed_rows, board)
-    for row in _fetched_and_decoded(listed_rows, limits, long_side, by_window, trial):
+    attempt = BlockAttempt("decode", listed_rows, progress_actor)
+    for row in _fetched_and_decoded(listed_rows, limits, long_side, by_window, attempt):
         waiting.add(row)
         if waiting.bytes > DECODED_BYTES:
             yield table(waiting.largest(), DECODED)
     if rest := waiting.all():
         yield table(rest, DECODED)
-    trial.end()
+    attempt.end()
     prometheus.count_processor("decode", since)
-    if board is not None:
-        board.spend.remote(prometheus.report())
+    if progress_actor is not None:
+        progress_actor.add_timing.remote(prometheus.report())
 
 
 def _fetched_and_decoded(
-    rows: list[dict[str, Any]], limits: Limits, long_side: int | None, by_window: bool, trial: Trial
+    rows: list[dict[str, Any]], limits: Limits, long_side: int | None, by_window: bool, attempt: BlockAttempt
 ) -> Iterator[dict[str, Any]]:
-    if trial.one_by_one:
+    if attempt.one_by_one:
         for row in rows:
-            with trial.at(row["image_id"]):
+            with attempt.at(row["image_id"]):
                 done = [_decoded(*each, limits, long_side, by_window) for each in _downloaded([row], limits)]
             yield from done
         return
@@ -96,7 +96,7 @@ def _decoded(
     return row
 
 
-class _Waiting:
+class SizeBuckets:
     """Decoded rows that are to be handed on, those of one size together, so that they fill batches."""
 
     def __init__(self) -> None:
@@ -122,7 +122,7 @@ class _Waiting:
         return [row for group in groups.values() for row in group]
 
 
-class _Room:
+class ByteBudget:
     """Which of the files that are downloaded together are read, once their sizes are known."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -149,7 +149,7 @@ def _downloaded(
     def fetch(group: list[dict[str, Any]]) -> list[storage.Fetched | Exception]:
         uris = [row["image_uri"] for row in group if _is_wanted(row, limits)]
         # Where the listing told the sizes, they are within the limits already.
-        room = _Room(limits.max_bytes) if any(row["size_bytes"] is None for row in group) else None
+        room = ByteBudget(limits.max_bytes) if any(row["size_bytes"] is None for row in group) else None
         with prometheus.timed("download") as work:
             files = storage.fetch_objects(uris, room)
             work.images = sum(not isinstance(file, storage.Refused) for file in files)

@@ -20,17 +20,17 @@ from pipeline.errors import UserError
 from pipeline.images.codec import ImageError, encode_mask
 from pipeline.output.errors import failure
 from pipeline.segment import large_images, prometheus
-from pipeline.segment.crash_isolation import Trial
+from pipeline.segment.crash_isolation import BlockAttempt
 from pipeline.segment.prediction_rows import outcome, predicted_table
 from pipeline.segment.stage_timing import Spent
 
 # A run is not given up for its error rate before it has seen this many images.
-FEWEST_TO_JUDGE = 200
+MIN_TO_JUDGE = 200
 SECONDS_BETWEEN_LINES = 30.0  # that tell how far a scene is
 CALLS = 2  # at the same time
 
 
-class Segmenter:
+class PredictStage:
     """Actor that predicts DECODED rows into PREDICTED rows; holds one Predictor.
 
     Ray calls it with CALLS blocks at a time, from threads of its own: one block is predicted while Ray brings the next
@@ -48,7 +48,7 @@ class Segmenter:
         batch_size: int,
         threads: int,
         max_error_rate: float,
-        board: Any,
+        progress_actor: Any,
     ) -> None:
         # Always the same, since torch's number of threads and CUDA graphs belong to a thread.
         self._predicting = ThreadPoolExecutor(1, "predict", use_threads, (device, threads))
@@ -65,7 +65,7 @@ class Segmenter:
         self._palette = model.palette
         self._batch_size = batch_size
         self._max_error_rate = max_error_rate
-        self._board = board
+        self._progress_actor = progress_actor
         self._counts: Any = None  # of the run, as the board has them; on its way
         self._idle_since = time.perf_counter()  # what predicts
         self._processor_since = time.process_time()
@@ -77,25 +77,25 @@ class Segmenter:
         if self._problem is not None:
             raise self._problem
         rows = decoded.to_pylist()
-        trial = Trial("predict", rows, self._board)
+        attempt = BlockAttempt("predict", rows, self._progress_actor)
         in_memory = [row for row in rows if not row["by_window"]]
         if in_memory:
-            yield self._segment(in_memory, trial)
+            yield self._segment(in_memory, attempt)
         for row in rows:
             if row["by_window"]:
                 # Alone in its table: a mask may be as large as a table's column can be.
-                yield self._segment_by_window(row, trial)
-        trial.end()
+                yield self._segment_by_window(row, attempt)
+        attempt.end()
         with self._counting_processor:
             self._processor_since = prometheus.count_processor("predict", self._processor_since)
-        self._board.spend.remote(prometheus.report())
+        self._progress_actor.add_timing.remote(prometheus.report())
 
-    def _segment(self, rows: list[dict[str, Any]], trial: Trial) -> pa.Table:
+    def _segment(self, rows: list[dict[str, Any]], attempt: BlockAttempt) -> pa.Table:
         self._tell([row for row in rows if row["error_type"]])
         # Of a block few batches are in memory: predictions and masks have the images' own size.
         predicting: deque[tuple[list[dict[str, Any]], Future[list[Any]]]] = deque()
         encoding: deque[list[tuple[dict[str, Any], Future[bytes]]]] = deque()
-        batch_size, ahead, behind = (1, 0, 0) if trial.one_by_one else (self._batch_size, 1, 1)
+        batch_size, ahead, behind = (1, 0, 0) if attempt.one_by_one else (self._batch_size, 1, 1)
 
         def finish(most_predicting: int, most_encoding: int) -> None:
             while len(predicting) > most_predicting:
@@ -107,19 +107,19 @@ class Segmenter:
 
         with self._submitting:
             for batch in _batches_of_one_size(rows, batch_size):
-                with trial.at(batch[0]["image_id"]):
+                with attempt.at(batch[0]["image_id"]):
                     predicting.append((batch, self._predicting.submit(self._predict, batch, *_inputs(batch))))
                     finish(ahead, behind)
         finish(0, 0)
         return predicted_table(rows)
 
-    def _segment_by_window(self, row: dict[str, Any], trial: Trial) -> pa.Table:
+    def _segment_by_window(self, row: dict[str, Any], attempt: BlockAttempt) -> pa.Table:
         """Read, label and encode one image; whatever goes wrong with it is in its row."""
         if row["error_type"]:
             self._tell([row])
             return predicted_table([row])
         try:
-            with trial.at(row["image_id"]):
+            with attempt.at(row["image_id"]):
                 prediction = self._predicting.submit(self._predict_by_window, row).result()
                 with prometheus.timed("encode") as work:
                     mask = encode_mask(prediction.class_ids_NHW[0], self._palette)
@@ -165,7 +165,7 @@ class Segmenter:
             if time.monotonic() - told >= SECONDS_BETWEEN_LINES:
                 told = time.monotonic()
                 size = f"{row['width']:,} x {row['height']:,} pixels"
-                self._board.say.remote(f"{row['image_uri']}: {share:.0%} of {size}")
+                self._progress_actor.log.remote(f"{row['image_uri']}: {share:.0%} of {size}")
 
         return on_read
 
@@ -180,10 +180,10 @@ class Segmenter:
             return
         counts = ray.get(self._counts) if self._counts is not None else {}
         outcomes = Counter(row.get("error_type") or "ok" for row in rows)
-        self._counts = self._board.add.remote(**outcomes)
+        self._counts = self._progress_actor.add.remote(**outcomes)
         prometheus.count_images(outcomes)
         seen, failed = sum(counts.values()), sum(counts.values()) - counts.get("ok", 0)
-        if seen >= FEWEST_TO_JUDGE and failed > self._max_error_rate * seen:
+        if seen >= MIN_TO_JUDGE and failed > self._max_error_rate * seen:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()) if kind != "ok")
             raise UserError(
                 f"max_error_rate {self._max_error_rate}: {failed:,} of the first {seen:,} images failed ({kinds}); "

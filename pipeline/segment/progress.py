@@ -10,51 +10,51 @@ from typing import TextIO
 
 import ray
 
-from pipeline.cluster.progress_actor import Board, News
+from pipeline.cluster.progress_actor import ProgressActor, ProgressUpdate
 from pipeline.console import duration, printable
-from pipeline.segment.crash_isolation import Begun, Trials
+from pipeline.segment.crash_isolation import AttemptPlan, CrashLedger
 from pipeline.segment.stage_timing import Report, StageSeconds
-from pipeline.segment.worklist import Listed
+from pipeline.segment.worklist import ListingProgress
 
 LINE_EVERY = 30.0  # seconds, in a log
 RECENT = 30.0  # seconds that the rate of now is taken over
 BAR = 20  # characters
 
 
-class SegmentationBoard(Board):
+class SegmentationProgressActor(ProgressActor):
     """Board that also knows what each stage has spent, and which blocks of images processes work on."""
 
     def __init__(self) -> None:
         super().__init__()
         self._stage_seconds = StageSeconds()
-        self._trials = Trials(_is_alive)
+        self._ledger = CrashLedger(_is_alive)
 
-    def spend(self, report: Report) -> None:
+    def add_timing(self, report: Report) -> None:
         """Count what a process has spent, by stage."""
         self._stage_seconds.add(report)
 
     def stage_seconds(self) -> StageSeconds:
         return self._stage_seconds
 
-    def begin(self, block: str, image_ids: Sequence[bytes], node: str) -> Begun:
+    def begin(self, block: str, image_ids: Sequence[bytes], node: str) -> AttemptPlan:
         """Note that a block of images begins on a node, perhaps again; this and the next three are Trials'."""
-        return self._trials.begin(block, image_ids, node)
+        return self._ledger.begin(block, image_ids, node)
 
     def enter(self, block: str, image_id: bytes) -> None:
-        self._trials.enter(block, image_id)
+        self._ledger.enter(block, image_id)
 
     def leave(self, block: str) -> None:
-        self._trials.leave(block)
+        self._ledger.leave(block)
 
     def end(self, block: str) -> None:
-        self._trials.end(block)
+        self._ledger.end(block)
 
 
 def _is_alive(node: str) -> bool:
     return any(found["NodeID"] == node and found["Alive"] for found in ray.nodes())
 
 
-class SegmentationLine:
+class ProgressBar:
     """Progress of a segmentation run: a bar in a terminal, a line every 30 seconds in a log.
 
     Args:
@@ -65,7 +65,7 @@ class SegmentationLine:
 
     def __init__(
         self,
-        listed: Listed,
+        listed: ListingProgress,
         price_per_hour: float | None = None,
         seconds_before: float = 0.0,
         out: TextIO | None = None,
@@ -76,18 +76,18 @@ class SegmentationLine:
         self._out = out or sys.stdout
         self._in_place = self._out.isatty()
         self._start = time.monotonic()
-        self.last_news = self._start  # of an image that was labelled, or of one that a predictor is at
+        self.last_update = self._start  # of an image that was labelled, or of one that a predictor is at
         self._recent: deque[tuple[float, int]] = deque([(0.0, 0)])  # of the last RECENT seconds
         self._printed: tuple[float, int] = (0.0, 0)  # when, and how many images it told
 
-    def show(self, news: News) -> None:
+    def show(self, update: ProgressUpdate) -> None:
         """Print what has been said, and what has changed if it is time to."""
-        for line in news.lines:
+        for line in update.lines:
             print("\r\x1b[K" * self._in_place + printable(line), file=self._out, flush=True)
-        counts, total = news.counts, self._listed.todo
+        counts, total = update.counts, self._listed.todo
         now, done = time.monotonic() - self._start, min(sum(counts.values()), total)
-        if news.lines or done > self._recent[-1][1]:
-            self.last_news = self._start + now
+        if update.lines or done > self._recent[-1][1]:
+            self.last_update = self._start + now
         if done and self.seconds_to_first is None:
             self.seconds_to_first = round(now, 1)
         self._recent.append((now, done))

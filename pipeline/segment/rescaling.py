@@ -14,9 +14,9 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.cluster import connection
-from pipeline.cluster.sizing import Stages, plan_stages
+from pipeline.cluster.sizing import ActorPoolSize, size_actor_pool
 from pipeline.config.jobs import PredictConfig
-from pipeline.segment.progress import SegmentationLine
+from pipeline.segment.progress import ProgressBar
 
 LOOK_EVERY = 5.0  # seconds
 # Seconds without an image more before a cluster that is too small is believed to stay so; an autoscaler may take
@@ -39,7 +39,7 @@ class ClusterChanged(ExecutionTimeoutError):
 class Watch:
     """Judges a cluster by what a run was sized for."""
 
-    def __init__(self, config: PredictConfig, stages: Stages, line: SegmentationLine) -> None:
+    def __init__(self, config: PredictConfig, stages: ActorPoolSize, line: ProgressBar) -> None:
         self._config, self._stages, self._line = config, stages, line
         self._begun = time.monotonic()
         self._next_look = 0.0
@@ -65,7 +65,7 @@ class Watch:
             # Where no predictor has room and the autoscaler may bring nodes, a new start would only wait for it, too.
             waits_for_nodes = have.may_grow and not have.room_for(stages.predictor_cpus, gpu)
             patience = STILL_IF_IT_MAY_GROW if have.may_grow else STILL
-            if now - max(self._line.last_news, self._changed) >= patience and not waits_for_nodes:
+            if now - max(self._line.last_update, self._changed) >= patience and not waits_for_nodes:
                 raise ClusterChanged(
                     f"the cluster has become too small for {stages.predictors} predictor(s), and nothing was labelled "
                     f"for {patience:g} seconds"
@@ -73,7 +73,7 @@ class Watch:
             return
         if now - self._changed < SETTLED or now - self._begun < WORTH_IT or self._line.seconds_left(now) < WORTH_IT:
             return
-        predictors = plan_stages(self._config, have, as_fits=True).predictors
+        predictors = size_actor_pool(self._config, have, shrink_to_fit=True).predictors
         if predictors > stages.predictors:
             raise ClusterChanged(f"the cluster has grown and holds {predictors} predictors, not {stages.predictors}")
 

@@ -1,6 +1,6 @@
 """Labelling a bucket: listed images are decoded by tasks, predicted by actors and written as parts, wave by wave.
 
-list_images -> Worklist -> decode (tasks) -> Segmenter (actors) -> PartSink (tasks)
+list_images -> Worklist -> decode (tasks) -> PredictStage (actors) -> PartSink (tasks)
 """
 
 import json
@@ -22,40 +22,40 @@ from pipeline import storage
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.cluster import connection
 from pipeline.cluster.packages import packages
-from pipeline.cluster.progress_actor import start_board, watched
+from pipeline.cluster.progress_actor import start_progress_actor, watched
 from pipeline.cluster.ray_data import map_by_actors, map_tables
-from pipeline.cluster.sizing import DECODE_CPUS, Stages, plan_stages
+from pipeline.cluster.sizing import DECODE_CPUS, ActorPoolSize, size_actor_pool
 from pipeline.config.jobs import SegmentConfig
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.errors import user_error
 from pipeline.inputs import list_images
-from pipeline.output.errors import require_kinds
+from pipeline.output.errors import check_error_types
 from pipeline.output.id_set import IdSum
 from pipeline.output.lease import Lease, hold
 from pipeline.output.ownership import claim_output, first_failures, is_begun, outcomes_of
 from pipeline.output.reconcile import differences, reconcile, remove_strays, remove_superseded, stored_images
 from pipeline.segment import large_images
 from pipeline.segment.decode_stage import DECODED_BYTES, Limits, decode
-from pipeline.segment.predict_stage import CALLS, Segmenter
-from pipeline.segment.progress import SegmentationBoard, SegmentationLine
+from pipeline.segment.predict_stage import CALLS, PredictStage
+from pipeline.segment.progress import ProgressBar, SegmentationProgressActor
 from pipeline.segment.rescaling import ClusterChanged, Watch, watching
 from pipeline.segment.stage_timing import StageSeconds
-from pipeline.segment.worklist import Listed, Worklist, blocks_of
+from pipeline.segment.worklist import ListingProgress, Worklist, blocks_of
 from pipeline.segment.write_stage import PartSink, WrittenPart, rows_of_a_part
 
 # Images that are predicted together by default. On a CPU it takes no more memory, and its threads wait less often.
 GPU_BATCH, CPU_BATCH = 8, 32
-MOST_REPEATS = 3  # of a run whose rows are not exact
-MOST_FAILURES = 10  # that a summary tells one by one
+MAX_REPEATS = 3  # of a run whose rows are not exact
+MAX_FAILURES = 10  # that a summary tells one by one
 
 
 @dataclass
-class Summary:
+class SegmentSummary:
     """How a run ended."""
 
     run_id: str
     output: str
-    listed: Listed = field(default_factory=Listed)
+    listed: ListingProgress = field(default_factory=ListingProgress)
     outcomes: dict[str, int] = field(default_factory=dict)  # of this run: 'ok' or kind of failure -> images
     failures: list[dict[str, str]] = field(default_factory=list)  # the first of this run's failed images
     seconds: float = 0.0
@@ -67,7 +67,7 @@ class Summary:
     # And what a run that was taken over had begun to write may come late.
     is_exact: bool = True
 
-    def following(self, earlier: "Summary | None") -> "Summary":
+    def following(self, earlier: "SegmentSummary | None") -> "SegmentSummary":
         """This run's summary with what another one did just before."""
         if earlier is None:
             return self
@@ -77,13 +77,13 @@ class Summary:
             self,
             listed=replace(self.listed, done_before=done_before),
             outcomes=dict(outcomes),
-            failures=[*earlier.failures, *self.failures][:MOST_FAILURES],
+            failures=[*earlier.failures, *self.failures][:MAX_FAILURES],
             seconds=earlier.seconds + self.seconds,
             seconds_to_first=earlier.seconds_to_first,
         )
 
 
-def segment(config: SegmentConfig) -> Summary:
+def segment(config: SegmentConfig) -> SegmentSummary:
     """Label every image of the inputs that the output does not hold yet.
 
     When the cluster changes so that another number of predictors fits, the run ends and another one goes on from there;
@@ -92,16 +92,16 @@ def segment(config: SegmentConfig) -> Summary:
     Raises: UserError; within seconds, for everything that can be known before an actor starts.
     """
     started = time.monotonic()
-    as_fits, repeats = False, 0
-    earlier: Summary | None = None
+    shrink_to_fit, repeats = False, 0
+    earlier: SegmentSummary | None = None
     while True:
         try:
-            summary = _run(config, as_fits, time.monotonic() - started).following(earlier)
+            summary = _run(config, shrink_to_fit, time.monotonic() - started).following(earlier)
         except ClusterChanged as change:
-            say(f"{change}; starting again with what there is")
-            as_fits = True
+            log(f"{change}; starting again with what there is")
+            shrink_to_fit = True
             continue
-        if summary.is_exact or repeats == MOST_REPEATS:
+        if summary.is_exact or repeats == MAX_REPEATS:
             return summary
         repeats += 1
         earlier = summary
@@ -109,32 +109,34 @@ def segment(config: SegmentConfig) -> Summary:
 
 
 @connection.disconnecting_on_error()
-def _run(config: SegmentConfig, as_fits: bool, seconds_before: float) -> Summary:
+def _run(config: SegmentConfig, shrink_to_fit: bool, seconds_before: float) -> SegmentSummary:
     # Where it fails, the connection ends with it, and so does whatever still works for it.
     started = time.monotonic()
     output, listing, model = opened(config)
     with hold(output) as lease:
         claim_output(output, model)
         found = reconcile(output, config.retry_errors, config.relabel_changed)
-        for line in found.mended:
-            say(f"mended: {line}")
-        summary = Summary(lease.run_id, output)
-        with Worklist(listing, found.done.holds) as worklist:
+        for line in found.repaired:
+            log(f"repaired: {line}")
+        summary = SegmentSummary(lease.run_id, output)
+        with Worklist(listing, found.completed.contains) as worklist:
             summary.listed = worklist.listed
-            written = label(config, model, worklist, summary, lease, as_fits=as_fits, seconds_before=seconds_before)
+            written = run_waves(
+                config, model, worklist, summary, lease, shrink_to_fit=shrink_to_fit, seconds_before=seconds_before
+            )
         _wait_for_commits(lease, found.in_doubt)
         lease.require()
         if differing := differences(output, found.names | written):
             summary.is_exact = False
-            say(f"the output is not what this run has committed ({', '.join(differing[:3])}); putting that right")
+            log(f"the output is not what this run has committed ({', '.join(differing[:3])}); putting that right")
         if config.retry_errors or config.relabel_changed or not summary.is_exact:
             remove_superseded(output)
         if not summary.is_exact:
             summary.outcomes = outcomes_of(output, summary.run_id)
-        if found.done.num_unversioned:
-            say(
-                f"relabel_changed: {found.done.num_unversioned:,} images that are done have no ETag in the listing, so "
-                "that it cannot tell whether they changed; only S3 prefixes and inventories have them"
+        if found.completed.num_without_etag:
+            log(
+                f"relabel_changed: {found.completed.num_without_etag:,} completed images have no ETag in the listing, "
+                "so that it cannot tell whether they changed; only S3 prefixes and inventories have them"
             )
         summary.seconds = time.monotonic() - started
         _write_run(config, model, summary)
@@ -145,13 +147,13 @@ def _wait_for_commits(lease: Lease, in_doubt: float) -> None:
     """Wait until nothing can come any more of a run that was taken over in the middle of a commit."""
     rest = lease.since + in_doubt - time.monotonic()
     if in_doubt and rest > 0:
-        say(f"an earlier run ended between the two files of a part, which may still come: waiting {rest:.0f} s")
+        log(f"an earlier run ended between the two files of a part, which may still come: waiting {rest:.0f} s")
         time.sleep(rest)
 
 
 def opened(config: SegmentConfig) -> tuple[str, Iterator[pa.Table], Checkpoint]:
     """The output's URI, the images as LISTED tables, and the model. Raises UserError."""
-    require_kinds("retry_errors", config.retry_errors)
+    check_error_types("retry_errors", config.retry_errors)
     output = storage.absolute(config.output)
     listing = list_images(config)
     first = list(islice(listing, 1))  # an input without images is told at once
@@ -171,14 +173,14 @@ def _loaded(config: SegmentConfig, connecting: bool) -> Checkpoint:
     return model
 
 
-def label(
+def run_waves(
     config: SegmentConfig,
     model: Checkpoint,
     worklist: Worklist,
-    summary: Summary,
+    summary: SegmentSummary,
     lease: Lease,
-    line: SegmentationLine | None = None,
-    as_fits: bool = False,
+    line: ProgressBar | None = None,
+    shrink_to_fit: bool = False,
     seconds_before: float = 0.0,
 ) -> set[str]:
     """Label the worklist into the summary's output, and note in the summary how that went.
@@ -186,34 +188,34 @@ def label(
     Args:
         lease: of that output.
         line: shows the progress; none: one is made, and what there is to do is said before.
-        as_fits: with fewer predictors than asked for, if no more fit on the cluster now.
+        shrink_to_fit: with fewer predictors than asked for, if no more fit on the cluster now.
         seconds_before: that the same command has worked already.
 
     Returns: names of the parts that it has written.
 
     Raises: UserError, ClusterChanged.
     """
-    board: Any = None
+    progress_actor: Any = None
     written: list[WrittenPart] = []
     handed_out = IdSum()
     for wave in worklist.waves():
-        if board is None:
+        if progress_actor is None:
             connection.connect(config.verbose)
-            board = start_board(SegmentationBoard)
+            progress_actor = start_progress_actor(SegmentationProgressActor)
             if line is None:
                 _say_what_there_is(config, model, worklist.listed)
-                line = SegmentationLine(worklist.listed, config.price_per_hour, seconds_before)
+                line = ProgressBar(worklist.listed, config.price_per_hour, seconds_before)
         assert line is not None
         handed_out = handed_out.plus(IdSum.of(wave["image_id"]))
-        stages = plan_stages(config, connection.resources(), as_fits)
+        stages = size_actor_pool(config, connection.resources(), shrink_to_fit)
         watch = Watch(config, stages, line)
-        with watched(board, line.show), watching(lease.look, watch.look):
-            written += _label_wave(config, model, wave, stages, board, lease)
-    if board is None or line is None:
+        with watched(progress_actor, line.show), watching(lease.look, watch.look):
+            written += _run_wave(config, model, wave, stages, progress_actor, lease)
+    if progress_actor is None or line is None:
         _say_what_there_is(config, model, worklist.listed)
         return set()
     summary.seconds_to_first = line.seconds_to_first
-    summary.stage_seconds = ray.get(board.stage_seconds.remote())
+    summary.stage_seconds = ray.get(progress_actor.stage_seconds.remote())
     for part in written:
         summary.stage_seconds.add(part.report)
     summary.outcomes = dict(sum((Counter(part.outcomes) for part in written), Counter()))
@@ -223,19 +225,19 @@ def label(
     came_out = stored_images(summary.output, names)
     if came_out != handed_out or handed_out.num_ids != worklist.listed.todo:
         summary.is_exact = False
-        say("images came out twice or not at all when a lost node's work was repeated; putting that right")
+        log("images came out twice or not at all when a lost node's work was repeated; putting that right")
     failed = [part.name for part in written if set(part.outcomes) != {"ok"}]
-    summary.failures = first_failures(summary.output, failed, MOST_FAILURES)
+    summary.failures = first_failures(summary.output, failed, MAX_FAILURES)
     return names
 
 
-def _say_what_there_is(config: SegmentConfig, model: Checkpoint, listed: Listed) -> None:
+def _say_what_there_is(config: SegmentConfig, model: Checkpoint, listed: ListingProgress) -> None:
     so_far = "" if listed.ended else " so far; the listing goes on"
-    say(f"{listed.images:,} images in the input, {listed.done_before:,} of them done{so_far}; model {model.model_id}")
+    log(f"{listed.images:,} images in the input, {listed.done_before:,} of them done{so_far}; model {model.model_id}")
 
 
-def _label_wave(
-    config: SegmentConfig, model: Checkpoint, wave: pa.Table, stages: Stages, board: Any, lease: Lease
+def _run_wave(
+    config: SegmentConfig, model: Checkpoint, wave: pa.Table, stages: ActorPoolSize, progress_actor: Any, lease: Lease
 ) -> list[WrittenPart]:
     rows_per_part = config.rows_per_part or rows_of_a_part(wave)
     sink = PartSink(lease.claim, model.class_names, model.model_id, lease.run_id, rows_per_part)
@@ -249,12 +251,12 @@ def _label_wave(
         verbose=config.verbose,
         limits=Limits(config.max_pixels, config.max_bytes, config.decode_seconds),
         long_side=model.long_side,
-        board=board,
+        progress_actor=progress_actor,
         by_window=large_images.applies(config.protocol, model.long_side),
     )
     predicted = map_by_actors(
         decoded,
-        Segmenter,
+        PredictStage,
         {
             "checkpoint": storage.absolute(config.checkpoint),
             "model_id": model.model_id,
@@ -265,7 +267,7 @@ def _label_wave(
             "batch_size": config.batch_size or (GPU_BATCH if config.gpu else CPU_BATCH),
             "threads": stages.predictor_threads,
             "max_error_rate": config.max_error_rate,
-            "board": board,
+            "progress_actor": progress_actor,
         },
         # One block more than are worked on waits in the actor.
         ray.data.ActorPoolStrategy(
@@ -281,7 +283,7 @@ def _label_wave(
     return sink.written
 
 
-def _write_run(config: SegmentConfig, model: Checkpoint, summary: Summary) -> None:
+def _write_run(config: SegmentConfig, model: Checkpoint, summary: SegmentSummary) -> None:
     run = {
         "run_id": summary.run_id,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -22,7 +22,7 @@ MAX_TABLE = 10_000  # images that the listing hands over at once
 
 
 @dataclass
-class Listed:
+class ListingProgress:
     """How far the listing has come."""
 
     images: int = 0
@@ -43,7 +43,7 @@ class Worklist:
     """
 
     def __init__(self, tables: Iterable[pa.Table], is_done: Callable[[pa.Table], pa.Array]) -> None:
-        self.listed = Listed()
+        self.listed = ListingProgress()
         self._tables, self._is_done = tables, is_done
         self._ahead: queue.Queue[pa.Table | Exception | None] = queue.Queue(MAX_WAVE // MAX_TABLE)
         self._stopped = threading.Event()

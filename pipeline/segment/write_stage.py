@@ -19,18 +19,18 @@ from pipeline.segment.stage_timing import Report
 
 # A part's rows are chosen by the sizes of files, to make so many bytes. Those that come out larger are not cut for some
 # bytes too many; but a part is in memory about four times while it is written, and a column of 2 GB could not be.
-PART_BYTES, MOST_BYTES = 256_000_000, 384_000_000
+PART_BYTES, MAX_BYTES = 256_000_000, 384_000_000
 # What is done of a part is lost when a run is killed: no more than this share of the images, or so many.
-PARTS_OF_A_RUN, FEWEST_ROWS = 64, 256
+PARTS_OF_A_RUN, MIN_ROWS = 64, 256
 # Where the images' sizes are not known; and what a mask takes as a share of its image file, roughly.
-MOST_ROWS, MASK_SHARE = 32_768, 0.25
+MAX_ROWS, MASK_SHARE = 32_768, 0.25
 
 
 def rows_of_a_part(images: pa.Table) -> int:
     """How many of the LISTED images should make a part: near PART_BYTES where there are many."""
     size_bytes = pc.mean(images["size_bytes"]).as_py() or 0
-    fill = int(PART_BYTES / (MASK_SHARE * size_bytes)) if size_bytes else MOST_ROWS
-    return max(1, min(fill, MOST_ROWS, max(FEWEST_ROWS, len(images) // PARTS_OF_A_RUN)))
+    fill = int(PART_BYTES / (MASK_SHARE * size_bytes)) if size_bytes else MAX_ROWS
+    return max(1, min(fill, MAX_ROWS, max(MIN_ROWS, len(images) // PARTS_OF_A_RUN)))
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class PartSink(Datasink[list[WrittenPart]]):
 
 
 def _of_bounded_size(blocks: Iterable[Block]) -> Iterator[list[pa.Table]]:
-    """Tables for a part each: all blocks, unless they exceed MOST_BYTES."""
+    """Tables for a part each: all blocks, unless they exceed MAX_BYTES."""
     gathered: list[pa.Table] = []
     for block in blocks:
-        if gathered and sum(table.nbytes for table in gathered) + block.nbytes > MOST_BYTES:
+        if gathered and sum(table.nbytes for table in gathered) + block.nbytes > MAX_BYTES:
             yield gathered
             gathered = []
         if block.num_rows:

@@ -1,14 +1,14 @@
 """The only door to files and buckets."""
 
 from pipeline.storage.files import (
-    FAILURE_KINDS,
     FETCHES,
     PARTIAL,
     S3_SCHEMES,
     SCHEME,
+    STORAGE_ERRORS,
     UNREACHABLE,
     Fetched,
-    Listed,
+    ListedFile,
     Refused,
     absolute,
     arrow_filesystem,
@@ -37,14 +37,14 @@ from pipeline.storage.files import (
 )
 
 __all__ = [
-    "FAILURE_KINDS",
     "FETCHES",
     "PARTIAL",
     "S3_SCHEMES",
     "SCHEME",
+    "STORAGE_ERRORS",
     "UNREACHABLE",
     "Fetched",
-    "Listed",
+    "ListedFile",
     "Refused",
     "absolute",
     "arrow_filesystem",

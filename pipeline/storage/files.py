@@ -30,7 +30,7 @@ from pipeline.errors import UserError
 from pipeline.storage import local_files, s3_client, s3_objects, web
 from pipeline.storage.range_file import RangeFile, object_file
 from pipeline.storage.s3_objects import Fetched as Fetched
-from pipeline.storage.s3_objects import Listed as Listed
+from pipeline.storage.s3_objects import ListedFile as ListedFile
 from pipeline.storage.s3_objects import Refused as Refused
 from pipeline.url_credentials import credentials_refusal, masked
 
@@ -46,7 +46,7 @@ UNREACHABLE = (
     botocore.exceptions.EndpointConnectionError,
     s3_objects.Unreachable,
 )
-FAILURE_KINDS = {
+STORAGE_ERRORS = {
     "NotFound": "no file of this name, or it was removed since it was listed",
     "AccessDenied": "the credentials may not read it",
     "Timeout": "it did not come in time, in several tries",
@@ -69,7 +69,7 @@ def open_filesystem(uri: str, snapshot: bool = False) -> tuple[fsspec.AbstractFi
 
     Raises UserError for a scheme that no installed package serves, and for credentials in the URI.
     """
-    _refuse_credentials(uri)
+    _check_no_credentials(uri)
     options: dict[str, Any] = {"skip_instance_cache": True} if snapshot else {}
     if uri.startswith(S3_SCHEMES):
         options |= {"config_kwargs": s3_client.client_config(), "use_listings_cache": snapshot}
@@ -90,7 +90,7 @@ def open_filesystem(uri: str, snapshot: bool = False) -> tuple[fsspec.AbstractFi
     return filesystem, path.rstrip("/") or "/"
 
 
-def _refuse_credentials(uri: str) -> None:
+def _check_no_credentials(uri: str) -> None:
     if refusal := credentials_refusal(uri):
         raise UserError(f"{masked(uri)}: {refusal}")
 
@@ -168,7 +168,7 @@ def _scheme(uri: str) -> str:
 def _reader(uri: str, is_wanted: Callable[[int], bool] | None = None) -> Callable[[str], Fetched]:
     """What reads the files of a URI's scheme. Raises UserError for a scheme that no installed package serves."""
     if uri.startswith(S3_SCHEMES):
-        _refuse_credentials(uri)  # as open_filesystem does for the others
+        _check_no_credentials(uri)  # as open_filesystem does for the others
         connection = s3_client.current()
         return lambda name: s3_objects.get(name, connection, is_wanted=is_wanted)
     filesystem, _ = open_filesystem(uri)
@@ -193,7 +193,7 @@ def open_file(uri: str) -> RangeFile:
     """A file to be read span by span. Raises UserError; its reading raises the library's own errors."""
     with explained(uri):
         if uri.startswith(S3_SCHEMES):
-            _refuse_credentials(uri)
+            _check_no_credentials(uri)
             return object_file(uri, s3_client.current())
         filesystem, path = open_filesystem(uri)
         if isinstance(filesystem, LocalFileSystem):
@@ -211,7 +211,7 @@ def open_stream(uri: str) -> pa.NativeFile:
 
 
 def failure_kind(error: Exception) -> str:
-    """One word for a failed fetch, of FAILURE_KINDS."""
+    """One word for a failed fetch, of STORAGE_ERRORS."""
     if isinstance(error, FileNotFoundError):
         return "NotFound"
     if isinstance(error, PermissionError):
@@ -312,7 +312,7 @@ def find(uri: str) -> dict[str, dict[str, Any]]:
     return {filesystem.unstrip_protocol(name): found[name] for name in sorted(found)}
 
 
-def listed(uri: str) -> Iterator[list[Listed]]:
+def listed(uri: str) -> Iterator[list[ListedFile]]:
     """Every file below a prefix (or the one file), in name order, in pages of at most objects.PAGE, as they come.
 
     Markers of folders and partial files are left out. Nothing if the folder is missing; a folder on a disk is held
@@ -330,10 +330,10 @@ def listed(uri: str) -> Iterator[list[Listed]]:
             yield page
 
 
-def _found_files(uri: str) -> Iterator[Listed]:
+def _found_files(uri: str) -> Iterator[ListedFile]:
     for name, info in find(uri).items():
         if not name.endswith("/"):
-            yield Listed(name, info["size"], None)
+            yield ListedFile(name, info["size"], None)
 
 
 def remove(uri: str) -> None:

@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UserError
 from pipeline.storage.range_file import RangeFile
-from pipeline.storage.s3_objects import Fetched, Listed, Refused
+from pipeline.storage.s3_objects import Fetched, ListedFile, Refused
 
 # Hidden, so that no reader takes it for a part; reconcile removes what a kill leaves.
 PARTIAL = ".partial-"
@@ -50,16 +50,16 @@ def _regular(uri: str) -> str:
     return path
 
 
-def files_below(path: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Listed]:
+def files_below(path: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[ListedFile]:
     """Files of a folder on this machine, links followed; `above` are the folders around it, by device and inode."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
         if os.path.islink(path):
-            yield Listed(_local_uri(path), 0, None)  # points nowhere: reading it will say so
+            yield ListedFile(_local_uri(path), 0, None)  # points nowhere: reading it will say so
         return
     if stat.S_ISREG(found.st_mode):
-        yield Listed(_local_uri(path), found.st_size, None)
+        yield ListedFile(_local_uri(path), found.st_size, None)
     # A link to a folder around it leads to the same files for ever. What is no file, as a pipe, has no content.
     if not stat.S_ISDIR(found.st_mode) or (found.st_dev, found.st_ino) in above:
         return

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from pipeline import storage
 
-LONGEST = 8192  # bytes; S3 allows 1,024 for a key
+MAX_URI_BYTES = 8192  # bytes; S3 allows 1,024 for a key
 SAME_SCHEME = {"s3a": "s3", "gcs": "gs", "az": "abfs", "local": "file"}
 
 
@@ -35,8 +35,8 @@ def canonical(uri: str) -> str:
         raise ValueError("no URI")
     if "\0" in uri:
         raise ValueError("has a NUL character")
-    if len(uri.encode()) > LONGEST:
-        raise ValueError(f"longer than {LONGEST:,} bytes")
+    if len(uri.encode()) > MAX_URI_BYTES:
+        raise ValueError(f"longer than {MAX_URI_BYTES:,} bytes")
     scheme = SAME_SCHEME.get(match[1].lower(), match[1].lower())
     rest = uri[match.end() :]
     if scheme == "file":

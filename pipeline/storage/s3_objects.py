@@ -26,7 +26,7 @@ PLAIN_KEY = re.compile(r"(?!\.{1,2}(?:/|$))[^/\x00-\x1f\x7f]+(?:/(?!\.{1,2}(?:/|
 PLAIN_BUCKET = re.compile(r"[A-Za-z0-9._-]+")
 
 
-class Listed(NamedTuple):
+class ListedFile(NamedTuple):
     """A file as a listing shows it."""
 
     uri: str
@@ -95,7 +95,7 @@ def get(
         return _get_by_obstore(connection, bucket, key, span, is_wanted)
 
 
-def head(uri: str, connection: s3_client.Connection) -> Listed:
+def head(uri: str, connection: s3_client.Connection) -> ListedFile:
     """An object's size and ETag; raises as `get` does."""
     bucket, key = split(uri)
     with _answered(connection):
@@ -105,7 +105,7 @@ def head(uri: str, connection: s3_client.Connection) -> Listed:
             raise _of_code(error.response["Error"]) from error
         except botocore.exceptions.BotoCoreError as error:
             raise _of_botocore(error) from error
-        return Listed(uri, found["ContentLength"], _etag(found))
+        return ListedFile(uri, found["ContentLength"], _etag(found))
 
 
 @contextmanager
@@ -120,7 +120,7 @@ def _answered(connection: s3_client.Connection) -> Iterator[None]:
         raise
 
 
-def pages(uri: str) -> Iterator[list[Listed]]:
+def pages(uri: str) -> Iterator[list[ListedFile]]:
     """All objects below a prefix, or the one object, in key order; raises as `get` does."""
     bucket, name = split(uri)
     name = name.rstrip("/")
@@ -134,7 +134,7 @@ def pages(uri: str) -> Iterator[list[Listed]]:
             # An empty object whose name ends in a slash is how some tools mark a folder.
             files = [entry for entry in contents if entry["Size"] or not entry["Key"].endswith("/")]
             if files:
-                yield [Listed(f"s3://{bucket}/{file['Key']}", file["Size"], _etag(file)) for file in files]
+                yield [ListedFile(f"s3://{bucket}/{file['Key']}", file["Size"], _etag(file)) for file in files]
         if is_empty and name:
             try:
                 found = client.head_object(Bucket=bucket, Key=name)
@@ -142,7 +142,7 @@ def pages(uri: str) -> Iterator[list[Listed]]:
                 if error.response["Error"]["Code"] not in ("404", "NoSuchKey"):
                     raise
             else:
-                yield [Listed(f"s3://{bucket}/{name}", found["ContentLength"], _etag(found))]
+                yield [ListedFile(f"s3://{bucket}/{name}", found["ContentLength"], _etag(found))]
     except botocore.exceptions.ClientError as error:
         raise _of_code(error.response["Error"]) from error
 

@@ -23,11 +23,11 @@ def client_options() -> dict[str, Any]:
     import aiohttp
 
     trace = aiohttp.TraceConfig()
-    trace.on_request_redirect.append(_refuse_other_hosts)
+    trace.on_request_redirect.append(_check_no_other_host)
     return {"trace_configs": [trace]}
 
 
-async def _refuse_other_hosts(
+async def _check_no_other_host(
     session: "aiohttp.ClientSession", context: object, redirect: "aiohttp.TraceRequestRedirectParams"
 ) -> None:
     import yarl

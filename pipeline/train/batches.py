@@ -52,19 +52,19 @@ def epoch_order(num_pairs: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(num_pairs)
 
 
-def stored(pairs: Sequence[Pair]) -> Any:
+def put_pairs(pairs: Sequence[Pair]) -> Any:
     """A reference to the pairs in the object store, from which a task reads those that it needs and no others."""
     return ray.put(pa.array([pickle.dumps(pair) for pair in pairs], pa.large_binary()))
 
 
-def picked(stored_pairs: Any, indices: Sequence[int] | NDArray[np.int64]) -> list[Pair]:
-    """Some of the `stored` pairs."""
-    table = ray.get(stored_pairs)
+def get_pairs(pairs_ref: Any, indices: Sequence[int] | NDArray[np.int64]) -> list[Pair]:
+    """Return some of the pairs of `put_pairs`."""
+    table = ray.get(pairs_ref)
     return [pickle.loads(table[int(index)].as_buffer()) for index in indices]
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchSchedule:
     """Which images make up which step, and what is done to them. A last batch that would not be full is left out."""
 
     num_pairs: int
@@ -95,7 +95,7 @@ class Plan:
         height, width = self.augment.crop
         return self.batch_size * height * width * (3 + self.label_type.itemsize)
 
-    def crop(self, step: int, pair: Pair, index: int) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+    def load_crop(self, step: int, pair: Pair, index: int) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
         """A pair's crop in this step's epoch."""
         image_HW3, label_HW = load_pair(pair, self.data)
         rng = np.random.default_rng([self.seed, step // self.steps_per_epoch, index])
@@ -103,21 +103,21 @@ class Plan:
 
 
 def training_batches(
-    plan: Plan, stored_pairs: Any, *, first_step: int, total_steps: int, rank: int, world_size: int, cpus: int
+    schedule: BatchSchedule, pairs_ref: Any, *, first_step: int, total_steps: int, rank: int, world_size: int, cpus: int
 ) -> Iterator[Batch]:
     """One worker's share of each global batch from `first_step` on; `cpus` tasks at once make them ahead.
 
     Raises: what `load_pair` raises, wrapped by Ray, at the batch that needs the pair.
     """
-    part = share(plan.batch_size, rank, world_size)
-    batch_bytes = max(1, plan.batch_bytes * (part.stop - part.start) // plan.batch_size)
+    part = share(schedule.batch_size, rank, world_size)
+    batch_bytes = max(1, schedule.batch_bytes * (part.stop - part.start) // schedule.batch_size)
     steps = min(DATASET_STEPS, max(1, DATASET_BYTES // batch_bytes))
     for start in range(first_step, total_steps, steps):
-        yield from _dataset(plan, stored_pairs, start, min(start + steps, total_steps), part, batch_bytes, cpus)
+        yield from _dataset(schedule, pairs_ref, start, min(start + steps, total_steps), part, batch_bytes, cpus)
 
 
 def _dataset(
-    plan: Plan, stored_pairs: Any, first_step: int, end: int, part: slice, batch_bytes: int, cpus: int
+    schedule: BatchSchedule, pairs_ref: Any, first_step: int, end: int, part: slice, batch_bytes: int, cpus: int
 ) -> Iterator[Batch]:
     steps_per_task = min(TASK_STEPS, max(1, TASK_BYTES // batch_bytes))
     num_steps = end - first_step
@@ -130,7 +130,7 @@ def _dataset(
     dataset.context.execution_no_progress_timeout_s = -1
     batches = dataset.map_batches(
         _make_batches,  # type: ignore[arg-type]  # Ray's types know no extra arguments
-        fn_kwargs={"plan": plan, "stored_pairs": stored_pairs, "first_step": first_step, "part": part},
+        fn_kwargs={"schedule": schedule, "pairs_ref": pairs_ref, "first_step": first_step, "part": part},
         batch_size=None,
         num_cpus=1,
         concurrency=min(cpus, num_tasks),  # Ray warns of tasks that cannot be
@@ -140,12 +140,12 @@ def _dataset(
 
 
 def _make_batches(
-    block: dict[str, NDArray[np.int64]], plan: Plan, stored_pairs: Any, first_step: int, part: slice
+    block: dict[str, NDArray[np.int64]], schedule: BatchSchedule, pairs_ref: Any, first_step: int, part: slice
 ) -> Iterator[dict[str, NDArray[Any]]]:
     cv2.setNumThreads(1)
     with ThreadPoolExecutor(THREADS) as pool:
         for step in block["id"] + first_step:
-            indices = plan.indices(int(step))[part]
-            crop = functools.partial(plan.crop, int(step))
-            images, labels = zip(*pool.map(crop, picked(stored_pairs, indices), indices.tolist()), strict=True)
-            yield {"images": np.stack(images)[None], "labels": np.stack(labels).astype(plan.label_type)[None]}
+            indices = schedule.indices(int(step))[part]
+            crop = functools.partial(schedule.load_crop, int(step))
+            images, labels = zip(*pool.map(crop, get_pairs(pairs_ref, indices), indices.tolist()), strict=True)
+            yield {"images": np.stack(images)[None], "labels": np.stack(labels).astype(schedule.label_type)[None]}

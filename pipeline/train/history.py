@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 
 HISTORY = "history.jsonl"
 PICTURES = "pictures"
-MOST_STEPS = 10_000  # step records that are kept; of more, evenly spaced ones
+MAX_STEPS = 10_000  # step records that are kept; of more, evenly spaced ones
 DIGITS = 6
 
 Record = dict[str, Any]
@@ -48,8 +48,8 @@ class History:
             records.append(kept)
         else:  # validations run beside training and may end in another order
             records[:] = sorted([*(other for other in records if other["step"] != step), kept], key=_step)
-        if len(self.steps) > 2 * MOST_STEPS:
-            self.steps = thinned(self.steps, MOST_STEPS)
+        if len(self.steps) > 2 * MAX_STEPS:
+            self.steps = thinned(self.steps, MAX_STEPS)
 
     def rewind(self, step: int) -> None:
         """Forget what came after `step`: training goes on from there."""
@@ -64,7 +64,7 @@ class History:
     def content(self) -> bytes:
         """The history file: one JSON object a line."""
         about = {"kind": "run", "elapsed": round(self.elapsed, 1), "mlflow_run": self.mlflow_run}
-        records = [about, *thinned(self.steps, MOST_STEPS), *self.validations]
+        records = [about, *thinned(self.steps, MAX_STEPS), *self.validations]
         return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.errors import UserError
 
 EXPERIMENT = "sceneparse"  # unless MLFLOW_EXPERIMENT_NAME says otherwise
@@ -23,7 +23,7 @@ METRICS_AT_ONCE = 1000  # MLflow takes no more,
 PARAMETERS_AT_ONCE = 100
 LONGEST_PARAMETER = 500  # characters, as older servers have it
 LONGEST_NAME = 200
-MOST_WAITING = 200_000  # metrics kept while the server does not answer
+MAX_WAITING = 200_000  # metrics kept while the server does not answer
 
 
 class MlflowRun:
@@ -69,7 +69,7 @@ class MlflowRun:
         self._waiting += [
             self._metric(metric_name(name), value, now, step) for name, value in values.items() if value is not None
         ]
-        del self._waiting[:-MOST_WAITING]
+        del self._waiting[:-MAX_WAITING]
 
     def flush(self) -> bool:
         """Send what waits. Returns whether the server took it."""
@@ -79,28 +79,28 @@ class MlflowRun:
                 del self._waiting[:METRICS_AT_ONCE]
         except Exception as error:
             if not self._failing:
-                say(
+                log(
                     f"MLflow at {self._uri} takes no metrics ({_reason(error)}); training goes on, "
                     "and they are sent as soon as it does"
                 )
             self._failing = True
             return False
         if self._failing:
-            say(f"MLflow at {self._uri} takes metrics again")
+            log(f"MLflow at {self._uri} takes metrics again")
         self._failing = False
         return True
 
     def close(self, status: str, files: Mapping[str, bytes]) -> None:
         """Send what waits and the text files, and end the run as FINISHED, FAILED or KILLED."""
         if not self.flush():
-            say(f"MLflow at {self._uri} lacks {len(self._waiting)} metrics; the run's own history has them")
+            log(f"MLflow at {self._uri} lacks {len(self._waiting)} metrics; the run's own history has them")
             return
         try:
             self._client.set_terminated(self.run_id, status)
             for name, content in files.items():
                 self._client.log_text(self.run_id, content.decode(), name)
         except Exception as error:  # such as a package that the server's kind of artifact store wants
-            say(f"MLflow at {self._uri} did not take {', '.join(files)}: {_reason(error)}")
+            log(f"MLflow at {self._uri} did not take {', '.join(files)}: {_reason(error)}")
 
     def _continued(self, run_id: str | None) -> Any:
         """The earlier run, going on again; None if this server does not have it (any more)."""

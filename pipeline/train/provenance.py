@@ -12,7 +12,7 @@ from pipeline.cluster.packages import code, packages
 from pipeline.url_credentials import masked
 
 ENVIRONMENT = "environment.json"
-MOST_STARTS = 100  # of one run
+MAX_STARTS = 100  # of one run
 ACCELERATOR = "accelerator_type:"  # how Ray names a kind of GPU among a node's resources
 
 
@@ -36,7 +36,7 @@ def describe_run(output: str, arguments: list[str], dataset: str) -> dict[str, A
         "gpus": _gpus(),
         "platform": platform.platform(),
     }
-    starts = [*read_starts(output), start][-MOST_STARTS:]
+    starts = [*read_starts(output), start][-MAX_STARTS:]
     storage.write_bytes(uri, (json.dumps({"starts": starts}, indent=2, ensure_ascii=False) + "\n").encode())
     return start
 

@@ -13,20 +13,20 @@ import ray.train.torch
 from models.weights.checkpoint import IMAGENET_MEAN as MEAN
 from pipeline import storage
 from pipeline.cluster import connection
-from pipeline.cluster.progress_actor import News, start_board, watched
-from pipeline.cluster.reservation import kept_free
+from pipeline.cluster.progress_actor import ProgressUpdate, start_progress_actor, watched
+from pipeline.cluster.reservation import reserve_resources
 from pipeline.config.jobs import TrainConfig
 from pipeline.config.training import ValidationConfig, WorkersConfig
-from pipeline.console import say
-from pipeline.datasets import Pair, fingerprint, list_pairs, load_pair, refuse_shared_images
+from pipeline.console import log
+from pipeline.datasets import Pair, check_no_shared_images, fingerprint, list_pairs, load_pair
 from pipeline.errors import UserError, user_error
-from pipeline.train.batches import Plan, stored
+from pipeline.train.batches import BatchSchedule, put_pairs
 from pipeline.train.provenance import describe_run, read_starts
 from pipeline.train.report import REPORT
 from pipeline.train.run_folder import claim_run, publish, remove_orphans
 from pipeline.train.tracking import Tracker
 from pipeline.train.validation import Validator
-from pipeline.train.worker import Assignment, train_worker
+from pipeline.train.worker import WorkerSpec, train_worker
 
 NUM_KEPT = 2  # checkpoints with the best score; Ray Train keeps the latest and those under validation as well
 
@@ -56,47 +56,47 @@ def train(config: TrainConfig, command: Sequence[str] = ()) -> TrainSummary:
     train_pairs, val_pairs = (
         list_pairs(config.data, split) for split in (config.data.train_split, config.data.val_split)
     )
-    refuse_shared_images(config.data, train_pairs, val_pairs)
+    check_no_shared_images(config.data, train_pairs, val_pairs)
     _check_images(config, train_pairs, val_pairs)
     claim_run(output, config, {"train": len(train_pairs), "val": len(val_pairs)})
     connection.connect(config.verbose)
     _check_capacity(config.workers, config.validation, connection.resources())
-    say(
+    log(
         f"Training {config.model.backbone} PSPNet on {len(train_pairs):,} images, validating on {len(val_pairs):,}, "
         f"{_number_of(config.workers)}; output {output}"
     )
     _describe(output, command, [*train_pairs, *val_pairs])
-    board = start_board()
-    validator = Validator(config, val_pairs, len(train_pairs), output, board)
+    progress_actor = start_progress_actor()
+    validator = Validator(config, val_pairs, len(train_pairs), output, progress_actor)
     with Tracker(output, config) as tracker:
 
-        def show(news: News) -> None:
-            for line in news.lines:
-                say(line)
-            tracker.add(news.records)
+        def show(update: ProgressUpdate) -> None:
+            for line in update.lines:
+                log(line)
+            tracker.add(update.records)
 
-        with watched(board, show):
-            result = _fit(located(config), output, train_pairs, validator, board)
+        with watched(progress_actor, show):
+            result = _fit(with_absolute_uris(config), output, train_pairs, validator, progress_actor)
             outcome: dict[str, Any] = result.return_value or {}
-            problem = outcome.get("problem") or ray.get(board.problem.remote())
+            problem = outcome.get("problem") or ray.get(progress_actor.problem.remote())
             if problem:
                 raise UserError(problem)
             remove_orphans(output)
             return _publish(output, result, validator, outcome.get("images_per_second"))
 
 
-def located(config: AnyConfig) -> AnyConfig:
+def with_absolute_uris(config: AnyConfig) -> AnyConfig:
     """The configuration with absolute places: a relative path means another one in the folder that a worker runs in."""
     data = config.data.model_copy(update={"root": storage.absolute(config.data.root)})
     weights = config.weights and storage.absolute(config.weights)
     return config.model_copy(update={"data": data, "weights": weights})
 
 
-def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validator, board: Any) -> Any:
+def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validator, progress_actor: Any) -> Any:
     """Run the workers to their end; Ray Train's result."""
     workers = config.workers
     number: Any = workers.most if workers.fewest == workers.most else (workers.fewest, workers.most)
-    plan = Plan(
+    schedule = BatchSchedule(
         num_pairs=len(pairs),
         batch_size=config.optimization.batch_size,
         seed=config.optimization.seed,
@@ -108,7 +108,7 @@ def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validat
     trainer_class: Any = ray.train.torch.TorchTrainer  # whose types are those of Ray Train's first version
     trainer = trainer_class(
         train_worker,
-        train_loop_config={"assignment": Assignment(config, plan, stored(pairs), output, board)},
+        train_loop_config={"spec": WorkerSpec(config, schedule, put_pairs(pairs), output, progress_actor)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=number,
             use_gpu=workers.gpu,
@@ -126,7 +126,7 @@ def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validat
     )
     is_elastic = workers.fewest < workers.most
     try:
-        with kept_free(_beside(config.validation)) if is_elastic else nullcontext():
+        with reserve_resources(_beside(config.validation)) if is_elastic else nullcontext():
             return trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise user_error(error) or error from None
@@ -142,7 +142,7 @@ def _describe(output: str, command: Sequence[str], pairs: list[Pair]) -> None:
     earlier = read_starts(output)
     start = describe_run(output, list(command), fingerprint(pairs))
     if earlier and earlier[-1]["dataset"] != start["dataset"]:
-        say("The dataset's files have changed since this run last started: what is trained now differs from before")
+        log("The dataset's files have changed since this run last started: what is trained now differs from before")
 
 
 def _check_images(config: TrainConfig, train_pairs: list[Pair], val_pairs: list[Pair]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.config.jobs import TrainConfig
-from pipeline.console import say
+from pipeline.console import log
 from pipeline.errors import UserError
 from pipeline.html.pictures import kept, strip, views
 from pipeline.train.history import HISTORY, Record, pictures_uri, read_history
@@ -20,7 +20,7 @@ from pipeline.train.report import build_report
 from pipeline.train.tensorboard_files import EventFiles
 
 EVERY = 30.0  # seconds between writes to storage
-MOST_PICTURES = 24  # of a kind: the panel, the worst
+MAX_PICTURES = 24  # of a kind: the panel, the worst
 
 # Names in TensorBoard and MLflow of what a step record has.
 SCALARS = {
@@ -99,7 +99,7 @@ class Tracker:
         try:
             self.close("FAILED" if isinstance(error, Exception) else "KILLED")
         except UserError as second:  # the first error is what the user has to know
-            say(f"The run's history could not be written: {second}")
+            log(f"The run's history could not be written: {second}")
 
     def _work(self) -> None:
         """What the thread does: take records as they come, and write every so often."""
@@ -120,7 +120,7 @@ class Tracker:
                         due = time.monotonic()  # worth more than the steps that a kill may take along
         except Exception as error:
             self._fault = error
-            say(f"Tracking stopped by a fault of its own ({error!r}); training goes on")
+            log(f"Tracking stopped by a fault of its own ({error!r}); training goes on")
 
     def _take(self, record: Record) -> None:
         self._changed = True
@@ -151,7 +151,7 @@ class Tracker:
         step = validation["step"]
         content: dict[str, Any] = {"step": step, "epoch": validation["epoch"], "panel": [], "worst": []}
         for kind in ("panel", "worst"):
-            for position, entry in enumerate(validation[kind][:MOST_PICTURES]):
+            for position, entry in enumerate(validation[kind][:MAX_PICTURES]):
                 pictures = views(entry, self._palette)
                 content[kind].append(kept(entry, pictures))
                 if self._events and kind == "panel":
@@ -171,7 +171,7 @@ class Tracker:
             self._failing = False
         except UserError as error:
             if not self._failing:
-                say(f"The run's history cannot be written at the moment ({error}); training goes on")
+                log(f"The run's history cannot be written at the moment ({error}); training goes on")
             self._failing = True
         if self._mlflow:
             self._mlflow.flush()

@@ -23,7 +23,7 @@ class Validator:
     pairs: Sequence[Pair]
     num_train: int  # images
     output: str
-    board: Any
+    progress_actor: Any
 
     def __call__(self, checkpoint: Any, **_: Any) -> dict[str, Any]:
         """Metrics of a `ray.train.Checkpoint`, for Ray Train to choose the best by 'miou'.
@@ -34,7 +34,7 @@ class Validator:
             return self.validate(posixpath.basename(checkpoint.path.rstrip("/")))
         except Exception as error:
             known = user_error(error)
-            self.board.complain.remote(str(known or f"validation of {checkpoint.path} failed: {error!r}"))
+            self.progress_actor.report_error.remote(str(known or f"validation of {checkpoint.path} failed: {error!r}"))
             raise known or error from None
 
     def validate(self, name: str) -> dict[str, Any]:
@@ -56,9 +56,11 @@ class Validator:
         metrics = result.as_dict([entry.name for entry in config.data.classes])
         steps = int(name.rsplit("_", 1)[1])
         epoch = steps // (self.num_train // config.optimization.batch_size)
-        say = f"Epoch {epoch}/{config.optimization.epochs} · validation mIoU {result.metrics.miou:.4f} · "
-        self.board.say.remote(f"{say}pixel accuracy {result.metrics.pixel_accuracy:.4f} · {duration(result.seconds)}")
-        self.board.record.remote(
+        log = f"Epoch {epoch}/{config.optimization.epochs} · validation mIoU {result.metrics.miou:.4f} · "
+        self.progress_actor.log.remote(
+            f"{log}pixel accuracy {result.metrics.pixel_accuracy:.4f} · {duration(result.seconds)}"
+        )
+        self.progress_actor.record.remote(
             kind="validation",
             step=steps,
             epoch=epoch,

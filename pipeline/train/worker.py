@@ -32,7 +32,7 @@ from pipeline.config.jobs import TrainConfig
 from pipeline.config.training import ModelConfig
 from pipeline.console import duration
 from pipeline.errors import UserError, user_error
-from pipeline.train.batches import Batch, Plan, picked, training_batches
+from pipeline.train.batches import Batch, BatchSchedule, get_pairs, training_batches
 
 TRAINING_STATE = "training_state.pt"  # beside the model, for resuming only
 CHECKPOINT = "checkpoint_{steps:08d}"
@@ -40,31 +40,31 @@ URIS_SHOWN = 16
 
 
 @dataclass(frozen=True)
-class Assignment:
+class WorkerSpec:
     """What the driver tells every worker."""
 
     config: TrainConfig
-    plan: Plan
-    pairs: Any  # reference to the `stored` training pairs
+    schedule: BatchSchedule
+    pairs: Any  # reference to the `put_pairs` of the training pairs
     output: str
-    board: Any
+    progress_actor: Any
 
     @property
     def total_steps(self) -> int:
-        return self.plan.steps_per_epoch * self.config.optimization.epochs
+        return self.schedule.steps_per_epoch * self.config.optimization.epochs
 
 
 def train_worker(parameters: dict[str, Any]) -> dict[str, Any]:
     """What Ray Train runs on each worker. Returns {'images_per_second'} or, on the same step of all, {'problem'}."""
     try:
-        worker = _Worker(parameters["assignment"])
+        worker = _Worker(parameters["spec"])
         worker.train()
-    except (_Stopped, UserError) as stopped:
+    except (TrainingAborted, UserError) as stopped:
         return {"problem": str(stopped)}
     return {"images_per_second": worker.speed.overall()}
 
 
-class _Stopped(Exception):
+class TrainingAborted(Exception):
     """Raised by all workers together when one has met something that the user has to mend.
 
     Were one worker to raise alone, Ray Train would restart them all, only to meet the same again.
@@ -100,9 +100,9 @@ class _Speed:
 
 
 class _Worker:
-    def __init__(self, assignment: Assignment) -> None:
-        self.assignment, self.config, self.plan = assignment, assignment.config, assignment.plan
-        self.total_steps = assignment.total_steps
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec, self.config, self.schedule = spec, spec.config, spec.schedule
+        self.total_steps = spec.total_steps
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
@@ -114,7 +114,7 @@ class _Worker:
         # Flags travel beside the device's work and never wait for it.
         on_gpus = self.world_size > 1 and self.device.type == "cuda"
         self.flags: Any = dist.new_group(backend="gloo") if on_gpus else None
-        self.speed = _Speed(self.plan.batch_size)
+        self.speed = _Speed(self.schedule.batch_size)
         self.steps_taken = 0
         self.last_checkpoint: str | None = None
         self.going_nodes: set[str] = set()  # that are about to be taken away
@@ -123,10 +123,10 @@ class _Worker:
     def _build(self) -> None:
         recipe, loss = self.config.optimization, self.config.loss
         torch.manual_seed(recipe.seed)  # the same weights on every worker
-        network: Any = models.PSPNet(architecture(self.config.model, self.plan.data))
+        network: Any = models.PSPNet(architecture(self.config.model, self.schedule.data))
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None and self.config.weights is not None:
-            take_weights(network, self.config.weights, self.plan.data)
+            take_weights(network, self.config.weights, self.schedule.data)
         optimizer = sgd(network, recipe.learning_rate, recipe.head_rate_factor, recipe.momentum, recipe.weight_decay)
         try:
             options = StepOptions(
@@ -140,27 +140,29 @@ class _Worker:
                 activation_checkpointing=recipe.activation_checkpointing,
                 compile=recipe.compile,
             )
-            self.step = TrainingStep(network, optimizer, MEAN, STD, self.device, self.plan.data.ignore_index, options)
+            self.step = TrainingStep(
+                network, optimizer, MEAN, STD, self.device, self.schedule.data.ignore_index, options
+            )
         except ValueError as error:
-            raise _Stopped(str(error)) from error
+            raise TrainingAborted(str(error)) from error
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
                 state = torch.load(Path(folder, TRAINING_STATE), map_location=self.device, weights_only=True)
             self.steps_taken = state["steps"]
             self.step.load_state_dict(state["step"])
             self.last_checkpoint = self._uri(CHECKPOINT.format(steps=self.steps_taken))
-            epoch = self.steps_taken / self.plan.steps_per_epoch
+            epoch = self.steps_taken / self.schedule.steps_per_epoch
             self._say(f"Resuming after step {self.steps_taken:,} of {self.total_steps:,} (epoch {epoch:.2f})")
         if self.rank == 0:
-            self.assignment.board.record.remote(kind="resume", step=self.steps_taken)
+            self.spec.progress_actor.record.remote(kind="resume", step=self.steps_taken)
 
     def train(self) -> None:
         """Take all steps that are left."""
         recipe = self.config.optimization
-        every = self.config.checkpoint_every or self.plan.steps_per_epoch
+        every = self.config.checkpoint_every or self.schedule.steps_per_epoch
         batches = training_batches(
-            self.plan,
-            self.assignment.pairs,
+            self.schedule,
+            self.spec.pairs,
             first_step=self.steps_taken,
             total_steps=self.total_steps,
             rank=self.rank,
@@ -176,11 +178,11 @@ class _Worker:
             try:
                 result = self.step(*self._tensors(batch), rate)
             except ValueError as error:  # alike on all workers: the batches are of one shape
-                raise _Stopped(f"step {step + 1:,}: {error}") from error
+                raise TrainingAborted(f"step {step + 1:,}: {error}") from error
             losses.append(torch.stack([result.main, result.main if result.auxiliary is None else result.auxiliary]))
             self.steps_taken = step + 1
             self.speed.step()
-            ends_epoch = self.steps_taken % self.plan.steps_per_epoch == 0
+            ends_epoch = self.steps_taken % self.schedule.steps_per_epoch == 0
             checkpoints = ends_epoch or self.steps_taken % every == 0
             if len(losses) == recipe.log_every or checkpoints or self.steps_taken == self.total_steps:
                 self._log(losses, rate, result.gradient_norm)
@@ -191,15 +193,15 @@ class _Worker:
                 self.speed.restart()
 
     def _is_validated(self, steps: int) -> bool:
-        epoch = steps // self.plan.steps_per_epoch
+        epoch = steps // self.schedule.steps_per_epoch
         return epoch % self.config.validation.every == 0 or steps == self.total_steps
 
     def _log(self, losses: list[Tensor], rate: float, gradient_norm: Tensor | None) -> None:
-        """Print and record the mean losses since the last line. Raises _Stopped if one is not finite."""
+        """Print and record the mean losses since the last line. Raises TrainingAborted if one is not finite."""
         main_and_auxiliary_S2 = self._sum(torch.stack(losses)).double().cpu().numpy()
         images_per_second = self.speed.lap()
         mean_loss, auxiliary_loss = main_and_auxiliary_S2.mean(0).tolist()
-        recipe, per_epoch = self.config.optimization, self.plan.steps_per_epoch
+        recipe, per_epoch = self.config.optimization, self.schedule.steps_per_epoch
         epoch = (self.steps_taken - 1) // per_epoch
         left = (self.total_steps - self.steps_taken) * recipe.batch_size / images_per_second
         self._say(
@@ -212,7 +214,7 @@ class _Worker:
             bad = int(np.flatnonzero(~finite_S)[0])
             self._stop_for_loss(self.steps_taken - len(losses) + bad, main_and_auxiliary_S2[bad].tolist())
         if self.rank == 0:
-            self.assignment.board.record.remote(
+            self.spec.progress_actor.record.remote(
                 kind="step",
                 step=self.steps_taken,
                 epoch=self.steps_taken / per_epoch,
@@ -224,13 +226,13 @@ class _Worker:
             )
 
     def _stop_for_loss(self, step: int, losses: list[float]) -> None:
-        pairs = picked(self.assignment.pairs, self.plan.indices(step))
+        pairs = get_pairs(self.spec.pairs, self.schedule.indices(step))
         uris = [pair.image_uri for pair in pairs[:URIS_SHOWN]] + ["..."] * (len(pairs) > URIS_SHOWN)
         kept = f"the last good checkpoint is {self.last_checkpoint}, and the same command goes on from it"
-        raise _Stopped(
+        raise TrainingAborted(
             f"the loss became {losses[0]} (auxiliary {losses[1]}) in step {step + 1:,}, epoch "
-            f"{step // self.plan.steps_per_epoch + 1}; lower optimization.learning_rate, set optimization.clip_norm "
-            "or optimization.precision: float32, and look at the images of the batch; "
+            f"{step // self.schedule.steps_per_epoch + 1}; lower optimization.learning_rate, set "
+            "optimization.clip_norm or optimization.precision: float32, and look at the images of the batch; "
             f"{kept if self.last_checkpoint else 'there is no checkpoint yet'}. The batch:\n  " + "\n  ".join(uris)
         )
 
@@ -246,14 +248,14 @@ class _Worker:
 
     def _checkpoint(self, validate: bool) -> None:
         """Report a checkpoint; on return it is in storage."""
-        self._stop_together(ray.get(self.assignment.board.problem.remote()) if self.rank == 0 else None)
+        self._stop_together(ray.get(self.spec.progress_actor.problem.remote()) if self.rank == 0 else None)
         name = CHECKPOINT.format(steps=self.steps_taken)
         # Until it is validated a checkpoint is worse than any that was.
         report = {"steps": self.steps_taken, "miou": -1.0}
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if self.rank == 0:
-                metadata = checkpoint_metadata(self.plan.data, self.steps_taken / self.plan.steps_per_epoch)
+                metadata = checkpoint_metadata(self.schedule.data, self.steps_taken / self.schedule.steps_per_epoch)
                 try:
                     models.save(folder, self.step.averaged, metadata)
                 except ValueError as error:
@@ -268,7 +270,7 @@ class _Worker:
             ray.train.get_all_reported_checkpoints()  # returns when all are validated
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch. Raises _Stopped on all workers if one has met what the user has to mend."""
+        """The next batch. Raises TrainingAborted on all workers if one has met what the user has to mend."""
         problem, batch = None, None
         try:
             batch = next(batches)
@@ -295,14 +297,14 @@ class _Worker:
         return copies[0], copies[1]
 
     def _stop_together(self, problem: str | None) -> None:
-        """Raise _Stopped on every worker if any has a problem. All workers have to call this."""
+        """Raise TrainingAborted on every worker if any has a problem. All workers have to call this."""
         problems: list[str | None] = [problem]
         if self.world_size > 1:
             problems = [None] * self.world_size
             dist.all_gather_object(problems, problem, group=self.flags)
         found = [text for text in problems if text]
         if found:
-            raise _Stopped(found[0])
+            raise TrainingAborted(found[0])
 
     def _sum(self, value: Tensor) -> Tensor:
         """Sum over all workers."""
@@ -312,11 +314,11 @@ class _Worker:
         return total
 
     def _uri(self, name: str) -> str:
-        return storage.join(self.assignment.output, name)
+        return storage.join(self.spec.output, name)
 
     def _say(self, line: str) -> None:
         if self.rank == 0:
-            self.assignment.board.say.remote(line)
+            self.spec.progress_actor.log.remote(line)
 
 
 def architecture(model: ModelConfig, data: DataConfig) -> models.Architecture:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.output import errors, parts
 from pipeline.output.schema import SCHEMA_VERSION, image_id
-from pipeline.verify.findings import SHOWN, Finding
+from pipeline.verify.findings import SHOWN, OutputFinding
 
 Bools = NDArray[np.bool_]
 
@@ -50,7 +50,7 @@ class Rows:
     def among(self, column: str, values: Iterable[str | None]) -> Bools:
         return pc.is_in(self.table[column], pa.array(values, pa.string()), skip_nulls=True).to_numpy()
 
-    def expect(self, holds: Bools, kind: str, message: str, **more: Any) -> Iterator[Finding]:
+    def expect(self, holds: Bools, kind: str, message: str, **more: Any) -> Iterator[OutputFinding]:
         """A Finding for each row where it does not hold; after the first ones, one that counts the rest.
 
         Args:
@@ -61,7 +61,7 @@ class Rows:
             row = self.table.slice(n, 1).to_pylist()[0]
             row |= {name: value[n] if isinstance(value, np.ndarray | list) else value for name, value in more.items()}
             rest = len(wrong) - SHOWN if place == SHOWN else 0
-            yield Finding(kind, self.file, message.format(**row), row["image_uri"], rest)
+            yield OutputFinding(kind, self.file, message.format(**row), row["image_uri"], rest)
 
 
 def schema_problem(found: pa.Schema, wanted: pa.Schema) -> str | None:
@@ -79,7 +79,7 @@ def schema_problem(found: pa.Schema, wanted: pa.Schema) -> str | None:
     )
 
 
-def check_masks(file: str, masks: pa.Table, reference: Reference) -> Iterator[Finding]:
+def check_masks(file: str, masks: pa.Table, reference: Reference) -> Iterator[OutputFinding]:
     """Findings in the masks of a part, which has rows; of the column `mask` only `path` is looked at."""
     rows = Rows(file, masks)
     yield from _check_identity(rows, reference)
@@ -104,7 +104,7 @@ def check_masks(file: str, masks: pa.Table, reference: Reference) -> Iterator[Fi
     message += "{low_confidence_fraction} in {width} x {height} pixels"
     yield from rows.expect(~ok | ~sized | _has_right_boxes(rows), "wrong box", message)
 
-    known = rows.among("error_stage", errors.STAGES) & rows.among("error_type", errors.KINDS)
+    known = rows.among("error_stage", errors.STAGES) & rows.among("error_type", errors.ERROR_TYPES)
     known &= rows.valid("error_message") & ~rows.among("error_message", [""])
     message = "error_stage is {error_stage!r}, error_type {error_type!r}, error_message {error_message!r}"
     yield from rows.expect(~error | known, "unknown error", message)
@@ -131,7 +131,7 @@ def _has_right_boxes(masks: Rows) -> Bools:
     return right & ~(np.bincount(row_B, count, len(right)) > most)
 
 
-def _check_identity(rows: Rows, reference: Reference) -> Iterator[Finding]:
+def _check_identity(rows: Rows, reference: Reference) -> Iterator[OutputFinding]:
     """Check that each row has the right image id, run id and model id."""
     masks = rows.table
     ids, uris = masks["image_id"].to_pylist(), masks["image_uri"].to_pylist()
@@ -152,12 +152,12 @@ def _check_identity(rows: Rows, reference: Reference) -> Iterator[Finding]:
         yield from rows.expect(same, "another model", message, model=reference.model_id)
 
 
-def check_name(file: str, masks: pa.Table) -> Iterator[Finding]:
+def check_name(file: str, masks: pa.Table) -> Iterator[OutputFinding]:
     """A Finding where a part's name is not that of its rows, in which nothing else is wrong."""
     run, there = masks["run_id"][0].as_py(), posixpath.basename(file)
     name = parts.part_name(run, masks)
     if there not in (name, parts.part_name(run, masks, kept=True)) and not parts.EARLIER_PART.fullmatch(there):
-        yield Finding("wrong part name", file, f"by its run, images and labels it would be {name}")
+        yield OutputFinding("wrong part name", file, f"by its run, images and labels it would be {name}")
 
 
 class Statistics:
@@ -183,7 +183,7 @@ class Statistics:
         """The classes of row `n` of masks, by class id: REGION_COLUMNS."""
         return self._regions.slice(self._starts[n], self._starts[n + 1] - self._starts[n]).to_pylist()
 
-    def check(self, reference: Reference) -> Iterator[Finding]:
+    def check(self, reference: Reference) -> Iterator[OutputFinding]:
         """Findings in the rows, and where they do not add up to their images."""
         rows, of_image = self._rows, self._of_image_S
         yield from rows.expect(of_image, "statistics without image", "masks/ has no ok row of it in the same part")
@@ -210,7 +210,7 @@ class Statistics:
         yield from rows.expect(~of_image | ~inside | central, "wrong centroid", message)
         yield from self._check_sums()
 
-    def _check_stamps(self, reference: Reference) -> Iterator[Finding]:
+    def _check_stamps(self, reference: Reference) -> Iterator[OutputFinding]:
         rows = self._rows
         for column, kind in (("model_id", "another model"), ("run_id", "several runs in a part")):
             of_masks = self._masks.table[column][0].as_py()
@@ -227,7 +227,7 @@ class Statistics:
         message = "class {class_id} is named {class_name!r}, in classes.parquet {wanted!r}"
         yield from rows.expect(~known | same, "wrong class name", message, wanted=wanted)
 
-    def _check_sums(self) -> Iterator[Finding]:
+    def _check_sums(self) -> Iterator[OutputFinding]:
         """The classes and pixels of each image, in masks and in class_stats."""
         masks, order = self._masks, self._order
         place = self._place_S[order]

@@ -11,7 +11,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.output.schema import CLASS_STATS, MASKS
 from pipeline.storage.parquet_files import ParquetFile, open_parquet
-from pipeline.verify.findings import Finding
+from pipeline.verify.findings import OutputFinding
 from pipeline.verify.mask_checks import check_mask
 from pipeline.verify.part_checks import Reference, Statistics, check_masks, check_name, schema_problem
 
@@ -25,7 +25,7 @@ class PartReport:
     """What one part holds, and what is wrong in it."""
 
     name: str
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[OutputFinding] = field(default_factory=list)
     images: pa.Table | None = None  # image_id, image_uri, outcome ('ok' or kind of failure); None: cannot be known
     run_id: str = ""
 
@@ -33,7 +33,7 @@ class PartReport:
 class Unusable(Exception):
     """A file of which nothing can be checked; `finding` says why."""
 
-    def __init__(self, finding: Finding) -> None:
+    def __init__(self, finding: OutputFinding) -> None:
         super().__init__(str(finding))
         self.finding = finding
 
@@ -50,7 +50,7 @@ def check_part(output: str, name: str, reference: Reference, deep: bool) -> Part
             outcome = pc.if_else(pc.equal(masks["status"], "ok"), "ok", pc.fill_null(masks["error_type"], "unknown"))
             report.images = masks.select(["image_id", "image_uri"]).append_column("outcome", outcome)
             if not len(masks):
-                raise Unusable(Finding("empty part", masks_name, "has no rows"))
+                raise Unusable(OutputFinding("empty part", masks_name, "has no rows"))
             report.run_id = masks["run_id"][0].as_py()
             report.findings += check_masks(masks_name, masks, reference)
             statistics = Statistics(class_stats_name, class_stats, masks_name, masks)
@@ -75,13 +75,13 @@ def read_classes(output: str) -> pa.Table:
 def _read(file: ParquetFile, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     problem = schema_problem(file.schema_arrow, schema)
     if problem:
-        raise Unusable(Finding("wrong columns", name, problem))
+        raise Unusable(OutputFinding("wrong columns", name, problem))
     table = file.read(columns)
     table.validate(full=True)  # text that is no UTF-8, for one
     return table.select(schema.names)
 
 
-def _check_number(name: str, file: ParquetFile, masks: pa.Table) -> Iterator[Finding]:
+def _check_number(name: str, file: ParquetFile, masks: pa.Table) -> Iterator[OutputFinding]:
     """As many masks as images with labels, by the file's own statistics."""
     there = 0
     for group in range(file.metadata.num_row_groups):
@@ -93,12 +93,12 @@ def _check_number(name: str, file: ParquetFile, masks: pa.Table) -> Iterator[Fin
                 there += column.num_values - column.statistics.null_count
     wanted = pc.sum(pc.equal(masks["status"], "ok")).as_py()
     if there != wanted:
-        yield Finding("no mask", name, f"{wanted} rows have the status 'ok', but {there} have mask.bytes")
+        yield OutputFinding("no mask", name, f"{wanted} rows have the status 'ok', but {there} have mask.bytes")
 
 
 def _check_contents(
     name: str, file: ParquetFile, masks: pa.Table, statistics: Statistics, reference: Reference
-) -> Iterator[Finding]:
+) -> Iterator[OutputFinding]:
     rows = masks.select(["image_uri", "status", "width", "height"]).to_pylist()
     num_classes = len(reference.class_names) if reference.class_names is not None else None
     batches = file.iter_batches(MASKS_AT_ONCE, columns=["mask.bytes"])
@@ -106,7 +106,7 @@ def _check_contents(
     for n, (row, content) in enumerate(zip(rows, contents, strict=True)):
         if row["status"] == "ok":
             for kind, message in check_mask(content, row["width"], row["height"], statistics.of_image(n), num_classes):
-                yield Finding(kind, name, message, row["image_uri"])
+                yield OutputFinding(kind, name, message, row["image_uri"])
 
 
 @contextmanager
@@ -123,4 +123,4 @@ def _opened(output: str, name: str) -> Iterator[ParquetFile]:
         if source.failure is not None:
             with storage.explained(uri):
                 raise source.failure from None
-        raise Unusable(Finding("unreadable part", name, f"is damaged or cut off: {error}")) from error
+        raise Unusable(OutputFinding("unreadable part", name, f"is damaged or cut off: {error}")) from error

@@ -7,7 +7,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.output import parts
 from pipeline.output.reconcile import remove_superseded
-from pipeline.verify.findings import KINDS, Tally
+from pipeline.verify.findings import FINDING_KINDS, Tally
 from pipeline.verify.run import Verification
 from pipeline.verify.run_files import write_repair
 
@@ -39,7 +39,7 @@ def repair(verification: Verification, tally: Tally) -> Iterator[str]:
     for name, kinds in sorted(damaged.items()):
         parts.remove_part(output, name)
         deleted.append(name)
-        yield f"deleted part {name}: {', '.join(sorted(kinds, key=list(KINDS).index))}"
+        yield f"deleted part {name}: {', '.join(sorted(kinds, key=list(FINDING_KINDS).index))}"
     if tally.totals["image in two parts"] and verification.parts - damaged.keys():
         yield from remove_superseded(output)
     if deleted or tally.totals["lost images"]:

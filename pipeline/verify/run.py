@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.output import lease, parts
 from pipeline.output.id_set import IdSet
 from pipeline.output.schema import CLASSES, SCHEMA_VERSION
-from pipeline.verify.findings import SHOWN, Finding
+from pipeline.verify.findings import SHOWN, OutputFinding
 from pipeline.verify.part_checks import Reference
 from pipeline.verify.part_reader import PartReport, Unusable, check_part, read_classes
 from pipeline.verify.run_files import RunFiles
@@ -43,7 +43,7 @@ class Verification:
         self._deep, self._listed = deep, listed
         self._images = IdSet()
 
-    def findings(self) -> Iterator[Finding]:
+    def findings(self) -> Iterator[OutputFinding]:
         """All that is wrong. Raises UserError for what is no output of this program, or cannot be read."""
         files = {table: self._files(table) for table in ("masks", "class_stats")}
         reference, problems = self._reference(any(files.values()))
@@ -54,10 +54,12 @@ class Verification:
         masks, class_stats = ({*filter(parts.PART.fullmatch, found)} for found in files.values())
         self.parts = {*masks, *class_stats}
         for name in sorted(class_stats - masks):
-            yield self._of_part(name, Finding("statistics without masks", f"class_stats/{name}", "was not committed"))
+            yield self._of_part(
+                name, OutputFinding("statistics without masks", f"class_stats/{name}", "was not committed")
+            )
         for name in sorted(masks - class_stats):
             message = f"class_stats/{name} is missing"
-            yield self._of_part(name, Finding("masks without statistics", f"masks/{name}", message))
+            yield self._of_part(name, OutputFinding("masks without statistics", f"masks/{name}", message))
         whole = sorted(masks & class_stats)
         every_part_counted = len(whole) == len(self.parts)
         for report in self._reports(whole, reference):
@@ -85,7 +87,7 @@ class Verification:
         folder = storage.join(self.output, table)
         return [uri.removeprefix(folder + "/") for uri in storage.find(folder) if not uri.endswith("/")]
 
-    def _leftovers(self) -> Iterator[Finding]:
+    def _leftovers(self) -> Iterator[OutputFinding]:
         filesystem, path = storage.open_filesystem(self.output)
         with storage.explained(self.output):
             beside = [posixpath.basename(name) for name in filesystem.ls(path, detail=False)]
@@ -94,19 +96,19 @@ class Verification:
         for name in [*beside, *found]:
             if posixpath.basename(name).startswith(storage.PARTIAL):
                 self.leftovers.append(name)
-                yield Finding("half-written file", name, "an interrupted run left it")
+                yield OutputFinding("half-written file", name, "an interrupted run left it")
 
-    def _reference(self, has_parts: bool) -> tuple[Reference, list[Finding]]:
+    def _reference(self, has_parts: bool) -> tuple[Reference, list[OutputFinding]]:
         """What classes.parquet says, and what is wrong with it. Raises UserError where this is no output of ours."""
         unknown = Reference(None, None)
         if not storage.exists(storage.join(self.output, "classes.parquet")):
             if not has_parts:
                 raise _no_output(self.output)
-            return unknown, [Finding("no classes.parquet", "classes.parquet", "classes and model are unknown")]
+            return unknown, [OutputFinding("no classes.parquet", "classes.parquet", "classes and model are unknown")]
         try:
             classes = read_classes(self.output)
         except Unusable as error:
-            return unknown, [Finding("wrong classes.parquet", "classes.parquet", error.finding.message)]
+            return unknown, [OutputFinding("wrong classes.parquet", "classes.parquet", error.finding.message)]
         about = {key.decode(): value.decode() for key, value in (classes.schema.metadata or {}).items()}
         version, model_id = (about.get(f"sceneparse.{key}") for key in ("schema_version", "model_id"))
         if version is None:
@@ -123,12 +125,12 @@ class Verification:
         problems = [_wrong_classes("names no model")] if model_id is None else []
         return Reference(model_id, classes["class_name"].to_pylist()), problems
 
-    def _foreign(self, table: str, names: Iterable[str]) -> Iterator[Finding]:
+    def _foreign(self, table: str, names: Iterable[str]) -> Iterator[OutputFinding]:
         for name in names:
             # Readers pass over names that begin with _ or a dot.
             is_hidden = any(part.startswith((".", "_")) for part in name.split("/"))
             if not parts.PART.fullmatch(name) and not is_hidden:
-                yield Finding("not a part", f"{table}/{name}", "no run gives a file such a name")
+                yield OutputFinding("not a part", f"{table}/{name}", "no run gives a file such a name")
 
     def _reports(self, names: list[str], reference: Reference) -> Iterator[PartReport]:
         """What is in each part, in order; read by a few threads, not far ahead."""
@@ -144,11 +146,11 @@ class Verification:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _of_part(self, name: str, finding: Finding) -> Finding:
+    def _of_part(self, name: str, finding: OutputFinding) -> OutputFinding:
         self.damaged.setdefault(name, set()).add(finding.kind)
         return finding
 
-    def _counted(self, report: PartReport) -> Iterator[Finding]:
+    def _counted(self, report: PartReport) -> Iterator[OutputFinding]:
         """Count a part's images; a Finding for each that has a row in an earlier part."""
         images = report.images
         assert images is not None
@@ -168,7 +170,7 @@ class Verification:
             "has a row in a part before this one, too",
         )
 
-    def _without_row(self, listed: pa.Table) -> Iterator[Finding]:
+    def _without_row(self, listed: pa.Table) -> Iterator[OutputFinding]:
         missing = listed.filter(pc.invert(self._images.contains(listed["image_id"])))["image_uri"]
         yield from _first("no row", "masks", missing, "is in the input, but has no row")
 
@@ -185,11 +187,11 @@ def _no_output(output: str) -> UserError:
     return UserError(f"output {output}: no masks, no classes.parquet; give a segment_bucket.py --output")
 
 
-def _wrong_classes(message: str) -> Finding:
-    return Finding("wrong classes.parquet", "classes.parquet", message)
+def _wrong_classes(message: str) -> OutputFinding:
+    return OutputFinding("wrong classes.parquet", "classes.parquet", message)
 
 
-def _first(kind: str, file: str, uris: pa.ChunkedArray, message: str) -> Iterator[Finding]:
+def _first(kind: str, file: str, uris: pa.ChunkedArray, message: str) -> Iterator[OutputFinding]:
     """A Finding for each of the first images; the last of these counts the others."""
     for place, uri in enumerate(uris[:SHOWN].to_pylist(), 1):
-        yield Finding(kind, file, message, uri, max(0, len(uris) - SHOWN) if place == SHOWN else 0)
+        yield OutputFinding(kind, file, message, uri, max(0, len(uris) - SHOWN) if place == SHOWN else 0)

@@ -8,7 +8,7 @@ from datetime import datetime
 from pydantic import AwareDatetime, BaseModel, NonNegativeInt, ValidationError
 
 from pipeline import storage
-from pipeline.verify.findings import Finding
+from pipeline.verify.findings import OutputFinding
 
 
 class Run(BaseModel):
@@ -40,20 +40,20 @@ class RunFiles:
 
     def __init__(self, output: str) -> None:
         self._runs: dict[str, Run] = {}
-        self._findings: list[Finding] = []
+        self._findings: list[OutputFinding] = []
         for name, content in _contents(output, "runs"):
             try:
                 self._runs[name] = Run.model_validate_json(content)
             except ValidationError as error:
-                self._findings.append(Finding("wrong run file", name, _first_problem(error)))
+                self._findings.append(OutputFinding("wrong run file", name, _first_problem(error)))
         self._repairs = []
         for name, content in _contents(output, "repairs"):
             try:
                 self._repairs.append(Repair.model_validate_json(content))
             except ValidationError as error:
-                self._findings.append(Finding("wrong run file", name, _first_problem(error)))
+                self._findings.append(OutputFinding("wrong run file", name, _first_problem(error)))
 
-    def check(self, outcomes: Counter[tuple[str, str]], model_id: str | None) -> Iterator[Finding]:
+    def check(self, outcomes: Counter[tuple[str, str]], model_id: str | None) -> Iterator[OutputFinding]:
         """Findings in the records, and for runs with more rows than they account for.
 
         Fewer are right: a later run may have put newer rows in their place.
@@ -64,19 +64,21 @@ class RunFiles:
         yield from self._findings
         for name, run in self._runs.items():
             if posixpath.basename(name) != f"{run.run_id}.json":
-                yield Finding("wrong run file", name, f"is of run {run.run_id}")
+                yield OutputFinding("wrong run file", name, f"is of run {run.run_id}")
             elif model_id is not None and run.model_id != model_id:
-                yield Finding("wrong run file", name, f"is of model {run.model_id}, classes.parquet of {model_id}")
+                yield OutputFinding(
+                    "wrong run file", name, f"is of model {run.model_id}, classes.parquet of {model_id}"
+                )
             if run.num_with_row > run.images:
                 message = f"counts {run.num_with_row:,} images with a row of {run.images:,} in its input"
-                yield Finding("wrong counts", name, message)
+                yield OutputFinding("wrong counts", name, message)
             for outcome in sorted({outcome for other, outcome in outcomes if other == run.run_id}):
                 there, counted = outcomes[run.run_id, outcome], run.outcomes.get(outcome, 0)
                 if there > counted:
                     message = f"counts {counted:,} images as {outcome}, but the parts of that run have {there:,}"
-                    yield Finding("wrong counts", name, message)
+                    yield OutputFinding("wrong counts", name, message)
 
-    def check_number(self, num_images: int) -> Iterator[Finding]:
+    def check_number(self, num_images: int) -> Iterator[OutputFinding]:
         """A Finding if the output has held more images than now: rows are replaced, but never fewer.
 
         What was on record before a repair counts no more.
@@ -87,7 +89,7 @@ class RunFiles:
             name, run = max(since.items(), key=lambda item: item[1].num_with_row)
             if run.num_with_row > num_images:
                 message = f"{run.num_with_row:,} images had a row when it ended, and {num_images:,} have one now"
-                yield Finding("lost images", name, message)
+                yield OutputFinding("lost images", name, message)
 
 
 def write_repair(output: str, repaired_at: datetime, deleted: list[str], num_images: int) -> str:

@@ -16,7 +16,7 @@ from pipeline.config.jobs import AblateConfig, EvaluateConfig, ExportMasksConfig
 from pipeline.config.loading import JobSettings, load_settings
 from pipeline.errors import UserError
 from pipeline.images.formats import deadline
-from pipeline.inputs.selection import Selection
+from pipeline.inputs.selection import ImageSelection
 from pipeline.inputs.uris import NAMED
 from tests.fuzz.mutation import ODD, SEPARATOR, TEXTS, changed, damaged, joined, split
 
@@ -145,7 +145,7 @@ def used(config: JobSettings) -> None:
     yaml.safe_dump(config.model_dump(mode="json"))
     if isinstance(config, SegmentConfig):
         with deadline(config.decode_seconds):
-            Selection(config, may_repeat=False).of(NAMED.empty_table())
+            ImageSelection(config, may_repeat=False).of(NAMED.empty_table())
 
 
 @cache

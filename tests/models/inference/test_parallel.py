@@ -8,7 +8,7 @@ import torch
 
 from models import Architecture, Predictor, PSPNet
 from models.inference import predictor
-from models.inference.parallel import map_streams
+from models.inference.parallel import map_images_in_parallel
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_every_one_is_done_once_with_a_fair_share_of_the_threads(torch_threads, 
             running.remove(n)
         return n * n
 
-    assert map_streams(work, count, most) == [n * n for n in range(count)]
+    assert map_images_in_parallel(work, count, most) == [n * n for n in range(count)]
     assert sorted(n for n, _, _ in seen) == list(range(count))
     assert all(together <= max(1, most) for _, together, _ in seen)
     assert all(share * together <= num_threads for _, together, share in seen)
@@ -45,7 +45,7 @@ def test_every_one_is_done_once_with_a_fair_share_of_the_threads(torch_threads, 
 def test_as_many_run_together_as_there_are_threads(torch_threads) -> None:
     torch_threads(2)
     both = threading.Barrier(2, timeout=30)
-    assert map_streams(lambda n: both.wait() >= 0, 4, 99) == [True] * 4
+    assert map_images_in_parallel(lambda n: both.wait() >= 0, 4, 99) == [True] * 4
 
 
 def test_an_error_is_raised_when_all_have_ended(torch_threads) -> None:
@@ -58,7 +58,7 @@ def test_an_error_is_raised_when_all_have_ended(torch_threads) -> None:
         ended.append(n)
 
     with pytest.raises(MemoryError, match="no memory"):
-        map_streams(work, 6, 99)
+        map_images_in_parallel(work, 6, 99)
     assert sorted(ended) == [1, 2, 3, 4, 5]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import models
 from pipeline.checkpoints.checkpoint import Checkpoint, code_version
-from pipeline.config.data import CalibrationData
+from pipeline.config.data import EvalDataConfig
 from pipeline.errors import UserError
 
 
@@ -27,6 +27,6 @@ def _nothing_is_installed(name: str) -> metadata.Distribution:
 def test_a_dataset_that_does_not_go_with_the_checkpoint_is_told_with_what_to_set() -> None:
     about = models.Metadata(["sky", "road"], [[0, 0, 0], [9, 9, 9]])
     loaded = Checkpoint(network=None, metadata=about, long_side=None, model_id="")
-    assert loaded.data_config("best", CalibrationData(root="set")).ignore_index == 255
+    assert loaded.data_config("best", EvalDataConfig(root="set")).ignore_index == 255
     with pytest.raises(UserError, match=r"checkpoint best: .*ignore_index 1 .*; set --data\.ignore-index or --data"):
-        loaded.data_config("best", CalibrationData(root="set", ignore_index=1))
+        loaded.data_config("best", EvalDataConfig(root="set", ignore_index=1))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config.data import CalibrationData, DataConfig
+from pipeline.config.data import DataConfig, EvalDataConfig
 from pipeline.config.dataset_formats import FORMATS, classes_of, coding, distinct_colors
 from pipeline.config.jobs import TrainConfig, ValidateDatasetConfig
 from pipeline.config.loading import load_settings
@@ -137,7 +137,7 @@ def test_keys_of_tables_are_refused_elsewhere(key: dict[str, Any]) -> None:
 
 
 def test_calibration_takes_splits_from_the_format_and_the_rest_from_the_checkpoint() -> None:
-    data = CalibrationData.model_validate({"root": "data", "format": "coco_stuff"})
+    data = EvalDataConfig.model_validate({"root": "data", "format": "coco_stuff"})
     assert (data.train_split, data.val_split, data.ignore_index) == ("train2017", "val2017", None)
 
 

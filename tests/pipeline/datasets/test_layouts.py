@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.config.data import DataConfig
-from pipeline.datasets import Pair, fingerprint, list_pairs, list_split, load_pair, refuse_shared_images
+from pipeline.datasets import Pair, check_no_shared_images, fingerprint, list_pairs, list_split, load_pair
 from pipeline.errors import UserError
 from tests.pipeline.samples import encoded, random_image
 
@@ -383,5 +383,5 @@ def test_an_image_that_trains_and_validates_is_refused_by_name(tmp_path: Path) -
     data = data_config(tmp_path, "list", classes=CLASSES)
     train_pairs, val_pairs = (list_pairs(data, split) for split in ("train", "val"))
     with pytest.raises(UserError, match=r"1 of the 2 images of split 'val' are in split 'train' too: .*/b\.jpg; keep"):
-        refuse_shared_images(data, train_pairs, val_pairs)
-    refuse_shared_images(data, train_pairs, val_pairs[:1])
+        check_no_shared_images(data, train_pairs, val_pairs)
+    check_no_shared_images(data, train_pairs, val_pairs[:1])

@@ -56,10 +56,10 @@ def refusals(data: DataConfig) -> dict[int, str]:
     return found
 
 
-KINDS = ["list", "uris", "paths"]
+FINDING_KINDS = ["list", "uris", "paths"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FINDING_KINDS)
 def test_what_lies_outside_is_refused_unless_it_is_allowed(kind: str, places: Places, tmp_path: Path) -> None:
     outside = [f"{places['else']}/a.png", f"{places['root']}/../else/a.png", f"file://{places['else']}/a.png"]
     options = write_split(kind, places, outside)
@@ -73,7 +73,7 @@ def test_what_lies_outside_is_refused_unless_it_is_allowed(kind: str, places: Pl
     assert len(refusals(data_config(places["root"], **options, allow=[f"{tmp_path}/els"]))) == len(outside)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FINDING_KINDS)
 def test_what_lies_below_root_or_beside_the_file_may_be_named(kind: str, places: Places) -> None:
     inside = [f"{places['root']}/a.png", f"{places['tables']}/a.png", "a.png", "./a.png"]
     data = data_config(places["root"], **write_split(kind, places, inside))
@@ -81,7 +81,7 @@ def test_what_lies_below_root_or_beside_the_file_may_be_named(kind: str, places:
     assert len(list_split(data, data.train_split).pairs) == len(inside)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FINDING_KINDS)
 @pytest.mark.parametrize(
     "uri",
     ["s3://other/a.png", "http://169.254.169.254/latest/meta-data/a", "/etc/passwd", "s3://bucket/x/../../other/a.png"],

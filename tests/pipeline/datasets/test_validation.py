@@ -14,7 +14,7 @@ import s3fs
 from pipeline import storage
 from pipeline.config.data import DataConfig
 from pipeline.datasets import Cell, Pair, list_pairs, validation
-from pipeline.datasets.pairs import Finding
+from pipeline.datasets.pairs import DatasetFinding
 from pipeline.datasets.validation import BLOCK, DatasetCheck, SplitCheck, read_block
 from pipeline.datasets.validation_report import as_json, summary, write_report
 from pipeline.errors import UserError
@@ -51,8 +51,8 @@ def filled_check(data: DataConfig) -> DatasetCheck:
     """A check of one split of 3 pairs, of which one is wrong."""
     found = SplitCheck(3, "0123", np.array([90, 10, 0]), np.array([2, 1, 0]), images=2, ignored=7, sides=(8, 9, 6, 6))
     check = DatasetCheck(data, {"train": found})
-    check.add(Finding("class that never occurs", "split train", "car"))
-    check.add(Finding("unreadable image", "file:///a <b>.png", "no bytes"))
+    check.add(DatasetFinding("class that never occurs", "split train", "car"))
+    check.add(DatasetFinding("unreadable image", "file:///a <b>.png", "no bytes"))
     return check
 
 
@@ -161,8 +161,8 @@ def test_copies_are_found_by_their_pixels_in_and_between_splits(tmp_path: Path) 
 def test_of_each_kind_the_first_hundred_are_kept_and_all_are_counted(tmp_path: Path) -> None:
     check = DatasetCheck(data_config(tmp_path), {})
     for number in range(250):
-        check.add(Finding("unreadable image", f"{number}.png", "no bytes"))
-        check.add(Finding("duplicate within a split", f"{number}.png", "the same"))
+        check.add(DatasetFinding("unreadable image", f"{number}.png", "no bytes"))
+        check.add(DatasetFinding("duplicate within a split", f"{number}.png", "the same"))
     assert (check.errors, check.warnings) == (250, 250)
     assert check.kinds == ["unreadable image", "duplicate within a split"], "errors come first"
     assert [len(found) for found in check.examples.values()] == [100, 100]
@@ -213,7 +213,7 @@ def test_a_report_of_nothing_but_errors_can_be_written(tmp_path: Path) -> None:
     nothing = DatasetCheck(
         data_config(tmp_path), {"train": SplitCheck(0, "", np.zeros(3, np.int64), np.zeros(3, np.int64))}
     )
-    nothing.add(Finding("no images", "images/train", "no images in images/train"))
+    nothing.add(DatasetFinding("no images", "images/train", "no images in images/train"))
     write_report(nothing, {"train": []}, str(tmp_path))
     page = (tmp_path / "dataset.html").read_text()
     assert "no images in images/train" in page

@@ -8,7 +8,7 @@ from pipeline.doctor.access import Dashboard, judge_authentication, judge_dashbo
 from pipeline.doctor.all_reduce import judge_rates as judge_reduced
 from pipeline.doctor.all_reduce import rounds_of_pairs
 from pipeline.doctor.clock import Skew, judge_skews, skew_of
-from pipeline.doctor.findings import FAIL, OK, WARN, Finding, Level
+from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult, Level
 from pipeline.doctor.gpus import Installed, Tried, judge_offer, judge_tried, judge_uniform
 from pipeline.doctor.machine import Disk, Machine, judge_disks, judge_open_files, judge_shared_memory
 from pipeline.doctor.nodes import Answer, Node, judge_nodes
@@ -20,7 +20,7 @@ VERSIONS = {"Python": "3.11.7", "torch": "2.14.1", "sceneparse": None, "code": "
 H200 = Installed("NVIDIA H200", "580.1")
 
 
-def levels(findings: list[Finding]) -> list[tuple[Level, str | None]]:
+def levels(findings: list[CheckResult]) -> list[tuple[Level, str | None]]:
     return [(finding.level, finding.node) for finding in findings]
 
 
@@ -122,7 +122,7 @@ def test_a_head_alone_is_no_cluster_that_has_been_checked() -> None:
     assert levels(judge_nodes([node("head", cpus=0, is_head=True), node("a")], [])) == [(OK, None)]
     (own,) = judge_nodes([node("a", cpus=8, is_head=True)], [], private=True)
     assert own.message.startswith("this machine alone, since RAY_ADDRESS names no cluster; ")
-    assert judge_nodes([], [Finding(FAIL, "gave no answer", "a")]) == [Finding(FAIL, "gave no answer", "a")]
+    assert judge_nodes([], [CheckResult(FAIL, "gave no answer", "a")]) == [CheckResult(FAIL, "gave no answer", "a")]
 
 
 @pytest.mark.parametrize(

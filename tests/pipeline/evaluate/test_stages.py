@@ -19,13 +19,13 @@ from pipeline.config.training import ProtocolConfig
 from pipeline.datasets import list_pairs, load_pair
 from pipeline.errors import UserError
 from pipeline.evaluate import stages
-from pipeline.evaluate.stages import Evaluator, Part, Wanted, listed_block, load, parts_of
+from pipeline.evaluate.stages import EvalCounts, EvalOptions, Evaluator, counts_of, listed_block, load
 from pipeline.images.codec import encode_image, encode_mask
 from pipeline.metrics.confusion import Metrics, confusion_matrix
 from tests.evaluation_samples import dataset_of, save_model
 from tests.scene_data import PALETTE, write_training_set
 
-EVERYTHING = Wanted(boundary=True, calibration=True, slopes=True, panel=1, all_pictures=False)
+EVERYTHING = EvalOptions(boundary=True, calibration=True, slopes=True, panel=1, all_pictures=False)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,8 @@ def loaded(data: DataConfig) -> pa.Table:
     return pa.concat_tables(load(listed_block(0, list_pairs(data, "val")), data))
 
 
-def evaluator(checkpoint: str, data: DataConfig, wanted: Wanted = EVERYTHING) -> Evaluator:
-    return Evaluator(checkpoint, data, ProtocolConfig(), "cpu", "float32", torch.get_num_threads(), wanted)
+def evaluator(checkpoint: str, data: DataConfig, eval_options: EvalOptions = EVERYTHING) -> Evaluator:
+    return Evaluator(checkpoint, data, ProtocolConfig(), "cpu", "float32", torch.get_num_threads(), eval_options)
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +55,12 @@ def actor(checkpoint: str, data: DataConfig) -> Evaluator:
 
 
 @pytest.fixture(scope="module")
-def part(actor: Evaluator, loaded: pa.Table) -> Part:
-    (part,) = parts_of(actor(loaded))
+def part(actor: Evaluator, loaded: pa.Table) -> EvalCounts:
+    (part,) = counts_of(actor(loaded))
     return part
 
 
-def test_a_block_is_counted_as_its_images_one_by_one(checkpoint: str, data: DataConfig, part: Part) -> None:
+def test_a_block_is_counted_as_its_images_one_by_one(checkpoint: str, data: DataConfig, part: EvalCounts) -> None:
     predictor = Checkpoint.load(checkpoint, None).predictor("cpu", "float32")
     total_KK = np.zeros((11, 11), np.int64)
     for pair, result in zip(list_pairs(data, "val"), part.images, strict=True):
@@ -78,8 +78,8 @@ def test_a_block_is_counted_as_its_images_one_by_one(checkpoint: str, data: Data
     assert (total_KK.sum(0) > 0).sum() >= 3, "the network labels all alike, which tests nothing"
 
 
-def test_blocks_add_up_to_the_same_digits(actor: Evaluator, loaded: pa.Table, part: Part) -> None:
-    rows = [parts_of(actor(loaded.slice(n, 1)))[0] for n in (2, 0, 1)]
+def test_blocks_add_up_to_the_same_digits(actor: Evaluator, loaded: pa.Table, part: EvalCounts) -> None:
+    rows = [counts_of(actor(loaded.slice(n, 1)))[0] for n in (2, 0, 1)]
     total = rows[0] + rows[1] + rows[2]
     np.testing.assert_array_equal(total.confusion_KK, part.confusion_KK)
     np.testing.assert_array_equal(total.confidence.confidence_B, part.confidence.confidence_B)
@@ -87,11 +87,11 @@ def test_blocks_add_up_to_the_same_digits(actor: Evaluator, loaded: pa.Table, pa
 
 
 def test_the_sampled_slopes_lead_to_the_best_temperature_of_all_pixels(
-    actor: Evaluator, part: Part, monkeypatch: pytest.MonkeyPatch, loaded: pa.Table
+    actor: Evaluator, part: EvalCounts, monkeypatch: pytest.MonkeyPatch, loaded: pa.Table
 ) -> None:
     sampled = sum(image.slopes_T for image in part.images)
     monkeypatch.setattr(stages, "SAMPLED_PIXELS", 10**9)
-    (whole,) = parts_of(actor(loaded))
+    (whole,) = counts_of(actor(loaded))
     of_all = sum(image.slopes_T for image in whole.images)
     assert best_temperature(sampled) == pytest.approx(best_temperature(of_all), rel=0.1)
     assert not np.array_equal(sampled, of_all)
@@ -100,21 +100,21 @@ def test_the_sampled_slopes_lead_to_the_best_temperature_of_all_pixels(
 def test_an_image_without_a_labelled_pixel_has_no_say_in_the_temperature(actor: Evaluator, loaded: pa.Table) -> None:
     (row,) = loaded.slice(0, 1).to_pylist()
     row["label"] = np.full((row["height"], row["width"]), 255, np.uint16).tobytes()
-    (found,) = parts_of(actor(pa.Table.from_pylist([row], stages.LOADED)))
+    (found,) = counts_of(actor(pa.Table.from_pylist([row], stages.LOADED)))
     assert not found.images[0].slopes_T.any()
     assert found.confusion_KK.sum() == 0
 
 
 def test_only_what_is_wanted_is_counted(checkpoint: str, data: DataConfig, loaded: pa.Table) -> None:
-    wanted = Wanted(boundary=False, calibration=False, slopes=False, panel=0, all_pictures=False)
-    (part,) = parts_of(evaluator(checkpoint, data, wanted)(loaded))
+    eval_options = EvalOptions(boundary=False, calibration=False, slopes=False, panel=0, all_pictures=False)
+    (part,) = counts_of(evaluator(checkpoint, data, eval_options)(loaded))
     assert part.confusion_KK.any()
     assert not part.boundary.union_K.any()
     assert not part.confidence.pixels_B.any()
     assert {(image.slopes_T is None, image.picture is None) for image in part.images} == {(True, True)}
 
 
-def test_pictures_are_small_and_show_image_truth_and_prediction(data: DataConfig, part: Part) -> None:
+def test_pictures_are_small_and_show_image_truth_and_prediction(data: DataConfig, part: EvalCounts) -> None:
     assert [image.picture is not None for image in part.images] == [True, False, False]
     shown = part.images[0].picture.arrays()
     image_HW3, label_HW = load_pair(part.images[0].pair, data)
@@ -130,12 +130,12 @@ def test_pictures_are_small_and_show_image_truth_and_prediction(data: DataConfig
     assert arrays["predicted"].max() > 255
 
 
-def test_annotations_are_compared_at_their_own_size(actor: Evaluator, data: DataConfig, part: Part) -> None:
+def test_annotations_are_compared_at_their_own_size(actor: Evaluator, data: DataConfig, part: EvalCounts) -> None:
     small = data.model_copy(update={"long_side": 64})
     rows = pa.concat_tables(load(listed_block(0, list_pairs(data, "val")), small)).to_pylist()
     assert {(row["input_height"], row["input_width"]) for row in rows} == {(64, 64)}
     assert {(row["height"], row["width"]) for row in rows} == {(65, 65)}
-    (of_small,) = parts_of(actor(pa.Table.from_pylist(rows, stages.LOADED)))
+    (of_small,) = counts_of(actor(pa.Table.from_pylist(rows, stages.LOADED)))
     assert of_small.confusion_KK.sum() == part.confusion_KK.sum()
 
 

@@ -75,7 +75,7 @@ def test_panoptic_segments_are_what_their_png_holds(ids_HW: NDArray) -> None:
 
 
 def test_a_panoptic_png_has_room_for_as_many_segments_as_its_colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coco, "MOST_SEGMENTS", 3)
+    monkeypatch.setattr(coco, "MAX_SEGMENTS", 3)
     with pytest.raises(Cannot, match="it has 6 segments"):
         coco.panoptic(image_of(blobs(37, 53, 6, 2)), frozenset())
 

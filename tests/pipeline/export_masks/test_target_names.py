@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pytest
 
-from pipeline.export_masks.target_names import LONGEST, clean, cleaned, common_folder, split_ending
+from pipeline.export_masks.target_names import MAX_NAME_BYTES, clean, cleaned, common_folder, split_ending
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_long_name_is_cut_where_it_stays_distinct() -> None:
     first, second = (clean(f"folder/{'ü' * 300}{end}.jpg") for end in "ab")
     assert first != second
     for name in (first, second):
-        assert len(name.removeprefix("folder/").encode()) <= LONGEST
+        assert len(name.removeprefix("folder/").encode()) <= MAX_NAME_BYTES
 
 
 def test_no_key_leads_out_of_the_target_on_any_system() -> None:

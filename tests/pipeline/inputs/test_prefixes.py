@@ -10,7 +10,7 @@ import s3fs
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.inputs import refuse_output_inside_input
+from pipeline.inputs import check_no_output_inside_input
 from pipeline.output.schema import LISTED, image_id
 from tests.pipeline.input_samples import config, listed, uris
 from tests.pipeline.samples import write_file
@@ -202,7 +202,7 @@ def test_an_output_inside_the_input_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"lies inside input .*; choose a place outside of it"):
-        refuse_output_inside_input(config(input=input_uri.format(here=tmp_path)), output_uri.format(here=tmp_path))
+        check_no_output_inside_input(config(input=input_uri.format(here=tmp_path)), output_uri.format(here=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -219,4 +219,4 @@ def test_an_output_inside_the_input_is_refused(
     ],
 )
 def test_an_output_beside_the_input_is_fine(input_uri: str, output_uri: str) -> None:
-    refuse_output_inside_input(config(input=input_uri), output_uri)
+    check_no_output_inside_input(config(input=input_uri), output_uri)

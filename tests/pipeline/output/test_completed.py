@@ -4,8 +4,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.output.completed import Done
-from pipeline.output.errors import require_kinds
+from pipeline.output.completed import CompletedImages
+from pipeline.output.errors import check_error_types
 from pipeline.output.schema import LISTED, MASKS, image_id, table
 
 ROWS = [
@@ -18,11 +18,11 @@ ROWS = [
 
 def todo(etags: dict[str, str | None], retry_errors: tuple[str, ...] = (), relabel_changed: bool = False) -> set[str]:
     listed = table([{"image_id": image_id(uri), "image_uri": uri, "etag": etag} for uri, etag in etags.items()], LISTED)
-    done = Done(retry_errors, relabel_changed)
+    done = CompletedImages(retry_errors, relabel_changed)
     rows = table(ROWS, pa.schema([MASKS.field(name) for name in done.columns]))
     assert done.add(rows[:3]).to_pylist() == [True] * 3
     assert done.add(rows[2:]).to_pylist() == [False, True]
-    return {uri for uri, held in zip(etags, done.holds(listed).to_pylist(), strict=True) if not held}
+    return {uri for uri, held in zip(etags, done.contains(listed).to_pylist(), strict=True) if not held}
 
 
 SAME = {"good": "1", "plain": None, "broken": "2", "late": "3", "new": "4"}
@@ -57,35 +57,35 @@ def test_an_image_that_has_a_version_since_counts_as_changed() -> None:
 
 
 def test_a_kind_that_there_is_not_is_refused_with_those_there_are() -> None:
-    require_kinds("retry_errors", ["all", "Timeout"])
+    check_error_types("retry_errors", ["all", "Timeout"])
     with pytest.raises(UserError, match=r"retry_errors: Timeuot is no kind of failure; use all, or some of .*Timeout"):
-        require_kinds("retry_errors", ["Timeuot"])
+        check_error_types("retry_errors", ["Timeuot"])
 
 
 @pytest.mark.parametrize("again", [((), True), (("all",), False)])
 def test_an_empty_output_has_nothing_done(again: tuple[tuple[str, ...], bool]) -> None:
     listed = table([{"image_id": image_id("a"), "image_uri": "a"}], LISTED)
-    assert Done(*again).holds(listed).to_pylist() == [False]
+    assert CompletedImages(*again).contains(listed).to_pylist() == [False]
 
 
 def test_an_image_with_a_newer_row_that_went_well_is_not_tried_again() -> None:
     """A run may have been stopped before it removed the older row."""
-    done = Done(("all",))
+    done = CompletedImages(("all",))
     ok, failed = ({"image_id": image_id("a"), "status": status, "error_type": kind} for status, kind in OUTCOMES)
     for row in (failed, ok):
         done.add(table([row], pa.schema([MASKS.field(name) for name in done.columns])))
-    assert done.holds(table([{"image_id": image_id("a"), "image_uri": "a"}], LISTED)).to_pylist() == [True]
+    assert done.contains(table([{"image_id": image_id("a"), "image_uri": "a"}], LISTED)).to_pylist() == [True]
 
 
 OUTCOMES = [("ok", None), ("error", "Timeout")]
 
 
 def test_images_whose_listing_has_no_version_to_compare_are_counted() -> None:
-    done = Done(relabel_changed=True)
+    done = CompletedImages(relabel_changed=True)
     done.add(table(ROWS, pa.schema([MASKS.field(name) for name in done.columns])))
     uris = ["good", "plain", "broken", "new"]
     listed = table([{"image_id": image_id(uri), "image_uri": uri, "etag": None} for uri in uris], LISTED)
-    assert done.holds(listed).to_pylist() == [True, True, True, False]
-    assert done.num_unversioned == 3
-    done.holds(table([{"image_id": image_id("good"), "image_uri": "good", "etag": "1"}], LISTED))
-    assert done.num_unversioned == 3
+    assert done.contains(listed).to_pylist() == [True, True, True, False]
+    assert done.num_without_etag == 3
+    done.contains(table([{"image_id": image_id("good"), "image_uri": "good", "etag": "1"}], LISTED))
+    assert done.num_without_etag == 3

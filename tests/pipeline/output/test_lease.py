@@ -166,7 +166,7 @@ def test_a_run_that_was_taken_over_commits_nothing_more_and_learns_by_whom(outpu
     names = [uri.split("/")[-2:] for uri in storage.find(output)]
     assert [folder for folder, _ in names] == ["_leases", "_leases", "class_stats", "class_stats", "masks"]
     found = reconcile(output)
-    assert (len(found.done), len(found.mended)) == (1, 1)
+    assert (len(found.completed), len(found.repaired)) == (1, 1)
     assert found.in_doubt == 60
 
 

@@ -19,7 +19,7 @@ from pipeline.output.reconcile import (
     LARGEST_PART,
     READERS,
     differences,
-    read_done,
+    read_completed,
     reconcile,
     remove_strays,
     stored_images,
@@ -81,7 +81,7 @@ def both(name: str) -> set[str]:
 
 class Reconciled(NamedTuple):
     image_ids: set[bytes]  # of all rows
-    mended: list[str]
+    repaired: list[str]
 
 
 def reconciled(output: str) -> Reconciled:
@@ -95,11 +95,11 @@ def reconciled(output: str) -> Reconciled:
     rows = check_invariants(output, uris)
     assert len(rows) == len(uris), "an image stands twice"
     listed = table([*rows.values(), {"image_id": image_id("another"), "image_uri": "another"}], LISTED)
-    assert found.done.holds(listed).to_pylist() == [True] * len(rows) + [False]
-    assert len(found.done) == len(rows)
+    assert found.completed.contains(listed).to_pylist() == [True] * len(rows) + [False]
+    assert len(found.completed) == len(rows)
     assert differences(output, found.names) == []
     assert stored_images(output, found.names).num_ids == len(rows)
-    return Reconciled({row["image_id"] for row in rows.values()}, found.mended)
+    return Reconciled({row["image_id"] for row in rows.values()}, found.repaired)
 
 
 # Writing
@@ -317,7 +317,7 @@ BROKEN = [
 
 def test_an_output_that_does_not_exist_yet_holds_nothing(output: str) -> None:
     found = reconcile(output)
-    assert (len(found.done), found.mended, found.names, found.in_doubt) == (0, [], set(), 0)
+    assert (len(found.completed), found.repaired, found.names, found.in_doubt) == (0, [], set(), 0)
 
 
 def test_an_output_in_order_is_left_as_it_is(output: str) -> None:
@@ -325,7 +325,7 @@ def test_an_output_in_order_is_left_as_it_is(output: str) -> None:
     before = {uri: storage.read_bytes(uri) for uri in storage.find(output)}
     result = reconciled(output)
     assert result.image_ids == {image_id(uri) for uri in uris}
-    assert result.mended == []
+    assert result.repaired == []
     assert {uri: storage.read_bytes(uri) for uri in storage.find(output)} == before
 
 
@@ -334,8 +334,8 @@ def test_each_broken_state_is_put_in_order_once(broken: Break, output: str) -> N
     uris = broken(output)
     result = reconciled(output)
     assert result.image_ids == {image_id(uri) for uri in uris}
-    assert result.mended
-    assert reconciled(output).mended == []
+    assert result.repaired
+    assert reconciled(output).repaired == []
 
 
 @pytest.mark.parametrize("broken", BROKEN)
@@ -356,7 +356,7 @@ def test_mending_that_is_killed_after_any_step_can_be_run_again(
             kills += 1
         result = reconciled(output)
         assert result.image_ids == {image_id(uri) for uri in uris}, f"killed after step {kills}"
-        assert reconciled(output).mended == []
+        assert reconciled(output).repaired == []
     assert kills > 0
 
 
@@ -380,7 +380,7 @@ def test_what_was_mended_is_told_with_the_file_and_the_reason(output: str) -> No
     storage.write_bytes(f"{output}/masks/.partial-abc", b"")
     write_part(output, ["c", "d"])
     twice = write_part(output, ["c", "d", "e"], run_id="run0")
-    lines = "\n".join(reconcile(output).mended)
+    lines = "\n".join(reconcile(output).repaired)
     assert "removed masks/.partial-abc: half written" in lines
     assert f"removed class_stats/{unfinished}: an interrupted run had not committed it" in lines
     assert f"removed masks/{incomplete}: its class_stats file is missing; its images are done again" in lines
@@ -392,7 +392,7 @@ def test_files_that_are_no_parts_are_left_alone(output: str) -> None:
     theirs = ["masks/notes.txt", "masks/table.parquet", f"masks/copies/{name}", "class_stats/part-of-mine.parquet"]
     for file in theirs:
         storage.write_bytes(f"{output}/{file}", b"mine")
-    assert len(reconcile(output).done) == 1
+    assert len(reconcile(output).completed) == 1
     assert [storage.read_bytes(f"{output}/{file}") for file in theirs] == [b"mine"] * 4
 
 
@@ -419,7 +419,7 @@ def test_the_row_of_the_last_run_takes_the_place_of_others_whatever_clocks_say(
     old = write_part(output, ["a"], failures=["b", "c"], run_id=earlier)
     new = write_part(output, ["b"], failures=["c"], run_id=later, made_at=MADE_AT + timedelta(seconds=seconds))
     result = reconciled(output)
-    assert result.mended == [f"removed 2 rows from masks/{old}: newer ones have taken their place"]
+    assert result.repaired == [f"removed 2 rows from masks/{old}: newer ones have taken their place"]
     by_uri = {row["image_uri"]: row["status"] for row in read(output, "masks").to_pylist()}
     assert by_uri == {"a": "ok", "b": "ok", "c": "error"}
     assert f"masks/{new}" in files(output)
@@ -453,7 +453,7 @@ def test_a_file_that_a_listing_lacks_is_asked_for_before_its_partner_goes(
         found = reconcile(output)
         assert differences(output, {name}) == []
     assert found.names == {name}
-    assert len(found.done) == 1
+    assert len(found.completed) == 1
     assert files(output) == both(name)
     check_invariants(output, ["a"])
 
@@ -514,7 +514,7 @@ def test_masks_with_columns_or_types_that_are_not_ours_are_refused(
         reconcile(output)
     # Columns that an earlier version did not have are none of a reader's concern.
     write_table(uri, masks_of("a").drop_columns(["carried"]))
-    assert len(reconcile(output).done) == 1
+    assert len(reconcile(output).completed) == 1
 
 
 def test_an_image_that_failed_in_one_run_and_went_well_in_another_has_one_row(output: str) -> None:
@@ -537,17 +537,17 @@ def test_a_bucket_is_put_in_order_like_a_disk(bucket: str, monkeypatch: pytest.M
         with pytest.raises(Killed):
             reconcile(output)
     assert reconciled(output).image_ids == {image_id(uri) for uri in uris}
-    assert reconciled(output).mended == []
+    assert reconciled(output).repaired == []
 
 
 def test_more_parts_than_are_read_at_once_are_all_counted(output: str) -> None:
     uris = [f"{n:03}" for n in range(3 * READERS)]
     for uri in uris:
         write_part(output, [uri])
-    assert len(read_done(output)) == len(uris)
+    assert len(read_completed(output)) == len(uris)
     old = write_part(output, ["000", "far"], run_id="run0")
     result = reconciled(output)
-    assert result.mended == [f"removed 1 rows from masks/{old}: newer ones have taken their place"]
+    assert result.repaired == [f"removed 1 rows from masks/{old}: newer ones have taken their place"]
     assert result.image_ids == {image_id(uri) for uri in [*uris, "far"]}
 
 

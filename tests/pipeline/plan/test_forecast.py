@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.output.schema import LISTED, image_id, table
-from pipeline.plan.forecast import Machines, Plan, Survey, Tried, size_factor, steady_rate, survey, wilson
+from pipeline.plan.forecast import Machines, SegmentationPlan, Survey, Tried, size_factor, steady_rate, survey, wilson
 from pipeline.plan.run import Planned
 from pipeline.plan.text import num_bytes, plan_lines
 from pipeline.segment.stage_timing import Report, Spent, StageSeconds
@@ -62,8 +62,8 @@ WORK = {
 }
 
 
-def plan_of(images: int, sample: Tried) -> Plan:
-    return Plan(Survey(images=images, sized=images, bytes=1000 * images), sample)
+def plan_of(images: int, sample: Tried) -> SegmentationPlan:
+    return SegmentationPlan(Survey(images=images, sized=images, bytes=1000 * images), sample)
 
 
 # The survey.
@@ -242,7 +242,7 @@ def test_the_rate_is_that_after_the_first_tenth() -> None:
 
 def test_a_plan_is_printed_in_a_hundred_columns_with_what_limits_it() -> None:
     surveyed = survey([listed(names(3000), [700, 90_000, 5_000_000] * 1000)], nothing_done)
-    plan = Plan(surveyed, tried({"ok": 95, "Corrupt": 4, "NotAnImage": 1}, stage_seconds(WORK)))
+    plan = SegmentationPlan(surveyed, tried({"ok": 95, "Corrupt": 4, "NotAnImage": 1}, stage_seconds(WORK)))
     forecasts = (plan.forecast(HERE, 3.6), plan.forecast(Machines(20, 80, 0, 20, 40, 20), 72.0))
     printed = list(plan_lines(Planned("s3://bucket/labels", "0" * 32, surveyed, 0.02, plan, forecasts)))
     assert max(map(len, printed)) <= 100
@@ -278,7 +278,7 @@ def test_with_nothing_to_do_it_says_so() -> None:
 
 def test_a_listing_without_sizes_is_said_to_have_none() -> None:
     surveyed = survey([listed(names(5), [None] * 5)], nothing_done)
-    plan = Plan(surveyed, tried({"ok": 5}, stage_seconds(WORK)))
+    plan = SegmentationPlan(surveyed, tried({"ok": 5}, stage_seconds(WORK)))
     printed = "\n".join(plan_lines(Planned("out", "m", surveyed, 0.5, plan, (plan.forecast(HERE),))))
     assert "the listing tells no sizes" in printed
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.segment.crash_isolation import NODE_LOSSES, PROCESS_DEATHS, Trials
+from pipeline.segment.crash_isolation import NODE_LOSSES, PROCESS_DEATHS, CrashLedger
 
 IMAGES = [b"a", b"b", b"c"]
 
@@ -14,67 +14,67 @@ def lost() -> set[str]:
 
 
 @pytest.fixture
-def trials(lost: set[str]) -> Trials:
-    return Trials(lambda node: node not in lost)
+def ledger(lost: set[str]) -> CrashLedger:
+    return CrashLedger(lambda node: node not in lost)
 
 
-def begin(trials: Trials, block: str = "block", node: str = "node") -> tuple[bool, list[bytes]]:
-    return trials.begin(block, IMAGES, node)
+def begin(ledger: CrashLedger, block: str = "block", node: str = "node") -> tuple[bool, list[bytes]]:
+    return ledger.begin(block, IMAGES, node)
 
 
-def die_at(trials: Trials, image: bytes, node: str = "node") -> None:
-    begin(trials, node=node)
-    trials.enter("block", image)
+def die_at(ledger: CrashLedger, image: bytes, node: str = "node") -> None:
+    begin(ledger, node=node)
+    ledger.enter("block", image)
 
 
-def test_a_block_whose_process_died_goes_one_by_one_until_it_ends(trials: Trials) -> None:
-    assert [begin(trials)[0] for _ in range(3)] == [False, True, True]
-    assert not begin(trials, "another")[0]
-    trials.end("block")
-    assert not begin(trials)[0]
+def test_a_block_whose_process_died_goes_one_by_one_until_it_ends(ledger: CrashLedger) -> None:
+    assert [begin(ledger)[0] for _ in range(3)] == [False, True, True]
+    assert not begin(ledger, "another")[0]
+    ledger.end("block")
+    assert not begin(ledger)[0]
 
 
-def test_a_block_whose_node_was_lost_does_so_the_second_time(trials: Trials, lost: set[str]) -> None:
+def test_a_block_whose_node_was_lost_does_so_the_second_time(ledger: CrashLedger, lost: set[str]) -> None:
     lost.update(["first", "second"])
-    assert [begin(trials, node=node)[0] for node in ("first", "second", "third")] == [False, False, True]
+    assert [begin(ledger, node=node)[0] for node in ("first", "second", "third")] == [False, False, True]
 
 
-def test_an_image_at_which_processes_die_is_given_up_and_no_other(trials: Trials) -> None:
+def test_an_image_at_which_processes_die_is_given_up_and_no_other(ledger: CrashLedger) -> None:
     for _ in range(PROCESS_DEATHS):
-        assert begin(trials)[1] == []
-        die_at(trials, b"b")
-    assert begin(trials)[1] == [b"b"]
-    assert trials.begin("of others", [b"x"], "node").given_up == []
+        assert begin(ledger)[1] == []
+        die_at(ledger, b"b")
+    assert begin(ledger)[1] == [b"b"]
+    assert ledger.begin("of others", [b"x"], "node").given_up == []
 
 
-def test_images_that_were_left_before_a_process_died_are_not_suspected(trials: Trials) -> None:
+def test_images_that_were_left_before_a_process_died_are_not_suspected(ledger: CrashLedger) -> None:
     for _ in range(10):
-        assert begin(trials)[1] == []
-        trials.enter("block", b"a")
-        trials.leave("block")
+        assert begin(ledger)[1] == []
+        ledger.enter("block", b"a")
+        ledger.leave("block")
 
 
-def test_a_death_counts_once(trials: Trials) -> None:
-    die_at(trials, b"b")
-    assert [begin(trials)[1] for _ in range(5)] == [[]] * 5
+def test_a_death_counts_once(ledger: CrashLedger) -> None:
+    die_at(ledger, b"b")
+    assert [begin(ledger)[1] for _ in range(5)] == [[]] * 5
 
 
 @pytest.mark.parametrize("node_losses", [NODE_LOSSES - 1, NODE_LOSSES])
 def test_nodes_that_are_lost_say_less_of_an_image_than_processes_that_die(
-    trials: Trials, lost: set[str], node_losses: int
+    ledger: CrashLedger, lost: set[str], node_losses: int
 ) -> None:
     """A node may be taken away again and again in the hours of a scene."""
     assert NODE_LOSSES > PROCESS_DEATHS
     for number in range(node_losses):
-        die_at(trials, b"b", f"node {number}")
+        die_at(ledger, b"b", f"node {number}")
         lost.add(f"node {number}")
-    assert begin(trials)[1] == [b"b"] * (node_losses == NODE_LOSSES)
+    assert begin(ledger)[1] == [b"b"] * (node_losses == NODE_LOSSES)
 
 
-def test_a_node_that_is_found_to_be_lost_only_later_counts_as_lost(trials: Trials, lost: set[str]) -> None:
+def test_a_node_that_is_found_to_be_lost_only_later_counts_as_lost(ledger: CrashLedger, lost: set[str]) -> None:
     """Ray tries again what a broken connection lost before it knows of the node."""
     for number in range(PROCESS_DEATHS):
-        die_at(trials, b"b", f"node {number}")
-        begin(trials, node=f"node {number + 1}")
+        die_at(ledger, b"b", f"node {number}")
+        begin(ledger, node=f"node {number + 1}")
         lost.add(f"node {number}")
-    assert begin(trials)[1] == []
+    assert begin(ledger)[1] == []

@@ -16,13 +16,13 @@ import torch
 
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.predictor import is_out_of_memory
-from pipeline.cluster.progress_actor import start_board
+from pipeline.cluster.progress_actor import start_progress_actor
 from pipeline.config.training import ProtocolConfig
 from pipeline.images.codec import encode_mask
 from pipeline.segment import prometheus
 from pipeline.segment.decode_stage import Limits, decode
-from pipeline.segment.predict_stage import CALLS, Segmenter
-from pipeline.segment.progress import SegmentationBoard
+from pipeline.segment.predict_stage import CALLS, PredictStage
+from pipeline.segment.progress import SegmentationProgressActor
 from tests.pipeline.samples import encoded, random_image, write_file
 from tests.pipeline.segment.test_decode_stage import listed
 from tests.test_segment_job import save_checkpoint
@@ -53,9 +53,11 @@ def make(tmp_path: Path) -> Iterator[Any]:
     save_checkpoint(tmp_path / "checkpoint")
     model_id = Checkpoint.load(str(tmp_path / "checkpoint"), None).model_id
 
-    def made(board: Any) -> Segmenter:
+    def made(progress_actor: Any) -> PredictStage:
         place = str(tmp_path / "checkpoint")
-        return Segmenter(place, model_id, None, ProtocolConfig(mode="whole"), "cpu", "float32", 2, 2, 0.9, board)
+        return PredictStage(
+            place, model_id, None, ProtocolConfig(mode="whole"), "cpu", "float32", 2, 2, 0.9, progress_actor
+        )
 
     prometheus.report()  # what other tests have left
     yield made
@@ -67,9 +69,9 @@ def without_seconds(tables: list[pa.Table]) -> list[dict[str, Any]]:
 
 
 def test_blocks_at_the_same_time_have_the_rows_of_blocks_in_turn(make: Any, blocks: list[pa.Table]) -> None:
-    alone = make(start_board(SegmentationBoard))
+    alone = make(start_progress_actor(SegmentationProgressActor))
     expected = without_seconds([table for block in blocks for table in alone(block)])
-    together = make(start_board(SegmentationBoard))
+    together = make(start_progress_actor(SegmentationProgressActor))
     with ThreadPoolExecutor(CALLS) as calls:
         found = list(calls.map(lambda block: list(together(block)), blocks))
     assert without_seconds([table for tables in found for table in tables]) == expected
@@ -78,7 +80,7 @@ def test_blocks_at_the_same_time_have_the_rows_of_blocks_in_turn(make: Any, bloc
 def test_one_thread_predicts_whatever_thread_calls(
     make: Any, blocks: list[pa.Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    segmenter = make(start_board(SegmentationBoard))
+    segmenter = make(start_progress_actor(SegmentationProgressActor))
     threads, predict = set(), segmenter._predictor.predict_each
 
     def noted(*arguments: Any) -> Any:
@@ -92,15 +94,15 @@ def test_one_thread_predicts_whatever_thread_calls(
 
 
 def test_work_of_blocks_at_the_same_time_is_counted_once(make: Any, blocks: list[pa.Table]) -> None:
-    board = start_board(SegmentationBoard)
-    segmenter = make(board)
+    progress_actor = start_progress_actor(SegmentationProgressActor)
+    segmenter = make(progress_actor)
     with ThreadPoolExecutor(CALLS) as calls:
         list(calls.map(lambda block: list(segmenter(block)), blocks))
-    spent = ray.get(board.stage_seconds.remote()).spent
+    spent = ray.get(progress_actor.stage_seconds.remote()).spent
     good = NUM_BLOCKS * (IMAGES_OF_A_BLOCK - 1)
     assert (spent["predict"].images, spent["encode"].images) == (good, good)
     assert spent["predict"].cpu_seconds > 0
-    counts = ray.get(board.read.remote()).counts
+    counts = ray.get(progress_actor.read.remote()).counts
     assert counts == {"ok": good, "NotAnImage": NUM_BLOCKS}
 
 
@@ -115,7 +117,7 @@ OUT_OF_MEMORY = [
 def test_an_image_that_memory_does_not_hold_is_a_row_that_says_so(
     make: Any, blocks: list[pa.Table], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    segmenter = make(start_board(SegmentationBoard))
+    segmenter = make(start_progress_actor(SegmentationProgressActor))
     predict = segmenter._predictor.predict_each
 
     def tight(images_NHW3: Any, output_sizes: Any) -> Any:
@@ -140,8 +142,8 @@ def test_torch_tells_of_a_cpu_without_memory_as_it_is_told_apart_here() -> None:
 def test_a_batch_that_memory_does_not_hold_is_predicted_in_smaller_ones(
     make: Any, blocks: list[pa.Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = without_seconds(list(make(start_board(SegmentationBoard))(blocks[0])))
-    segmenter = make(start_board(SegmentationBoard))
+    expected = without_seconds(list(make(start_progress_actor(SegmentationProgressActor))(blocks[0])))
+    segmenter = make(start_progress_actor(SegmentationProgressActor))
     predict = segmenter._predictor.predict_each
 
     def tight(images_NHW3: Any, output_sizes: Any) -> Any:
@@ -157,8 +159,8 @@ def test_of_a_block_few_predictions_are_in_memory(make: Any, tmp_path: Path, mon
     """They are at the images' own size, which may be a hundred times that of the network's input."""
     uris = [str(write_file(tmp_path / f"{n}.png", encoded(random_image(33, 65, seed=n), "PNG"))) for n in range(40)]
     block = pa.concat_tables(decode(listed([{"image_uri": uri} for uri in uris]), Limits(10_000, 50_000, 60), None))
-    expected = without_seconds(list(make(start_board(SegmentationBoard))(block)))
-    segmenter = make(start_board(SegmentationBoard))
+    expected = without_seconds(list(make(start_progress_actor(SegmentationProgressActor))(block)))
+    segmenter = make(start_progress_actor(SegmentationProgressActor))
     predict = segmenter._predictor.predict_each
     masks: list[weakref.ref[Any]] = []
     most = 0

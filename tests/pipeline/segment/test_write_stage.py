@@ -22,7 +22,7 @@ def blocks(count: int) -> list[pa.Table]:
 def test_every_row_is_in_one_part_however_large_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int, parts: int | None
 ) -> None:
-    monkeypatch.setattr(write_stage, "MOST_BYTES", part_bytes)
+    monkeypatch.setattr(write_stage, "MAX_BYTES", part_bytes)
     with hold(str(tmp_path)) as lease:
         written = PartSink(lease.claim, CLASS_NAMES, "model1", lease.run_id, 1024).write(blocks(5), None)
     assert parts is None or len(written) == parts

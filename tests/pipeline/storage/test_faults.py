@@ -313,7 +313,7 @@ def test_a_file_that_changed_since_it_was_listed_has_the_etag_of_what_was_read(r
     uri = f"{bucket}/a.jpg"
     storage.write_bytes(uri, b"before")
     ((file,),) = storage.listed(bucket)
-    assert file == storage.Listed(uri, 6, etag(b"before"))
+    assert file == storage.ListedFile(uri, 6, etag(b"before"))
     storage.write_bytes(uri, b"after!")
     assert storage.fetch_objects([uri]) == [storage.Fetched(b"after!", etag(b"after!"))]
     storage.remove(uri)

@@ -40,7 +40,7 @@ LINE_BREAK = "line\nbreak\tand tab.jpg"  # which moto refuses
 SLASHES = ["a//b.jpg", "/first.jpg", "x/./y.jpg", "x/../y.jpg"]  # names in a bucket that no disk has
 
 
-def listed(uri: str) -> list[storage.Listed]:
+def listed(uri: str) -> list[storage.ListedFile]:
     return [file for page in storage.listed(uri) for file in page]
 
 
@@ -187,9 +187,9 @@ def test_links_are_followed_once_and_those_to_nowhere_are_listed(tmp_path: Path)
     (photos / "loop").symlink_to(photos)
     (photos / "nowhere.jpg").symlink_to(tmp_path / "gone.jpg")
     assert listed(str(photos)) == [
-        storage.Listed(f"file://{photos}/file.jpg", 2, None),
-        storage.Listed(f"file://{photos}/folder/a.jpg", 2, None),
-        storage.Listed(f"file://{photos}/nowhere.jpg", 0, None),
+        storage.ListedFile(f"file://{photos}/file.jpg", 2, None),
+        storage.ListedFile(f"file://{photos}/folder/a.jpg", 2, None),
+        storage.ListedFile(f"file://{photos}/nowhere.jpg", 0, None),
     ]
     (error,) = storage.fetch([f"{photos}/nowhere.jpg"])
     assert isinstance(error, FileNotFoundError)

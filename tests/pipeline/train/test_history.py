@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.train.history import MOST_STEPS, History, read_history, thinned
+from pipeline.train.history import MAX_STEPS, History, read_history, thinned
 from tests.pipeline.run_records import step_record, validation_record
 
 
@@ -72,14 +72,14 @@ def test_the_best_validation_is_the_first_of_the_highest_miou() -> None:
 def test_a_long_run_stays_small_and_evenly_covered() -> None:
     history = History()
     record = step_record(1)
-    steps = 12 * MOST_STEPS
+    steps = 12 * MAX_STEPS
     for step in range(1, steps + 1):
         history.add(record | {"step": step})
-    kept = [record["step"] for record in thinned(history.steps, MOST_STEPS)]
-    assert len(kept) <= MOST_STEPS + 1
+    kept = [record["step"] for record in thinned(history.steps, MAX_STEPS)]
+    assert len(kept) <= MAX_STEPS + 1
     assert kept[-1] == steps
     gaps = [after - before for before, after in itertools.pairwise(kept)]
-    assert max(gaps) <= 2 * steps / MOST_STEPS
+    assert max(gaps) <= 2 * steps / MAX_STEPS
     assert len(history.content()) < 4_000_000
 
 

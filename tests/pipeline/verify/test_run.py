@@ -25,7 +25,7 @@ from pipeline.output.parquet import read_table, write_table
 from pipeline.output.reconcile import reconcile
 from pipeline.output.schema import CLASS_STATS, CLASSES, LISTED, MASKS, SCHEMA_VERSION, image_id, table
 from pipeline.verify import part_reader
-from pipeline.verify.findings import KINDS, SHOWN, Finding, Tally
+from pipeline.verify.findings import FINDING_KINDS, SHOWN, OutputFinding, Tally
 from pipeline.verify.mask_checks import regions
 from pipeline.verify.part_checks import Reference
 from pipeline.verify.repair import repair
@@ -78,7 +78,7 @@ def make_output(folder: Path) -> Output:
     return Output(folder, name, other)
 
 
-def found(output: Output, deep: bool = False, listed: list[str] | None = None) -> list[Finding]:
+def found(output: Output, deep: bool = False, listed: list[str] | None = None) -> list[OutputFinding]:
     return list(Verification(output.uri, deep, [listing(listed)] if listed else ()).findings())
 
 
@@ -356,14 +356,14 @@ def test_each_breakage_is_found_by_its_name_and_mended(
     assert {finding.kind for finding in findings} == {kind, *also}
     if deep:
         assert found(output) == [], "without --deep no mask is read"
-    if not all(finding.mendable for finding in findings):
+    if not all(finding.repairable for finding in findings):
         return
     repaired(output, deep)
     assert found(output, deep=True) == []
     reconciled = reconcile(output.uri)
-    assert reconciled.mended == []
+    assert reconciled.repaired == []
     listed = table([{"image_id": image_id("d"), "image_uri": "d"}], LISTED)
-    assert reconciled.done.holds(listed).to_pylist() == [True], "a good part is gone"
+    assert reconciled.completed.contains(listed).to_pylist() == [True], "a good part is gone"
 
 
 def test_a_name_of_an_earlier_version_is_right(output: Output) -> None:
@@ -373,7 +373,7 @@ def test_a_name_of_an_earlier_version_is_right(output: Output) -> None:
 
 
 def test_every_kind_is_tested() -> None:
-    assert {param.values[0] for param in BROKEN} | {"no row"} == set(KINDS)
+    assert {param.values[0] for param in BROKEN} | {"no row"} == set(FINDING_KINDS)
 
 
 # Telling
@@ -400,7 +400,7 @@ def test_of_many_findings_the_first_are_told_and_all_are_counted(tmp_path: Path)
         tally.add(finding)
     assert tally.totals == {"another model": 30 + 60}
     lines = list(tally.lines())
-    assert lines[0] == f"another model: 90; {KINDS['another model'].remedy}"
+    assert lines[0] == f"another model: 90; {FINDING_KINDS['another model'].remedy}"
     assert len(lines) == 1 + SHOWN + 1
     assert lines[1].endswith("image 0: is of model x{}, classes.parquet of model1")
     assert lines[-1] == "  ... and 80 more"
@@ -545,8 +545,7 @@ def test_everything_at_once_is_mended_at_once(output: Output) -> None:
     }
     repaired(output)
     assert found(output, deep=True) == []
-    mended = reconcile(output.uri).mended
-    assert mended == []
+    assert reconcile(output.uri).repaired == []
 
 
 def tree(output: Output) -> set[str]:
