@@ -1,8 +1,8 @@
-"""Labels of a batch on a CPU: its images side by side, one thread each, and all threads on the whole batch.
+"""Two ways to label a batch on a CPU: its images in parallel on one thread each, or the batch on all threads.
 
     python benchmarks/batches.py --backbone resnet50
 
-Both in turn in one process, with the same packed weights; medians over the rounds of each one's time for an image.
+Both run in turn in one process with the same packed weights. Results are medians over the rounds of the time per image.
 """
 
 import argparse
@@ -57,10 +57,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--classes", type=int, default=19)
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--sizes", nargs="+", default=["360x480"], help="height x width, as 360x480")
+    parser.add_argument("--sizes", nargs="+", default=["360x480"], help="image sizes as HEIGHTxWIDTH (360x480)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 3, 4, 7, 8])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--json", help="file to write the results to")
     return parser.parse_args()
 
 
@@ -70,7 +70,7 @@ def measured(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, li
         for way, run in ways.items():
             start = time.perf_counter()
             run()
-            if number:  # the first packs weights and fills caches
+            if number:  # the first round packs weights and fills caches
                 seconds[way].append(time.perf_counter() - start)
     return seconds
 

@@ -1,12 +1,12 @@
-"""PSPNet on CamVid from scratch, on one device in a given time, without Ray: the best that so many minutes give.
+"""Training of PSPNet on CamVid from scratch, on one device, in a given number of minutes, without Ray.
 
     python benchmarks/camvid.py --data FOLDER --minutes 10 --device cuda --ema 0.999 --json result.json
 
-FOLDER has images/{train,val} and annotations/{train,val} of one size, label ids 0 to 10, 11 for void. Needs torch,
-torchvision, NumPy, Pillow and safetensors alone. All images lie in the device's memory and are augmented there. The
-clock begins before the first step, so compilation and validations on the way count. The weights with the highest
-validation mIoU are the result; they are measured again by the Predictor that labels buckets and, if asked for, by the
-paper's protocol of several scales and mirror images.
+FOLDER has images/{train,val} and annotations/{train,val}, all of one size; label ids are 0 to 10, and 11 for void.
+Requires only torch, torchvision, NumPy, Pillow and safetensors. All images are kept in the device's memory and are
+augmented there. The clock starts before the first step, so it includes compilation and validations. The result is the
+weights with the highest validation mIoU. They are measured again with the Predictor that labels buckets and, with
+--protocol-scales, with the paper's test protocol of several scales and mirrored images.
 
 Shape suffixes: N batch, H W rows and columns of an image, h w those of a crop, K classes.
 """
@@ -51,9 +51,9 @@ CLASSES = {
     "bicyclist": [0, 128, 192],
 }
 IGNORE = 11
-STEPS_AT_ONCE = 10  # between looks at the loss, which wait for the device
+STEPS_AT_ONCE = 10  # steps between reads of the loss, each of which waits for the device
 VALIDATION_BATCH = 8
-PATHS = ("data", "output", "json")  # options that say where, not what
+PATHS = ("data", "output", "json")  # options that are locations and do not belong in the report
 
 
 def main() -> None:
@@ -81,7 +81,7 @@ def main() -> None:
     run = Run(options, train, val, device)
     run.train()
     run.add_to(report)
-    # What there is, before anything else can go wrong.
+    # Save the result before anything else can fail.
     write(report, options.json)
     if options.output:
         models.save(options.output, run.best, metadata(report["metrics"]))
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 class Run:
-    """A training run within its time. `best` is the network of the highest validation mIoU so far."""
+    """Training run with a time limit. `best` is the network with the highest validation mIoU so far."""
 
     def __init__(self, options: argparse.Namespace, train: Split, val: Split, device: torch.device) -> None:
         self.options, self.val, self.device = options, val, device
@@ -109,7 +109,7 @@ class Run:
         self.num_steps, self.seconds_stepping = 0, 0.0
 
     def train(self) -> None:
-        """Step until the time is over, which is what the schedule follows, and validate every so many seconds."""
+        """Train until the time is up, and validate at intervals. The schedule follows the time, not the steps."""
         options, budget = self.options, 60 * self.options.minutes
         started, next_validation = time.perf_counter(), options.every
         while True:
@@ -127,7 +127,7 @@ class Run:
                 return
 
     def _some_steps(self, started: float, budget: float) -> float:
-        """Return the mean loss of STEPS_AT_ONCE steps, or of as many as the time allows, one at least."""
+        """Run STEPS_AT_ONCE steps, or as many as the time allows but at least one. Return their mean loss."""
         losses: list[Tensor] = []
         while len(losses) < STEPS_AT_ONCE:
             passed = (time.perf_counter() - started) / budget
@@ -155,7 +155,7 @@ class Run:
         )
 
     def add_to(self, report: dict[str, Any]) -> None:
-        """Add times, rate, history, and metrics of the best network in the arithmetic of training."""
+        """Add times, rate, history, and the metrics of the best network in the precision of training."""
         report["seconds"] |= {"train": self.history[-1]["seconds"], "steps": self.seconds_stepping}
         report |= {"steps": self.num_steps, "history": self.history, "last_miou": self.history[-1]["miou"]}
         report["images_per_second"] = self.num_steps * self.options.batch / self.seconds_stepping
@@ -167,7 +167,7 @@ class Run:
 def training_step(
     network: models.PSPNet, train: Split, options: argparse.Namespace, device: torch.device
 ) -> TrainingStep:
-    """Return the step that the options ask for."""
+    """Return the training step for the options."""
     weights = median_frequency_weights(train.labels_NHW, len(CLASSES), options.balance) if options.balance else []
     loss = LossOptions(
         auxiliary_weight=options.auxiliary,
@@ -191,9 +191,9 @@ def training_step(
 
 @torch.inference_mode()
 def confusion(network: models.PSPNet, split: Split, device: torch.device) -> Tensor:
-    """Return pixel counts K x K, rows the truth, of whole images, as the Predictor labels them.
+    """Return pixel counts (K, K), rows are the truth, of whole images labeled as by the Predictor.
 
-    Not by a Predictor, which on a GPU would be compiled anew for every validation.
+    Does not use a Predictor, which would be compiled again for every validation on a GPU.
     """
     mean_311, std_311 = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
     height, width = split.labels_NHW.shape[1:]
@@ -207,7 +207,7 @@ def confusion(network: models.PSPNet, split: Split, device: torch.device) -> Ten
     ):
         images_N3HW = F.pad((part_N3HW - mean_311) / std_311, (0, columns - width, 0, rows - height))
         with torch.autocast(device.type, torch.bfloat16, enabled=has_native_bfloat16(device)):
-            # Not by __call__, which may be compiled, and for the training crops.
+            # forward() instead of __call__(), which may be compiled for the training crops.
             logits_NKhw = network.forward(images_N3HW.contiguous(memory_format=torch.channels_last))
         assert isinstance(logits_NKhw, Tensor)
         logits_NKHW = F.interpolate(logits_NKhw.float(), (rows, columns), mode="bilinear", align_corners=align_corners)
@@ -218,14 +218,14 @@ def confusion(network: models.PSPNet, split: Split, device: torch.device) -> Ten
 
 
 def counted(labels_NHW: Tensor, class_ids_NHW: Tensor) -> Tensor:
-    """Return pixel counts by true and predicted class, K * K."""
+    """Return pixel counts by true and predicted class, (K * K,)."""
     labelled_NHW = labels_NHW != IGNORE
     pairs = labels_NHW[labelled_NHW].long() * len(CLASSES) + class_ids_NHW[labelled_NHW].long()
     return torch.bincount(pairs, minlength=len(CLASSES) ** 2)
 
 
 def metrics(confusion_KK: Tensor) -> dict[str, Any]:
-    """Return mIoU over the classes that occur in truth or prediction, pixel accuracy, and each class's IoU."""
+    """Return pixel accuracy, IoU by class, and mIoU over the classes that occur in truth or prediction."""
     correct_K = confusion_KK.diagonal().double()
     union_K = confusion_KK.sum(0) + confusion_KK.sum(1) - correct_K
     iou_K = correct_K / union_K
@@ -239,7 +239,7 @@ def metrics(confusion_KK: Tensor) -> dict[str, Any]:
 def add_predictions(
     report: dict[str, Any], network: models.PSPNet, val: Split, options: argparse.Namespace, device: torch.device
 ) -> None:
-    """Add the metrics of the best network by models.Predictor and, if asked for, models.SlidingPredictor."""
+    """Add the metrics of the best network with models.Predictor and, with protocol_scales, models.SlidingPredictor."""
     predictor = models.Predictor(network, MEAN, STD, device, "auto")
     predictors: dict[str, Any] = {"predictor": predictor}
     if options.protocol_scales:
@@ -262,7 +262,7 @@ def metadata(found: dict[str, Any]) -> models.Metadata:
 
 
 def show(found: dict[str, dict[str, Any]]) -> None:
-    """Print a table: a column for each way of predicting, a row for each class."""
+    """Print a table with a column for each predictor and a row for each class."""
     log("".join(f"{name:>12}" for name in ("", *found)))
     for row in ("miou", "pixel_accuracy"):
         log("".join([f"{row.replace('_', ' '):>14}", *(f"{scores[row]:12.4f}" for scores in found.values())]))
@@ -285,50 +285,50 @@ def parse() -> argparse.Namespace:
     add("--data", required=True, help="folder with images/ and annotations/")
     add("--output", help="checkpoint folder to write")
     add("--json", help="file to write the result to")
-    add("--commit", help="the code's commit, where git cannot tell")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda if there is one, else cpu")
-    add("--minutes", type=float, default=10, help="of training (10)")
-    add("--every", type=float, default=60, help="seconds from one validation to the next (60)")
-    add("--seed", type=int, default=0, help="of weights, order and augmentation (0)")
+    add("--commit", help="commit of the code, if git is not available")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device (cuda if available, else cpu)")
+    add("--minutes", type=float, default=10, help="minutes of training (10)")
+    add("--every", type=float, default=60, help="seconds between validations (60)")
+    add("--seed", type=int, default=0, help="seed of weights, order and augmentation (0)")
     network = parser.add_argument_group("network")
     add = network.add_argument
-    add("--backbone", default="resnet50", choices=models.pspnet.BACKBONES, help="resnet50 (default)")
-    add("--stem", default="deep", choices=("plain", "deep"), help="one 7x7 convolution or three 3x3 (deep)")
-    add("--dropout", type=float, default=0.1, help="share of channels before each classifier (0.1)")
-    add("--auxiliary", type=float, default=0.4, help="weight of the auxiliary head's loss; 0 for no head (0.4)")
+    add("--backbone", default="resnet50", choices=models.pspnet.BACKBONES, help="backbone (resnet50)")
+    add("--stem", default="deep", choices=("plain", "deep"), help="one 7x7 convolution, or three 3x3 (deep)")
+    add("--dropout", type=float, default=0.1, help="fraction of channels dropped before each classifier (0.1)")
+    add("--auxiliary", type=float, default=0.4, help="weight of the auxiliary loss; 0: no auxiliary head (0.4)")
     augment = parser.add_argument_group("augmentation")
     add = augment.add_argument
-    add("--crop", type=int, nargs=2, default=(361, 481), help="rows and columns, 8n + 1 each (361 481)")
-    add("--scale", type=float, nargs=2, default=(0.5, 2.0), help="smallest and largest (0.5 2)")
-    add("--rotation", type=float, default=10, help="degrees either way (10)")
-    add("--mirror", type=float, default=0.5, help="chance of a mirror (0.5)")
-    add("--blur", type=float, default=0.0, help="chance of a blur (0)")
-    add("--jitter", type=float, default=0.0, help="change of brightness, contrast and saturation, share (0)")
-    add("--padding", default="mean", choices=("mean", "reflect"), help="image outside its borders (mean)")
+    add("--crop", type=int, nargs=2, default=(361, 481), help="rows and columns of a crop, 8n + 1 each (361 481)")
+    add("--scale", type=float, nargs=2, default=(0.5, 2.0), help="smallest and largest scale factor (0.5 2)")
+    add("--rotation", type=float, default=10, help="largest rotation in degrees, in both directions (10)")
+    add("--mirror", type=float, default=0.5, help="probability of mirroring (0.5)")
+    add("--blur", type=float, default=0.0, help="probability of blurring (0)")
+    add("--jitter", type=float, default=0.0, help="largest relative change of brightness, contrast and saturation (0)")
+    add("--padding", default="mean", choices=("mean", "reflect"), help="content outside the image (mean)")
     recipe = parser.add_argument_group("recipe")
     add = recipe.add_argument
-    add("--batch", type=int, default=16, help="crops a step (16)")
-    add("--learning-rate", type=float, default=0.02, help="of the backbone at the start (0.02)")
-    add("--head-factor", type=float, default=2.0, help="learning rate of the heads over the backbone's (2)")
-    add("--warmup", type=int, default=0, help="steps of linear warm-up (0)")
-    add("--power", type=float, default=0.9, help="of the poly schedule (0.9)")
-    add("--momentum", type=float, default=0.9, help="(0.9)")
-    add("--weight-decay", type=float, default=1e-4, help="(1e-4)")
-    add("--clip", type=float, help="largest norm of the gradients (no limit)")
-    add("--ema", type=float, help="decay of the weights' moving average (no average)")
-    add("--precision", default="auto", choices=get_args(Precision), help="of the forward pass (auto)")
+    add("--batch", type=int, default=16, help="crops per step (16)")
+    add("--learning-rate", type=float, default=0.02, help="initial learning rate of the backbone (0.02)")
+    add("--head-factor", type=float, default=2.0, help="learning rate of the heads relative to the backbone (2)")
+    add("--warmup", type=int, default=0, help="steps of linear warmup (0)")
+    add("--power", type=float, default=0.9, help="power of the poly schedule (0.9)")
+    add("--momentum", type=float, default=0.9, help="momentum of SGD (0.9)")
+    add("--weight-decay", type=float, default=1e-4, help="weight decay of SGD (1e-4)")
+    add("--clip", type=float, help="maximum norm of the gradients (no limit)")
+    add("--ema", type=float, help="decay of the exponential moving average of the weights (no average)")
+    add("--precision", default="auto", choices=get_args(Precision), help="precision of the forward pass (auto)")
     add("--compile", action="store_true", help="compile the network for training")
     loss = parser.add_argument_group("loss")
     add = loss.add_argument
-    add("--balance", type=float, default=0.0, help="exponent of median-frequency class weights; 0 for none, 1 (0)")
-    add("--ohem", type=float, help="mine hard pixels: those below this probability (no mining)")
+    add("--balance", type=float, default=0.0, help="exponent of median-frequency class weights; 0: all weights 1 (0)")
+    add("--ohem", type=float, help="online hard example mining: use only pixels below this probability (no mining)")
     add("--smoothing", type=float, default=0.0, help="label smoothing (0)")
     add("--dice", type=float, default=0.0, help="weight of the Dice loss (0)")
     add("--lovasz", type=float, default=0.0, help="weight of the Lovasz loss (0)")
-    final = parser.add_argument_group("the paper's test protocol, at the end")
+    final = parser.add_argument_group("test protocol of the paper, run at the end")
     add = final.add_argument
-    add("--protocol-scales", type=float, nargs="+", default=(), help="scales to average, mirrored too; none: skip it")
-    add("--protocol-crop", type=int, default=473, help="side of its crops, pixels (473)")
+    add("--protocol-scales", type=float, nargs="+", default=(), help="scales to average, also mirrored (skipped)")
+    add("--protocol-crop", type=int, default=473, help="side of the crops, pixels (473)")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""A file system in memory that counts what is read of it: bytes, and requests as an object store would have them."""
+"""In-memory file system that counts the bytes and requests that an object store would serve."""
 
 import io
 from datetime import UTC, datetime
@@ -8,7 +8,7 @@ import fsspec
 
 
 class CountedFiles(fsspec.AbstractFileSystem):
-    """Files by name, `counted://NAME`. `bytes_read` and `reads` count since `start`."""
+    """File system of files by name, `counted://NAME`. `bytes_read` and `reads` count since `start`."""
 
     protocol = "counted"
     cachable = False
@@ -36,7 +36,7 @@ class CountedFiles(fsspec.AbstractFileSystem):
         return [self.info(name) for name in sorted(below)] if detail else sorted(below)
 
     def modified(self, path: str) -> datetime:
-        return datetime(2026, 1, 1, tzinfo=UTC)  # DuckDB asks
+        return datetime(2026, 1, 1, tzinfo=UTC)  # DuckDB calls this
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> "CountedFile":
         assert mode == "rb", mode

@@ -1,12 +1,13 @@
-"""Images decoded per second of one core: what `pipeline.images` does beside Pillow, OpenCV, torchvision and simplejpeg.
+"""Images decoded per second on one core: `pipeline.images` versus Pillow, OpenCV, torchvision and simplejpeg.
 
-    python benchmarks/decode.py                     photos made of noise with a photo's spectrum
-    python benchmarks/decode.py --data FOLDER       mosaics and cut-outs of the images in FOLDER
+    python benchmarks/decode.py                     synthetic photos: noise with the spectrum of a photo
+    python benchmarks/decode.py --data FOLDER       mosaics and crops of the images in FOLDER
 
-JPEGs of 480 x 360, 1920 x 1080 and 4000 x 3000, quality 90, 4:2:0, which is what cameras and the web have. First the
-pixels are compared with Pillow's, then all decode the same bytes in turn, one thread each: rates are medians over the
-rounds, speed-ups medians of each round's ratio to Pillow. Time is the thread's own, so that other work on the machine
-disturbs it little. `shrunk`: for a long side that is wanted anyway, compared with decoding whole and shrinking then.
+Decodes JPEGs of 480 x 360, 1920 x 1080 and 4000 x 3000 pixels, quality 90, 4:2:0, as produced by cameras and found on
+the web. First compares the pixels with Pillow's. Then all decoders decode the same bytes in turn, on one thread each:
+rates are medians over the rounds, and speedups are medians of the ratio to Pillow in each round. Times are CPU times
+of the thread, so other work on the machine has little effect. The cases `to N` shrink the image to a long side of N
+pixels, and compare with decoding at full size and shrinking afterwards.
 """
 
 import argparse
@@ -69,14 +70,14 @@ WHOLE: dict[str, Decoder] = {
 
 
 def scaled(content: bytes, least: int) -> NDArray[np.uint8]:
-    """A JPEG at 1/2, 1/4 or 1/8 while that leaves a long side of at least so many pixels."""
+    """Decode a JPEG at 1/8, 1/4 or 1/2, the smallest scale with a long side of at least `least` pixels, or in full."""
     height, width, *_ = simplejpeg.decode_jpeg_header(content)
     divisor = next((d for d in (8, 4, 2) if max(height, width) >= d * least), 1)
     return simplejpeg.decode_jpeg(content, min_height=-(-height // divisor), min_width=-(-width // divisor))
 
 
 def shrinking(long_side: int) -> dict[str, Decoder]:
-    """Ways to an image of at most so many pixels a side."""
+    """Return decoders to an image whose long side is at most `long_side` pixels."""
 
     def with_draft(content: bytes) -> NDArray[np.uint8]:
         image = Image.open(io.BytesIO(content))
@@ -127,7 +128,7 @@ def main() -> None:
 
 
 def rates(contents: list[bytes], decoders: dict[str, Decoder], rounds: int) -> list[dict[str, Any]]:
-    """A row for each decoder; the first is what the others are compared with."""
+    """Return a row for each decoder, compared with the first one."""
     first, *_ = decoders
     expected = [decoders[first](content) for content in contents]
     seconds: dict[str, list[float]] = {name: [] for name in decoders}
@@ -157,7 +158,7 @@ def rates(contents: list[bytes], decoders: dict[str, Decoder], rounds: int) -> l
 
 
 def photo(size: tuple[int, int], number: int, sources: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """An image of H x W x 3: of the sources side by side, mirrored in turn, or made."""
+    """Return an image (H, W, 3): a mosaic of the sources, or a synthetic photo if there are none."""
     height, width = size
     if not sources:
         return made_photo(height, width, number)
@@ -169,7 +170,7 @@ def photo(size: tuple[int, int], number: int, sources: list[NDArray[np.uint8]]) 
 
 
 def made_photo(height: int, width: int, seed: int) -> NDArray[np.uint8]:
-    """Noise whose amplitude falls with its frequency, as it does in photos."""
+    """Return noise whose amplitude falls with frequency, as in photos."""
     rng = np.random.default_rng(seed)
     total_HW3 = np.zeros((height, width, 3), np.float32)
     cells = 2
@@ -190,8 +191,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder of images, all of one size")
     parser.add_argument("--images", type=int, default=4, help="images of each size (4)")
-    parser.add_argument("--rounds", type=int, default=7, help="times that each decoder runs (7)")
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--rounds", type=int, default=7, help="runs of each decoder (7)")
+    parser.add_argument("--json", help="file to write the results to")
     return parser.parse_args()
 
 

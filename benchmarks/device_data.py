@@ -1,7 +1,7 @@
-"""A small training set in a device's memory, and its augmentation there: one batched affine warp, jitter, blur.
+"""Small training set in the memory of a device, augmented there: one batched affine warp, jitter, blur.
 
-For data that fits: CamVid is 240 MB. The draws are those of pipeline/train/augmentation.py, so that a training step is
-all there is between two batches.
+For data that fits: CamVid is 240 MB. The random changes are those of pipeline/train/augmentation.py. Nothing but the
+training step runs between two batches.
 
 Shape suffixes: N batch, H W rows and columns of an image, h w those of a crop.
 """
@@ -21,12 +21,12 @@ from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)
 KINDS = ("images", "annotations")
-BLUR_SIGMA = 1.1  # what OpenCV derives for 5 x 5 pixels
+BLUR_SIGMA = 1.1  # the value that OpenCV derives for 5 x 5 pixels
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images N x 3 x H x W uint8 RGB and labels N x H x W uint8 on one device, in the order of their names."""
+    """Images (N, 3, H, W), uint8 RGB, and labels (N, H, W), uint8, on one device, sorted by name."""
 
     images_N3HW: Tensor
     labels_NHW: Tensor
@@ -36,14 +36,14 @@ class Split:
 def load_split(root: Path, split: str, num_classes: int, ignore_index: int, device: torch.device) -> Split:
     """Read ROOT/images/SPLIT and ROOT/annotations/SPLIT, matched by name without extension.
 
-    Raises: ValueError naming a file without a partner, of another size, or with an id outside the classes.
+    Raises: ValueError if a file has no counterpart, another size, or an id that is not a class; the message names it.
     """
     images, labels = ({path.stem: path for path in sorted((root / kind / split).glob("[!.]*"))} for kind in KINDS)
     if not images or images.keys() != labels.keys():
         lonely = sorted(images.keys() ^ labels.keys())[:5]
         raise ValueError(
             f"{root}: images/{split} has {len(images)} files, annotations/{split} has {len(labels)}; each image needs "
-            f"the annotation of its name{': ' + ', '.join(lonely) if lonely else ''}"
+            f"an annotation of the same name{': ' + ', '.join(lonely) if lonely else ''}"
         )
     with ThreadPoolExecutor() as threads:
         images_HW3 = list(threads.map(lambda path: np.array(Image.open(path).convert("RGB")), images.values()))
@@ -68,7 +68,7 @@ def _check(
     if image_HW3.shape != shape or label_HW.shape != shape[:2]:
         raise ValueError(
             f"{path}: the annotation is {label_HW.shape}, its image {image_HW3.shape}, the first image {shape}; "
-            "all must be of one size"
+            "all must have the same size"
         )
     wrong = [int(i) for i in np.unique(label_HW) if not 0 <= i < num_classes and i != ignore_index]
     if wrong:
@@ -78,9 +78,9 @@ def _check(
 
 
 def median_frequency_weights(labels_NHW: Tensor, num_classes: int, exponent: float) -> list[float]:
-    """Weight of each class: (median frequency / its frequency) ** exponent, by Eigen and Fergus 2015, section 6.3.2.
+    """Return class weights: (median frequency / frequency) ** exponent (Eigen and Fergus 2015, section 6.3.2).
 
-    A class's frequency is its share of the pixels of the images in which it occurs. Absent classes have weight 1.
+    The frequency of a class is its share of the pixels of the images in which it occurs. Absent classes get weight 1.
     """
     counts_NK = torch.stack([(labels_NHW == k).sum((1, 2)) for k in range(num_classes)], 1).double().cpu()
     present_NK = counts_NK > 0
@@ -93,23 +93,23 @@ def median_frequency_weights(labels_NHW: Tensor, num_classes: int, exponent: flo
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes to each image; sizes in pixels, rotation in degrees either way, chances from 0 to 1."""
+    """Random changes of each image; sizes in pixels, rotation in degrees in both directions, chances from 0 to 1."""
 
     crop: tuple[int, int]
     scale: tuple[float, float] = (0.5, 2.0)
     rotation: float = 10.0
     mirror: float = 0.5
     blur: float = 0.0
-    jitter: float = 0.0  # brightness, contrast and saturation change by up to this share
+    jitter: float = 0.0  # largest relative change of brightness, contrast and saturation
     padding: Literal["mean", "reflect"] = "mean"
 
 
 def training_batches(
     split: Split, augment: Augment, fill: tuple[float, float, float], ignore_index: int, batch_size: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of crops: images N x h x w x 3 uint8 and labels N x h x w uint8, on the split's device.
+    """Yield batches of crops without end: images (N, h, w, 3) and labels (N, h, w), uint8, on the device of the split.
 
-    Each pass visits every image once; a batch may reach from one pass into the next.
+    Each pass visits every image once; a batch may span two passes.
     """
     rng = np.random.default_rng(seed)
     order = np.empty(0, np.int64)
@@ -128,7 +128,7 @@ def augmented(
     ignore_index: int,
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """One random crop of each picked image, as `training_batches` gives them."""
+    """Return one random crop of each picked image, in the format of `training_batches`."""
     device = split.images_N3HW.device
     indices = _to(device, picked)
     images_N3HW = split.images_N3HW[indices].float()
@@ -139,7 +139,7 @@ def augmented(
 
     theta_N23 = _to(device, random_theta(augment, (images_N3HW.shape[2], images_N3HW.shape[3]), len(picked), rng))
     grid_Nhw2 = sampling_grid(theta_N23, augment.crop)
-    # Zeros, which grid_sample puts outside, then mean the fill colour and the ignore index.
+    # Shifted so that the zeros that grid_sample pads with become the fill color and the ignore index.
     fill_311 = torch.tensor(fill, device=device).view(3, 1, 1)
     outside = "reflection" if augment.padding == "reflect" else "zeros"
     crops_N3hw = F.grid_sample(images_N3HW - fill_311, grid_Nhw2, "bilinear", outside, align_corners=False) + fill_311
@@ -153,9 +153,9 @@ def augmented(
 
 
 def random_theta(augment: Augment, size: tuple[int, int], num: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """N x 2 x 3 matrices from crop to image coordinates, both from -1 to 1 between the outer edges of the pixels.
+    """Return matrices (N, 2, 3) from crop to image coordinates, both from -1 to 1 between the outer pixel edges.
 
-    Scale, rotation about the center, mirror, then a crop placed uniformly, as `affine` in
+    Scales, rotates about the center, mirrors, then places a crop uniformly, like `affine` in
     pipeline/train/augmentation.py.
     """
     sides, crop_sides = np.array(size[::-1]), np.array(augment.crop[::-1])  # x, y
@@ -167,7 +167,7 @@ def random_theta(augment: Augment, size: tuple[int, int], num: int, rng: np.rand
 
     cosine, sine = np.cos(angle), np.sin(angle)
     rows = [[mirror * cosine, mirror * -sine], [sine, cosine]]
-    inverse_N22 = np.array(rows).transpose(2, 1, 0) / scale[:, None, None]  # of a scaled rotation: its transpose
+    inverse_N22 = np.array(rows).transpose(2, 1, 0) / scale[:, None, None]  # the inverse of a rotation is its transpose
     to_image_21, to_crop_12 = 2 / sides[:, None], crop_sides / 2
     linear_N22 = to_image_21 * inverse_N22 * to_crop_12
     moved_N21 = to_image_21 * (inverse_N22 @ shift_N2[..., None])
@@ -175,7 +175,7 @@ def random_theta(augment: Augment, size: tuple[int, int], num: int, rng: np.rand
 
 
 def sampling_grid(theta_N23: Tensor, crop: tuple[int, int]) -> Tensor:
-    """N x h x w x 2 positions for grid_sample. Not by affine_grid, whose matrix product TF32 would make coarse."""
+    """Return positions (N, h, w, 2) for grid_sample. affine_grid would be imprecise: its matrix product uses TF32."""
     height, width = crop
     y_h1, x_1w = (
         ((2 * torch.arange(n, device=theta_N23.device) + 1) / n - 1).view(shape)
@@ -186,7 +186,7 @@ def sampling_grid(theta_N23: Tensor, crop: tuple[int, int]) -> Tensor:
 
 
 def jittered(images_N3HW: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Scale each image's brightness, its contrast about its mean and its saturation, by factors N x 1 x 1 x 1."""
+    """Scale the brightness, the contrast about the mean and the saturation of each image by factors (N, 1, 1, 1)."""
     luma_311 = torch.tensor(LUMA, device=images_N3HW.device).view(3, 1, 1)
     images_N3HW = images_N3HW * brightness
     mean_N111 = (images_N3HW * luma_311).sum(1, keepdim=True).mean((2, 3), keepdim=True)
@@ -196,7 +196,7 @@ def jittered(images_N3HW: Tensor, brightness: Tensor, contrast: Tensor, saturati
 
 
 def blurred(images_N3HW: Tensor) -> Tensor:
-    """Gaussian blur of 5 x 5 pixels."""
+    """Apply a Gaussian blur of 5 x 5 pixels."""
     taps_5 = torch.exp(-(torch.arange(-2.0, 3.0, device=images_N3HW.device) ** 2) / (2 * BLUR_SIGMA**2))
     taps_5 = taps_5 / taps_5.sum()
     padded = F.pad(images_N3HW, (2, 2, 2, 2), mode="reflect")
@@ -208,6 +208,6 @@ def blurred(images_N3HW: Tensor) -> Tensor:
 
 
 def _to(device: torch.device, array: NDArray) -> Tensor:
-    """A small array on the device, without waiting for what the device is doing."""
+    """Copy a small array to the device without waiting for its queued work."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

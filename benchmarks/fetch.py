@@ -1,10 +1,10 @@
-"""Processor and wall milliseconds to fetch one small object: pipeline.storage and obstore beside s3fs and pyarrow.
+"""CPU and wall time to fetch one small object: pipeline.storage and obstore versus s3fs and pyarrow.
 
     python benchmarks/fetch.py --json benchmarks/results/fetch-cpu.json
 
-All read the same objects from one S3 server on this machine, so many at once, in turn in every round; medians over
-the rounds, ratios of each round to s3fs. Processor time is this process's own, the server's is not counted. Wall time
-is mostly the server's, which has the same processors: compare it with care.
+All read the same objects from one S3 server on this machine, with the same concurrency, in turn in every round. Times
+are medians over the rounds, and ratios are relative to s3fs in the same round. CPU time does not include the server.
+Wall time is mostly spent in the server, which shares the CPUs with this process, so compare it with care.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from pipeline.demo.local_s3 import LocalS3, local_s3
 
 BASELINE = "s3fs"
 AT_ONCE = storage.FETCHES
-BLOCK = 64  # files, that a task of a run fetches together
+BLOCK = 64  # files that one task of a run fetches together
 BUCKET = "benchmark"
 
 
@@ -45,8 +45,8 @@ def main() -> None:
         rows = measure(ways(server), names, options)
     for row in rows:
         print(
-            f"{row['way']:18} {row['cpu_ms']:7.2f} ms of processor {row['wall_ms']:7.2f} ms "
-            f"{row['cpu_ratio']:6.2f} x less processor time than {BASELINE}"
+            f"{row['way']:18} {row['cpu_ms']:7.2f} ms CPU {row['wall_ms']:7.2f} ms wall "
+            f"{row['cpu_ratio']:6.2f} x less CPU time than {BASELINE}"
         )
     if options.json:
         report = {
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def fill(count: int, size: int) -> list[str]:
-    """Write objects of random bytes; returns their keys."""
+    """Write objects of random bytes and return their keys."""
     filesystem, _ = storage.open_filesystem(f"s3://{BUCKET}")
     filesystem.mkdir(BUCKET)
     names = [f"photos/{index:05d}.jpg" for index in range(count)]
@@ -73,7 +73,7 @@ Way = Callable[[list[str]], list[bytes]]
 
 
 def ways(server: LocalS3) -> dict[str, Way]:
-    """Functions that fetch a block of keys."""
+    """Return the functions that fetch a block of keys."""
     s3fs, _ = storage.open_filesystem(f"s3://{BUCKET}")
     address, key, secret = server.endpoint, *(server.environment[f"AWS_{name}_KEY{end}"] for name, end in KEYS)
     store = S3Store(
@@ -109,7 +109,7 @@ KEYS = (("ACCESS", "_ID"), ("SECRET_ACCESS", ""))
 
 
 def measure(ways: dict[str, Way], names: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each way; the first round, in which all connect, is not counted."""
+    """Return a row for each way; the first round, in which all of them connect, is not counted."""
     times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     for number in range(options.rounds + 1):
         for way, fetch in ways.items():
@@ -117,7 +117,7 @@ def measure(ways: dict[str, Way], names: list[str], options: argparse.Namespace)
                 for start in range(0, len(names), BLOCK):
                     contents = fetch(names[start : start + BLOCK])
                     if any(not isinstance(content, bytes) or len(content) != options.bytes for content in contents):
-                        raise RuntimeError(f"{way} did not bring what was written")
+                        raise RuntimeError(f"{way} returned other content than was written")
             if number > 0:
                 times[way].append((spent[0] / len(names) * 1e3, spent[1] / len(names) * 1e3))
     rows = []
@@ -137,7 +137,7 @@ def measure(ways: dict[str, Way], names: list[str], options: argparse.Namespace)
 
 @contextmanager
 def timed() -> Iterator[list[float]]:
-    """Seconds of processor and of the clock that the block takes, in a list that is filled at its end."""
+    """Yield a list that receives the CPU and wall seconds of the block when the block ends."""
 
     def now() -> tuple[float, float]:
         used = resource.getrusage(resource.RUSAGE_SELF)
@@ -150,10 +150,10 @@ def timed() -> Iterator[list[float]]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objects", type=int, default=256, help="objects (256)")
-    parser.add_argument("--bytes", type=int, default=60_000, help="of each object (60,000)")
-    parser.add_argument("--rounds", type=int, default=5, help="times that each way fetches all (5)")
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--objects", type=int, default=256, help="number of objects (256)")
+    parser.add_argument("--bytes", type=int, default=60_000, help="size of each object in bytes (60,000)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (5)")
+    parser.add_argument("--json", help="file to write the results to")
     return parser.parse_args()
 
 

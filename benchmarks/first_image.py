@@ -1,10 +1,10 @@
-"""When a run on a manifest of millions labels its first images, and the memory of its driver by then.
+"""Time until a run on a manifest of millions of rows labels its first images, and the memory of its driver by then.
 
     python benchmarks/first_image.py                              1 million rows
     python benchmarks/first_image.py --rows 1000000 10000000      1 and 10 million
 
-The first images of the manifest are there, the others are not: each run is stopped when the first of
-them are done, while it still lists. The first wave, on which Ray Data works by then, is what was listed until it began.
+Only the first images of the manifest exist. Each run is stopped once the first of them are labeled, while it is still
+listing. The first wave, which Ray Data processes by then, is what was listed before it started.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from benchmarks import listing, machine, pipeline
 
-THERE = 64  # images
+THERE = 64  # images that exist
 
 
 def main() -> None:
@@ -48,8 +48,8 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="rows of the manifests")
-    parser.add_argument("--root", help="folder or URI to work in; default: a local S3 server")
-    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--root", help="folder or URI to work in (default: a local S3 server)")
+    parser.add_argument("--json", help="file to write the results to")
     parser.add_argument("--child", nargs=2, metavar=("ROOT", "MANIFEST"), help=argparse.SUPPRESS)
     return parser.parse_args()
 

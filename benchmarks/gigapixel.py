@@ -1,10 +1,10 @@
-"""One scene of a gigapixel through jobs/segment_bucket.py, by window: its time and the memory of its predictor.
+"""Time and predictor memory of jobs/segment_bucket.py for one gigapixel scene, labeled window by window.
 
     python benchmarks/gigapixel.py --side 8192                     67 megapixels
     python benchmarks/gigapixel.py --json benchmarks/results/gigapixel-cpu.json
 
-The scene is a tiled TIFF on disk, laid out of built-in scenes; the network is a seeded PSPNet-18 of 19 classes, whose
-time is that of a trained one. Its crops overlap by a third, so each pixel is predicted 2.25 times.
+The scene is a tiled TIFF on disk, composed of built-in scenes. The network is a PSPNet-18 of 19 classes with random
+weights, which takes as long as a trained one. Its crops overlap by a third, so each pixel is predicted 2.25 times.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
         path.parent.mkdir()
         write_scene(path, options.side)
         report: dict[str, Any] = {**machine.about(), "side": options.side, "file_bytes": path.stat().st_size}
-        print(f"{options.side:,} x {options.side:,} pixels, a file of {report['file_bytes'] / 1e6:,.0f} MB", flush=True)
+        print(f"{options.side:,} x {options.side:,} pixels, {report['file_bytes'] / 1e6:,.0f} MB on disk", flush=True)
         report |= labelled(folder)
         report |= checked(Path(folder) / "labels", options.side)
     print(", ".join(f"{name} {value:,}" for name, value in report.items() if isinstance(value, int | float)))
@@ -53,8 +53,8 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=32_768, help="of the scene, pixels; a multiple of 512")
-    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--side", type=int, default=32_768, help="side of the scene in pixels, a multiple of 512")
+    parser.add_argument("--json", help="file to write the results to")
     return parser.parse_args()
 
 
@@ -74,7 +74,7 @@ def write_scene(path: Path, side: int) -> None:
 
 
 def labelled(folder: str) -> dict[str, Any]:
-    """Run the job, and watch its predictor."""
+    """Run the job and measure its time and memory."""
     command = [sys.executable, "jobs/segment_bucket.py", "--input", f"{folder}/scenes", "--output", f"{folder}/labels"]
     command += ["--checkpoint", f"{folder}/checkpoint", "--protocol.mode", "sliding", "--protocol.base-size", "none"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -86,7 +86,7 @@ def labelled(folder: str) -> dict[str, Any]:
     status = process.wait()
     watcher.join()
     if status:
-        raise SystemExit(f"the job ended with {status}")
+        raise SystemExit(f"the job failed with exit code {status}")
     predictors = [held.gib for sample in samples for held in sample.processes.values() if "PredictStage" in held.name]
     return {
         "run_seconds": round(time.perf_counter() - begin, 1),

@@ -1,13 +1,13 @@
-"""Training crops per second of one core: the single affine warp beside the textbook chain, on the same draws.
+"""Training crops per second on one core: a single affine warp versus the textbook chain, with the same draws.
 
     python benchmarks/ingest.py                     built-in scenes of 480 x 360 and 2048 x 1024
     python benchmarks/ingest.py --data FOLDER       images/train and annotations/train of FOLDER as well
 
-First both are compared: the positions in the image that each crop's pixels come from, by cropping an image whose
-colours are its coordinates, then labels and sharpness. Then both run on the same images with the same draws, in turn:
-rates are medians over the rounds, speed-ups medians of each round's ratio to the chain on uint8. Blur comes last in
-all of them; published training code works on float32 images, which is the second variant. Time is the thread's own, so
-that other work on the machine disturbs it little.
+First compares the results: the image positions that the pixels of each crop come from, measured by cropping an image
+whose colors are its coordinates, then labels and sharpness. Then all variants process the same images with the same
+draws, in turn: rates are medians over the rounds, and speedups are medians of the ratio to the uint8 chain in each
+round. All variants blur last. Published training code uses float32 images, which is the second variant. Times are CPU
+times of the thread, so other work on the machine has little effect.
 """
 
 import argparse
@@ -43,7 +43,7 @@ BASELINE = "chain, uint8"
 
 
 class Case(NamedTuple):
-    """Images of one size, as files and decoded."""
+    """Images of one size, encoded and decoded."""
 
     name: str
     files: list[tuple[bytes, bytes]]
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
-    """What to measure on: the folder's first images, and built-in scenes."""
+    """Return the images to measure with: a sample of the folder, and built-in scenes."""
     found = []
     if options.data:
         root = Path(options.data)
@@ -105,7 +105,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
 
 
 def rates(case: Case, augment: AugmentConfig, draws: list[Draw], decode: bool, rounds: int) -> list[dict[str, Any]]:
-    """A row for each variant: crops a second of one core, and the speed-up over the chain."""
+    """Return a row for each variant: crops per second on one core, and the speedup over the chain."""
     variants: dict[str, Callable[[Any, Any, Draw], Any]] = {
         BASELINE: partial(chain, augment, np.uint8),
         "chain, float32": partial(chain, augment, np.float32),
@@ -139,9 +139,9 @@ def one_warp(augment: AugmentConfig, image_HW3: NDArray[Any], label_HW: NDArray[
 
 
 def agreement(case: Case, augment: AugmentConfig, draws: list[Draw]) -> dict[str, float]:
-    """How far the crops of both are from each other, over all draws; distances are in pixels of the crop.
+    """Return how far the crops of warp and chain differ, over all draws; distances are in pixels of the crop.
 
-    Only pixels that both take from inside the image, two pixels or more from its edge, have a distance.
+    Distances use only pixels that both take from inside the image, at least two pixels from its edge.
     """
     distances, offsets, labelled, same, sharpness = [], [], [], [], []
     for draw, (image_HW3, label_HW) in zip(draws, cycle(case.decoded), strict=False):
@@ -170,10 +170,10 @@ def agreement(case: Case, augment: AugmentConfig, draws: list[Draw]) -> dict[str
 def displacement(
     size: tuple[int, ...], draw: Draw, crop: tuple[int, int]
 ) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """From the chain's pixels to the warp's, crop pixels H x W x 2 (x, y), and which of them count."""
+    """Return offsets from the chain's pixels to the warp's, (H, W, 2) in crop pixels x, y, and which of them count."""
     rows, columns = np.indices(size, np.float32)
     coordinates_HW3 = np.dstack([columns, rows, rows])
-    # Inside an image less its edges, where the chain's resizing repeats the outermost pixels.
+    # Exclude the edges of the image, where the chain's resizing repeats the outermost pixels.
     label_HW = np.full(size, IGNORE, np.uint8)
     label_HW[2:-2, 2:-2] = 0
     sharp = draw._replace(blurred=False)
@@ -181,13 +181,13 @@ def displacement(
     matrix = affine(draw, (size[0], size[1]), crop)
     ours_HW3 = warped_image(coordinates_HW3, matrix, crop, (0, 0, 0))
     inside_HW = (theirs_HW != IGNORE) & (warped_label(label_HW, matrix, crop, IGNORE) != IGNORE)
-    # A chain's pixel at the border of the rotated canvas is half fill.
+    # In the chain, a pixel at the border of the rotated canvas is half fill color.
     inside_HW = cv2.erode(inside_HW.astype(np.uint8), np.ones((5, 5)), borderValue=0) > 0
     return draw.scale * (ours_HW3 - theirs_HW3)[..., :2], inside_HW
 
 
 def detail(image_HW3: NDArray[np.uint8], inside_HW: NDArray[np.bool_]) -> float:
-    """Mean magnitude of the image's Laplacian: what interpolating twice loses."""
+    """Return the mean magnitude of the Laplacian of the image, which interpolating twice reduces."""
     laplacian_HW = cv2.Laplacian(cv2.cvtColor(image_HW3, cv2.COLOR_RGB2GRAY), cv2.CV_32F)
     return float(np.abs(laplacian_HW[inside_HW]).mean())
 
@@ -200,17 +200,17 @@ def size_of(text: str) -> tuple[int, int]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder with images/train and annotations/train")
-    parser.add_argument("--stride", type=int, default=11, help="take every so manieth image of the folder (11)")
+    parser.add_argument("--stride", type=int, default=11, help="use every N-th image of the folder (11)")
     parser.add_argument(
-        "--sizes", type=size_of, nargs="*", default=SCENE_SIZES, help="of scenes, as 360x480 (rows first)"
+        "--sizes", type=size_of, nargs="*", default=SCENE_SIZES, help="sizes of scenes as ROWSxCOLUMNS (360x480)"
     )
-    parser.add_argument("--crops", type=size_of, nargs="+", default=CROPS, help="as 473x473, rows first")
-    parser.add_argument("--images", type=int, default=16, help="images, each cropped once a round (16)")
-    parser.add_argument("--draws", type=int, default=64, help="crops that are compared, at least the images (64)")
-    parser.add_argument("--rounds", type=int, default=7, help="times that each variant runs (7)")
-    parser.add_argument("--consume", type=float, default=100, help="images/s that the GPUs take, to count cores (100)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
-    parser.add_argument("--json", help="file to write the figures to")
+    parser.add_argument("--crops", type=size_of, nargs="+", default=CROPS, help="crop sizes as ROWSxCOLUMNS (473x473)")
+    parser.add_argument("--images", type=int, default=16, help="number of images, each cropped once per round (16)")
+    parser.add_argument("--draws", type=int, default=64, help="number of crops to compare, at least --images (64)")
+    parser.add_argument("--rounds", type=int, default=7, help="runs of each variant (7)")
+    parser.add_argument("--consume", type=float, default=100, help="images/s the GPUs consume, to count cores (100)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (0)")
+    parser.add_argument("--json", help="file to write the results to")
     return parser.parse_args()
 
 

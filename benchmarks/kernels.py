@@ -1,4 +1,4 @@
-"""The C kernels beside what does the same without them, on this machine's CPU: medians of alternating rounds.
+"""C kernels versus the same operations in torch, on the CPU of this machine: medians of alternating rounds.
 
 python benchmarks/kernels.py
 """
@@ -26,7 +26,7 @@ from models.training.cross_entropy import upsampled_cross_entropy
 CPU = torch.device("cpu")
 ROUNDS = 7
 SIDE, CELLS, NUM_CLASSES = 473, 60, 150
-# Input and output channels, dilation, side of the map, of PSPNet50 at 473 x 473.
+# Input and output channels, dilation, and side of the feature map in PSPNet50 at 473 x 473.
 CONVOLUTIONS = {
     "layer2, 3x3, 128 channels": (128, 128, 1, CELLS),
     "layer3, 3x3, 256 channels, dilation 2": (256, 256, 2, CELLS),

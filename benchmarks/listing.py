@@ -1,12 +1,12 @@
-"""Time and memory of listing a manifest of millions of rows, and of the set that finds repeated images.
+"""Time and memory of listing a manifest of millions of rows, and of the set that detects duplicate images.
 
     python benchmarks/listing.py                              1 million rows
     python benchmarks/listing.py --rows 1000000 10000000      as in docs/inputs.md
 
-Each case runs in a process of its own, on a manifest of names that all differ; as a manifest may name an image twice,
-each passes through the set of ids. CPU seconds count all threads of the process, and the rates of the set are those of
-its one thread's time, so that other work on the machine disturbs them little. Memory is the process's peak, and what
-it was before the listing began: Python with this package and pyarrow.
+Each case runs in a separate process, on a manifest of unique names. Because a manifest may name an image twice, every
+name is looked up in the set of ids. CPU seconds are those of all threads of the process. The rates of the set use the
+CPU time of its one thread, so other work on the machine has little effect. Memory is the peak of the process, and its
+value before the listing started: Python with this package and pyarrow.
 """
 
 import argparse
@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 from benchmarks import machine
 
 SCHEMA = pa.schema([("image_uri", pa.string()), ("label", pa.string()), ("height", pa.int32())])
-WRITTEN = 100_000  # rows at a time
-ASKED = 10_000  # ids at a time
+WRITTEN = 100_000  # rows written at a time
+ASKED = 10_000  # ids added or looked up at a time
 
 
 def main() -> None:
@@ -60,14 +60,14 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="rows of the manifests")
-    parser.add_argument("--json", help="file for the results")
-    parser.add_argument("--case", help=argparse.SUPPRESS)  # what a process of its own does
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="number of rows of each manifest")
+    parser.add_argument("--json", help="file to write the results to")
+    parser.add_argument("--case", help=argparse.SUPPRESS)  # the case that a child process runs
     return parser.parse_args()
 
 
 def write_manifest(path: Path, rows: int, prefix: str = "s3://bucket/photos/") -> None:
-    """A manifest of names that differ, in no order, with two columns that are carried."""
+    """Write a manifest of unique names in no particular order, with two columns to carry."""
     writer: Any = pq.ParquetWriter if path.suffix == ".parquet" else csv.CSVWriter
     with writer(str(path), SCHEMA) as file:
         for start in range(0, rows, WRITTEN):
@@ -86,7 +86,7 @@ def in_own_process(*arguments: str) -> dict[str, Any]:
 
 
 def list_manifest(path: str) -> dict[str, Any]:
-    """List a manifest to its end, keeping nothing, as a run does."""
+    """List a whole manifest as a run does, without keeping the tables."""
     from pipeline.config.jobs import SegmentConfig
     from pipeline.inputs import list_images
 
@@ -112,7 +112,7 @@ def list_manifest(path: str) -> dict[str, Any]:
 
 
 def use_id_set(count: int) -> dict[str, Any]:
-    """Add ids, then look for as many that are in the set and as many that are not."""
+    """Add ids, then look up as many ids that are in the set and as many that are not."""
     from pipeline.output.id_set import IdSet
 
     before, ids = memory_mib(), IdSet()
@@ -140,7 +140,7 @@ def random_ids(seed: int, batch: int) -> pa.FixedSizeBinaryArray:
 
 
 def memory_mib() -> int:
-    """Peak of this process so far, MiB."""
+    """Return the peak memory of this process so far, MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
 

@@ -1,4 +1,4 @@
-"""What a result was measured on."""
+"""Description of the machine and the code that a result was measured with."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def about() -> dict[str, Any]:
-    """How a report begins: when and where it was made, of which commit, and how busy the machine was."""
+    """Return the first fields of a report: date, commit, machine, and how busy the machine was."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -20,14 +20,14 @@ def about() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The CPU's name and how many of its threads this process may use."""
+    """Return the name of the CPU and the number of threads that this process may use."""
     names = [text for text in Path("/proc/cpuinfo").read_text().splitlines() if text.startswith("model name")]
     name = names[0].split(":")[1].strip() if names else platform.processor()
     return f"{name}, {len(os.sched_getaffinity(0))} threads"
 
 
 def commit() -> str | None:
-    """The repository's commit, with a plus sign if files differ from it; None where there is no git."""
+    """Return the commit of the repository, followed by + if files have changed; None without git."""
     if shutil.which("git") is None:
         return None
     folder = Path(__file__).parent

@@ -1,11 +1,11 @@
-"""Runs every benchmark that has results, one after the other, and writes the tables of docs/: hours.
+"""Run all benchmarks that publish results, one after the other, and update the tables in docs/. Takes hours.
 
     python -m benchmarks.measure                   all: `make bench`
-    python -m benchmarks.measure model pipeline    those whose names begin so: `make bench ONLY="model pipeline"`
-    python -m benchmarks.measure --camvid FOLDER   those that need CamVid's images/ and annotations/, too
+    python -m benchmarks.measure model pipeline    names that start with these: `make bench ONLY="model pipeline"`
+    python -m benchmarks.measure --camvid FOLDER   also those that need CamVid's images/ and annotations/
 
-A result takes its place in benchmarks/results when its benchmark has ended, so one that is killed leaves the last
-result there. One that fails does not keep the others from running.
+A result is moved to benchmarks/results when its benchmark succeeds, so a benchmark that is killed or fails keeps the
+previous result there. A failure does not stop the other benchmarks.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 from benchmarks import published
 
 MADE = published.ROOT / "build" / "bench"
-# Name of the result, and what makes it. {camvid} is the folder of --camvid.
+# Name of the result -> script and options. {camvid} is the folder of --camvid.
 COMMANDS = {
     "model-cpu-inference": "model.py --tasks forward labels --rounds 7",
     "model-cpu-training": "model.py --tasks training",
@@ -44,29 +44,29 @@ COMMANDS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="how the names of those to run begin (all)")
+    parser.add_argument("names", nargs="*", help="run the benchmarks whose names start with these (all)")
     parser.add_argument("--camvid", help="folder with CamVid's images/ and annotations/")
     options = parser.parse_args()
     names = chosen(options.names)
     without_data = [name for name in names if "{camvid}" in COMMANDS[name] and not options.camvid]
     if without_data:
-        print(f"left out without --camvid: {', '.join(without_data)}")
+        print(f"skipped without --camvid: {', '.join(without_data)}")
     names = [name for name in names if name not in without_data]
     failed = [name for number, name in enumerate(names, 1) if not measured(name, options, f"{number} of {len(names)}")]
     if failed:
-        sys.exit(f"failed: {', '.join(failed)}; again with make bench ONLY='{' '.join(failed)}'")
+        sys.exit(f"failed: {', '.join(failed)}; retry with make bench ONLY='{' '.join(failed)}'")
 
 
 def chosen(beginnings: list[str]) -> list[str]:
-    """Names of the results that begin with one of these; all without any. Exits if one fits none."""
+    """Return the results whose names start with one of these, or all if none is given. Exits if one does not match."""
     for beginning in beginnings:
         if not any(name.startswith(beginning) for name in COMMANDS):
-            sys.exit(f"no result begins with {beginning}; there are {', '.join(COMMANDS)}")
+            sys.exit(f"no result starts with {beginning}; choose from {', '.join(COMMANDS)}")
     return [name for name in COMMANDS if not beginnings or name.startswith(tuple(beginnings))]
 
 
 def measured(name: str, options: argparse.Namespace, place: str) -> bool:
-    """Run a benchmark and publish its result; False if it fails."""
+    """Run a benchmark and publish its result; return False if it fails."""
     MADE.mkdir(parents=True, exist_ok=True)
     made = MADE / f"{name}.json"
     script, *arguments = (part.replace("{camvid}", options.camvid or "") for part in shlex.split(COMMANDS[name]))

@@ -1,4 +1,4 @@
-"""Memory of every process of a run, by the number of images that it has labelled: `python benchmarks/memory.py`."""
+"""Memory of each process of a run, by the number of images labeled so far: `python benchmarks/memory.py`."""
 
 import argparse
 import bisect
@@ -21,7 +21,7 @@ def main() -> None:
         pipeline.prepare(options, root)
         run = pipeline.measured(options, root, "ours", 0)
     curve = [point(sample, run.marks) for sample in run.samples]
-    curve = [held for held in curve if held["images"]]  # processes come and go while it starts
+    curve = [held for held in curve if held["images"]]  # processes come and go during the start
     highest = dict.fromkeys(ROLES, 0.0)
     shown = [count for count in (500, 1000, 2000, 3000, 4000, 5000) if count < options.images] + [options.images]
     peaks = []
@@ -39,18 +39,18 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=5000, help="in the bucket, 480 x 360 JPEGs")
+    parser.add_argument("--images", type=int, default=5000, help="number of 480 x 360 JPEGs in the bucket")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--root", help="folder or URI to work in; default: a local S3 server")
-    parser.add_argument("--json", help="file for the results")
-    parser.add_argument("--chart", help="PNG file for the curve")
+    parser.add_argument("--root", help="folder or URI to work in (default: a local S3 server)")
+    parser.add_argument("--json", help="file to write the results to")
+    parser.add_argument("--chart", help="PNG file to plot the memory to")
     return parser.parse_args()
 
 
 def point(sample: Sample, marks: list[list[float]]) -> dict[str, float]:
-    """Images that were done at the time of a sample, and the GiB of each role."""
+    """Return the number of images labeled at the time of a sample, and the GiB of each role."""
     before = bisect.bisect_right(marks, sample.time, key=lambda mark: mark[0])
     held: dict[str, float] = {"images": marks[before - 1][1] if before else 0, **dict.fromkeys(ROLES, 0.0)}
     for number, process in enumerate(sample.processes.values()):
@@ -76,7 +76,7 @@ def chart(curve: list[dict[str, Any]]) -> bytes:
         for role in ROLES:
             axes.plot([held["images"] for held in curve], [held[role] for held in curve], label=role)
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set(xlabel="images labelled", ylabel="GiB", ylim=(0, None), title="Memory of a run's processes")
+        axes.set(xlabel="images labeled", ylabel="GiB", ylim=(0, None), title="Memory of a run's processes")
         drawn.legend(ncols=3, loc="outside lower center")
     return charts.png(drawn)
 

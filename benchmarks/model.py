@@ -1,12 +1,12 @@
-"""Speed and memory of the network beside the textbook formulation: the same weights, the same images, one run.
+"""Speed and memory of the network versus the textbook formulation, with the same weights and images in one run.
 
     python benchmarks/model.py                  PSPNet50, 473 x 473, 150 classes on this machine's CPU
-    python benchmarks/model.py --device cuda    on a GPU: 473 x 473 and 713 x 713, batch sizes up to what fits
+    python benchmarks/model.py --device cuda    on a GPU: 473 x 473 and 713 x 713, batch sizes as far as they fit
 
-Needs torch and safetensors alone. The weights are seeded, not trained. Each variant runs once per round, in turn:
-times are medians over the rounds, speed-ups medians of each round's ratio to the textbook in eager float32. GFLOP
-are counted by torch on the direct convolutions, also where Winograd's algorithm gets by with fewer. Peak memory on
-a CPU is that of a process which does nothing else, torch's libraries included; on a GPU what torch allocated.
+Requires only torch and safetensors. The weights are random, not trained. Each variant runs once per round, in turn:
+times are medians over the rounds, and speedups are medians of the ratio to the textbook in eager float32 in each round.
+GFLOP are counted by torch for direct convolutions, even where Winograd's algorithm needs fewer. Peak memory on a CPU is
+that of a process that does nothing else, including torch's libraries; on a GPU it is what torch allocated.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from benchmarks.variants import BASELINE, TASKS, Case
 CPU_SIZES, GPU_SIZES = [473], [473, 713]
 CPU_BATCHES = {"forward": [1], "labels": [1], "training": [2]}
 GPU_BATCHES = [1, 4, 16, 32, 64, 128]
-# Field of a row, and its title and format in the table.
+# Field of a row -> its title and format in the table.
 COLUMNS = {
     "task": ("task", "8"),
     "size": ("size", "4d"),
@@ -86,23 +86,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--backbone", default="resnet50", help="resnet50 (default), resnet18 to resnet269")
     parser.add_argument("--classes", type=int, default=150, help="number of classes (150)")
-    parser.add_argument("--sizes", type=int, nargs="+", help="pixels a side")
-    parser.add_argument("--batches", type=int, nargs="+", help="images of one call")
-    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS, help="what to measure (all)")
-    parser.add_argument("--variants", nargs="+", help="only these, and the baseline")
-    parser.add_argument("--rounds", type=int, default=5, help="times that each variant runs (5)")
-    parser.add_argument("--threads", type=int, help="CPU threads (torch's choice)")
-    parser.add_argument("--json", help="file to write the figures to")
-    parser.add_argument(
-        "--peak", action="store_true", help="print the peak memory of one variant, MiB, and nothing else"
-    )
+    parser.add_argument("--sizes", type=int, nargs="+", help="sides of the square images, pixels")
+    parser.add_argument("--batches", type=int, nargs="+", help="numbers of images per call")
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS, help="tasks to measure (all)")
+    parser.add_argument("--variants", nargs="+", help="variants to measure besides the baseline (all)")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each variant (5)")
+    parser.add_argument("--threads", type=int, help="number of CPU threads (default of torch)")
+    parser.add_argument("--json", help="file to write the results to")
+    parser.add_argument("--peak", action="store_true", help="only print the peak memory of one variant, MiB")
     return parser.parse_args()
 
 
 def measure(
     arguments: argparse.Namespace, task: str, size: int, batch: int, rates: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """Return a row for each variant; one that does not fit into the GPU's memory has no figures."""
+    """Return a row for each variant; a variant that does not fit into the GPU memory has no results."""
     case = Case(arguments.backbone, arguments.classes, size, batch, arguments.device)
     gflop = count_gflop(case, task)
     rows, calls, results = [], {}, {}
@@ -113,7 +111,7 @@ def measure(
         try:
             calls[name], results[name], rows[-1]["mib"] = prepared(prepare, case.device)
         except torch.OutOfMemoryError:
-            print(f"{name}: batch {batch} of {size} x {size} does not fit", file=sys.stderr)
+            print(f"{name}: batch {batch} of {size} x {size} does not fit into the GPU memory", file=sys.stderr)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(arguments.rounds):
         for name, call in calls.items():
@@ -138,21 +136,21 @@ def measure(
 
 
 def prepared(prepare: Callable[[], Callable[[], Any]], device: torch.device) -> tuple[Callable[[], Any], Any, float]:
-    """Return the call, what it returned the first time, and the GPU memory that it took, MiB."""
+    """Return the call, its first result, and the GPU memory that it took, MiB."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
     call = prepare()
     result = call()
-    call()  # the second lets compiled and captured graphs settle
+    call()  # a second call, because compiled and captured graphs need two
     if device.type != "cuda":
         return call, result, 0.0
     return call, result, (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 def count_gflop(case: Case, task: str) -> dict[str, float]:
-    """Return those of the whole batch: forward, and backward too of a training step."""
+    """Return the GFLOP of the whole batch: the forward pass, and for training also the backward pass."""
     images_N3HW = case.normalised()
     formulations = {"textbook": partial(textbook.logits, case.model), "ours": case.model}
     if task == "training":
@@ -171,7 +169,7 @@ def count_gflop(case: Case, task: str) -> dict[str, float]:
 
 
 def agreement(reference: Any, result: Any) -> float:
-    """Return the share of pixels with the reference's label."""
+    """Return the fraction of pixels whose label equals that of the reference."""
     ids = [r[0].numpy() if isinstance(r, list) else r.class_ids_NHW for r in (reference, result)]
     return float((ids[0] == ids[1]).mean())
 
@@ -187,7 +185,7 @@ def own_process_peak(arguments: argparse.Namespace, task: str, size: int, batch:
 def print_peak(arguments: argparse.Namespace) -> None:
     case = Case(arguments.backbone, arguments.classes, arguments.sizes[0], arguments.batches[0], "cpu")
     case.calls(arguments.tasks[0])[arguments.variants[0]]()()
-    # Not getrusage's, which begins with that of the parent process.
+    # Not from getrusage, whose peak starts with that of the parent process.
     (peak,) = (text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith("VmHWM"))
     print(int(peak.split()[1]) / 1024)
 

@@ -1,8 +1,9 @@
-"""Whether images that `next-to-label` picks teach a model more than random ones: `python benchmarks/next_to_label.py`.
+"""Value of the images that `next-to-label` picks, versus random ones: `python benchmarks/next_to_label.py`.
 
-The pool is like a bucket of video: built-in scenes, each seen in many overlapping frames. A PSPNet-18 is trained on
-a few frames drawn at random, labels the pool, and is trained anew on those frames and as many more, chosen by chance,
-by confidence alone, or by the named query. All three are trained alike, and tested on other scenes. Needs no Ray.
+The pool resembles a bucket of video frames: built-in scenes, each seen in many overlapping frames. A PSPNet-18 is
+trained on a few random frames and labels the pool. It is then retrained on these frames plus more frames, chosen at
+random, by confidence alone, or by the named query. All three are trained in the same way, and tested on other scenes.
+Does not need Ray.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from pipeline.query import engine
 from pipeline.query.named_queries import named_query
 from pipeline.segment.prediction_rows import outcome
 
-SIDE, TURN = 129, 76  # of a frame; by how far the camera turns from the first frame of a scene to the last, pixels
+SIDE, TURN = 129, 76  # side of a frame; camera motion from the first to the last frame of a scene, pixels
 NAMES = [entry.name for entry in SCENE_CLASSES]
 PALETTE = np.array([entry.color for entry in SCENE_CLASSES], np.uint8)
 MEAN, STD = (120.0,) * 3, (60.0,) * 3
@@ -67,19 +68,19 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5, help="repetitions, each on other scenes")
-    parser.add_argument("--scenes", type=int, default=60, help="in the pool")
-    parser.add_argument("--frames", type=int, default=20, help="of each scene")
-    parser.add_argument("--first", type=int, default=16, help="frames to begin with")
-    parser.add_argument("--more", type=int, default=32, help="frames that are picked")
-    parser.add_argument("--steps", type=int, default=300, help="of each training, of 8 frames")
-    parser.add_argument("--test", type=int, default=200, help="scenes to test on")
-    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--seeds", type=int, default=5, help="number of repetitions, each on other scenes")
+    parser.add_argument("--scenes", type=int, default=60, help="number of scenes in the pool")
+    parser.add_argument("--frames", type=int, default=20, help="number of frames of each scene")
+    parser.add_argument("--first", type=int, default=16, help="number of frames in the first training")
+    parser.add_argument("--more", type=int, default=32, help="number of frames to pick")
+    parser.add_argument("--steps", type=int, default=300, help="steps of each training, of 8 frames each")
+    parser.add_argument("--test", type=int, default=200, help="number of scenes to test on")
+    parser.add_argument("--json", help="file to write the results to")
     return parser.parse_args()
 
 
 def compare(seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """mIoU before, and after the frames of each way are added."""
+    """Return the mIoU before, and after adding the frames that each way picks."""
     pool = [frame for index in range(options.scenes) for frame in frames(1000 + seed, index, options.frames)]
     test = [Example(*scene(2000 + seed, index, SIDE, SIDE)) for index in range(options.test)]
     chance = np.random.default_rng(seed)
@@ -102,14 +103,14 @@ def compare(seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def frames(seed: int, index: int, number: int) -> list[Example]:
-    """One scene as a camera sees it that turns a little."""
+    """Return frames of one scene, as seen by a camera that turns slightly."""
     image_HW3, label_HW = scene(seed, index, SIDE, SIDE + TURN)
     starts = np.linspace(0, TURN, number).astype(int).tolist()
     return [Example(image_HW3[:, x : x + SIDE], label_HW[:, x : x + SIDE]) for x in starts]
 
 
 def trained(examples: list[Example], seed: int, steps: int) -> Predictor:
-    """A network trained from the same weights, whatever the examples, with mirror images."""
+    """Train a network, always from the same initial weights, with mirroring."""
     torch.manual_seed(seed)
     network = PSPNet(Architecture("resnet18", len(NAMES)))
     step = TrainingStep(network, sgd(network, 0.01, 1, 0.9, 1e-4), MEAN, STD, torch.device("cpu"), IGNORE_INDEX)
@@ -134,7 +135,7 @@ def miou(predictor: Predictor, test: list[Example]) -> float:
 
 
 def write_output(output: str, predictor: Predictor, pool: list[Example], members: list[int]) -> None:
-    """What a segmentation run writes of these frames."""
+    """Write the output that a segmentation run would write for these frames."""
     rows = []
     for start in range(0, len(members), 16):
         some = members[start : start + 16]

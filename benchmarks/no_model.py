@@ -1,4 +1,4 @@
-"""Stages that hand on what is always the same: what a run costs besides its images and its model."""
+"""Stages that return constants, to measure the cost of a run without its images and its model."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,12 +12,12 @@ HEIGHT, WIDTH, CLASSES = 360, 480, 8
 
 
 def decode(listed: pa.Table, progress_actor: Any = None, **_: Any) -> Iterator[pa.Table]:
-    """In the place of pipeline.segment.decode_stage.decode: no file is read, and the pixels are none."""
+    """Replace pipeline.segment.decode_stage.decode: read no file, and return no pixels."""
     yield with_constants(listed, {"width": WIDTH, "height": HEIGHT, "seconds": 0.0}, DECODED)
 
 
 class NoModel:
-    """In the place of pipeline.segment.predict_stage.PredictStage: every image has the same mask."""
+    """Replacement of pipeline.segment.predict_stage.PredictStage that gives every image the same mask."""
 
     def __init__(self, progress_actor: Any, **_: Any) -> None:
         import numpy as np

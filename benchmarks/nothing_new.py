@@ -1,11 +1,11 @@
-"""How long a run takes to find out that nothing is new, and the memory for it, by the number of finished rows.
+"""Time and memory of a run that finds nothing new, by the number of completed rows.
 
     python benchmarks/nothing_new.py                              1 million rows
     python benchmarks/nothing_new.py --rows 1000000 10000000      1 and 10 million
 
-The output is made up, in parts as large as a run's by default: what a run reads of them (ids, states and ETags) is as
-it would be, and their masks are a few bytes, which it does not read. The run is jobs/segment_bucket.py's own, on a
-manifest of the same names in another order, in a process of its own. --root s3://... takes a bucket instead of a disk.
+The output is synthetic, with parts of a run's default size. What a run reads (ids, status and ETags) is realistic; the
+masks, which it does not read, are a few bytes. The run is that of jobs/segment_bucket.py, in a separate process, on a
+manifest of the same names in another order. --root s3://... uses a bucket instead of a disk.
 """
 
 import argparse
@@ -54,15 +54,15 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="finished rows")
-    parser.add_argument("--root", help="folder or URI for the output; default: a temporary folder on this disk")
-    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="number of completed rows")
+    parser.add_argument("--root", help="folder or URI for the output (default: a temporary folder on this disk)")
+    parser.add_argument("--json", help="file to write the results to")
     parser.add_argument("--child", nargs=2, metavar=("ROOT", "MANIFEST"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def prepare(manifest: Path, root: str) -> int:
-    """Write a checkpoint, and an output of it that holds every image of the manifest; returns its number of parts."""
+    """Write a checkpoint and an output with every image of the manifest. Return the number of parts."""
     from pipeline.checkpoints.checkpoint import Checkpoint
     from pipeline.output.ownership import claim_output
     from pipeline.segment.worklist import MAX_WAVE
@@ -104,15 +104,14 @@ def write_part(output: str, uris: pa.StringArray, model: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Run on it, and note when what was done."""
+    """Run on the output, and return the times and the memory."""
     from pipeline.config.jobs import SegmentConfig
     from pipeline.config.loading import load_settings
-    from pipeline.output.reconcile import reconcile
-    from pipeline.segment.run import segment
+    from pipeline.segment import run as segmentation
 
     root, manifest = options.child
     before, start = listing.memory_mib(), time.perf_counter()
-    reconcile, seconds = reconcile, {}
+    reconcile, seconds = segmentation.reconcile, {}
 
     def timed(*arguments: Any) -> Any:
         since = time.perf_counter()
@@ -120,9 +119,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         seconds["reading_parts"] = time.perf_counter() - since
         return found
 
-    reconcile = timed
+    segmentation.reconcile = timed
     command = ["--manifest", manifest, "--allow", "s3://bucket/", "--output", f"{root}/output"]
-    summary = segment(load_settings(SegmentConfig, [*command, "--checkpoint", f"{root}/checkpoint"], prog="benchmark"))
+    config = load_settings(SegmentConfig, [*command, "--checkpoint", f"{root}/checkpoint"], prog="benchmark")
+    summary = segmentation.segment(config)
     assert summary.listed.images > 0
     assert summary.listed.todo == 0
     seconds["in_all"] = time.perf_counter() - start

@@ -1,17 +1,17 @@
-"""Labelling a bucket three ways, in turn on the same images with the same model, each in processes of its own.
+"""Three ways to label a bucket, in turn, on the same images and with the same model, each in separate processes.
 
-    python benchmarks/pipeline.py                                  PSPNet-18, about 0.1 s an image on two cores
+    python benchmarks/pipeline.py                                  PSPNet-18, about 0.1 s per image on two cores
     python benchmarks/pipeline.py --backbone resnet50 --variants textbook ours --images 100
 
 loop      plain Python on all cores: threads download and decode ahead, the main thread predicts, threads encode,
           and the same Parquet parts are written; no Ray, no retries, no resuming
-textbook  Ray Data as its documentation teaches it: read_images, map_batches, write_parquet; eager float32,
-          logits upsampled and argmaxed
-ours      jobs/segment_bucket.py's pipeline
+textbook  Ray Data as in its documentation: read_images, map_batches, write_parquet; eager float32, upsampled logits
+          and argmax
+ours      the pipeline of jobs/segment_bucket.py
 
-The bucket is a local S3 server's (or --root's): its own work takes the same share of the machine from all three.
-A variant's rate with start and end counts from its process's start to its end; the steady rate is that between the
-first tenth of the images and the last; what its processes spend meanwhile is shown by process.
+The bucket is on a local S3 server (or --root), which takes the same share of the machine from all three. The rate with
+start and end covers the whole life of the process. The steady rate is measured between the first and the last tenth of
+the images, and the CPU time in that interval is printed by process.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
                 report["runs"].append(run)
                 print(
                     f"round {number} {variant:9} {run['images_per_s']:7.2f} images/s, steady {run['steady']:7.2f}, "
-                    f"first image after {run['to_first']:5.1f} s, {run['seconds']:6.1f} s in all, "
+                    f"first image after {run['to_first']:5.1f} s, {run['seconds']:6.1f} s in total, "
                     f"peak {run['peak_gib']:5.2f} GiB",
                     flush=True,
                 )
@@ -79,13 +79,13 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", default=["loop", "ours"], choices=list(VARIANTS))
-    parser.add_argument("--images", type=int, default=500, help="in the bucket, 480 x 360 JPEGs")
+    parser.add_argument("--images", type=int, default=500, help="number of 480 x 360 JPEGs in the bucket")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--root", help="folder or URI to work in; default: a local S3 server")
-    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--root", help="folder or URI to work in (default: a local S3 server)")
+    parser.add_argument("--json", help="file to write the results to")
     parser.add_argument("--child", nargs=3, metavar=("VARIANT", "ROOT", "OUTPUT"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -106,7 +106,7 @@ def bucket(options: argparse.Namespace) -> Iterator[str]:
 
 
 def prepare(options: argparse.Namespace, root: str) -> None:
-    """Put the images and a seeded checkpoint there: the time is the same as that of a trained one."""
+    """Write the images and a checkpoint with random weights, which takes as long to run as a trained one."""
     import torch
 
     import models
@@ -129,12 +129,12 @@ def prepare(options: argparse.Namespace, root: str) -> None:
 
 class Measured(NamedTuple):
     result: dict[str, Any]
-    marks: list[list[float]]  # [time, images] as they were done
+    marks: list[list[float]]  # [time, images labeled so far]
     samples: list[Sample]
 
 
 def measured(options: argparse.Namespace, root: str, variant: str, number: int) -> Measured:
-    """Run a variant in a process of its own, and watch it."""
+    """Run a variant in a separate process and sample its processes."""
     output = f"{root}/output-{variant}-{number}"
     command = [sys.executable, str(Path(__file__)), "--child", variant, root, output, "--precision", options.precision]
     command += ["--device", options.device, "--images", str(options.images)]
@@ -147,7 +147,7 @@ def measured(options: argparse.Namespace, root: str, variant: str, number: int) 
     end = time.time()
     watcher.join()
     if process.returncode:
-        raise SystemExit(f"{variant} ended with {process.returncode}:\n{printed}")
+        raise SystemExit(f"{variant} failed with exit code {process.returncode}:\n{printed}")
     marks = json.loads(printed.splitlines()[-1])
     check(output, options.images, variant)
     low, high = (next(mark for mark in marks if mark[1] >= share * options.images) for share in (0.1, 0.9))
@@ -165,7 +165,7 @@ def measured(options: argparse.Namespace, root: str, variant: str, number: int) 
 
 
 def check(output: str, num_images: int, variant: str) -> None:
-    """Every image has its mask."""
+    """Exit unless every image has its mask."""
     from pipeline import storage
     from pipeline.output.parquet import read_table
 
@@ -173,7 +173,7 @@ def check(output: str, num_images: int, variant: str) -> None:
     tables = [read_table(uri) for uri in found]
     rows = sum(len(table) for table in tables)
     if rows != num_images or (variant != "textbook" and any("error" in t["status"].to_pylist() for t in tables)):
-        raise SystemExit(f"{variant}: {rows} rows of {num_images} in {output}")
+        raise SystemExit(f"{variant}: {output} has {rows} rows for {num_images} images, or failed images")
 
 
 def run_child(options: argparse.Namespace) -> None:
@@ -270,7 +270,7 @@ def textbook(options: argparse.Namespace, root: str, output: str, marks: list[li
 
 
 class Told:
-    """When how many images were done."""
+    """Log of how many images were labeled at which time."""
 
     def __init__(self) -> None:
         self._marks: list[list[float]] = []
@@ -309,7 +309,7 @@ class TextbookPredictor:
 
 
 def on_progress(tell: Callable[[int], None]) -> None:
-    """Have every run of this process tell how many images are done, whenever that has grown."""
+    """Call `tell` with the number of images labeled whenever a run of this process has labeled more."""
     from pipeline.segment import progress
 
     show = progress.ProgressBar.show
@@ -327,7 +327,7 @@ def on_progress(tell: Callable[[int], None]) -> None:
 
 
 def note_progress(marks: list[Any]) -> None:
-    """Let every run of this process add [time, images so far] to the marks as it goes."""
+    """Append [time, images labeled so far] to `marks` during every run of this process."""
     on_progress(lambda done: marks.append([time.time(), done]))
 
 

@@ -1,7 +1,7 @@
-"""What --plan predicts, and what the run that follows takes: `python benchmarks/plan.py`.
+"""Predictions of --plan versus the run that follows: `python benchmarks/plan.py`.
 
-The bucket holds JPEGs of mixed sizes, drawn from a seed, and some files that are no images. Plan and run are
-processes of their own, each with its own Ray, one after the other on the same bucket.
+The bucket has JPEGs of mixed sizes, drawn from a seed, and some files that are not images. Plan and run are separate
+processes, each with its own Ray, one after the other on the same bucket.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from benchmarks import machine, pipeline
 
 SHORT_SIDES, SHARES = (240, 360, 480, 720), (0.3, 0.4, 0.2, 0.1)
 ASPECTS = (1.0, 4 / 3, 16 / 9)
-BROKEN = 0.02  # share of files that are no images
+BROKEN = 0.02  # fraction of files that are not images
 MEASURES = ("seconds", "images_per_s", "output_bytes", "failed")
 
 
@@ -51,29 +51,29 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000, help="in the bucket")
-    parser.add_argument("--plan-images", type=int, default=256, help="of the sample")
+    parser.add_argument("--images", type=int, default=2000, help="number of images in the bucket")
+    parser.add_argument("--plan-images", type=int, default=256, help="number of images in the sample")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--root", help="folder or URI to work in; default: a local S3 server")
-    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--root", help="folder or URI to work in (default: a local S3 server)")
+    parser.add_argument("--json", help="file to write the results to")
     parser.add_argument("--child", choices=list(CHILDREN), help=argparse.SUPPRESS)
     parser.add_argument("--output", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """Put the images and a seeded checkpoint there."""
+    """Write the images and a checkpoint with random weights."""
     import numpy as np
 
     from pipeline import storage
     from pipeline.datasets.scenes import scene
     from pipeline.images.codec import encode_image
 
-    # Its checkpoint alone, without photos.
+    # Only the checkpoint, without photos.
     pipeline.prepare(argparse.Namespace(backbone=options.backbone, images=0), options.root)
     draw = np.random.default_rng(options.seed)
 
@@ -85,7 +85,7 @@ def prepare(options: argparse.Namespace) -> None:
         height, width = (short, long) if draw.random() < 0.7 else (long, short)
         return encode_image(scene(options.seed, index, height, width)[0])
 
-    # No two are the same: Parquet would compress the masks of copies to almost nothing.
+    # No two images are equal, because Parquet would compress the masks of copies to almost nothing.
     with ThreadPoolExecutor(8) as pool:
         names = [f"{options.root}/photos/{index:06d}.jpg" for index in range(options.images)]
         list(pool.map(storage.write_bytes, names, map(file, range(options.images))))
@@ -97,7 +97,7 @@ def run_child(options: argparse.Namespace, name: str, output: str) -> dict[str, 
     child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     print("".join(line + "\n" for line in child.stdout.splitlines()[:-1]), end="", flush=True)
     if child.returncode:
-        raise SystemExit(f"{name} ended with {child.returncode}")
+        raise SystemExit(f"{name} failed with exit code {child.returncode}")
     return json.loads(child.stdout.splitlines()[-1])
 
 
@@ -117,7 +117,7 @@ def plan(options: argparse.Namespace) -> dict[str, Any]:
 
     planned = make_plan(config_of(options))
     print(*plan_lines(planned), sep="\n")
-    forecast, tried = planned.forecasts[0], planned.plan.tried  # type: ignore[union-attr]  # there is something to do
+    forecast, tried = planned.forecasts[0], planned.plan.tried  # type: ignore[union-attr]  # there are images to label
     return {
         "seconds": forecast.seconds,
         "images_per_s": forecast.rate,

@@ -1,4 +1,4 @@
-"""What the processes of a command hold and spend while it runs."""
+"""Memory and CPU time of the processes of a command while it runs."""
 
 import time
 from collections import defaultdict
@@ -11,17 +11,17 @@ GIB = 2**30
 
 
 class Held(NamedTuple):
-    """What one process holds, and has spent."""
+    """Memory and CPU time of one process."""
 
     name: str
-    gib: float  # that it shares with no other
+    gib: float  # not shared with other processes
     shared_gib: float
     cpu_seconds: float
 
 
 class Sample(NamedTuple):
     time: float
-    processes: dict[int, Held]  # by number
+    processes: dict[int, Held]  # by process id
 
     @property
     def gib(self) -> float:
@@ -29,10 +29,10 @@ class Sample(NamedTuple):
 
 
 def watch(pid: int, samples: list[Sample], every: float = 10.0) -> None:
-    """Look at a process and all below it every so many seconds, until it ends.
+    """Sample a process and all its descendants every `every` seconds until it ends.
 
-    To ask for unshared memory takes up to 30 ms of a process's time, and a Ray has twenty processes: a look every
-    second would cost them what is measured.
+    Reading the unshared memory takes up to 30 ms per process, and Ray has twenty processes: sampling every second
+    would distort the measurement.
     """
     root = psutil.Process(pid)
     while root.is_running() and root.status() != psutil.STATUS_ZOMBIE:
@@ -54,7 +54,7 @@ def watch(pid: int, samples: list[Sample], every: float = 10.0) -> None:
 
 
 def _name(process: psutil.Process) -> str:
-    """`ray::Board`, `gcs_server`, and of Python the script it runs."""
+    """Return a name such as `ray::Board` or `gcs_server`; for Python, the script that it runs."""
     arguments = process.cmdline() or [process.name()]
     is_script = len(arguments) > 1 and Path(arguments[0]).name.startswith("python")
     script = next((argument for argument in arguments[1:] if argument.endswith(".py")), "python")
@@ -62,12 +62,12 @@ def _name(process: psutil.Process) -> str:
 
 
 def cpu_seconds_per_image(samples: list[Sample], low: list[float], high: list[float]) -> dict[str, float]:
-    """By name, between two marks of [time, images so far]; what takes next to nothing is left out."""
+    """Return CPU s per image by process name, between two marks [time, images labeled]; omits negligible processes."""
     within = [sample for sample in samples if low[0] <= sample.time <= high[0]]
     if len(within) < 2:
         return {}
     first, last = within[0], within[-1]
-    # The samples lie a little within the marks.
+    # The samples cover slightly less than the time between the marks.
     images = (high[1] - low[1]) * (last.time - first.time) / (high[0] - low[0])
     spent: defaultdict[str, float] = defaultdict(float)
     for pid, process in last.processes.items():

@@ -1,6 +1,6 @@
-"""The documentation's tables of measurements, from the results of benchmarks: `python -m benchmarks.published`.
+"""Tables of measurements in the documentation, generated from benchmark results: `python -m benchmarks.published`.
 
-Each stands between two marks of its page, with the machine and the date that its result tells below it.
+Each table is between two marks of its page, with a line below it that names the result, the machine and the date.
 """
 
 import json
@@ -17,7 +17,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 class Published(NamedTuple):
-    """A table of a page."""
+    """Table on a page of the documentation."""
 
     page: str  # in docs/
     mark: str
@@ -45,7 +45,7 @@ PUBLISHED = (
 
 
 def documents() -> dict[Path, str]:
-    """The pages as they should be."""
+    """Return the pages with up-to-date tables."""
     pages = {ROOT / "docs" / name: (ROOT / "docs" / name).read_text() for name in {one.page for one in PUBLISHED}}
     for one in PUBLISHED:
         report = json.loads((RESULTS / f"{one.result}.json").read_text())
@@ -56,7 +56,7 @@ def documents() -> dict[Path, str]:
 
 
 def _source(result: str, report: Report) -> str:
-    """The line below a table."""
+    """Return the line below a table."""
     return f"*[{result}.json](../benchmarks/results/{result}.json): {report['machine']}, {report['date'][:10]}*"
 
 

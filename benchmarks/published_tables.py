@@ -1,4 +1,4 @@
-"""Markdown tables of benchmarks' results, one function for each table that the documentation shows."""
+"""Markdown tables of benchmark results: one function for each table in the documentation."""
 
 import statistics
 from collections.abc import Callable, Iterable
@@ -8,7 +8,7 @@ Report = dict[str, Any]
 
 
 def markdown(titles: str, rules: str, rows: Iterable[Iterable[str]]) -> str:
-    """A table; `titles` and `rules` are its first two lines without their outer bars."""
+    """Return a table; `titles` and `rules` are its first two lines without the outer bars."""
     lines = [f"| {titles} |", f"|{rules}|", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(lines).replace("|  |", "| |")
 
@@ -55,7 +55,7 @@ def pipeline_beside_textbook(report: Report) -> str:
 
 
 class _Rounds:
-    """The runs of `other` and of ours, which took turns."""
+    """Alternating runs of variant `other` and of ours."""
 
     def __init__(self, report: Report, other: str) -> None:
         self._runs = [[run for run in report["runs"] if run["variant"] == variant] for variant in (other, "ours")]

@@ -1,4 +1,4 @@
-"""What a device multiplies per second at best: large matrix products, by the libraries that torch brings."""
+"""Peak matrix rates of a device: large matrix products with the libraries that torch uses."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ REPEATS = 8
 
 
 def matrix_rates(device: torch.device) -> dict[str, float]:
-    """GFLOP/s by precision: the best of some attempts, so a bound rather than an average."""
+    """Return GFLOP/s by precision. The best of several attempts, so a bound rather than an average."""
     return _cuda_rates(device) if device.type == "cuda" else _cpu_rates()
 
 
@@ -30,7 +30,7 @@ def _cuda_rates(device: torch.device) -> dict[str, float]:
 
 
 def _cpu_rates() -> dict[str, float]:
-    """MKL is slow on some processors, so the 1x1 convolutions of oneDNN, which are matrix products, compete."""
+    """Return the rates of a CPU: the better of MKL, which is slow on some CPUs, and oneDNN's 1x1 convolutions."""
     device, size = torch.device("cpu"), 2048
     rates = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
@@ -70,7 +70,7 @@ def _rate(function: Callable[[], Any], operations: int, device: torch.device) ->
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call, the device's work included."""
+    """Return the seconds of one call, including the work of the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()

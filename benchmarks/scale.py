@@ -1,10 +1,10 @@
-"""What grows with the number of images: runs without a model on manifests of millions, and the run after each.
+"""Costs that grow with the number of images: runs without a model on manifests of millions of images.
 
     python benchmarks/scale.py                                        100,000 and 1 million images
     python benchmarks/scale.py --images 100000 1000000 10000000 --chart curve.png --json scale.json
 
-Every image is listed, goes through Ray Data's tasks and actors, and is written as a row with a mask and statistics; but
-no file is downloaded and nothing is predicted (benchmarks/no_model.py). The run after it finds nothing new.
+Every image is listed, passes through the tasks and actors of Ray Data, and is written as a row with a mask and
+statistics, but no file is downloaded and nothing is predicted (benchmarks/no_model.py). A second run finds nothing new.
 """
 
 import argparse
@@ -46,16 +46,16 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=[100_000, 1_000_000], help="in the manifests")
+    parser.add_argument("--images", type=int, nargs="+", default=[100_000, 1_000_000], help="images in each manifest")
     parser.add_argument("--rows-per-part", type=int, default=4096)
-    parser.add_argument("--json", help="file for the results")
-    parser.add_argument("--chart", help="PNG file for the memory of the last run")
+    parser.add_argument("--json", help="file to write the results to")
+    parser.add_argument("--chart", help="PNG file to plot the memory of the last run to")
     parser.add_argument("--child", nargs=3, metavar=("ROOT", "MANIFEST", "ROWS_PER_PART"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def measured(number: int, rows_per_part: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A run on so many images and the one after it, and the memory of the first by images labelled."""
+    """Return the results of a run and the run after it, and the memory of the first run by images labeled."""
     with tempfile.TemporaryDirectory(prefix="sceneparse-") as folder:
         manifest = Path(folder, "manifest.parquet")
         listing.write_manifest(manifest, number, BUCKET)
@@ -83,7 +83,7 @@ def measured(number: int, rows_per_part: int) -> tuple[dict[str, Any], list[dict
 
 
 def watched(command: list[str]) -> tuple[dict[str, Any], list[Sample]]:
-    """What the command prints as its last line, and what its processes held meanwhile."""
+    """Run a command. Return the JSON in the last line of its output, and samples of its processes."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     samples: list[Sample] = []
     watcher = threading.Thread(target=watch, args=(process.pid, samples))
@@ -91,7 +91,7 @@ def watched(command: list[str]) -> tuple[dict[str, Any], list[Sample]]:
     printed, _ = process.communicate()
     watcher.join()
     if process.returncode:
-        raise SystemExit(f"{command} ended with {process.returncode}:\n{printed}")
+        raise SystemExit(f"{command} failed with exit code {process.returncode}:\n{printed}")
     return json.loads(printed.splitlines()[-1]), samples
 
 

@@ -1,11 +1,11 @@
-"""What the ways to make images small do to labels: the size that they get, and how JPEGs are decoded on the way.
+"""Effect on labels of the ways to shrink images: the size they are shrunk to, and how JPEGs are decoded before.
 
     python benchmarks/shrinking.py --long-side 193 \\
         --checkpoint build/ablation/runs/resnet18-b1236-average-dr-aux0.4-seed0/last
 
-Sizes: built-in scenes of many shapes, shrunk to their exact shape, to that of `pipeline.images.codec.shrink`, or to the
-exact shape with padding of the mean colour up to a multiple of so many pixels. Decoding: JPEGs of many times the size,
-that libjpeg brings to so many times what is wanted, against averaging all their pixels.
+Sizes: built-in scenes of many shapes, shrunk to the exact shape, to that of `pipeline.images.codec.shrink`, or to the
+exact shape padded with the mean color to a multiple of 32 or 64 pixels. Decoding: JPEGs of 6 to 12 times the size,
+scaled by libjpeg to at least 2, 3 or 4 times the wanted size, versus averaging all pixels.
 """
 
 import argparse
@@ -28,7 +28,7 @@ Image = NDArray[np.uint8]
 
 
 class Tally:
-    """mIoU of each way, and how many of its labels are the first way's."""
+    """mIoU of each way, and the fraction of its labels that equal those of the first way."""
 
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
@@ -55,7 +55,7 @@ class Tally:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--long-side", type=int, required=True, help="that the network sees")
+    parser.add_argument("--long-side", type=int, required=True, help="long side that the network sees, pixels")
     parser.add_argument("--scenes", type=int, default=150)
     options = parser.parse_args()
     checkpoint = Checkpoint.load(options.checkpoint, None)
@@ -100,7 +100,7 @@ def decoding(checkpoint: Checkpoint, predictor: Any, long_side: int, num_scenes:
         for least in (4, 3, 2):
             found[f"at least {least} times the wanted size"] = shrink(scaled(content, least * long_side), long_side)
         found["all pixels of a JPEG of quality 90"] = shrink(decode_image(encode_image(image_HW3, 90)), long_side)
-        size = (long_side, 2 * long_side)  # masks as large as the scenes would take long
+        size = (long_side, 2 * long_side)  # masks as large as the scenes would take too long
         labels = {way: predictor.predict(small_HW3[None], size).class_ids_NHW[0] for way, small_HW3 in found.items()}
         tally.add(labels, cv2.resize(truth_HW, size[::-1], interpolation=cv2.INTER_NEAREST))  # type: ignore[arg-type]
     tally.show(f"{num_scenes} scenes of 6 to 12 times a long side of {long_side}, as JPEGs of quality 95")

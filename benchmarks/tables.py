@@ -1,8 +1,8 @@
-"""What the layout of the Parquet files costs and saves: `python benchmarks/tables.py`.
+"""Costs and savings of the layout of the Parquet files: `python benchmarks/tables.py`.
 
-A part of many images is written in several layouts, and questions are asked of each, by pyarrow and by DuckDB, of a
-file system that counts what they read. Masks are those of built-in scenes, each shifted by another number of pixels,
-so that all differ; images come in the order in which a run finishes them, block by block.
+Writes a part of many images in several layouts and queries each with pyarrow and DuckDB, on a file system that counts
+what they read. Masks are those of built-in scenes, each shifted by a different number of pixels so that all differ.
+Images are in the order in which a run finishes them, block by block.
 """
 
 import argparse
@@ -54,13 +54,13 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=16_384, help="images in the part")
-    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--rows", type=int, default=16_384, help="number of images in the part")
+    parser.add_argument("--json", help="file to write the results to")
     return parser.parse_args()
 
 
 def tables_of(rows: int) -> tuple[pa.Table, pa.Table]:
-    """Masks and class_stats of so many images, one in fifty of which failed."""
+    """Return masks and class_stats of `rows` images, of which one in fifty failed."""
     labels = [scene(0, n, HEIGHT, WIDTH)[1] for n in range(SCENES)]
     labels = [np.where(label == 255, 0, label).astype(np.uint8) for label in labels]
     statistics = [class_rows(label) for label in labels]
@@ -113,7 +113,7 @@ def class_rows(label_HW: np.ndarray) -> list[dict[str, Any]]:
 
 
 class Layout(NamedTuple):
-    """A way to write a table: options of pyarrow.parquet.write_table, and whether its rows are sorted by URI before."""
+    """Layout of a table: options of pyarrow.parquet.write_table, and whether its rows are first sorted by URI."""
 
     options: Callable[[pa.Table], dict[str, Any]]
     is_sorted: bool = True

@@ -1,4 +1,4 @@
-"""PSPNet as it is usually written, on the weights of ours: what the benchmarks compare with.
+"""PSPNet as it is usually written, on the weights of our model: the baseline of the benchmarks.
 
 Shape suffixes: N batch, C channels, H W rows and columns of the image, h w those at stride 8, K classes.
 """
@@ -12,7 +12,7 @@ from models.pyramid import PyramidHead
 
 
 def head(head: PyramidHead, features_NChw: Tensor) -> Tensor:
-    """The pyramid by concatenation (paper, figure 3)."""
+    """Apply the pyramid by concatenation (paper, figure 3)."""
     size = features_NChw.shape[2:]
     maps = [features_NChw]
     for bin_, level in zip(head.bins, head.levels, strict=True):
@@ -22,12 +22,12 @@ def head(head: PyramidHead, features_NChw: Tensor) -> Tensor:
 
 
 def logits(model: PSPNet, images_N3HW: Tensor) -> Tensor:
-    """(N, K, h, w) at stride 8."""
+    """Return logits (N, K, h, w) at stride 8."""
     return head(model.head, model.backbone(images_N3HW)[1])
 
 
 def training_logits(model: PSPNet, images_N3HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Main and auxiliary, (N, K, h, w) each."""
+    """Return main and auxiliary logits, (N, K, h, w) each."""
     assert model.auxiliary is not None
     res4_NChw, res5_NChw = model.backbone(images_N3HW)
     return head(model.head, res5_NChw), head(model.auxiliary, res4_NChw)
@@ -38,7 +38,7 @@ def upsampled(logits_NKhw: Tensor, size: tuple[int, int], align_corners: bool) -
 
 
 def labels(model: PSPNet, images_N3HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Class ids and confidence, (N, H, W) each."""
+    """Return class ids and confidence, (N, H, W) each."""
     size = images_N3HW.shape[2], images_N3HW.shape[3]
     full_NKHW = upsampled(logits(model, images_N3HW), size, model.architecture.align_corners)
     confidence_NHW, ids_NHW = full_NKHW.softmax(1).max(1)
@@ -46,7 +46,7 @@ def labels(model: PSPNet, images_N3HW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def training_step(model: PSPNet, optimizer: torch.optim.Optimizer, images_N3HW: Tensor, labels_NHW: Tensor) -> None:
-    """Forward, main + 0.4 auxiliary cross-entropy, backward, update."""
+    """Run forward, main + 0.4 auxiliary cross-entropy, backward, update."""
     align_corners = model.architecture.align_corners
     size = labels_NHW.shape[1], labels_NHW.shape[2]
     main, auxiliary = training_logits(model, images_N3HW)

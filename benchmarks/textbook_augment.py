@@ -1,7 +1,7 @@
-"""Augmentation as the step by step chain of published training code: what the single warp is compared with.
+"""Augmentation as the chain of steps of published training code: the baseline of the single warp.
 
-Scale, rotate about the centre, mirror, pad and crop, blur: each a pass over the image of its own (described by Zhao et
-al. 2017, section 5.1, and by the authors' released training code). Draws are those of pipeline/train/augmentation.py.
+Scale, rotate about the center, mirror, pad and crop, blur: each is a separate pass over the image (Zhao et al. 2017,
+section 5.1, and the authors' released training code). Uses the draws of pipeline/train/augmentation.py.
 """
 
 import math
@@ -24,7 +24,7 @@ def crop_of(
     fill: tuple[float, ...],
     ignore_index: int,
 ) -> Pair:
-    """One training crop; image H x W x channels of any type that OpenCV takes, label H x W uint8."""
+    """Return one training crop; image (H, W, channels) of any type that OpenCV supports, label (H, W) uint8."""
     image, label = scaled(image, label, draw.scale)
     image, label = rotated(image, label, draw.angle, fill, ignore_index)
     if draw.mirrored:
@@ -43,7 +43,7 @@ def scaled(image: NDArray[Any], label: NDArray[Any], scale: float) -> Pair:
 
 def rotated(image: NDArray[Any], label: NDArray[Any], angle: float, fill: tuple[float, ...], ignore_index: int) -> Pair:
     height, width = label.shape
-    # OpenCV counts degrees the other way round.
+    # OpenCV measures angles in the opposite direction.
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -math.degrees(angle), 1)
     size = width, height
     return (
@@ -60,7 +60,7 @@ def cropped(
     fill: tuple[float, ...],
     ignore_index: int,
 ) -> Pair:
-    """Pad evenly to the crop's size where the image is smaller, then cut; `place` is from -0.5 to 0.5 in x and y."""
+    """Pad evenly to the crop size where the image is smaller, then crop; `place` is from -0.5 to 0.5 in x and y."""
     missing = [max(0, wanted - have) for wanted, have in zip(crop_size, label.shape, strict=True)]
     if any(missing):
         sides = missing[0] // 2, missing[0] - missing[0] // 2, missing[1] // 2, missing[1] - missing[1] // 2

@@ -1,11 +1,11 @@
-"""What data-parallel training sends in a step, counted off the network, and what that takes.
+"""Network traffic of a data-parallel training step, computed from the layers, and the time that it takes.
 
     python benchmarks/traffic.py --gpus 8 16 32 64 128 256 --latency-us 10 --gigabits 100
 
 A step all-gathers the statistics of each BatchNorm (2 C + 1 numbers from each worker), all-reduces their gradients
-(2 C numbers), and all-reduces all gradients of parameters. Bytes and messages are exact. Their time is a formula's, of
-rings: (n - 1) (latency + bytes / rate) to gather from n workers, twice (n - 1) (latency + bytes / n / rate) to reduce.
-Two processes of this machine are timed over gloo for comparison. Needs torch alone.
+(2 C numbers), and all-reduces the gradients of all parameters. Bytes and messages are exact. Times follow the formulas
+for rings: (n - 1) (latency + bytes / rate) to gather from n workers, 2 (n - 1) (latency + bytes / n / rate) to reduce.
+For comparison, two processes on this machine are timed over gloo. Requires only torch.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from torch import nn
 from benchmarks import machine
 from models.pspnet import Architecture, PSPNet
 
-BYTES = 4  # of a number
-TIMES = 50  # that a message is timed
+BYTES = 4  # per number
+TIMES = 50  # repetitions of each timed message
 
 
 def main() -> None:
@@ -46,7 +46,10 @@ def main() -> None:
         for n, parts in steps.items():
             print(f"    {n:4} GPUs: " + ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in parts.items()))
     report["gloo_on_loopback_ms"] = measured()
-    print("two processes here, gloo: ", {name: round(ms, 3) for name, ms in report["gloo_on_loopback_ms"].items()})
+    print(
+        "two local processes, gloo: ",
+        {name: round(ms, 3) for name, ms in report["gloo_on_loopback_ms"].items()},
+    )
     if options.json:
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
 
@@ -55,15 +58,15 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", nargs="+", default=["resnet18", "resnet50", "resnet101"])
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256])
-    parser.add_argument("--latency-us", type=float, default=10.0, help="of a message to the next worker, microseconds")
-    parser.add_argument("--gigabits", type=float, default=100.0, help="a second, from one worker to the next")
-    parser.add_argument("--batch-norm-workers", type=int, help="that share statistics; default: all")
-    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--latency-us", type=float, default=10.0, help="latency to the next worker, microseconds")
+    parser.add_argument("--gigabits", type=float, default=100.0, help="Gbit/s from one worker to the next")
+    parser.add_argument("--batch-norm-workers", type=int, help="number of workers that share statistics (all)")
+    parser.add_argument("--json", help="file to write the results to")
     return parser.parse_args()
 
 
 def traffic(backbone: str) -> dict[str, Any]:
-    """What a worker puts into a step's messages."""
+    """Return the bytes that a worker sends in a step."""
     with torch.device("meta"):
         network = PSPNet(Architecture(backbone, 150))
     channels = [layer.num_features for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -76,9 +79,9 @@ def traffic(backbone: str) -> dict[str, Any]:
 
 
 def seconds(sent: dict[str, Any], n: int, together: int, latency: float, rate: float) -> dict[str, float]:
-    """Of a step with n workers; each BatchNorm waits for its messages, gradients go beside the backward pass.
+    """Return the seconds of messages in a step with n workers, of which `together` share statistics.
 
-    `together` workers share statistics.
+    Each BatchNorm waits for its messages; the gradients are sent during the backward pass.
     """
     layers = len(sent["channels"])
     gather = (together - 1) * (layers * latency + sent["gathered_bytes"] / rate)
@@ -88,7 +91,7 @@ def seconds(sent: dict[str, Any], n: int, together: int, latency: float, rate: f
 
 
 def measured() -> dict[str, float]:
-    """Medians, ms."""
+    """Return the median time of each message, ms."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_time_messages, (folder,), nprocs=2)
         return json.loads(Path(folder, "result").read_text())

@@ -1,8 +1,8 @@
-"""Training images/s on CPU processes: one alone, two with plain and two with synchronized batch norm, side by side.
+"""Training images/s of CPU processes: one process, and two with plain and with synchronized batch norm.
 
     python benchmarks/training_step.py --backbone resnet18 --crop 129 --batch 4
 
-Needs torch alone. Each process computes with one thread; the figures are medians over `--rounds` alternating rounds.
+Requires only torch. Each process uses one thread. Results are medians over `--rounds` alternating rounds.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def make_step(arguments: argparse.Namespace, precision: Precision, batch_norm: B
 
 
 def images_per_second(arguments: argparse.Namespace, step: TrainingStep) -> float:
-    """Of this process; the first step, which allocates, is not counted."""
+    """Return the rate of this process; the first step, which allocates memory, is not counted."""
     shape = (arguments.batch, arguments.crop, arguments.crop)
     images, labels = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8), torch.randint(0, 19, shape)
     step(images, labels, 1e-3)
@@ -65,9 +65,9 @@ def worker(rank: int, folder: str, arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="resnet18", help="resnet18 (default) to resnet269")
-    parser.add_argument("--crop", type=int, default=129, help="pixels a side (129)")
-    parser.add_argument("--batch", type=int, default=4, help="images of each process (4)")
-    parser.add_argument("--rounds", type=int, default=3, help="alternating rounds (3)")
+    parser.add_argument("--crop", type=int, default=129, help="side of the crops, pixels (129)")
+    parser.add_argument("--batch", type=int, default=4, help="images per process and step (4)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of alternating rounds (3)")
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(worker, args=(folder, parser.parse_args()), nprocs=2)
 

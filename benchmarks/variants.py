@@ -1,4 +1,4 @@
-"""Each way of running one PSPNet on one batch of images: the textbook's and ours.
+"""Variants of running one PSPNet on one batch of images: the textbook formulation and ours.
 
 Shape suffixes: N batch, H W rows and columns, K classes.
 """
@@ -22,9 +22,9 @@ RECIPE = {"lr": 1e-4, "momentum": 0.9, "weight_decay": 1e-4}
 
 
 def seeded_model(backbone: str, num_classes: int) -> PSPNet:
-    """Return a network with He-normal convolutions and batch norms that are not the identity."""
+    """Return a network with He-normal convolutions and batch norms that differ from the identity."""
     torch.manual_seed(0)
-    # The stem of the released models.
+    # The released models have the deep stem.
     model = PSPNet(Architecture(backbone, num_classes, stem="deep"))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -40,7 +40,7 @@ def seeded_model(backbone: str, num_classes: int) -> PSPNet:
 
 
 def seeded_images(batch: int, size: int) -> Tensor:
-    """Return (N, H, W, 3), uint8, with structure of many sizes, as photographs have."""
+    """Return images (N, H, W, 3), uint8, with structure at many scales, like photographs."""
     torch.manual_seed(1)
     images_N3HW = torch.zeros(batch, 3, size, size)
     for cells in (4, 16, 64, size):
@@ -50,7 +50,7 @@ def seeded_images(batch: int, size: int) -> Tensor:
 
 
 class Case:
-    """One network, one batch of images, one device; `calls` are what there is to measure."""
+    """One network, one batch of images and one device; `calls` returns the variants to measure."""
 
     def __init__(self, backbone: str, num_classes: int, size: int, batch: int, device: str) -> None:
         self.device = torch.device(device)
@@ -60,7 +60,7 @@ class Case:
         self.labels_NHW = nn.functional.interpolate(blocks, (size, size))[:, 0].long().to(self.device)
 
     def calls(self, task: str) -> dict[str, Callable[[], Callable[[], Any]]]:
-        """Return, by name, what prepares the task; what that returns does it once. The baseline comes first."""
+        """Return, by variant and baseline first, a function that prepares the task and returns a function to run it."""
         textbooks: dict[str, dict[str, Any]] = {BASELINE: {}}
         if self.device.type == "cuda":
             textbooks["textbook TF32"] = {"tf32": True}
@@ -74,7 +74,7 @@ class Case:
         return calls | {f"ours {precision}": partial(ours, precision) for precision in precisions}
 
     def normalised(self) -> Tensor:
-        """Return (N, 3, H, W), float32, on the device."""
+        """Return normalized images (N, 3, H, W), float32, on the device."""
         mean, std = (torch.tensor(values, device=self.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
         return ((self.images_NHW3.to(self.device).float() - mean) / std).permute(0, 3, 1, 2).contiguous()
 

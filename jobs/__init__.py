@@ -1,1 +1,1 @@
-"""Entry points: parse the configuration, call `pipeline`, print, exit code."""
+"""Command-line entry points: each parses its options, calls `pipeline`, prints the result and sets the exit code."""

@@ -5,9 +5,9 @@ from pipeline.config.loading import load_settings
 from pipeline.console import run_job
 
 
-def main(argv: list[str]) -> None:
-    config = load_settings(AblateConfig, argv, prog="jobs/ablate.py")
-    # Only now, since the network takes seconds to import and the options may be wrong.
+def main(argv: list[str], prog: str = "jobs/ablate.py") -> None:
+    config = load_settings(AblateConfig, argv, prog)
+    # Imported after the options are checked, because importing torch takes seconds.
     from pipeline.ablate.run import ablate
     from pipeline.console import log
 

@@ -5,8 +5,8 @@ from pipeline.config.loading import load_settings
 from pipeline.console import run_job
 
 
-def main(argv: list[str]) -> None:
-    config = load_settings(CalibrateConfig, argv, prog="jobs/calibrate.py")
+def main(argv: list[str], prog: str = "jobs/calibrate.py") -> None:
+    config = load_settings(CalibrateConfig, argv, prog)
     from pipeline.checkpoints.int8_calibration import calibrate
     from pipeline.console import log
     from pipeline.errors import UserError
@@ -14,7 +14,7 @@ def main(argv: list[str]) -> None:
     calibration = calibrate(config)
     log(f"Ranges       cover {calibration.share:.2%} of the activations of {calibration.num_images:,} images")
     log(f"Validation   {calibration.num_validated:,} images")
-    log("  precision  labels as float32      mIoU  images/s, one at a time")
+    log("  precision  float32 agreement      mIoU  images/s at batch size 1")
     for precision, result in calibration.results.items():
         log(f"  {precision:<9}  {result.agreement:>17.2%}  {result.miou:>8.4f}  {result.images_per_second:>8.2f}")
     if calibration.problem is not None:

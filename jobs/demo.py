@@ -1,4 +1,4 @@
-"""The main job on this machine alone, in a few minutes: `make demo`."""
+"""Run the whole workflow on this machine in a few minutes: `make demo`."""
 
 import argparse
 import time
@@ -7,19 +7,19 @@ from pathlib import Path
 from pipeline.console import run_job
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], prog: str = "jobs/demo.py") -> None:
     parser = argparse.ArgumentParser(
-        prog="jobs/demo.py",
-        description="Write built-in scenes into a local bucket, train a small PSPNet on them, label photos, ask and "
-        "report what came out.",
+        prog=prog,
+        description="Write the built-in scenes to a local S3 bucket, train a small PSPNet on them, label photos, then "
+        "query the results and write a report. Options that are not listed here are passed on to jobs/train.py.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--folder", type=Path, default=Path("build/demo"), help="for the results, in place of an earlier demo's"
+        "--folder", type=Path, default=Path("build/demo"), help="folder for the results; overwrites an earlier demo"
     )
-    parser.add_argument("--num-train", type=int, default=480, help="scenes to train on")
-    parser.add_argument("--num-val", type=int, default=24, help="scenes to validate on")
-    parser.add_argument("--num-photos", type=int, default=48, help="photos to label, at least 12")
+    parser.add_argument("--num-train", type=int, default=480, help="number of training scenes")
+    parser.add_argument("--num-val", type=int, default=24, help="number of validation scenes")
+    parser.add_argument("--num-photos", type=int, default=48, help="number of photos to label, at least 12")
     arguments, train_options = parser.parse_known_args(argv)
     from jobs import query, report, segment_bucket, train
     from pipeline.console import duration, log

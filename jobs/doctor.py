@@ -1,12 +1,12 @@
-"""Check a cluster before work goes to it: `python jobs/doctor.py --storage s3://bucket/prefix`."""
+"""Check a cluster before running jobs on it: `python jobs/doctor.py --storage s3://bucket/prefix`."""
 
 from pipeline.config.jobs import DoctorConfig
 from pipeline.config.loading import load_settings
 from pipeline.console import run_job
 
 
-def main(argv: list[str]) -> int:
-    config = load_settings(DoctorConfig, argv, prog="jobs/doctor.py")
+def main(argv: list[str], prog: str = "jobs/doctor.py") -> int:
+    config = load_settings(DoctorConfig, argv, prog)
     from pipeline.doctor.run import examine
 
     return examine(config)

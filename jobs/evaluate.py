@@ -5,8 +5,8 @@ from pipeline.config.loading import load_settings
 from pipeline.console import run_job
 
 
-def main(argv: list[str]) -> None:
-    config = load_settings(EvaluateConfig, argv, prog="jobs/evaluate.py")
+def main(argv: list[str], prog: str = "jobs/evaluate.py") -> None:
+    config = load_settings(EvaluateConfig, argv, prog)
     from pipeline.console import log
     from pipeline.evaluate.run import evaluate_checkpoint, summary_lines
 
@@ -14,7 +14,7 @@ def main(argv: list[str]) -> None:
     for line in summary_lines(outcome):
         log(line)
     if config.fit_temperature:
-        log(f"Checkpoint             {config.fit_temperature}; {config.checkpoint} is as it was")
+        log(f"Checkpoint             {config.fit_temperature} ({config.checkpoint} is unchanged)")
     if config.output:
         log(f"Output                 {config.output} (evaluation.html, metrics.json, pictures and tables)")
 

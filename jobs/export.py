@@ -5,16 +5,16 @@ import argparse
 from pipeline.console import run_job
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], prog: str = "jobs/export.py") -> None:
     parser = argparse.ArgumentParser(
-        prog="jobs/export.py",
-        description="Write a checkpoint as one file that runs without Sceneparse, from uint8 photos to masks.",
+        prog=prog,
+        description="Export a checkpoint to a single file that maps uint8 photos to masks and runs without Sceneparse.",
     )
-    parser.add_argument("checkpoint", help="folder or URI of a checkpoint")
-    parser.add_argument("output", help="file or URI: .onnx for ONNX, .pt2 for a torch.export program")
+    parser.add_argument("checkpoint", help="folder or URI of the checkpoint")
+    parser.add_argument("output", help="file or URI to write: .onnx for ONNX, .pt2 for a torch.export program")
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--size", metavar="HEIGHTxWIDTH", help="take images of this size only, in pixels")
-    sizes.add_argument("--dynamic", action="store_true", help="take images of any size (the default)")
+    sizes.add_argument("--size", metavar="HEIGHTxWIDTH", help="accept only images of this size, in pixels")
+    sizes.add_argument("--dynamic", action="store_true", help="accept images of any size (the default)")
     arguments = parser.parse_args(argv)
     from pipeline.checkpoints import exporting
 

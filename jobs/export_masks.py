@@ -7,21 +7,24 @@ from pipeline.config.loading import load_settings
 from pipeline.console import log, run_job
 
 
-def main(argv: list[str]) -> int:
-    config = load_settings(ExportMasksConfig, argv, prog="jobs/export_masks.py")
+def main(argv: list[str], prog: str = "jobs/export_masks.py") -> int:
+    config = load_settings(ExportMasksConfig, argv, prog)
     from pipeline.export_masks.run import export_masks
 
     summary = export_masks(config)
     for line in summary.notes:
         log(f"note: {line}", sys.stderr)
-    print(f"Export      {summary.target} ({config.format}; names begin below {summary.folder})")
-    print(f"Images      {summary.exported:,} exported, {summary.done_before:,} done before, {summary.failed:,} failed")
+    print(f"Export      {summary.target} ({config.format}; names are relative to {summary.folder})")
+    print(
+        f"Images      {summary.exported:,} exported, {summary.done_before:,} already exported, "
+        f"{summary.failed:,} failed"
+    )
     for line in summary.failures:
         log(f"  {line}")
     if summary.failed > len(summary.failures):
         print(f"  ... and {summary.failed - len(summary.failures):,} more")
     if summary.failed:
-        print("The same command tries these again")
+        print("Run the same command again to retry the failed images")
     return 1 if summary.failed else 0
 
 

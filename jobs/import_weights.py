@@ -5,25 +5,27 @@ import argparse
 from pipeline.console import run_job
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], prog: str = "jobs/import_weights.py") -> None:
     parser = argparse.ArgumentParser(
-        prog="jobs/import_weights.py",
-        description="Make a checkpoint folder of PSPNet weights from hszhao/semseg or MMSegmentation, or of an "
-        "ImageNet ResNet (torchvision) as the backbone of a new PSPNet.",
+        prog=prog,
+        description="Convert PSPNet weights of hszhao/semseg or MMSegmentation to a checkpoint folder, or use an "
+        "ImageNet ResNet from torchvision as the backbone of a new PSPNet.",
     )
     parser.add_argument("source", help=".pth, .pt or .safetensors file, path or URI")
     parser.add_argument("out", help="folder or URI for the checkpoint")
     parser.add_argument(
         "--classes",
-        help="class names, separated by commas, or a text file or URI with one per line; default: the file's",
+        help="comma-separated class names, or a text file or URI with one name per line; default: those in the source",
     )
     parser.add_argument(
-        "--bins", type=_bins, help="pyramid levels, cells per side; default: the file's, or 1,2,3,6 for four levels"
+        "--bins",
+        type=_bins,
+        help="cells per side of each pyramid level; default: those in the source, or 1,2,3,6 if it has four levels",
     )
     parser.add_argument(
         "--align-corners",
         choices=["true", "false"],
-        help="grid convention of upsampling; default: that of the kind of weights",
+        help="align_corners of every bilinear upsampling; default: as in the framework that the weights come from",
     )
     arguments = parser.parse_args(argv)
     from pipeline.checkpoints.importing import import_checkpoint, read_classes
@@ -39,7 +41,7 @@ def main(argv: list[str]) -> None:
     a = model.architecture
     stem = f"deep stem {'-'.join(map(str, a.stem_channels))}" if a.stem == "deep" else "plain stem"
     names = ", ".join(metadata.classes[:4]) + (", ..." if len(metadata.classes) > 4 else "")
-    print(f"Recognised    {summary.imported.kind}")
+    print(f"Recognized    {summary.imported.kind}")
     print(
         f"Architecture  {a.backbone}, {stem}, bins {','.join(map(str, a.bins)) or 'none'}, "
         f"{'an' if a.auxiliary else 'no'} auxiliary head, align_corners {str(a.align_corners).lower()}"
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> None:
     print(f"Classes       {len(metadata.classes):,}: {names}")
     print(f"Parameters    {sum(parameter.numel() for parameter in model.parameters()):,}")
     print(f"Model id      {summary.model_id}")
-    print(f"Checkpoint    {summary.output}{'' if summary.written else ' (was there already)'}")
+    print(f"Checkpoint    {summary.output}{'' if summary.written else ' (already exists)'}")
     for note in summary.imported.notes:
         print(f"Note          {note}")
     if summary.imported.is_trained:
@@ -58,7 +60,7 @@ def _bins(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(number) for number in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 1,2,3,6") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 1,2,3,6") from None
 
 
 if __name__ == "__main__":

@@ -5,24 +5,24 @@ import argparse
 from pipeline.console import run_job
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], prog: str = "jobs/make_scenes.py") -> None:
     parser = argparse.ArgumentParser(
-        prog="jobs/make_scenes.py",
-        description="Write built-in scenes with their annotations, to train on with configs/scenes_pspnet18.yaml.",
+        prog=prog,
+        description="Write the built-in scenes and their annotations as a dataset for configs/scenes_pspnet18.yaml.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("root", help="folder or URI, for --data.root")
-    parser.add_argument("--num-train", type=_count, default=480, help="scenes to train on, at most 100,000")
-    parser.add_argument("--num-val", type=_count, default=24, help="scenes to validate on")
-    parser.add_argument("--height", type=_side, default=129, help="pixels")
-    parser.add_argument("--width", type=_side, default=129, help="pixels")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes: other seeds give others")
+    parser.add_argument("root", help="folder or URI to write to, the later --data.root")
+    parser.add_argument("--num-train", type=_count, default=480, help="number of training scenes, at most 100,000")
+    parser.add_argument("--num-val", type=_count, default=24, help="number of validation scenes, at most 100,000")
+    parser.add_argument("--height", type=_side, default=129, help="height in pixels, 64 to 4096")
+    parser.add_argument("--width", type=_side, default=129, help="width in pixels, 64 to 4096")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the scenes")
     options = parser.parse_args(argv)
     from pipeline.console import log
     from pipeline.datasets.scene_files import write_scenes
 
     write_scenes(options.root, options.num_train, options.num_val, options.seed, options.height, options.width)
-    log(f"{options.num_train} scenes to train on and {options.num_val} to validate on in {options.root}")
+    log(f"Wrote {options.num_train} training and {options.num_val} validation scenes to {options.root}")
 
 
 def _count(text: str) -> int:
@@ -35,7 +35,7 @@ def _side(text: str) -> int:
 
 def _whole(text: str, least: int, most: int) -> int:
     if not (text.isdecimal() and least <= int(text) <= most):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from {least} to {most}")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""Ask an output: `python jobs/query.py OUTPUT class-areas`, or SQL in place of the name, or nothing for a prompt."""
+"""Query an output: `python jobs/query.py OUTPUT class-areas`, or SQL instead of the name, or nothing for a prompt."""
 
 import argparse
 import sys
@@ -9,8 +9,8 @@ from pipeline.errors import UserError
 from pipeline.query.results import Format
 
 
-def main(argv: list[str]) -> None:
-    arguments = _parser().parse_args(argv)
+def main(argv: list[str], prog: str = "jobs/query.py") -> None:
+    arguments = _parser(prog).parse_args(argv)
     from pipeline.query import engine, results, shell
     from pipeline.query.named_queries import NamedQuery, named_query
 
@@ -19,7 +19,8 @@ def main(argv: list[str]) -> None:
         return
     if arguments.output is None:
         raise UserError(
-            "which output? give the folder or URI that jobs/segment_bucket.py wrote, or --list for the queries"
+            "OUTPUT is missing; give the folder or URI that jobs/segment_bucket.py wrote, or --list to list the "
+            "named queries"
         )
     named: NamedQuery | None = None
     values: dict[str, str] = {}
@@ -31,16 +32,16 @@ def main(argv: list[str]) -> None:
     sql = named.sql if named else arguments.question
     if arguments.explain:
         if sql is None:
-            raise UserError("--explain: of which query?")
+            raise UserError("--explain: needs a named query (see --list) or a SQL statement")
         for name, value in values.items():
             print(f"-- ${name} is '{value}'")
         print(sql)
         return
     kind: Format = arguments.format or _format_of(arguments.to)
     if kind == "table" and arguments.to:
-        raise UserError(f"--to {arguments.to}: a table is for the eye; add --format csv, json or parquet")
+        raise UserError(f"--to {arguments.to}: format table is for terminals only; add --format csv, json or parquet")
     if kind == "parquet" and not arguments.to and sys.stdout.isatty():
-        raise UserError("--format parquet: not on a terminal; add --to FILE")
+        raise UserError("--format parquet: cannot print binary data to a terminal; add --to FILE")
     connection = engine.connect(arguments.output)
     for line in engine.warnings(arguments.output):
         log(f"note: {line}", sys.stderr)
@@ -52,30 +53,32 @@ def main(argv: list[str]) -> None:
         results.write(connection, relation, kind, arguments.to)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="jobs/query.py",
-        description="Ask an output: a named query or SQL over masks, class_stats, classes and runs; without either, "
-        "a prompt.",
+        prog=prog,
+        description="Query an output with a named query or with SQL over the tables masks, class_stats, classes and "
+        "runs. Without a query, start an interactive SQL prompt.",
     )
     parser.add_argument("output", nargs="?", help="folder or URI that jobs/segment_bucket.py wrote (its --output)")
     parser.add_argument(
-        "question", nargs="?", metavar="NAME|SQL", help="a named query (--list) or a statement in DuckDB's SQL"
+        "question", nargs="?", metavar="NAME|SQL", help="named query (see --list) or a statement in DuckDB's SQL"
     )
     parser.add_argument(
-        "values", nargs="*", metavar="VALUE", help="what a named query takes, in order or as NAME=VALUE"
+        "values", nargs="*", metavar="VALUE", help="parameters of the named query, in order or as NAME=VALUE"
     )
-    parser.add_argument("--list", action="store_true", help="the named queries and what they take")
-    parser.add_argument("--explain", action="store_true", help="print the SQL and do not run it")
+    parser.add_argument("--list", action="store_true", help="list the named queries and their parameters")
+    parser.add_argument("--explain", action="store_true", help="print the SQL without running it")
     parser.add_argument(
-        "--format", choices=get_args(Format), help="of the result (default: as the name after --to ends, or table)"
+        "--format",
+        choices=get_args(Format),
+        help="format of the result (default: from the extension of --to, otherwise table)",
     )
-    parser.add_argument("--to", metavar="FILE", help="file or URI for the result (default: the terminal)")
+    parser.add_argument("--to", metavar="FILE", help="file or URI to write the result to (default: standard output)")
     return parser
 
 
 def _format_of(target: str | None) -> Format:
-    """The format that a file's name says."""
+    """Return the format that a file's extension names; table if none does."""
     return next((kind for kind in get_args(Format) if (target or "").lower().endswith(f".{kind}")), "table")
 
 

@@ -1,4 +1,4 @@
-"""A page about an output: `python jobs/report.py OUTPUT` writes OUTPUT/report.html."""
+"""Write an HTML report about an output: `python jobs/report.py OUTPUT` writes OUTPUT/report.html."""
 
 import argparse
 import sys
@@ -7,12 +7,12 @@ from pipeline.console import log, run_job
 
 PICTURES = 60
 MAX_BYTES = 20_000_000
-MAX_PARTS = 500  # of 256 MB each some ten million images
+MAX_PARTS = 500  # about ten million images, at 256 MB per part
 
 
-def main(argv: list[str]) -> None:
-    arguments = _parser().parse_args(argv)
-    # Only now, since the libraries take seconds to import and the options may be wrong.
+def main(argv: list[str], prog: str = "jobs/report.py") -> None:
+    arguments = _parser(prog).parse_args(argv)
+    # Imported after the options are checked, because the libraries take seconds to import.
     from pipeline.report.run import build_report
 
     report = build_report(arguments.output, arguments.to, arguments.gallery, arguments.max_bytes, arguments.max_parts)
@@ -21,49 +21,49 @@ def main(argv: list[str]) -> None:
     print(f"{report.uri}  {report.bytes / 1e6:.1f} MB")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="jobs/report.py",
-        description="Write one page about an output: totals, classes, failures, charts, and pictures of some images.",
+        prog=prog,
+        description="Write an HTML report about an output: totals, classes, failures, charts and sample images.",
     )
     parser.add_argument("output", help="folder or URI that jobs/segment_bucket.py wrote (its --output)")
-    parser.add_argument("--to", metavar="FILE", help="file or URI of the page (default: OUTPUT/report.html)")
+    parser.add_argument("--to", metavar="FILE", help="file or URI of the report (default: OUTPUT/report.html)")
     parser.add_argument(
         "--gallery",
         type=_count,
         default=PICTURES,
         metavar="N",
-        help="images in the gallery, at the most (default: %(default)s)",
+        help="maximum number of images in the gallery (default: %(default)s)",
     )
     parser.add_argument(
         "--max-bytes",
         type=_positive,
         default=MAX_BYTES,
         metavar="BYTES",
-        help="size of the page: pictures are left out beyond it (default: %(default)s)",
+        help="maximum size of the report; further pictures are omitted (default: %(default)s)",
     )
     parser.add_argument(
         "--max-parts",
         type=_positive,
         default=MAX_PARTS,
         metavar="N",
-        help="parts of the tables to read; of more, a random sample of so many (default: %(default)s)",
+        help="maximum number of table parts to read; a larger output is sampled at random (default: %(default)s)",
     )
     return parser
 
 
 def _count(text: str) -> int:
-    """A number from 0."""
+    """Parse a number that is not negative."""
     number = int(text)
     if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+        raise argparse.ArgumentTypeError(f"{text} must not be negative")
     return number
 
 
 def _positive(text: str) -> int:
     number = _count(text)
     if number == 0:
-        raise argparse.ArgumentTypeError("must be more than 0")
+        raise argparse.ArgumentTypeError("must be greater than 0")
     return number
 
 

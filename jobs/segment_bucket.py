@@ -5,8 +5,8 @@ from pipeline.config.loading import load_settings
 from pipeline.console import run_job
 
 
-def main(argv: list[str]) -> int:
-    config = load_settings(SegmentConfig, argv, prog="jobs/segment_bucket.py")
+def main(argv: list[str], prog: str = "jobs/segment_bucket.py") -> int:
+    config = load_settings(SegmentConfig, argv, prog)
     from pipeline.console import duration, log
     from pipeline.segment.run import segment
 
@@ -21,12 +21,12 @@ def main(argv: list[str]) -> int:
     images = sum(summary.outcomes.values())
     log(f"Output      {summary.output} (masks/, class_stats/, classes.parquet, runs/{summary.run_id}.json)")
     listed = summary.listed
-    log(f"Images      {listed.images:,} in the input, {listed.done_before:,} done before, {images:,} in this run")
+    log(f"Images      {listed.images:,} in the input, {listed.done_before:,} already completed, {images:,} in this run")
     if images:
         rate = images / summary.seconds
-        log(f"Time        {duration(summary.seconds)}, {rate:.1f} images/s with start and end included")
+        log(f"Time        {duration(summary.seconds)}, {rate:.1f} images/s including startup and shutdown")
     failed = images - summary.outcomes.get("ok", 0)
-    log(f"Failed      {failed:,}{' (each has a row that says why)' if failed else ''}")
+    log(f"Failed      {failed:,}{' (each has a row with the reason)' if failed else ''}")
     for failure in summary.failures:
         log(
             f"  {failure['image_uri']}: {failure['error_type']} at {failure['error_stage']}: {failure['error_message']}"
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     if failed > len(summary.failures):
         log(f"  ... and {failed - len(summary.failures):,} more: SELECT * FROM masks WHERE status = 'error'")
     if not summary.is_exact:
-        log("Some images have no row yet, or two; run the same command again")
+        log("The output is incomplete: images have missing or duplicate rows. Run the same command again")
     return 0 if summary.is_exact else 1
 
 

@@ -5,9 +5,9 @@ from pipeline.config.loading import load_settings
 from pipeline.console import run_job
 
 
-def main(argv: list[str]) -> None:
-    config = load_settings(TrainConfig, argv, prog="jobs/train.py")
-    # Only now, since the network takes seconds to import and the options may be wrong.
+def main(argv: list[str], prog: str = "jobs/train.py") -> None:
+    config = load_settings(TrainConfig, argv, prog)
+    # Imported after the options are checked, because importing torch takes seconds.
     from pipeline.console import log
     from pipeline.train.run import train
 

@@ -1,12 +1,12 @@
-"""Read a whole dataset and report what is wrong: `python jobs/validate_dataset.py --config RECIPE --data.root URI`."""
+"""Read a whole dataset and report its errors: `python jobs/validate_dataset.py --config RECIPE --data.root URI`."""
 
 from pipeline.config.jobs import ValidateDatasetConfig
 from pipeline.config.loading import load_settings
 from pipeline.console import run_job
 
 
-def main(argv: list[str]) -> int:
-    config = load_settings(ValidateDatasetConfig, argv, prog="jobs/validate_dataset.py")
+def main(argv: list[str], prog: str = "jobs/validate_dataset.py") -> int:
+    config = load_settings(ValidateDatasetConfig, argv, prog)
     from pipeline.console import log
     from pipeline.datasets.validation import check_dataset
     from pipeline.datasets.validation_report import summary, write_report

@@ -1,12 +1,12 @@
-"""Check everything that must be true of an output: `python jobs/verify.py --output URI [--deep] [--repair]`."""
+"""Verify an output's integrity: `python jobs/verify.py --output URI [--deep] [--repair]`."""
 
 from pipeline.config.jobs import VerifyConfig
 from pipeline.config.loading import load_settings
 from pipeline.console import run_job
 
 
-def main(argv: list[str]) -> int:
-    config = load_settings(VerifyConfig, argv, prog="jobs/verify.py")
+def main(argv: list[str], prog: str = "jobs/verify.py") -> int:
+    config = load_settings(VerifyConfig, argv, prog)
     if not config.repair:
         return _verify(config)
     from pipeline import storage
@@ -34,9 +34,9 @@ def _verify(config: VerifyConfig) -> int:
     found = tally.totals.total()
     log(f"Verified    {verification.summary()}")
     log(
-        f"Result      {found:,} finding(s), {tally.repairable:,} of which --repair can mend"
+        f"Result      {found:,} finding(s), {tally.repairable:,} of which --repair can fix"
         if found
-        else "Result      all is well"
+        else "Result      no problems found"
     )
     if config.repair:
         for line in repair(verification, tally):

@@ -1,4 +1,4 @@
-"""PSPNet, its weights and its inference: torch and safetensors, nothing of the rest of Sceneparse."""
+"""PSPNet with its weights and inference. Depends on torch and safetensors, not on the rest of Sceneparse."""
 
 from models.inference.masks import Prediction
 from models.inference.predictor import Predictor

@@ -1,4 +1,4 @@
-"""Activation checkpointing: a module's activations are computed again in the backward pass instead of kept."""
+"""Activation checkpointing: activations are recomputed in the backward pass instead of stored."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,9 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(module: nn.Module, x: Tensor) -> Tensor:
-    """Return `module(x)`, keeping nothing but x for the backward pass (Chen et al. 2016).
+    """Return `module(x)`, storing only x for the backward pass (Chen et al. 2016).
 
-    BatchNorm's running statistics move once, as without it. The module must not draw random numbers.
+    BatchNorm's running statistics are updated once, as without checkpointing. The module must not use random numbers.
     """
     return checkpoint(
         module,
@@ -24,7 +24,7 @@ def recomputed(module: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorm layers update copies of their buffers."""
+    """Protect the buffers of BatchNorm layers by letting them update copies."""
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
     kept = [layer._buffers for layer in layers]
     for layer in layers:

@@ -1,4 +1,4 @@
-"""Batch normalisation over several processes, freezing it, and folding it away for inference.
+"""Synchronizing BatchNorm over processes, freezing it, and folding it into convolutions for inference.
 
 Shape suffixes: N batch, C channels, H W rows and columns, P processes.
 """
@@ -20,11 +20,11 @@ Layer = TypeVar("Layer", bound=nn.BatchNorm2d)
 
 
 def synchronize(model: nn.Module, process_group: Any = None) -> nn.Module:
-    """Make every BatchNorm2d use the statistics of all processes; return the model, its state dict unchanged.
+    """Make every BatchNorm2d use the statistics of all processes; return the model, with the same state dict.
 
-    Call before wrapping in DistributedDataParallel. One process, or none initialised: nothing changes. CUDA
-    parameters get torch's SyncBatchNorm; CPU parameters, which that one refuses, get SyncBatchNorm2d. Frozen layers
-    stay frozen.
+    Call this before wrapping the model in DistributedDataParallel. With a single process, or without
+    torch.distributed, nothing changes. CUDA models get torch's SyncBatchNorm; CPU models, which it does not support,
+    get SyncBatchNorm2d. Frozen layers stay frozen.
     """
     if _world_size(process_group) == 1:
         return model
@@ -41,10 +41,10 @@ def synchronize(model: nn.Module, process_group: Any = None) -> nn.Module:
 
 
 def neighbours(at_least: int | None) -> Any:
-    """Return the process group of so many processes, or a few more, that this one shares statistics with; None: of all.
+    """Return the process group of at least `at_least` processes with which this one shares statistics; None for all.
 
-    Groups are of consecutive ranks, which mostly are one machine's, and as even as can be. Every process has to call
-    it. A message that each layer waits for goes round a group, and so takes no longer with more groups.
+    Groups have consecutive ranks, which are mostly on one machine, and sizes as even as possible. Every process must
+    call this. The collective that each layer waits for runs within a group, so it takes no longer with more groups.
     """
     world_size = _world_size(None)
     if at_least is None or world_size < 2 * at_least:
@@ -56,9 +56,9 @@ def neighbours(at_least: int | None) -> Any:
 
 
 def freeze(model: nn.Module) -> nn.Module:
-    """Keep every BatchNorm2d as it is: running statistics, weight and bias; return the model, its state dict unchanged.
+    """Freeze every BatchNorm2d (running statistics, weight and bias); return the model, with the same state dict.
 
-    Call before `synchronize` and before wrapping in DistributedDataParallel.
+    Call this before `synchronize` and before wrapping the model in DistributedDataParallel.
     """
 
     def frozen(layer: nn.BatchNorm2d) -> nn.Module:
@@ -68,7 +68,7 @@ def freeze(model: nn.Module) -> nn.Module:
 
 
 def synchronized_processes(batch_norm: nn.Module) -> int:
-    """Return over how many processes this layer's training statistics extend."""
+    """Return the number of processes that share this layer's training statistics."""
     if isinstance(batch_norm, (nn.SyncBatchNorm, SyncBatchNorm2d)):
         return _world_size(batch_norm.process_group)
     return 1
@@ -82,11 +82,11 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose training statistics are those of all processes' batches together, for CPU tensors.
+    """BatchNorm2d for CPU tensors whose training statistics are those of the batches of all processes together.
 
-    Batches may differ in size between processes. One collective forward, one backward. The gradients of
-    weight and bias are the local ones: DistributedDataParallel averages them over processes, so the loss of
-    unequal batches must be sum * world size / global count. In evaluation it is BatchNorm2d.
+    Batch sizes may differ between processes. Forward and backward take one collective each. The gradients of weight
+    and bias are local: DistributedDataParallel averages them over processes, so the loss of unequal batches must be
+    sum * world size / global count. In evaluation mode it is a plain BatchNorm2d.
     """
 
     process_group: Any = None
@@ -127,7 +127,7 @@ class _SynchronizedNormalisation(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, float]:
         dtype = torch.float64 if x_NCHW.dtype == torch.float64 else torch.float32
         num_channels = x_NCHW.shape[1]
-        # With running statistics given, the fused kernel reduces bfloat16 input in float32.
+        # With running statistics, the fused kernel reduces bfloat16 input in float32.
         local_mean_C, local_var_C = torch.batch_norm_update_stats(
             x_NCHW,
             x_NCHW.new_zeros(num_channels, dtype=dtype),
@@ -154,21 +154,21 @@ class _SynchronizedNormalisation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_NCHW: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x_NCHW, weight_C, mean_C, var_C = ctx.saved_tensors
-        # Evaluation mode's backward holds the statistics constant: dy * weight / std, and both sums.
+        # The backward pass of evaluation mode treats the statistics as constants: dy * weight / std, and both sums.
         dx_NCHW, dweight_C, dbias_C = torch.ops.aten.native_batch_norm_backward(
             grad_NCHW, x_NCHW, weight_C, mean_C, var_C, None, None, False, ctx.eps, [True, True, True]
         )
         sums_2C = torch.stack([dweight_C, dbias_C]).double()
         dist.all_reduce(sums_2C, group=ctx.process_group)
 
-        # What flows through the statistics: -weight / std * (mean(dy) + xhat * mean(dy * xhat)).
+        # Gradient through the statistics: -weight / std * (mean(dy) + xhat * mean(dy * xhat)).
         xhat_dy_C, dy_C = sums_2C / ctx.count
         inv_std_C = (var_C.double() + ctx.eps).rsqrt()
         scale_C = inv_std_C if weight_C is None else weight_C.double() * inv_std_C
         slope_C = -scale_C * inv_std_C * xhat_dy_C
         offset_C = -scale_C * dy_C - slope_C * mean_C.double()
-        # slope * x + offset by the fused kernel, which mixes bfloat16 input with float32 constants as it goes;
-        # addcmul_ would first copy everything to float32.
+        # The fused kernel computes slope * x + offset on bfloat16 input with float32 constants; addcmul_ would first
+        # copy everything to float32.
         zero_C, one_C = torch.zeros_like(mean_C), torch.ones_like(mean_C)
         slope_C, offset_C = slope_C.to(mean_C.dtype), offset_C.to(mean_C.dtype)
         dx_NCHW += F.batch_norm(x_NCHW, zero_C, one_C, slope_C, offset_C, training=False, eps=0.0)
@@ -180,10 +180,10 @@ class _SynchronizedNormalisation(torch.autograd.Function):
 def fold_batch_norm(model: nn.Module) -> nn.Module:
     """Fold each BatchNorm2d into the convolution before it, in place, and return the model.
 
-    Pairs are siblings: convX with bnX (so also the head's fused convolution), or neighbours in a Sequential.
-    The BatchNorm becomes nn.Identity, the convolution gets a bias, and neither takes gradients any more.
+    Pairs are siblings: convX with bnX (including the head's fused convolution), or neighbors in a Sequential.
+    The BatchNorm becomes nn.Identity, the convolution gets a bias, and neither has gradients any more.
 
-    Raises ValueError if a BatchNorm is in training mode: its statistics are not constants then.
+    Raises ValueError if a BatchNorm is in training mode, because its statistics are not constant then.
     """
     for parent_name, parent in list(model.named_modules()):
         for (conv_name, conv), (bn_name, bn) in pairwise(list(parent.named_children())):
@@ -202,7 +202,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def folded(conv: nn.Conv2d, batch_norm: nn.Module) -> nn.Conv2d:
-    """Return a convolution with bias that equals `batch_norm(conv(x))` in evaluation mode; no gradients."""
+    """Return a convolution with bias that equals `batch_norm(conv(x))` in evaluation mode, without gradients."""
     assert isinstance(batch_norm, _BatchNorm)
     assert batch_norm.running_mean is not None
     assert batch_norm.running_var is not None
@@ -213,7 +213,7 @@ def folded(conv: nn.Conv2d, batch_norm: nn.Module) -> nn.Conv2d:
     shift = shift * scale
     if batch_norm.affine:
         shift = shift + batch_norm.bias.double()
-    # In the weight's own precision but for the factor: twice the memory of the largest weight would show.
+    # Only the factor is computed in float64: converting the largest weight would noticeably increase memory.
     weight = conv.weight * scale.to(conv.weight.dtype)[:, None, None, None]
 
     result = copy.copy(conv)
@@ -225,7 +225,7 @@ def folded(conv: nn.Conv2d, batch_norm: nn.Module) -> nn.Conv2d:
 
 
 def _replace(module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> nn.Module:
-    """Replace each plain BatchNorm2d."""
+    """Replace each plain BatchNorm2d with the result of `make`."""
     if type(module) is nn.BatchNorm2d:
         return make(module)
     for name, child in module.named_children():
@@ -234,7 +234,7 @@ def _replace(module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> 
 
 
 def _as(kind: type[Layer], layer: nn.BatchNorm2d) -> Layer:
-    """Return a layer of another kind with the same parameter and buffer objects and hooks: optimizers stay valid."""
+    """Return a layer of another class with the same parameters, buffers and hooks, so that optimizers stay valid."""
     other = kind.__new__(kind)
     other.__dict__ = layer.__dict__.copy()
     return other
@@ -251,7 +251,7 @@ def _all_gather(local: Tensor, process_group: Any) -> Tensor:
 
 
 def _combine(gathered: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Return the mean, the biased variance and the count of batches known by theirs (Chan et al. 1979)."""
+    """Combine the means, biased variances and counts of several batches (Chan et al. 1979)."""
     count_P1, stats = gathered[:, :1], gathered[:, 1:]
     mean_PC, var_PC = stats.chunk(2, dim=1)
     count = count_P1.sum()

@@ -1,4 +1,4 @@
-"""PSPNet: a dilated ResNet, pyramid pooling, and an auxiliary head while it trains.
+"""PSPNet: a dilated ResNet, pyramid pooling, and an auxiliary head during training.
 
 Shape suffixes: N batch, C channels, H W rows and columns of the image, K classes, h w rows and columns at
 stride 8.
@@ -17,16 +17,17 @@ from models.resnet import STAGE_BLOCKS, DilatedResNet, Stem
 MIN_SIZE = 64
 MAX_CLASSES = 65536
 MAX_CHANNELS = 4096  # of the stem
-MAX_LEVELS, MAX_BIN = 64, 256  # of the pyramid; a level has the square of its bin in cells
+MAX_LEVELS, MAX_BIN = 64, 256  # of the pyramid; a level has bin * bin cells
 BACKBONES = tuple(f"resnet{depth}" for depth in STAGE_BLOCKS)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that decides the network's function and the shapes of its parameters.
+    """Settings that define the function of the network and the shapes of its parameters.
 
-    `stem_channels` matters to the deep stem only, `dilate_second` to ResNet-18 and 34. Raises
-    ValueError naming a field that is out of range.
+    `stem_channels` applies only to the deep stem, `dilate_second` only to ResNet-18 and 34.
+
+    Raises ValueError, with the name of the field, if a field is out of range.
     """
 
     backbone: str
@@ -57,7 +58,7 @@ class Architecture:
         self._require(
             "bins",
             _are_positive(self.bins, MAX_BIN) and len(self.bins) <= MAX_LEVELS,
-            f"a list of at most {MAX_LEVELS} whole numbers from 1 to {MAX_BIN}, or an empty one",
+            f"a list of at most {MAX_LEVELS} integers from 1 to {MAX_BIN}, or an empty list",
         )
         self._require("pooling", self.pooling in ("average", "max"), "'average' or 'max'")
         self._require(
@@ -75,11 +76,11 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
-        """Return the architecture that `to_dict` described. Raises ValueError for other names."""
+        """Return the architecture from the result of `to_dict`. Raises ValueError for unknown or missing names."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(
-                f"Architecture: unknown field {', '.join(unknown)}; known are "
+                f"Architecture: unknown field {', '.join(unknown)}; known fields are "
                 f"{', '.join(sorted(known))}. Correct the name or remove it."
             )
         if missing := sorted({"backbone", "num_classes"} - set(values)):
@@ -92,7 +93,7 @@ class Architecture:
 
 
 class Logits(NamedTuple):
-    """What PSPNet returns in training: both (N, K, h, w); `auxiliary` is None without an auxiliary head."""
+    """Output of PSPNet in training, both (N, K, h, w); `auxiliary` is None without an auxiliary head."""
 
     main: Tensor
     auxiliary: Tensor | None
@@ -101,11 +102,11 @@ class Logits(NamedTuple):
 class PSPNet(nn.Module):
     """Pyramid scene parsing network (Zhao et al. 2017, figure 3).
 
-    Maps normalised RGB images (N, 3, H, W) to logits (N, K, h, w) at stride 8, `feature_size(H, W)`; in
-    training to Logits, whose auxiliary part comes from res4. Upsampling is the caller's, to the size and in
-    the precision it needs.
+    Maps normalized RGB images (N, 3, H, W) to logits (N, K, h, w) at stride 8, `feature_size(H, W)`. In training it
+    returns Logits, whose auxiliary part comes from res4. The caller upsamples the logits to the size and in the
+    precision it needs.
 
-    Raises ValueError for images that are not (N, 3, H, W) with H and W of 64 or more.
+    Raises ValueError if images are not (N, 3, H, W) with H and W of at least 64.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -122,7 +123,7 @@ class PSPNet(nn.Module):
             a.dropout,
             a.align_corners,
         )
-        # Without bins PyramidHead is the plain 3x3, BatchNorm, ReLU, dropout, 1x1 of the paper's branch.
+        # Without bins, PyramidHead is the 3x3, BatchNorm, ReLU, dropout, 1x1 of the paper's auxiliary branch.
         self.auxiliary: PyramidHead | None = None
         if a.auxiliary:
             channels = self.backbone.res4_channels
@@ -141,20 +142,20 @@ class PSPNet(nn.Module):
         return self.backbone.parameters()
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Return the parameters of the new layers: ten times the learning rate in the paper's code."""
+        """Return the parameters of the new layers, which the paper's code trains at ten times the learning rate."""
         heads = [self.head] if self.auxiliary is None else [self.head, self.auxiliary]
         return chain.from_iterable(head.parameters() for head in heads)
 
 
 def feature_size(height: int, width: int) -> tuple[int, int]:
-    """Return the (rows, columns) of the logits for an image of this size: an eighth, rounded up."""
+    """Return (rows, columns) of the logits for an image of this size: an eighth, rounded up."""
     return -(-height // 8), -(-width // 8)
 
 
 def _require_images(images_N3HW: Tensor) -> None:
     shape = tuple(images_N3HW.shape)
     if len(shape) != 4 or shape[1] != 3:
-        raise ValueError(f"PSPNet expects images of shape (N, 3, H, W), not {shape}; pass normalised RGB.")
+        raise ValueError(f"PSPNet expects images of shape (N, 3, H, W), not {shape}; pass normalized RGB.")
     if min(shape[2:]) < MIN_SIZE:
         raise ValueError(
             f"PSPNet expects images of at least {MIN_SIZE} x {MIN_SIZE} pixels, not {shape[2]} x {shape[3]}; "

@@ -1,13 +1,13 @@
-"""Pyramid pooling head, with the convolution over the concatenation evaluated level by level.
+"""Pyramid pooling head that evaluates the convolution over the concatenated levels level by level.
 
-Published PSPNet upsamples every pyramid level to the size of the features, concatenates, and convolves 3x3.
-That convolution is linear and an upsampled level is U p V' with a tiny p, so this head convolves the features
-alone and adds, for every level with cells p and kernel slice w,
+The published PSPNet upsamples every pyramid level to the size of the features, concatenates, and convolves 3x3.
+That convolution is linear and an upsampled level is U p V' with a tiny p, so this head convolves only the features
+and adds, for every level with cells p and kernel slice w,
 
     out[y, x] += sum over taps (dy, dx) and cells (i, j) of  U[y+dy, i] V[x+dx, j] (w[:, :, dy, dx] p[:, i,
     j])
 
-where U and V have zero rows outside the map (the zero padding). It is the same function of the same
+where U and V have zero rows outside the map (the zero padding). This is the same function of the same
 parameters.
 
 Shape suffixes: N batch, C input channels, H W rows and columns of the features, K classes, L channels of one
@@ -30,7 +30,7 @@ Pooling = Literal["average", "max"]
 
 
 def _tap_matrix(size: int, bin_: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
-    """Return (size, 3, bin): each cell's weight at pixel y + tap - 1, zero where that is off the map."""
+    """Return (size, 3, bin): each cell's weight at pixel y + tap - 1, zero outside the map."""
     cells = torch.eye(bin_, dtype=dtype)[None, :, :, None]
     weights = F.interpolate(cells, (size, 1), mode="bilinear", align_corners=align_corners)[0, :, :, 0].T
     return F.pad(weights, (0, 0, 1, 1)).unfold(0, 3, 1).transpose(1, 2)
@@ -47,7 +47,7 @@ def _build_matrices(
     """Return the y-interpolation of all levels, (H, R), and the x-interpolation of every row, (R, W, S)."""
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     num_columns = 3 * max(bins)
-    # A tensor made in inference mode cannot be saved for a later backward, and the cache outlives the mode.
+    # A tensor created in inference mode cannot be saved for a later backward pass, and the cache outlives the mode.
     with torch.inference_mode(False), torch.no_grad():
         rows = [_tap_matrix(height, bin_, align_corners, exact).flatten(1) for bin_ in bins]
         columns = [_tap_matrix(width, bin_, align_corners, exact).flatten(1) for bin_ in bins]
@@ -59,26 +59,26 @@ _cached_matrices = lru_cache(maxsize=64)(_build_matrices)
 
 
 def interpolation_matrices(*key: Any) -> tuple[Tensor, Tensor]:
-    """Return `_build_matrices` of the same arguments, kept for the next time."""
-    # Under a compiler sizes may be symbolic and tensors fake: neither belongs in a cache.
+    """Return `_build_matrices` of the same arguments, cached."""
+    # Under a compiler, sizes may be symbolic and tensors fake; neither may be cached.
     return _build_matrices(*key) if torch.compiler.is_compiling() else _cached_matrices(*key)
 
 
 def constant_interpolation_matrices(*key: Any) -> tuple[Tensor, Tensor]:
-    """The same, for a graph that a compiler makes for one size: marked by its caller, the result is a part of it."""
+    """Return the same for a graph compiled for one size; its caller marks the result as a constant of the graph."""
     return _cached_matrices(*key)
 
 
 class PyramidHead(nn.Module):
     """Pyramid pooling, the fusing 3x3 convolution and the classifier (PSPNet section 3.2).
 
-    Maps features (N, C, H, W), any H, W >= 1, to logits (N, K, H, W). `bins` are the cells along one side of
-    each level; none at all leaves a plain dilated FCN head. With `reduce`, a level is brought to C //
-    len(bins) channels by 1x1 convolution, BatchNorm and ReLU; without it, it stays the pooled map.
+    Maps features (N, C, H, W) with any H, W >= 1 to logits (N, K, H, W). `bins` are the cells along one side of
+    each level; an empty tuple gives a plain dilated FCN head. With `reduce`, each level is reduced to C //
+    len(bins) channels by 1x1 convolution, BatchNorm and ReLU; without it, a level is the pooled map.
     `conv.weight` has the published shape, (C // 4, C + len(bins) * L, 3, 3): features first, then the levels
     in the order of `bins`.
 
-    Raises ValueError in training when a level's BatchNorm sees a single value per channel.
+    Raises ValueError in training if a level's BatchNorm sees a single value per channel.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class PyramidHead(nn.Module):
             for _ in self.bins
         )
         fused_channels = in_channels + len(self.bins) * self.level_channels
-        # Holds the parameters only: `_fuse` evaluates it.
+        # This layer only holds the parameters; `_fuse` evaluates it.
         self.conv = nn.Conv2d(fused_channels, head_channels, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(head_channels)
         self.relu = nn.ReLU(inplace=True)
@@ -128,8 +128,8 @@ class PyramidHead(nn.Module):
         return self.classifier(self.dropout(self.relu(self.bn(fused_NOHW))))
 
     def split(self, weight_OC33: Tensor) -> tuple[Tensor, ...]:
-        """Return the part of a kernel like `conv`'s that meets the features, and that of each level."""
-        # One split, not a slice per level: its backward is one concatenation, not five zero-filled weights.
+        """Split a kernel like that of `conv` into the slice for the features and the slice for each level."""
+        # The backward pass of one split is one concatenation; slices per level would give five zero-filled weights.
         return weight_OC33.split([self.in_channels] + [self.level_channels] * len(self.bins), dim=1)
 
     def _pool_levels(self, features_NCHW: Tensor) -> list[Tensor]:
@@ -142,7 +142,7 @@ class PyramidHead(nn.Module):
         return levels_NLBB
 
     def _fuse(self, features_NCHW: Tensor, levels_NLBB: list[Tensor]) -> Tensor:
-        """Return what `conv` makes of the features concatenated with the upsampled levels, (N, O, H, W)."""
+        """Return the output of `conv` on the features concatenated with the upsampled levels, (N, O, H, W)."""
         features_NCHW = features_NCHW.contiguous(memory_format=torch.channels_last)
         feature_weight_OC33, *level_weights_OL33 = self.split(self.conv.weight)
         fused_NOHW = F.conv2d(features_NCHW, feature_weight_OC33, self.conv.bias, padding=1)
@@ -166,15 +166,15 @@ class PyramidHead(nn.Module):
         if normalises and num_images * bin_ * bin_ * synchronized_processes(batch_norm) == 1:
             raise ValueError(
                 f"Pyramid bin {bin_}: its BatchNorm sees a single value per channel in a training "
-                "batch of one image and has no variance to learn from. Train with two or more images per "
+                "batch of one image, so the variance is undefined. Train with two or more images per "
                 "worker, with more workers and synchronized BatchNorm, or without bin 1."
             )
 
 
 def interpolated_levels(levels_NLBB: Sequence[Tensor], weights_OL33: Sequence[Tensor], columns_RWS: Tensor) -> Tensor:
-    """Return (N, R, W * O); rows_HR times it is the convolution of all upsampled levels, for every image.
+    """Return (N, R, W * O); multiplied by rows_HR, it is the convolution of all upsampled levels of every image.
 
-    `weights_OL33` are the levels' slices of the kernel, rows_HR and `columns_RWS` the interpolation matrices.
+    `weights_OL33` are the levels' slices of the kernel; rows_HR and `columns_RWS` are the interpolation matrices.
     """
     num_columns = columns_RWS.shape[-1]
     taps_NRSO = torch.cat(

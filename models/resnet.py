@@ -1,6 +1,6 @@
-"""Dilated residual networks of output stride 8.
+"""Dilated residual networks with output stride 8.
 
-Shape suffixes: N batch, C channels, H W rows and columns of the tensor at hand.
+Shape suffixes: N batch, C channels, H W rows and columns of the respective tensor.
 """
 
 from typing import Literal
@@ -26,9 +26,9 @@ STAGE_DILATIONS = (1, 1, 2, 4)
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw every convolution's weights as He et al. 2015 do, by fan out."""
+    """Initialize the weights of every convolution as in He et al. 2015, by fan out."""
     for conv in module.modules():
-        # Weights on the meta device are about to be loaded; drawing them would import half of torch's compiler.
+        # Weights on the meta device will be loaded; initializing them would import half of torch's compiler.
         if isinstance(conv, nn.Conv2d) and not conv.weight.is_meta:
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
@@ -69,7 +69,7 @@ class BasicBlock(nn.Module):
 
 
 class OnceDilatedBasicBlock(BasicBlock):
-    """BasicBlock whose second convolution is not dilated, the convention of MMSegmentation."""
+    """BasicBlock whose second convolution is not dilated, as in MMSegmentation."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
         super().__init__(in_channels, channels, stride, dilation)
@@ -77,7 +77,7 @@ class OnceDilatedBasicBlock(BasicBlock):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 around a shortcut (He et al. 2016, figure 5 right), the stride on the 3x3."""
+    """1x1, 3x3 and 1x1 convolutions around a shortcut (He et al. 2016, figure 5 right), with the stride in the 3x3."""
 
     expansion = 4
 
@@ -102,13 +102,13 @@ class Bottleneck(nn.Module):
 
 
 class DilatedResNet(nn.Module):
-    """ResNet whose last two stages trade their stride for dilation, so that features keep stride 8.
+    """ResNet whose last two stages use dilation instead of stride, so that features keep stride 8.
 
-    `depth` is one of STAGE_BLOCKS. With the plain stem (one 7x7) the state dict has the names and shapes of
-    torchvision's ResNets, without `fc`; the deep stem is three 3x3 of `stem_channels`. With
-    `contract_dilation` the first block of a dilated stage has half the stage's dilation, the convention of
-    MMSegmentation and torchvision; without it every block has the stage's, as in the paper's released code.
-    `dilate_second`: whether the second convolution of a basic block (depth 18 and 34) is dilated as the first.
+    `depth` is one of STAGE_BLOCKS. With the plain stem (one 7x7), the state dict has the names and shapes of
+    torchvision's ResNets, without `fc`; the deep stem is three 3x3 convolutions with `stem_channels`. With
+    `contract_dilation`, the first block of a dilated stage has half the stage's dilation, as in MMSegmentation and
+    torchvision; otherwise every block has the stage's dilation, as in the paper's released code. With
+    `dilate_second`, the second convolution of a basic block (depth 18 and 34) is dilated like the first.
 
     Source: PSPNet section 3.2; dilation after Yu and Koltun 2016.
     """
@@ -157,7 +157,7 @@ class DilatedResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.res4_channels = STAGE_CHANNELS[2] * block.expansion
         self.res5_channels = in_channels
-        # In training, compute each block's activations again in the backward pass instead of keeping them.
+        # In training, recompute each block's activations in the backward pass instead of storing them.
         self.activation_checkpointing = False
 
         initialise(self)

@@ -1,40 +1,55 @@
-"""How every job starts and ends, and what a terminal is shown."""
+"""Start, end and terminal output of every job."""
 
 import re
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TextIO
 
 from pipeline.errors import UserError
 
 
 def printable(text: str) -> str:
-    """The text with control characters, which names in files may have and terminals obey, written out."""
+    """Return the text with control characters escaped: file names may contain them, and terminals obey them."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 
 
 def log(line: str, file: TextIO | None = None) -> None:
-    """Print a line at once, also into a job's log file; `file` is another one than standard output."""
+    """Print a line to `file` (default: standard output) and flush it, so that job logs show it at once."""
     print(printable(line), file=file, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """`3725` -> `1:02:05`."""
+    """Format seconds as h:mm:ss: `3725` -> `1:02:05`."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def run_job(job: Callable[[list[str]], int | None]) -> None:
-    """Run a job on the process's arguments and exit: 0 done, 1 not all done, 2 something that the user can mend.
+def run_job(job: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
+    """Run a job with `argv` (default: the command line's arguments) and exit with its code.
 
-    What the user can mend is printed as a plain message; anything else is a fault of ours and shows its traceback.
+    Exit codes: 0 success; 1 incomplete output or problems found; 2 an error that the user can fix; 130 interrupted.
+    A UserError is printed to stderr as a plain message; any other exception is a bug and shows its traceback.
     """
     try:
-        sys.exit(job(sys.argv[1:]))
+        _check_models_not_shadowed()
+        sys.exit(job(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         log(f"error: {error}", sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        print("Interrupted. Run the same command again to resume.", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _check_models_not_shadowed() -> None:
+    """Raise UserError if Python finds another package named `models` first; the name is a common one."""
+    own = Path(__file__).parents[1] / "models" / "__init__.py"
+    found = find_spec("models")
+    if found is None or found.origin is None or not own.samefile(found.origin):
+        raise UserError(
+            f"the package 'models' in {found and found.origin} shadows Sceneparse's own in {own.parent}; run in "
+            "another folder or environment, or uninstall the other package"
+        )

@@ -1,15 +1,15 @@
-"""The one exception for what the user can mend."""
+"""The exception for errors that the user can fix."""
 
 
 class UserError(Exception):
-    """Something the user can mend. The message says what is wrong, where, and what to do.
+    """Error that the user can fix. The message says what is wrong, where, and what to do next.
 
-    Jobs print the message alone, without a traceback, and exit with code 2.
+    Jobs print only the message, without a traceback, and exit with code 2.
     """
 
 
 def user_error(error: BaseException) -> UserError | None:
-    """The UserError that a remote failure goes back to, if there is one."""
+    """Return the UserError that caused a (possibly remote) failure, or None if no UserError did."""
     seen: set[int] = set()
     waiting: list[BaseException] = [error]
     while waiting:

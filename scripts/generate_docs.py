@@ -1,4 +1,4 @@
-"""What the documentation says of tables and failures, from their source: `python -m scripts.generate_docs`.
+"""Generator of the documentation of tables and error types from the code: `python -m scripts.generate_docs`.
 
 Writes the lists in docs/tables.md and docs/troubleshooting.md, each between two marks, and the statements in sql/.
 """
@@ -17,7 +17,7 @@ TABLES = {"masks": MASKS, "class_stats": CLASS_STATS, "classes": CLASSES}
 
 
 def column_list(schema: pa.Schema) -> str:
-    """A Markdown table of the columns."""
+    """Return a Markdown table of the columns."""
     rows = [f"| `{field.name}` | `{field.type}` | {_nulls(field)} | {_description(field)} |" for field in schema]
     return "\n".join(["| column | type | null | |", "|-|-|-|-|", *rows])
 
@@ -28,7 +28,7 @@ def duckdb_sql() -> str:
         f"  FROM read_parquet(getvariable('output') || '/{place}', hive_partitioning = false);"
         for name, place in VIEWS.items()
     ]
-    head = "-- DuckDB: views of an output. s3:// needs the extension httpfs, and CREATE SECRET for the credentials."
+    head = "-- DuckDB: views of an output. s3:// needs the httpfs extension, and CREATE SECRET for the credentials."
     return _file(head, "SET VARIABLE output = 'OUTPUT';", *views)
 
 
@@ -37,7 +37,7 @@ def spark_sql() -> str:
         f"CREATE TABLE {name} (\n{_columns(schema)}\n)\nUSING parquet\nLOCATION 'OUTPUT/{place}';"
         for (name, schema), place in zip(TABLES.items(), ("masks", "class_stats", "classes.parquet"), strict=True)
     ]
-    head = "-- Spark: tables of an output, which stay where they are. OUTPUT is a folder or s3a://BUCKET/PREFIX."
+    head = "-- Spark: external tables on an output. OUTPUT is a folder or s3a://BUCKET/PREFIX."
     return _file(head, *tables)
 
 
@@ -49,12 +49,12 @@ def athena_sql() -> str:
         if name != "classes"
     ]
     view = (
-        "-- A table of Athena's is a folder, and classes.parquet is a file: these are the classes that occur, without\n"
-        "-- their colours.\n"
+        "-- An Athena table is a folder, but classes.parquet is a file: this view has the classes that occur, without\n"
+        "-- their colors.\n"
         "CREATE OR REPLACE VIEW classes AS\nSELECT class_id, arbitrary(class_name) AS class_name FROM class_stats "
         "GROUP BY class_id;"
     )
-    head = "-- Athena: tables of an output, one statement at a time. OUTPUT is s3://BUCKET/PREFIX."
+    head = "-- Athena: external tables on an output. Run one statement at a time. OUTPUT is s3://BUCKET/PREFIX."
     return _file(head, *tables, view)
 
 
@@ -66,7 +66,7 @@ STATEMENTS: dict[str, Callable[[], str]] = {"duckdb": duckdb_sql, "spark": spark
 
 
 def documents() -> dict[Path, str]:
-    """The files as they should be."""
+    """Return the up-to-date content of all generated files."""
     tables, troubleshooting = ROOT / "docs" / "tables.md", ROOT / "docs" / "troubleshooting.md"
     text = tables.read_text()
     for name, schema in TABLES.items():
@@ -79,21 +79,21 @@ def documents() -> dict[Path, str]:
 
 
 def failure_list() -> str:
-    """A Markdown table of the kinds of failures."""
+    """Return a Markdown table of the error types."""
     return "\n".join(
         ["| `error_type` | |", "|-|-|", *(f"| `{kind}` | {meaning} |" for kind, meaning in ERROR_TYPES.items())]
     )
 
 
 def filled_in(text: str, name: str, content: str) -> str:
-    """The text with something else between a mark and the next end."""
+    """Return the text with the content between a mark and the next end mark replaced."""
     begin, end = f"<!-- {name} -->\n", "<!-- end -->"
     before, _, rest = text.partition(begin)
     return f"{before}{begin}{content}\n{rest[rest.index(end) :]}"
 
 
 def _columns(schema: pa.Schema) -> str:
-    """Lines of a CREATE TABLE; comments without quotes and semicolons, at which some tools would cut."""
+    """Return the columns of a CREATE TABLE; comments have no quotes and semicolons, at which some tools split."""
     comments = (_description(field).replace("'", "").replace(";", ",") for field in schema)
     return ",\n".join(
         f"  {field.name} {_spark_type(field.type)} COMMENT '{text}'"
@@ -102,7 +102,7 @@ def _columns(schema: pa.Schema) -> str:
 
 
 def _spark_type(kind: pa.DataType) -> str:
-    """Name of the type in Hive's language, which Spark and Athena share."""
+    """Return the name of a type in Hive DDL, which Spark and Athena share."""
     if pa.types.is_struct(kind):
         return f"STRUCT<{', '.join(f'{child.name}: {_spark_type(child.type)}' for child in kind)}>"
     if pa.types.is_list(kind):

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install the project with one of its extras into .venv: scripts/install.sh PYTHON EXTRA
-# .venv is made if it is missing. What constraints.txt pins is installed by uv, which compares the files with the hashes
-# there, or by pip where uv cannot be had, which then compares versions alone; INSTALLER=pip leaves uv out.
+# Creates .venv if it is missing. uv installs the versions that constraints.txt pins and checks the hashes there. If uv
+# is not available, pip installs the same versions without checking hashes; INSTALLER=pip skips uv.
 set -eu
 python=$1
 extra=$2
@@ -14,7 +14,7 @@ fail() {
 
 if [ ! -x .venv/bin/python ]; then
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null \
-        || fail "Python 3.11 or later is needed, and '$python' is not one; install python3.11, or name one: make PYTHON=..."
+        || fail "Python 3.11 or later is required, but '$python' is older or missing; try make PYTHON=python3.11"
     "$python" -c 'import ensurepip, venv' 2> /dev/null \
         || fail "$python has no venv module; install it (Debian, Ubuntu: apt-get install python3-venv)"
     "$python" -m venv .venv
@@ -26,7 +26,7 @@ pip() {
 
 awk '/^uv==/,!/\\$/' constraints.txt > .venv/uv.txt
 if [ "${INSTALLER:-uv}" = uv ] && pip install --quiet --require-hashes --requirement .venv/uv.txt; then
-    # uv does not read pip's configuration: hand it the index.
+    # uv does not read pip's configuration, so pass it pip's index.
     index=${PIP_INDEX_URL:-$(pip config get global.index-url 2> /dev/null || true)}
     if [ -n "$index" ] && [ -z "${UV_DEFAULT_INDEX:-}" ]; then
         export UV_DEFAULT_INDEX="$index"
@@ -34,8 +34,8 @@ if [ "${INSTALLER:-uv}" = uv ] && pip install --quiet --require-hashes --require
     .venv/bin/uv pip install --python .venv/bin/python --constraint constraints.txt --build-constraint constraints.txt \
         --editable ".[$extra]"
 else
-    echo "Installing with pip, which takes several times as long as uv would and compares no hashes"
-    # With hashes in a constraint pip asks for one of everything, and this project has none.
+    echo "Installing with pip, which is several times slower than uv and does not check hashes"
+    # If any constraint has a hash, pip requires one for every package, and this project has none.
     sed -e '/--hash=/d' -e 's/ *\\$//' constraints.txt > .venv/versions.txt
     pip install --progress-bar on --constraint .venv/versions.txt --editable ".[$extra]"
 fi

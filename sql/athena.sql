@@ -1,52 +1,52 @@
--- Athena: tables of an output, one statement at a time. OUTPUT is s3://BUCKET/PREFIX.
+-- Athena: external tables on an output. Run one statement at a time. OUTPUT is s3://BUCKET/PREFIX.
 
 CREATE EXTERNAL TABLE masks (
   image_id BINARY COMMENT '16-byte BLAKE2b hash of image_uri',
-  image_uri STRING COMMENT 'the input image',
-  etag STRING COMMENT 'the objects ETag when it was read, or listed if it never was, null on a disk',
-  size_bytes BIGINT COMMENT 'size of the image file when it was read, bytes',
-  carried ARRAY<STRUCT<key: STRING, value: STRING>> COMMENT 'columns carried from the manifest by name, as text, null if none',
-  width INT COMMENT 'pixels, as a viewer shows the image',
-  height INT COMMENT 'pixels, as a viewer shows the image',
+  image_uri STRING COMMENT 'URI of the input image',
+  etag STRING COMMENT 'ETag of the object when read, or when listed if never read, null for local files',
+  size_bytes BIGINT COMMENT 'size of the image file when it was read, in bytes',
+  carried ARRAY<STRUCT<key: STRING, value: STRING>> COMMENT 'columns carried from the manifest: name and text of each, null if none',
+  width INT COMMENT 'image width in pixels, after applying the EXIF orientation',
+  height INT COMMENT 'image height in pixels, after applying the EXIF orientation',
   status STRING COMMENT 'ok or error',
-  error_stage STRING COMMENT 'list, download, decode or predict, null for ok',
-  error_type STRING COMMENT 'kind of failure, one of a few words, null for ok',
-  error_message STRING COMMENT 'what went wrong, null for ok',
-  mask STRUCT<bytes: BINARY, path: STRING> COMMENT 'PNG of class ids at the images full size, and a name for it, null for error',
-  mean_confidence FLOAT COMMENT 'mean over pixels of the largest class probability',
-  mean_entropy FLOAT COMMENT 'mean over pixels of the entropy of the class probabilities, nats',
-  low_confidence_fraction FLOAT COMMENT 'share of pixels whose largest probability is below 0.5',
-  low_confidence_boxes ARRAY<STRUCT<x_min: INT, y_min: INT, x_max: INT, y_max: INT, pixel_count: BIGINT>> COMMENT 'the largest regions of low confidence, most pixels first: box, half open, and pixels below 0.5 in it',
-  class_ids ARRAY<INT> COMMENT 'the classes present, ascending',
+  error_stage STRING COMMENT 'stage that failed: list, download, decode or predict, null if ok',
+  error_type STRING COMMENT 'kind of failure, from a fixed list, null if ok',
+  error_message STRING COMMENT 'error message, null if ok',
+  mask STRUCT<bytes: BINARY, path: STRING> COMMENT 'PNG of class ids at the full size of the image, and a file name for it, null if error',
+  mean_confidence FLOAT COMMENT 'mean over all pixels of the largest class probability',
+  mean_entropy FLOAT COMMENT 'mean over all pixels of the entropy of the class probabilities, in nats',
+  low_confidence_fraction FLOAT COMMENT 'fraction of pixels whose largest probability is below 0.5',
+  low_confidence_boxes ARRAY<STRUCT<x_min: INT, y_min: INT, x_max: INT, y_max: INT, pixel_count: BIGINT>> COMMENT 'largest regions of low confidence, most pixels first: box (max exclusive), number of pixels below 0.5',
+  class_ids ARRAY<INT> COMMENT 'ids of the classes in the mask, ascending',
   model_id STRING COMMENT 'hash of weights, architecture and preprocessing',
-  run_id STRING COMMENT 'the run that wrote this row',
-  segmented_at TIMESTAMP COMMENT 'when the row was made',
-  seconds FLOAT COMMENT 'decoding and prediction of this image, seconds'
+  run_id STRING COMMENT 'run that wrote this row',
+  segmented_at TIMESTAMP COMMENT 'time at which the row was created',
+  seconds FLOAT COMMENT 'time spent on decoding and predicting this image, in seconds'
 )
 STORED AS PARQUET
 LOCATION 'OUTPUT/masks/';
 
 CREATE EXTERNAL TABLE class_stats (
   image_id BINARY COMMENT '16-byte BLAKE2b hash of image_uri',
-  image_uri STRING COMMENT 'the input image',
+  image_uri STRING COMMENT 'URI of the input image',
   class_id INT COMMENT 'class id, as in classes.parquet',
   class_name STRING COMMENT 'class name',
-  pixel_count BIGINT COMMENT 'pixels of the class',
-  pixel_fraction DOUBLE COMMENT 'pixel_count over width x height',
-  mean_confidence FLOAT COMMENT 'mean largest probability over the classs pixels',
-  x_min INT COMMENT 'bounding box, left column',
-  y_min INT COMMENT 'bounding box, top row',
-  x_max INT COMMENT 'bounding box, first column to the right of it',
-  y_max INT COMMENT 'bounding box, first row below it',
-  centroid_x FLOAT COMMENT 'mean column of the classs pixels',
-  centroid_y FLOAT COMMENT 'mean row of the classs pixels',
+  pixel_count BIGINT COMMENT 'number of pixels of the class',
+  pixel_fraction DOUBLE COMMENT 'pixel_count / (width x height)',
+  mean_confidence FLOAT COMMENT 'mean over the pixels of the class of the largest class probability',
+  x_min INT COMMENT 'bounding box: first column',
+  y_min INT COMMENT 'bounding box: first row',
+  x_max INT COMMENT 'bounding box: last column + 1',
+  y_max INT COMMENT 'bounding box: last row + 1',
+  centroid_x FLOAT COMMENT 'mean column of the pixels of the class',
+  centroid_y FLOAT COMMENT 'mean row of the pixels of the class',
   model_id STRING COMMENT 'hash of weights, architecture and preprocessing',
-  run_id STRING COMMENT 'the run that wrote this row'
+  run_id STRING COMMENT 'run that wrote this row'
 )
 STORED AS PARQUET
 LOCATION 'OUTPUT/class_stats/';
 
--- A table of Athena's is a folder, and classes.parquet is a file: these are the classes that occur, without
--- their colours.
+-- An Athena table is a folder, but classes.parquet is a file: this view has the classes that occur, without
+-- their colors.
 CREATE OR REPLACE VIEW classes AS
 SELECT class_id, arbitrary(class_name) AS class_name FROM class_stats GROUP BY class_id;

@@ -1,4 +1,4 @@
--- DuckDB: views of an output. s3:// needs the extension httpfs, and CREATE SECRET for the credentials.
+-- DuckDB: views of an output. s3:// needs the httpfs extension, and CREATE SECRET for the credentials.
 
 SET VARIABLE output = 'OUTPUT';
 

@@ -28,6 +28,7 @@ from pipeline.demo.server_process import ServerProcess, free_ports
 from pipeline.output.parquet import write_table
 from tests.conftest import REPOSITORY
 from tests.documented_blocks import ENDLESS, Block
+from tests.evaluation_samples import save_model
 from tests.models.reference_networks import Semseg
 from tests.models.seeded import seeded_state_dict
 from tests.pipeline.inputs.test_inventory import row, write_inventory
@@ -42,11 +43,9 @@ PLACEHOLDERS = {
     r"\.\.\.$": "--output s3://bucket/selected --checkpoint s3://bucket/runs/mine/best",
     r"\bOUTPUT\b": "build/demo/labels",
 }
-# What Python's blocks take for granted: a copy of the README's checkpoint in the folder, and images.
+# What Python's blocks take for granted.
 BEFORE_PYTHON = """
-import os, fsspec, numpy as np
-if not os.path.exists("best"):
-    fsspec.filesystem("s3").get("bucket/runs/mine/best", "best", recursive=True)
+import numpy as np
 images_NHW3 = np.random.default_rng(0).integers(0, 256, (1, 48, 128, 3), np.uint8)
 """
 # A cluster's addresses, which others may have on this machine.
@@ -146,7 +145,7 @@ def _fill_checkout(folder: Path) -> None:
         (folder / name).symlink_to(REPOSITORY / name)
     # `ray job submit` uploads all else. The second is of what a reader downloads or makes.
     (folder / ".rayignore").write_text((REPOSITORY / ".rayignore").read_text())
-    (folder / ".gitignore").write_text("*.pth\n*.onnx\n/best\n")
+    (folder / ".gitignore").write_text("*.pth\n*.onnx\n")
     (folder / "configs").mkdir()
     for path in (REPOSITORY / "configs").glob("*.yaml"):
         (folder / "configs" / path.name).write_text(_small(path.read_text()))
@@ -158,6 +157,7 @@ def _fill_checkout(folder: Path) -> None:
     torch.save(_weights(Semseg(18, len(names))), folder / "train_epoch_100.pth")
     torch.save(_weights(models.PSPNet(models.Architecture("resnet18", 2)).backbone), folder / "resnet50.pth")
     write_small_output(folder / "build" / "demo" / "labels")
+    save_model(folder / "build" / "demo" / "runs" / "scenes" / "best")
     result = {"run": "a", "experiments": ["pooling"], "backbone": "resnet18", "bins": [1], "pooling": "max"}
     result |= {"reduce": True, "auxiliary_weight": 0.4, "seed": 0, "protocol": "single-scale", "miou": 0.5}
     result |= {"pixel_accuracy": 0.8, "class_iou": [("boat", 0.25)], "steps": 3, "seconds": 1.0, "config_hash": "x"}

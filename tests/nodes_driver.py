@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import ray
 
 from jobs import evaluate, segment_bucket
+from pipeline.checkpoints.predictor import PredictorSpec
 from pipeline.console import run_job
 from pipeline.evaluate import evaluation
 from pipeline.evaluate.stages import Evaluator
@@ -44,9 +46,9 @@ def noted_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
 
 
 class NotedSegmenter(PredictStage):
-    def __init__(self, device: str, **arguments: Any) -> None:
-        require_reserved(device)
-        super().__init__(device="cpu", **arguments)
+    def __init__(self, spec: PredictorSpec, **arguments: Any) -> None:
+        require_reserved(spec.device)
+        super().__init__(replace(spec, device="cpu"), **arguments)
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, decoded: pa.Table) -> Iterator[pa.Table]:
@@ -57,9 +59,9 @@ class NotedSegmenter(PredictStage):
 
 
 class NotedEvaluator(Evaluator):
-    def __init__(self, device: str, **arguments: Any) -> None:
-        require_reserved(device)
-        super().__init__(device="cpu", **arguments)
+    def __init__(self, spec: PredictorSpec, **arguments: Any) -> None:
+        require_reserved(spec.device)
+        super().__init__(replace(spec, device="cpu"), **arguments)
 
     def __call__(self, loaded: pa.Table) -> pa.Table:
         note("predict")

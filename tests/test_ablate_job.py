@@ -52,8 +52,8 @@ def test_trains_each_setting_in_a_run_folder_and_says_little(
 ) -> None:
     for run in RUNS:
         assert storage.exists(f"{root}/ablation/runs/{run}/best/model.safetensors")
-        assert f"begins: {run}" in ablated.stdout
-        assert f"done: {run} · mIoU" in ablated.stdout
+        assert f"started: {run}" in ablated.stdout
+        assert f"finished: {run} · mIoU" in ablated.stdout
     assert "Epoch" not in ablated.stdout, "a training's own lines belong to its own output"
     assert len(ablated.stdout.splitlines()) < 30
     assert "Traceback" not in ablated.stderr
@@ -98,7 +98,7 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(
     before = {uri: storage.read_bytes(uri) for uri in storage.find(f"{root}/ablation/runs")}
     again = ablate(root, scenes, run_job)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "all 2 trainings were done before" in again.stdout
+    assert "all 2 trainings are already completed" in again.stdout
     assert {uri: storage.read_bytes(uri) for uri in storage.find(f"{root}/ablation/runs")} == before
     assert again.stdout.partition("\n\n")[2] == ablated.stdout.partition("\n\n")[2]
 
@@ -113,8 +113,8 @@ def test_multi_scale_testing_of_what_is_trained_and_an_interrupted_training_goes
     options = ["--backbones", "resnet18", "--scales", "1,1.5"]
     more = ablate(root, scenes, run_job, *options, experiments="auxiliary,scales")
     assert more.returncode == 0, more.stdout + more.stderr
-    assert "3 trainings of 3 settings, 1 done before" in more.stdout
-    assert f"begins: {RUNS[1]}" not in more.stdout
+    assert "3 trainings of 3 settings, 1 already completed" in more.stdout
+    assert f"started: {RUNS[1]}" not in more.stdout
     assert storage.read_bytes(f"{root}/ablation/runs/{RUNS[0]}/last/model.safetensors") == weights
     assert storage.read_bytes(f"{root}/ablation/runs/{RUNS[0]}/history.jsonl").count(b'"kind": "step"') == steps
     rows = read_table(f"{root}/ablation/results.parquet").to_pylist()
@@ -132,7 +132,8 @@ def test_another_base_recipe_is_refused_with_the_differing_keys(
     )
     assert other.returncode == 2
     assert (
-        "holds an ablation of another base recipe:\n  optimization.learning_rate: 0.01 before, 0.5 now" in other.stderr
+        "contains an ablation of a different base recipe:\n  optimization.learning_rate: 0.01 before, 0.5 now"
+        in other.stderr
     )
     assert "model.bins" not in other.stderr, "the grid sets the bins itself"
     assert "seed:" not in other.stderr
@@ -141,7 +142,7 @@ def test_another_base_recipe_is_refused_with_the_differing_keys(
 def test_more_trials_at_once_than_the_cluster_holds_are_refused(root: str, scenes: str, run_job: RunJob) -> None:
     done = ablate(root, scenes, run_job, "--trials-at-once", "3", output="too-many")
     assert done.returncode == 2
-    assert "trials_at_once: 3 training(s) at once need 12 CPUs" in done.stderr
+    assert "trials_at_once: 3 drivers with 1 CPU(s) each, 3 workers" in done.stderr
     assert "the cluster has 8" in done.stderr
 
 
@@ -157,7 +158,7 @@ def test_a_training_that_fails_is_named_and_leaves_the_results_of_the_others(
     storage.write_bytes(f"{folder}/config.yaml", config)
     assert failed.returncode == 2
     assert f"1 of 2 trainings failed; the results of the others are in {root}/ablation/ablation.md" in failed.stderr
-    assert f"  {RUNS[1]}: output {folder} holds a run with another configuration" in failed.stderr
+    assert f"  {RUNS[1]}: output {folder} contains a run with a different configuration" in failed.stderr
     assert "optimization.momentum: 0.8 before, 0.9 now" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert [row["run"] for row in read_table(f"{root}/ablation/results.parquet").to_pylist()] == RUNS[:1]

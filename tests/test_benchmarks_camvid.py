@@ -175,7 +175,7 @@ def test_bad_data_is_refused_by_name(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"val/1.png: the annotation is \(90, 121\)"):
         load_split(folder, "val", 11, IGNORE, CPU)
     (folder / "annotations/val/1.png").unlink()
-    with pytest.raises(ValueError, match=r"needs the annotation of its name: 1"):
+    with pytest.raises(ValueError, match=r"needs an annotation of the same name: 1"):
         load_split(folder, "val", 11, IGNORE, CPU)
 
 

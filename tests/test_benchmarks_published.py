@@ -34,7 +34,7 @@ def test_a_published_result_and_every_benchmark_with_results_is_run_by_make_benc
 def test_benchmarks_are_chosen_by_how_their_names_begin() -> None:
     assert measure.chosen([]) == list(measure.COMMANDS)
     assert measure.chosen(["model", "plan"]) == ["model-cpu-inference", "model-cpu-training", "plan-cpu"]
-    with pytest.raises(SystemExit, match="no result begins with modle; there are model-cpu-inference, "):
+    with pytest.raises(SystemExit, match="no result starts with modle; choose from model-cpu-inference, "):
         measure.chosen(["modle"])
 
 
@@ -56,7 +56,7 @@ def test_a_benchmark_that_fails_leaves_the_last_result_and_the_others_run(
     monkeypatch.setattr(measure, "MADE", tmp_path / "build")
     monkeypatch.setattr(measure, "COMMANDS", {"a-cpu": "a.py", "b-cpu": "b.py", "c-cpu": "c.py --data {camvid}"})
     monkeypatch.setattr(sys, "argv", ["measure.py"])
-    with pytest.raises(SystemExit, match="failed: a-cpu; again with make bench ONLY='a-cpu'"):
+    with pytest.raises(SystemExit, match="failed: a-cpu; retry with make bench ONLY='a-cpu'"):
         measure.main()
     assert (tmp_path / "a-cpu.json").read_text() == "before"
     assert published_after == ["{}"]

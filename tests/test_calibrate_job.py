@@ -132,8 +132,8 @@ def test_labels_that_differ_too_much_are_refused_with_both_figures(
     save_model(tmp_path / "best", outliers=True)
     with pytest.raises(
         UserError,
-        match=r"not good enough for this checkpoint: \d\d?\.\d\d% of .* \(98% needed\) and mIoU changes by [+-]0\.\d+ "
-        r"\(less than 0\.005 needed\); nothing was written\. Label with --precision bfloat16",
+        match=r"not accurate enough for this checkpoint: \d\d?\.\d\d% of .* \(98% required\) and mIoU "
+        r"changes by [+-]0\.\d+ \(less than 0\.005 required\); nothing was written\. Label with --precision bfloat16",
     ):
         main(arguments(tmp_path / "best", scenes, tmp_path / "int8", "--calibration-images", "1"))
     assert not (tmp_path / "int8").exists()
@@ -166,11 +166,11 @@ def test_input_that_cannot_work_is_refused_before_the_work(
     with pytest.raises(UserError, match=r"calibration_images: '0' is not allowed"):
         main(arguments(checkpoint, scenes, out, "--calibration-images", "0"))
     save_model(tmp_path / "other", outliers=True)
-    with pytest.raises(UserError, match=r"other: holds another checkpoint, .*; nothing was written"):
+    with pytest.raises(UserError, match=r"other: holds a different checkpoint, .*; nothing was written"):
         main(arguments(checkpoint, scenes, tmp_path / "other"))
     (tmp_path / "half").mkdir()
     shutil.copy(Path(checkpoint, "config.json"), tmp_path / "half")
-    with pytest.raises(UserError, match=r"half: holds config\.json but no whole checkpoint"):
+    with pytest.raises(UserError, match=r"half: holds config\.json but no complete checkpoint"):
         main(arguments(checkpoint, scenes, tmp_path / "half"))
     assert not out.exists()
 

@@ -42,7 +42,7 @@ def test_it_takes_an_earlier_demos_place_shows_everything_and_leaves_no_process(
     printed = done.stdout
     assert "15 of 15 images" in printed
     assert "broken-text.jpg: NotAnImage at decode" in printed
-    assert re.search(r"mIoU of the bucket's masks against the truth: 0\.\d+", printed)
+    assert re.search(r"mIoU of the masks against the ground truth: 0\.\d+", printed)
     assert "images/s" in printed
     assert "percent_of_pixels" in printed
     assert (tmp_path / "demo" / "report.html").stat().st_size > 100_000

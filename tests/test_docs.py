@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 from tests.documented_blocks import PAGES
 from tests.in_process import run_script
 
-JOBS = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "jobs").glob("*.py")} - {"jobs/__init__.py"}
+JOBS = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "jobs").glob("[!_]*.py")}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 

@@ -39,7 +39,7 @@ def assert_aligned(output: str) -> None:
     *findings, empty, result = output.splitlines()
     assert [line for line in findings if not LINE.fullmatch(line)] == []
     assert empty == ""
-    assert re.fullmatch(r"\d+ to mend, \d+ to look at, \d+ fine; \d+ s", result)
+    assert re.fullmatch(r"\d+ failed, \d+ with warnings, \d+ ok; \d+ s", result)
 
 
 class FaultyCluster:
@@ -71,7 +71,7 @@ class FaultyCluster:
         """Start the job; `hello_limit` is for how many seconds it waits for nodes' first answers."""
         script = ["jobs/doctor.py"]
         if hello_limit is not None:
-            set_limit = f"from pipeline.doctor import examination; examination.HELLO_LIMIT = {hello_limit}"
+            set_limit = f"from pipeline.doctor import run; run.HELLO_LIMIT = {hello_limit}"
             script = ["-c", f"{set_limit}; from jobs import doctor; doctor.run_job(doctor.main)"]
         return subprocess.Popen(
             [sys.executable, *script, *arguments],
@@ -105,9 +105,9 @@ def test_a_good_cluster_gives_exit_code_0_and_keeps_nothing(run_job: RunJob, buc
     done = run_job("jobs/doctor.py", "--storage", f"{bucket}/here", "--storage-megabytes", "9")
     assert done.returncode == 0, done.stdout + done.stderr
     assert told(done.stdout, "FAIL", "nodes") == []
-    assert told(done.stdout, "ok", "authentication") == ["a token is required, and who has none is refused"]
+    assert told(done.stdout, "ok", "authentication") == ["a token is required; requests without one are rejected"]
     (dashboard,) = told(done.stdout, "ok", "dashboard")
-    assert dashboard.endswith("and wants the token")
+    assert dashboard.endswith("and requires the token")
     for check in ("versions", "clock", "object store", "bfloat16", "all-reduce"):
         assert len(told(done.stdout, "ok", check)) == 1, f"{check}: {done.stdout}"
     assert told(done.stdout, "ok", "storage") == ["written, read back and deleted by the driver and 1 node(s)"]
@@ -127,11 +127,11 @@ def test_each_fault_of_a_cluster_is_told_and_hides_no_other(faulty: FaultyCluste
 
     (version,) = told(output, "FAIL", "versions")
     assert re.fullmatch(
-        rf"torchvision is 9\.9 on \S+{other_version}, and [\d.]+\S* everywhere else; install the same .*", version
+        rf"torchvision is 9\.9 on \S+{other_version}, and [\d.]+\S* everywhere else; install the version .*", version
     )
     (gpus,) = told(output, "FAIL", "GPUs")
     assert wrong_secret in gpus
-    assert "Ray offers 2 GPU(s), " in gpus
+    assert "Ray offers 2 GPU(s), but " in gpus
     secret, endpoint = sorted(told(output, "FAIL", "storage"), key=lambda message: wrong_secret not in message)
     assert wrong_secret in secret
     assert "access denied" in secret
@@ -139,9 +139,9 @@ def test_each_fault_of_a_cluster_is_told_and_hides_no_other(faulty: FaultyCluste
     assert f"/{faulty.no_storage.node_id[:6]}: s3://" in endpoint
     assert "storage failed: Could not connect to the endpoint URL" in endpoint
     assert endpoint.endswith("; check AWS_ENDPOINT_URL, the region and the network there")
-    assert "; 2 at once: " in told(output, "ok", "bandwidth")[0], "the other nodes are measured"
+    assert "; 2 in parallel: " in told(output, "ok", "bandwidth")[0], "the other nodes are measured"
     (reduced,) = told(output, "ok", "all-reduce")
-    assert reduced.startswith("gloo, 2 pair(s) of nodes, 32 MB: the sum is right")
+    assert reduced.startswith("gloo, 2 pair(s) of nodes, 32 MB: the sum is correct")
     assert told(output, "ok", "nodes") == ["4 answer, 6 CPUs, 2 GPUs"]
     assert "Traceback" not in output
     assert storage.find(bucket) == {}
@@ -185,9 +185,9 @@ def test_gpus_that_are_in_use_are_told_and_not_waited_for(faulty: FaultyCluster,
     _, output = unlucky
     name = f"127.0.0.1/{faulty.wrong_secret.node_id[:6]}"
     assert told(output, "warn", "GPUs") == [
-        f"{name}: 2 of 2 GPU(s) are in use and were not tried; run this again when they are free"
+        f"{name}: 2 of 2 GPU(s) are in use and were not checked; run this again when they are free"
     ]
-    assert told(output, "warn", "NCCL") == [f"{name}: not tried, since all its GPUs are in use"]
+    assert told(output, "warn", "NCCL") == [f"{name}: not checked, since all its GPUs are in use"]
 
 
 def test_a_node_that_is_lost_during_the_checks_costs_its_own_answers_alone(
@@ -220,14 +220,14 @@ def test_a_node_that_hangs_is_given_up_and_the_others_are_checked(faulty: Faulty
 def test_a_wrong_token_gives_exit_code_2_and_a_sentence(run_job: RunJob) -> None:
     done = run_job("jobs/doctor.py", RAY_AUTH_TOKEN="f" * 32)
     assert done.returncode == 2
-    assert re.fullmatch(r"error: RAY_ADDRESS \S+: the cluster wants another token than .*\n", done.stderr)
+    assert re.fullmatch(r"error: RAY_ADDRESS \S+: the cluster rejects this process's token; .*\n", done.stderr)
 
 
 def test_an_address_where_nothing_listens_gives_exit_code_2_and_a_sentence(run_job: RunJob) -> None:
     (closed,) = free_ports(1)
     done = run_job("jobs/doctor.py", RAY_ADDRESS=f"{LOOPBACK}:{closed}")
     assert done.returncode == 2
-    assert re.fullmatch(r"error: RAY_ADDRESS \S+: no Ray cluster answers there .*\n", done.stderr)
+    assert re.fullmatch(r"error: RAY_ADDRESS \S+: no Ray cluster answers at this address .*\n", done.stderr)
 
 
 def test_a_head_that_is_lost_during_the_checks_ends_them_with_a_sentence(swift: SwiftServer, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_head_that_is_lost_during_the_checks_ends_them_with_a_sentence(swift: 
         assert "nodes" in doctor.stdout.readline()
     output, errors = doctor.communicate(timeout=600)
     assert doctor.returncode == 1
-    assert re.search(r"FAIL  the head at \S+ does not answer any more; restart the cluster", output)
+    assert re.search(r"FAIL  the head at \S+ no longer answers; restart the cluster", output)
     assert "Traceback" not in output + errors
 
 
@@ -252,4 +252,4 @@ def test_an_address_where_something_else_listens_ends_in_bounded_time(run_job: R
     with socket.create_server((LOOPBACK, 0)) as listener:
         done = run_job("jobs/doctor.py", RAY_ADDRESS=f"{LOOPBACK}:{listener.getsockname()[1]}")
     assert done.returncode == 2
-    assert re.fullmatch(r"error: RAY_ADDRESS \S+: something listens there, but no Ray answers; .*\n", done.stderr)
+    assert re.fullmatch(r"error: RAY_ADDRESS \S+: the port is open, but no Ray cluster answers; .*\n", done.stderr)

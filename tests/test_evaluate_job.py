@@ -161,25 +161,27 @@ def test_the_page_needs_no_network_and_shows_the_worst_images(evaluated: Evaluat
     assert all(reference.startswith(("data:image/", "#")) for reference in page.references)
     assert sum(reference.startswith("data:image/jpeg") for reference in page.references) == 3 * 2
     assert "url(http" not in text
-    for figure in (f"{evaluated.metrics['miou']:.4f}", "skyscraper", "whole images; scales 0.75, 1.25; mirrored, too"):
+    for figure in (f"{evaluated.metrics['miou']:.4f}", "skyscraper", "whole images; scales 0.75, 1.25; with mirroring"):
         assert figure in text
 
 
 def test_input_that_cannot_work_is_refused_before_the_work(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run.cluster, "connect", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr(run.connection, "connect", lambda *_: pytest.fail("the work has begun"))
     write_training_set(str(tmp_path / "scenes"), num_train=0, num_val=1)
     scenes = tmp_path / "scenes"
     with pytest.raises(UserError, match=r"nowhere.*config\.json does not exist"):
         main(arguments(tmp_path / "nowhere", scenes))
     with pytest.raises(UserError, match="'test'"):
         main(arguments(checkpoint, scenes, "--data.val-split", "test"))
-    with pytest.raises(UserError, match=r"is not calibrated, which precision int8 needs"):
+    with pytest.raises(UserError, match=r"is not calibrated, but precision int8 requires it"):
         main(arguments(checkpoint, scenes, "--precision", "int8"))
-    with pytest.raises(UserError, match="precision int8 is for CPUs"):
+    with pytest.raises(UserError, match="precision int8 runs on CPUs only"):
         main(arguments(checkpoint, scenes, "--precision", "int8", "--gpu"))
-    with pytest.raises(UserError, match=r"fit_temperature .*best: holds model\.safetensors and config\.json already"):
+    with pytest.raises(
+        UserError, match=r"fit_temperature .*best: already contains model\.safetensors and config\.json"
+    ):
         main(arguments(checkpoint, scenes, "--fit-temperature", checkpoint))
     with pytest.raises(UserError, match=r"protocol\.scales"):
         main(arguments(checkpoint, scenes, "--protocol.scales", "0"))

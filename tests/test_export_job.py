@@ -75,7 +75,7 @@ def test_a_file_that_disagrees_with_the_predictor_is_not_left(
     tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_exporting(monkeypatch, class_id=200)
-    with pytest.raises(UserError, match=r"not written, since .* disagrees with Predictor: 0.0000% of"):
+    with pytest.raises(UserError, match=r"not written, because .* disagrees with Predictor: 0.0000% of"):
         main([checkpoint, str(tmp_path / "model.pt2")])
     assert not list(tmp_path.iterdir())
 
@@ -86,7 +86,7 @@ def test_a_file_that_nothing_here_can_run_is_written_and_said_to_be_unchecked(
     without_exporting(monkeypatch, class_id=200)
     monkeypatch.setattr(exporting, "find_spec", lambda name: None)
     main([checkpoint, str(tmp_path / "model.onnx")])
-    assert "not checked, for which pip install onnxruntime" in capsys.readouterr().out
+    assert "not checked; to check it, pip install onnxruntime" in capsys.readouterr().out
     assert (tmp_path / "model.onnx").read_bytes() == b"exported"
 
 
@@ -98,8 +98,8 @@ def test_agreement_allows_ties_and_rounding_only(differing: int, difference: flo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["CHECKPOINT", "model.tflite"], "unknown suffix; end the name in .onnx, or in .pt2"),
-        (["CHECKPOINT", "model.onnx", "--size", "63x400"], "63 x 400 pixels are too small"),
+        (["CHECKPOINT", "model.tflite"], "unknown suffix; use .onnx, or .pt2"),
+        (["CHECKPOINT", "model.onnx", "--size", "63x400"], "63 x 400 pixels is too small"),
         (["CHECKPOINT", "model.onnx", "--size", "large"], "--size large: give HEIGHTxWIDTH in pixels"),
         (["nowhere", "model.pt2"], "config.json does not exist; a checkpoint is a folder"),
         (["CHECKPOINT", "gopher://model.pt2"], "gopher://model.pt2: cannot be opened"),
@@ -122,5 +122,5 @@ def test_what_the_user_can_mend_is_said_and_exits_2(
 
 def test_onnx_without_its_packages_says_what_to_install(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs onnx and onnxscript: pip install 'sceneparse\[export\]'"):
+    with pytest.raises(UserError, match=r"needs onnx and onnxscript; run pip install 'sceneparse\[export\]'"):
         main([checkpoint, "model.onnx"])

@@ -161,10 +161,10 @@ def test_many_images_are_exported_by_the_cluster_into_a_bucket(
     monkeypatch.setattr(run, "FEW", 0)
     many = ThreeImages(bucket)
     target = many.export("coco-panoptic")
-    assert "3 exported, 0 done before, 0 failed" in capsys.readouterr().out
+    assert "3 exported, 0 already exported, 0 failed" in capsys.readouterr().out
     assert tree(target) == ["panoptic.json", *(f"panoptic/{Path(key).with_suffix('.png')}" for key in KEYS)]
     many.export("coco-panoptic")
-    assert "0 exported, 3 done before, 0 failed" in capsys.readouterr().out
+    assert "0 exported, 3 already exported, 0 failed" in capsys.readouterr().out
     storage.remove(f"{many.photos}/{KEYS[0]}")
     many.export("fiftyone", code=1)
     assert f"{many.photos}/{KEYS[0]}: NotFound" in capsys.readouterr().out
@@ -183,7 +183,7 @@ def test_a_task_that_meets_a_damaged_part_tells_the_user_which(
         return real(*arguments)
 
     monkeypatch.setattr(run, "_on_ray", damaged_meanwhile)
-    with pytest.raises(UserError, match=r"is damaged or cut off: .*; python jobs/verify.py --repair"):
+    with pytest.raises(UserError, match=r"is damaged or truncated: .*; run python jobs/verify.py --repair"):
         three.export("png")
 
 
@@ -231,5 +231,5 @@ def test_pixels_of_low_confidence_are_ignored_in_a_dataset(
     torch.manual_seed(1)
     network = models.PSPNet(models.Architecture("resnet18", num_classes=len(NAMES), auxiliary=False)).eval()
     models.save(other, network, models.Metadata(NAMES, palette, preprocessing={"long_side": None}))
-    with pytest.raises(UserError, match="is another model"):
+    with pytest.raises(UserError, match="differs from the output's model"):
         main([*arguments[:-1], str(other), "--target", f"{tmp_path}/t2"])

@@ -42,7 +42,7 @@ def test_an_import_prints_what_it_is_and_can_predict(
     out = str(tmp_path / "out")
     main([str(source), out, "--classes", "wall, building,sky"])
     printed = capsys.readouterr().out
-    assert "Recognised    MMSegmentation PSPNet, deep stem" in printed
+    assert "Recognized    MMSegmentation PSPNet, deep stem" in printed
     assert "resnet18, deep stem 32-32-64, bins 1,2,3,6, an auxiliary head, align_corners false" in printed
     assert "Classes       3: wall, building, sky\n" in printed
     assert models.model_id(out) in printed
@@ -62,10 +62,10 @@ def test_from_bucket_to_bucket_with_class_names_in_a_file(
     assert_predicts(f"{bucket}/out")
 
     main(arguments)
-    assert "(was there already)" in capsys.readouterr().out
+    assert "(already exists)" in capsys.readouterr().out
     with pytest.raises(UserError, match=rf"^{bucket}/published: not found"):
         main([f"{bucket}/published", f"{bucket}/new"])
-    with pytest.raises(UserError, match=rf"^{bucket}/names.txt is not a readable file of torch.save"):
+    with pytest.raises(UserError, match=rf"^{bucket}/names.txt is not a readable torch.save file"):
         main([f"{bucket}/names.txt", f"{bucket}/new"])
 
 
@@ -73,9 +73,9 @@ def test_another_checkpoint_is_never_overwritten(source: Path, tmp_path: Path) -
     out = tmp_path / "out"
     main([str(source), str(out), "--classes", ",".join(CLASSES)])
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(UserError, match=r"holds another checkpoint, .* choose another folder, or delete"):
+    with pytest.raises(UserError, match=r"holds a different checkpoint, .* choose another folder, or delete"):
         main([str(source), str(out), "--classes", ",".join(CLASSES), "--align-corners", "true"])
-    with pytest.raises(UserError, match="holds these weights with other class names"):
+    with pytest.raises(UserError, match="holds these weights with different class names"):
         main([str(source), str(out), "--classes", "a,b,c"])
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
@@ -83,7 +83,7 @@ def test_another_checkpoint_is_never_overwritten(source: Path, tmp_path: Path) -
     with pytest.raises(UserError, match="holds a checkpoint that cannot be read"):
         main([str(source), str(out)])
     (out / "config.json").unlink()
-    with pytest.raises(UserError, match=r"holds model\.safetensors but no whole checkpoint"):
+    with pytest.raises(UserError, match=r"holds model\.safetensors but no complete checkpoint"):
         main([str(source), str(out)])
 
 
@@ -103,7 +103,7 @@ def test_class_names_that_do_not_fit(classes: str, message: str, source: Path, t
 
 
 def test_files_of_class_names_that_are_none(source: Path, tmp_path: Path) -> None:
-    for content, message in ((b"\xff\xfe\x00", "not a text file in UTF-8"), (b"\n \n", "the file is empty")):
+    for content, message in ((b"\xff\xfe\x00", "not a UTF-8 text file"), (b"\n \n", "the file is empty")):
         (tmp_path / "names").write_bytes(content)
         with pytest.raises(UserError, match=message):
             main([str(source), str(tmp_path / "out"), "--classes", str(tmp_path / "names")])
@@ -118,7 +118,7 @@ def test_a_backbone_is_not_announced_as_ready_to_segment(tmp_path: Path, capsys:
     printed = capsys.readouterr().out
     assert "ImageNet ResNet" in printed
     assert "bins 1,4" in printed
-    assert "train before labelling" in printed
+    assert "train them before labeling" in printed
     assert "segment_bucket" not in printed
 
 
@@ -140,4 +140,4 @@ def test_the_exit_code_tells_success_from_what_the_user_can_mend(source: Path, t
     )
     misspelt = run(str(source), out, "--bins", "one")
     assert misspelt.returncode == 2
-    assert "'one' is no list of whole numbers such as 1,2,3,6" in misspelt.stderr
+    assert "'one' is not a list of integers such as 1,2,3,6" in misspelt.stderr

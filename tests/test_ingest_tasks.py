@@ -99,5 +99,5 @@ def test_a_failure_arrives_with_the_users_message(connected: None, config: Train
 def test_an_address_where_no_cluster_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(UserError, match=r"RAY_ADDRESS 127.0.0.1:1: no Ray cluster answers there"):
+    with pytest.raises(UserError, match=r"RAY_ADDRESS 127.0.0.1:1: no Ray cluster answers at this address"):
         connection.connect()

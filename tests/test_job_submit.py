@@ -49,7 +49,7 @@ def test_train_and_segment_as_submitted_jobs(head: RayHead) -> None:
     # The command fails as the job does, and the job's log says why.
     refused = submit(head, "python", "jobs/segment_bucket.py", *options, "--input", f"{bucket}/nothing", **token)
     assert refused.returncode != 0
-    assert "no files there" in refused.stdout + refused.stderr
+    assert "no files found" in refused.stdout + refused.stderr
 
 
 def test_a_submission_without_the_token_is_refused(head: RayHead) -> None:

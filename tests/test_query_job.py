@@ -89,7 +89,7 @@ def test_explain_prints_sql_that_can_be_run_elsewhere(output: Path) -> None:
 def test_the_list_says_what_each_query_takes() -> None:
     done = ask("--list")
     assert "images-with CLASS [WITHOUT] [PERCENT] [LIMIT]" in done.stdout
-    assert "    LIMIT: images at the most, those with most of it first (default 100)" in done.stdout
+    assert "    LIMIT: maximum number of images, largest area of the class first (default 100)" in done.stdout
 
 
 def test_a_prompt_answers_until_the_input_ends(output: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_prompt_answers_until_the_input_ends(output: Path) -> None:
 
 def test_a_mistake_at_the_prompt_does_not_end_it(output: Path) -> None:
     done = ask(output, typed="SELCT 1;\n.nonsense\nimages-with\nSELECT 40 + 2 AS answer;\n.exit\nSELECT 'not read';\n")
-    for words in ("syntax error", ".nonsense: unknown", "needs class"):
+    for words in ("syntax error", ".nonsense: unknown command", "missing class"):
         assert words in done.stderr, words
     assert "42" in done.stdout
     assert "not read" not in done.stdout
@@ -112,8 +112,8 @@ def test_a_mistake_at_the_prompt_does_not_end_it(output: Path) -> None:
     [
         (["class-aras"], "did you mean class-areas"),
         (["SELECT 1", "2"], "SQL takes no values"),
-        (["--explain"], "--explain: of which query?"),
-        (["failures", "--to", "found.txt"], "--to found.txt: a table is for the eye; add --format"),
+        (["--explain"], "--explain: needs a named query"),
+        (["failures", "--to", "found.txt"], "--to found.txt: format table is for terminals only; add --format"),
     ],
 )
 def test_a_wrong_command_says_what_to_do(output: Path, arguments: list[str], told: str) -> None:
@@ -121,7 +121,7 @@ def test_a_wrong_command_says_what_to_do(output: Path, arguments: list[str], tol
 
 
 def test_without_an_output_it_says_what_is_missing() -> None:
-    assert "which output?" in ask(code=2).stderr
+    assert "OUTPUT is missing" in ask(code=2).stderr
 
 
 # Outputs
@@ -129,23 +129,21 @@ def test_without_an_output_it_says_what_is_missing() -> None:
 
 def test_an_output_without_anything_says_what_to_give(tmp_path: Path) -> None:
     done = ask(tmp_path, "failures", code=2)
-    assert (
-        f"output {tmp_path}: has no masks/*.parquet; give the --output of a jobs/segment_bucket.py run" in done.stderr
-    )
+    assert f"output {tmp_path}: has no masks/*.parquet; use the --output of a jobs/segment_bucket.py run" in done.stderr
 
 
 def test_an_output_that_a_run_has_only_begun(tmp_path: Path) -> None:
     write_small_output(tmp_path)
     for uri in storage.find(f"{tmp_path}/masks"):
         storage.remove(uri)
-    assert "a run has begun there and has not written a part yet" in ask(tmp_path, "failures", code=2).stderr
+    assert "a run has started but not written a part yet" in ask(tmp_path, "failures", code=2).stderr
 
 
 def test_an_output_whose_run_has_not_ended_is_answered_with_a_note(tmp_path: Path) -> None:
     write_small_output(tmp_path)
     done = ask(tmp_path, "SELECT count(*) FROM masks")
     assert "3" in done.stdout
-    assert "no run has finished there yet; this is what has been labelled so far" in done.stderr
+    assert "no run has finished yet; results cover the images labeled so far" in done.stderr
 
 
 def test_an_output_of_an_older_schema_is_answered_with_a_note(output: Path, tmp_path: Path) -> None:
@@ -153,7 +151,7 @@ def test_an_output_of_an_older_schema_is_answered_with_a_note(output: Path, tmp_
     classes = read_table(f"{tmp_path}/classes.parquet")
     pq.write_table(classes.replace_schema_metadata({"sceneparse.schema_version": "1"}), tmp_path / "classes.parquet")
     done = ask(tmp_path, "SELECT count(*) FROM masks")
-    assert "has table schema version 1, this program's is" in done.stderr
+    assert "has table schema version 1, but this Sceneparse uses" in done.stderr
     assert "3" in done.stdout
 
 
@@ -161,7 +159,7 @@ def test_tables_of_something_else_are_refused(tmp_path: Path) -> None:
     for name in ("masks/a.parquet", "class_stats/a.parquet", "classes.parquet"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         pq.write_table(pa.table({"x": [1]}), tmp_path / name)
-    assert "its classes.parquet is none of ours" in ask(tmp_path, "SELECT 1", code=2).stderr
+    assert "its classes.parquet was not written by segment_bucket.py" in ask(tmp_path, "SELECT 1", code=2).stderr
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
@@ -177,7 +175,7 @@ def test_a_damaged_record_of_a_run_is_named(tmp_path: Path) -> None:
     write_small_output(tmp_path)
     storage.write_bytes(f"{tmp_path}/runs/run.json", b"{")
     done = ask(tmp_path, "failures", code=2)
-    assert "runs/run.json: is no record of a run" in done.stderr
+    assert "runs/run.json: not a valid record of a run" in done.stderr
     assert "jobs/verify.py" in done.stderr
 
 

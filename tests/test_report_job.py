@@ -63,11 +63,11 @@ def test_the_page_says_what_the_tables_say(output: Path) -> None:
     text = text_of(page)
     for words in (
         "5 images",
-        "4 labelled",
+        "4 labeled",
         "1 failed 20% of the images",
         "0.800 mean confidence",
         "decode Empty 1 20.00% s3://photos/broken.jpg the file has no bytes",
-        "4 of the 4 labelled images",
+        "4 of the 4 labeled images",
         "0:00:20",  # of the run
         "s3://models/scenes/best",
         "193 129 4 100.00%",  # the one size
@@ -87,7 +87,7 @@ def test_class_areas_and_frequencies_are_those_of_the_masks(tmp_path: Path) -> N
     text = text_of(page_of(tmp_path))
     assert "sky 75.00% 100.00% 2 0.633" in text  # confidence: 50 pixels of 0.9 and 100 of 0.5
     assert "boat 25.00% 50.00% 1 0.900" in text
-    assert f"{len(NAMES) - 2} classes in no image" in text
+    assert f"{len(NAMES) - 2} classes that occur in no image" in text
 
 
 def test_images_that_are_gone_leave_a_note_and_their_masks(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_images_that_are_gone_leave_a_note_and_their_masks(tmp_path: Path) -> No
     write_output(tmp_path / "labels", [labelled(gone, plain(8, SKY), 0.5)])
     page = page_of(tmp_path / "labels")
     text = text_of(page)
-    assert "1 of the 1 pictures lack the image (no image: NotFound: no file of this name" in text
+    assert "The image is missing for 1 of 1 pictures (no image: NotFound: the file does not exist" in text
     assert "image not available" in text
     assert "sky 100.00%" in text
     (mask_HW3,) = masks_of(page)
@@ -113,7 +113,7 @@ def test_a_bucket_that_cannot_be_reached_is_asked_once(tmp_path: Path, monkeypat
     write_output(tmp_path, [labelled(f"s3://far/{n}", plain(8, SKY), 0.5) for n in range(20)])
     text = text_of(page_of(tmp_path))
     assert len(asked) == 1
-    assert "20 of the 20 pictures lack the image" in text
+    assert "The image is missing for 20 of 20 pictures" in text
     assert "no route" in text
 
 
@@ -124,7 +124,7 @@ def test_an_image_that_was_replaced_is_not_shown_with_the_old_mask(tmp_path: Pat
     page = page_of(tmp_path / "labels")
     (picture,) = facts_of(page)["pictures"]
     assert picture["notes"] == [
-        "no image: it has changed since it was labelled; it was 193 × 129 pixels and is 129 × 129 now"
+        "no image: it has changed since it was labeled: it was 193 × 129 pixels and is now 129 × 129"
     ]
     assert len(masks_of(page)) == 1
 
@@ -141,7 +141,7 @@ def test_a_thousand_classes_keep_their_names_and_colours(tmp_path: Path) -> None
     page = page_of(tmp_path)
     assert html.escape(names[999]) in page
     assert names[999] not in page  # unescaped
-    assert "The 24 classes with most pixels of 1,000" in text_of(page)
+    assert "Shows the 24 largest of 1,000 classes by area" in text_of(page)
     few_HW3, all_HW3 = masks_of(page)  # the least confident first
     assert (few_HW3 == palette_K3[few_HW]).all()
     # A PNG's palette has no room for all of them: those that fit are right, the rest is gray.
@@ -155,7 +155,7 @@ def test_an_output_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
     odd = tmp_path / "it's [1] * <b>"
     write_output(odd, [labelled("s3://a/1", plain(8, SKY), 0.5)])
     page = page_of(odd)
-    assert "1 labelled" in text_of(page)
+    assert "1 labeled" in text_of(page)
     assert "<h1>it&#39;s [1] * &lt;b&gt;</h1>" in page
     assert len(masks_of(page)) == 1
 
@@ -182,7 +182,7 @@ def test_rare_classes_and_doubtful_images_come_into_a_small_gallery(tmp_path: Pa
     assert reasons["s3://a/rare"] == "most of a class"
     assert reasons["s3://a/doubtful"] == "least confident"
     assert list(reasons.values()).count("random") >= 2
-    assert "8 of the 202 labelled images" in text_of(page)
+    assert "8 of the 202 labeled images" in text_of(page)
 
 
 def test_of_many_parts_a_sample_is_read_and_the_page_says_so(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_of_many_parts_a_sample_is_read_and_the_page_says_so(tmp_path: Path) -> 
         add_part(tmp_path, [labelled(f"s3://{part}/{n}", plain(8, SKY), 0.9) for n in range(30)])
     report = build(tmp_path, max_parts=2)
     text = text_of(Path(report.uri.removeprefix("file://")).read_text())
-    assert "read 2 of the 8 parts of the tables, chosen at random: 60 of about 240 images" in text
+    assert "is based on a random sample of 2 of the 8 parts: 60 of about 240 images" in text
     assert "about 240 images" in text
     assert "sky 100.00% 100.00% 60 0.900" in text
     assert len(report.notes) == 2  # and the pictures that lack their images
@@ -204,7 +204,7 @@ def test_the_page_grows_no_larger_than_asked(output: Path) -> None:
     assert len(facts_of(page_of(output, max_bytes=whole.bytes + 5_000))["pictures"]) == 4
     small = build(output, max_bytes=whole.bytes - 10_000)
     assert small.bytes <= whole.bytes - 10_000
-    assert "more pictures would have made the page too large" in small.notes[0]
+    assert "more pictures did not fit into the page" in small.notes[0]
     assert "<dialog" not in page_of(output, pictures=0)
 
 
@@ -240,7 +240,7 @@ def test_a_run_that_goes_on_counts_as_far_as_it_is(tmp_path: Path) -> None:
     waiting = add_part(tmp_path, [labelled("s3://photos/waiting.jpg", plain(8, SKY), 0.9)])
     storage.remove(f"{tmp_path}/masks/{waiting}")  # its statistics are written, its masks not yet
     text = text_of(page_of(tmp_path))
-    assert "no run has finished there yet; this is what has been labelled so far" in text
+    assert "no run has finished yet; results cover the images labeled so far" in text
     assert "3 images" in text
     assert "sky 50.00% 100.00% 2" in text  # of the two whole images
 
@@ -249,7 +249,7 @@ def test_an_output_without_a_labelled_image(tmp_path: Path) -> None:
     write_output(tmp_path, [failed("s3://photos/a.jpg"), failed("s3://photos/b.jpg")])
     text = text_of(page_of(tmp_path))
     assert "2 failed 100% of the images" in text
-    assert "No image has been labelled." in text
+    assert "No images have been labeled." in text
 
 
 def test_an_output_of_an_older_schema_has_a_note(tmp_path: Path) -> None:
@@ -260,8 +260,8 @@ def test_an_output_of_an_older_schema_has_a_note(tmp_path: Path) -> None:
     for uri in storage.find(f"{tmp_path}/masks"):
         write_table(uri, read_table(uri).drop_columns(["low_confidence_boxes", "carried"]))
     text = text_of(page_of(tmp_path))
-    assert "has table schema version 1, this program's is 3" in text
-    assert "2 labelled" in text
+    assert "has table schema version 1, but this Sceneparse uses 3" in text
+    assert "2 labeled" in text
 
 
 def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess:
@@ -272,19 +272,19 @@ def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess:
 
 
 def test_an_output_that_is_empty_or_not_ours_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no masks/.*give the --output of a jobs/segment_bucket.py run"):
+    with pytest.raises(UserError, match=r"has no masks/.*use the --output of a jobs/segment_bucket.py run"):
         build(tmp_path)
     write_small_output(tmp_path)
     foreign = pa.table({"class_id": [0], "class_name": ["cat"]})
     write_table(f"{tmp_path}/classes.parquet", foreign)
-    with pytest.raises(UserError, match="is none of ours"):
+    with pytest.raises(UserError, match=r"was not written by segment_bucket\.py"):
         build(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 
 def test_an_output_that_a_run_has_only_begun(tmp_path: Path) -> None:
     write_table(f"{tmp_path}/classes.parquet", table([], CLASSES))
-    with pytest.raises(UserError, match="a run has begun there and has not written a part yet"):
+    with pytest.raises(UserError, match="a run has started but not written a part yet"):
         build(tmp_path)
 
 
@@ -292,7 +292,7 @@ def test_an_output_that_a_run_has_only_begun(tmp_path: Path) -> None:
 def test_the_job_writes_where_it_is_told(output: Path, tmp_path: Path) -> None:
     done = run(output, "--to", tmp_path / "pages" / "a.html", "--gallery", 2)
     assert done.stdout.splitlines()[-1].startswith(f"{tmp_path}/pages/a.html  ")
-    assert "2 of the 4 labelled images" in text_of((tmp_path / "pages" / "a.html").read_text())
+    assert "2 of the 4 labeled images" in text_of((tmp_path / "pages" / "a.html").read_text())
     assert "has no masks" in run(tmp_path, code=2).stderr
     assert "--max-parts" in run(output, "--max-parts", 0, code=2).stderr
 
@@ -310,6 +310,6 @@ def test_output_images_and_page_in_a_bucket(bucket: str, tmp_path: Path) -> None
     assert report.uri == f"{bucket}/labels/report.html"
     page = storage.read_bytes(report.uri).decode()
     assert page.count('class="image"') == 1
-    assert "1 of the 2 pictures lack the image" in text_of(page)
+    assert "The image is missing for 1 of 2 pictures" in text_of(page)
     filesystem, path = storage.open_filesystem(report.uri)
     assert filesystem.info(path)["ContentType"] == "text/html"  # else a browser would not show it

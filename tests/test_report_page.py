@@ -118,7 +118,7 @@ def test_search_by_key_and_by_reason(page: Page) -> None:
     assert names(page) == ["scene3.jpg"]
     page.locator("#search").fill("nowhere")
     assert names(page) == []
-    expect(page.locator("#count")).to_have_text("No picture fits.")
+    expect(page.locator("#count")).to_have_text("No matching pictures.")
     page.locator("#search").fill("")
     page.locator("#reason").select_option("least confident")
     found = names(page)
@@ -214,7 +214,7 @@ def test_an_image_that_is_gone_has_its_note(page: Page) -> None:
     expect(page.locator("#cards li:visible")).to_contain_text("image not available")
     assert color_at(page, "#cards li:visible .stack") == tuple(PALETTE[SKY])  # its mask, whatever the slider says
     page.locator("#cards button:visible").click()
-    expect(page.locator("#picture-notes")).to_contain_text("NotFound: no file of this name")
+    expect(page.locator("#picture-notes")).to_contain_text("NotFound: the file does not exist")
 
 
 def luminance(css: str) -> float:

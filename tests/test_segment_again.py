@@ -40,11 +40,11 @@ def test_failures_and_changed_images_are_labelled_again_on_request_and_nothing_e
     for uri in (mended, uris[0]):
         storage.write_bytes(uri, encode_image(larger_HW3))
     plain = segment(run_job, photos, output, tmp_path)
-    assert "14 in the input, 14 done before, 0 in this run" in plain.stdout
+    assert "14 in the input, 14 already completed, 0 in this run" in plain.stdout
 
     again = segment(run_job, photos, output, tmp_path, "--retry-errors", "NotAnImage", "--relabel-changed")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "14 in the input, 11 done before, 3 in this run" in again.stdout
+    assert "14 in the input, 11 already completed, 3 in this run" in again.stdout
     after = check_invariants(output, [*uris, broken, mended])
     assert {uri for uri in after if after[uri]["run_id"] != before[uri]["run_id"]} == {broken, mended, uris[0]}
     assert (after[broken]["status"], after[mended]["status"]) == ("error", "ok")
@@ -61,4 +61,4 @@ def test_a_prefix_of_other_files_is_given_up_early_with_what_they_are(
     given_up = segment(run_job, f"{tmp_path}/notes", f"{tmp_path}/out", tmp_path / "checkpoint")
     assert given_up.returncode == 2, given_up.stdout + given_up.stderr
     assert "images failed (" in given_up.stderr
-    assert "NotAnImage); check the input, leave out what are no images with --include" in given_up.stderr
+    assert "NotAnImage); check the input, filter out files that are not images with --include" in given_up.stderr

@@ -125,8 +125,8 @@ def test_images_that_kill_the_process_that_works_on_them_are_failures_like_other
     failed = {uri: (row["error_stage"], row["error_type"]) for uri, row in rows.items() if row["status"] == "error"}
     assert failed == dict.fromkeys(run.deadly, (stage, "Crashed"))
     printed = capsys.readouterr().out
-    assert f"images to {stage} was lost; they begin again, one by one" in printed
-    assert f"Crashed at {stage}: each process that was to {stage} it died" in printed
+    assert f"images to {stage}; retrying them one by one" in printed
+    assert f"Crashed at {stage}: the worker crashed each time it tried to {stage} this image" in printed
 
     assert run("--retry-errors", "Crashed") == 0
     assert {row["status"] for row in run.rows().values()} == {"ok"}
@@ -152,7 +152,7 @@ def test_waves_of_many_pieces_and_odd_names_leave_each_image_one_row(
     assert len(waves) > 1
     assert {row["status"] for row in run.rows().values()} == {"ok"}
     assert run() == 0
-    assert f"{len(run.uris)} done before, 0 in this run" in capsys.readouterr().out
+    assert f"{len(run.uris)} already completed, 0 in this run" in capsys.readouterr().out
 
 
 def test_images_that_repeated_work_lost_or_doubled_are_put_right(
@@ -164,8 +164,8 @@ def test_images_that_repeated_work_lost_or_doubled_are_put_right(
     assert (tmp_path / MUDDLED).exists()
     assert {row["status"] for row in run.rows().values()} == {"ok"}
     printed = capsys.readouterr().out
-    assert "images came out twice or not at all when a lost node's work was repeated" in printed
-    assert "40 in the input, 0 done before, 40 in this run" in printed
+    assert "Images were duplicated or lost when a lost node's work was repeated" in printed
+    assert "40 in the input, 0 already completed, 40 in this run" in printed
     runs = [json.loads(storage.read_bytes(uri)) for uri in sorted(storage.find(f"{run.output}/runs"))]
     assert [entry["outcomes"] for entry in runs] == [{"ok": 38}, {"ok": 2}]
 
@@ -177,7 +177,7 @@ def test_a_run_that_cannot_be_put_right_says_so(
     monkeypatch.setattr(segmentation, "decode", muddled_decode)
     monkeypatch.setattr(segmentation, "MAX_REPEATS", 0)
     assert run() == 1
-    assert "Some images have no row yet, or two; run the same command again" in capsys.readouterr().out
+    assert "images have missing or duplicate rows. Run the same command again" in capsys.readouterr().out
     assert run() == 0
     assert {row["status"] for row in run.rows().values()} == {"ok"}
 
@@ -225,7 +225,7 @@ def test_a_commit_that_comes_after_its_run_was_taken_over_is_waited_for_and_leav
     monkeypatch.setattr(segmentation, "_wait_for_commits", comes_late)
     assert run("--rows-per-part", "8") == 0
     assert waited == [60, 0]
-    assert f"(masks/{late.rpartition('/')[2]} came from another run)" in capsys.readouterr().out
+    assert f"(masks/{late.rpartition('/')[2]} was written by another run)" in capsys.readouterr().out
     rows = run.rows()
     assert {row["status"] for row in rows.values()} == {"ok"}
     assert {row["run_id"].rpartition("-")[2] for row in rows.values()} == {"r1", "r2"}

@@ -41,8 +41,8 @@ def test_a_run_ends_clearly_and_goes_on_when_there_is_room(head: RayHead, small_
     # In processes of their own: predictors of a run that fails live until its process ends, and keep their CPUs.
     full = run_process(*command, **head.environment)
     assert full.returncode == 2, full.stdout + full.stderr
-    assert "no space is left to write it" in full.stderr
-    assert "make room there and run the same command again" in full.stderr
+    assert "the disk or its quota is full" in full.stderr
+    assert "free some space and run the same command again to resume" in full.stderr
     left = [Path(uri).name for uri in storage.find(str(small_disk))]
     assert not [name for name in left if name.startswith(".partial-")]
     assert any(name.startswith("part-") for name in left), f"full before anything was done: {left}"
@@ -50,5 +50,5 @@ def test_a_run_ends_clearly_and_goes_on_when_there_is_room(head: RayHead, small_
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     again = run_process(*command, **head.environment)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "96 in the input, 0 done before" not in again.stdout
+    assert "96 in the input, 0 already completed" not in again.stdout
     check_invariants(str(small_disk / "labels"), [storage.absolute(uri) for uri in uris])

@@ -118,7 +118,7 @@ def test_a_second_run_predicts_new_images_alone(labelled: Labelled) -> None:
     again = labelled.run()
     assert again.returncode == 0, again.stdout + again.stderr
     assert "31 images in" in again.stdout
-    assert "28 of them done" in again.stdout
+    assert "28 already completed" in again.stdout
     rows = check_invariants(labelled.output, labelled.uris)
     new = {uri for uri, row in rows.items() if row["run_id"] not in before.values()}
     assert new == set(labelled.uris[-3:])
@@ -131,7 +131,7 @@ def test_nothing_new_starts_no_cluster(labelled: Labelled) -> None:
         RAY_ADDRESS="127.0.0.1:1",  # where no cluster is
     )
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "10 in the input, 10 done before, 0 in this run" in again.stdout
+    assert "10 in the input, 10 already completed, 0 in this run" in again.stdout
 
 
 def test_an_output_of_another_model_is_refused(labelled: Labelled, tmp_path: Path) -> None:

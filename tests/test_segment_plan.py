@@ -54,9 +54,9 @@ def test_a_plan_changes_nothing_and_foretells_what_the_run_then_does(photos: Pho
     assert photos.objects() == before
 
     printed = planned.stdout
-    assert f"{NUM_PHOTOS + NUM_BROKEN} to label, 0 done before" in printed
+    assert f"{NUM_PHOTOS + NUM_BROKEN} to label, 0 already completed" in printed
     assert "32 images in 0:0" in printed
-    assert "limits the run" in printed
+    assert "bottleneck" in printed
     assert "4 nodes" in printed
     expected = re.search(r"Failures +(\d+) to (\d+) images", printed)
     assert expected
@@ -78,7 +78,7 @@ def test_a_plan_changes_nothing_and_foretells_what_the_run_then_does(photos: Pho
 
     again = run_job("jobs/segment_bucket.py", *photos.options, "--plan", RAY_ADDRESS="127.0.0.1:1")  # no cluster there
     assert again.returncode == 0, again.stdout + again.stderr
-    assert f"0 to label, {total} done before" in again.stdout
+    assert f"0 to label, {total} already completed" in again.stdout
     assert "nothing to do" in again.stdout
 
 

@@ -77,7 +77,7 @@ def test_a_large_tiff_is_labelled_by_window_as_in_memory_and_others_say_why_not(
             "small.jpg": (None, None),
             "large.jpg": ("download" if name == "not downloaded" else "decode", "TooLarge"),
         }
-        assert "write it in tiles" in rows[name]["one strip.tif"]["error_message"]
+        assert "save it with tiles" in rows[name]["one strip.tif"]["error_message"]
 
     # The job computes in bfloat16 where the processor does, and so does this.
     metadata = models.Metadata([], [])

@@ -93,7 +93,7 @@ def test_a_run_without_any_gpu_left_ends_and_goes_on_when_there_is_one(start: St
         nodes.add(Node(2, gpus=1))
         run = start(nodes, 200, "--gpu")
         assert run.status() == 0, run.printed
-        assert "200 images in the input, 0 of them done" not in run.printed
+        assert "200 images in the input, 0 already completed" not in run.printed
     run.check()
 
 
@@ -104,7 +104,7 @@ def test_a_node_that_comes_is_used(start: Start, tmp_path: Path) -> None:
         nodes.add(Node(2, gpus=1))
         run.wait_until(lambda: 2 in nodes.that_did("predict"))
         assert run.status() == 0, run.printed
-    assert "the cluster has grown and holds 2 predictors, not 1" in run.printed
+    assert "the cluster has grown and now fits 2 predictors instead of 1" in run.printed
     run.check()
 
 

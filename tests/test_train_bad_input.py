@@ -70,13 +70,13 @@ def test_a_crop_too_small_for_the_pyramid_names_the_key(tmp_path) -> None:
 
 
 def test_frozen_batch_norm_without_weights(tmp_path) -> None:
-    with pytest.raises(UserError, match=r"optimization.batch_norm: frozen .* weights names none"):
+    with pytest.raises(UserError, match=r"optimization.batch_norm: frozen .* but no weights are set"):
         config("set", str(tmp_path / "run"), "--optimization.batch-norm", "frozen")
 
 
 def test_class_weights_for_other_classes(tmp_path) -> None:
-    with pytest.raises(UserError, match=r"cross_entropy.class_weights has 2 numbers for 11 classes"):
-        config("set", str(tmp_path / "run"), "--cross_entropy.class-weights", "1,2")
+    with pytest.raises(UserError, match=r"loss.class_weights has 2 values for 11 classes"):
+        config("set", str(tmp_path / "run"), "--loss.class-weights", "1,2")
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ def test_more_workers_than_the_cluster_holds_are_refused(uninterrupted: Finished
     )
     assert done.returncode == 2
     assert (
-        "2 with 50 CPU(s) each, 1 CPU(s) for validation and one to decode images need 102 CPUs, the cluster has 8"
+        "2 workers with 50 CPU(s) each, 1 validation predictors with 1 CPU(s) each and 1 CPU(s) for decoding need "
+        "102 CPUs and 0 GPUs, but the cluster has 8 and 0; lower workers.count or workers.cpus, or add nodes"
         in done.stderr
     )

@@ -102,11 +102,11 @@ def test_a_worker_and_then_the_driver_that_are_killed_while_storage_fails_one_re
         first = start(output, environment)
         first.wait_for_checkpoint()
         list(train_workers(head.environment["RAY_ADDRESS"]))[-1].kill()
-        first.wait_for("Resuming after step")
+        first.wait_for("Resumed after step")
         first.wait_for("step 1/4 · loss")  # of the second epoch
         first.process.send_signal(signal.SIGKILL)
         first.process.wait()
-        assert "Resuming after step" in start(output, environment).finish()
+        assert "Resumed after step" in start(output, environment).finish()
     assert min(faulty.refused, faulty.cut) > 5
     assert_ended_alike(output, uninterrupted.output)
 
@@ -129,7 +129,7 @@ def test_a_driver_that_is_killed_and_started_again_twice(
     second.process.wait()
     last = start(output, head.environment)
     printed = last.finish()
-    assert "Resuming after step" in printed
+    assert "Resumed after step" in printed
     assert_ended_alike(output, uninterrupted.output)
 
 
@@ -139,7 +139,7 @@ def test_a_worker_that_is_killed(start: Any, head: RayHead, uninterrupted: Finis
     run = start(output, head.environment)
     run.wait_for_checkpoint()
     list(train_workers(head.environment["RAY_ADDRESS"]))[-1].kill()
-    assert "Resuming after step" in run.finish()
+    assert "Resumed after step" in run.finish()
     assert_ended_alike(output, uninterrupted.output)
 
 
@@ -167,7 +167,7 @@ def test_a_node_that_is_lost_and_fewer_workers_that_go_on(
         run.wait_for_checkpoint()
         cluster.remove_node(node_that_trains(cluster, nodes), allow_graceful=False)
         printed = run.finish()
-    assert "Resuming after step" in printed
+    assert "Resumed after step" in printed
     state = training_state(output)
     assert state["steps"] == STEPS
     assert_no_orphans(output)
@@ -193,10 +193,10 @@ def test_a_node_that_is_about_to_be_taken_away_gets_a_checkpoint_first(
             check=True,
             env={**os.environ, **ACCESS},
         )
-        run.wait_for("A node is about to be taken away: writing a checkpoint now")
+        run.wait_for("A node is about to be preempted: writing a checkpoint now")
         run.wait_for_checkpoint()
         cluster.remove_node(going, allow_graceful=False)
-        run.wait_for("Resuming after step")
+        run.wait_for("Resumed after step")
 
 
 @pytest.mark.exhaustive
@@ -209,7 +209,7 @@ def test_a_node_that_comes_is_trained_on(start: Any, uninterrupted: FinishedTrai
         run.wait_for_checkpoint()
         assert len(train_workers(cluster.address)) == 1
         add_node(cluster, 3)
-        run.wait_for("Resuming after step")
+        run.wait_for("Resumed after step")
         run.wait_for("step 1/4 · loss")
         workers = train_workers(cluster.address)
         assert len(workers) == len(set(workers.values())) == 2

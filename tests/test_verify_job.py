@@ -20,15 +20,15 @@ def test_a_right_output_gives_exit_code_0(small_output: Path) -> None:
     done = verify("--output", str(small_output), "--deep")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 part(s), 3 images, 2 ok and 1 failed; every mask decoded" in done.stdout
-    assert "all is well" in done.stdout
+    assert "no problems found" in done.stdout
 
 
 def test_no_output_gives_exit_code_2_and_a_sentence(tmp_path: Path) -> None:
     done = verify("--output", f"{tmp_path}/nowhere")
     assert done.returncode == 2
     assert (
-        done.stderr == f"error: output file://{tmp_path}/nowhere: no masks, no classes.parquet; give a "
-        "segment_bucket.py --output\n"
+        done.stderr == f"error: output file://{tmp_path}/nowhere: no masks and no classes.parquet; pass "
+        "the --output of a segment_bucket.py run\n"
     )
 
 
@@ -59,10 +59,10 @@ def test_findings_are_told_then_mended_and_gone(place: str, request: pytest.Fixt
     found = verify(*everything)
     assert found.returncode == 1
     assert "unreadable part: 1; --repair deletes the part" in found.stdout
-    assert f"  masks/{broken}: is damaged or cut off: " in found.stdout
+    assert f"  masks/{broken}: the file is damaged or truncated: " in found.stdout
     assert "no row: 3; run segment_bucket.py with this input again" in found.stdout
     assert f"{names[0]}: is in the input, but has no row" in found.stdout
-    assert "4 finding(s), 1 of which --repair can mend" in found.stdout
+    assert "4 finding(s), 1 of which --repair can fix" in found.stdout
     assert storage.read_bytes(f"{output}/masks/{broken}") == content[:-10], "without --repair nothing is changed"
 
     repaired = verify("--output", output, "--repair")

@@ -1,12 +1,12 @@
 #!/bin/bash
-# Gives /mnt/scratch/spill, where Ray puts objects that memory does not hold: on local NVMe, on the root disk if there
-# is none. What lies there is lost with the machine, and nothing but Ray's objects does.
+# Creates /mnt/scratch/spill, where Ray spills objects, on local NVMe if there is any, otherwise on the root disk. It
+# holds only Ray's objects, which are lost with the machine.
 set -euo pipefail
 
 if ! mountpoint --quiet /mnt/scratch; then
     sudo mkdir -p /mnt/scratch
     disk=$(lsblk --nodeps --noheadings --output PATH,MODEL | awk '/Instance Storage/ { print $1 }' | head -n 1)
-    if mountpoint --quiet /opt/dlami/nvme; then # the Deep Learning AMI has mounted it by itself
+    if mountpoint --quiet /opt/dlami/nvme; then # mounted by the Deep Learning AMI
         sudo mount --bind /opt/dlami/nvme /mnt/scratch
     elif [ -n "$disk" ]; then
         sudo mkfs.ext4 -q -F -m 0 "$disk"

@@ -1,12 +1,12 @@
 #!/bin/bash
-# Makes a machine of the cluster ready: a C compiler and the Python environment of constraints.txt, in ~/.venv.
-# Run again it changes nothing and takes a second, as long as pyproject.toml and constraints.txt are the same.
+# Sets up a machine of the cluster: a C compiler and the Python environment of constraints.txt, in ~/.venv.
+# Running it again takes a second, as long as pyproject.toml and constraints.txt are unchanged.
 set -euo pipefail
 code=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 packages=(python3-venv gcc libc6-dev) # models/*.c are compiled for the CPU at hand
 if ! dpkg --status "${packages[@]}" > /dev/null 2>&1; then
-    # A machine that has just started updates itself, and holds apt's lock meanwhile.
+    # A new machine first updates itself, and holds apt's lock meanwhile.
     sudo apt-get -q -o DPkg::Lock::Timeout=600 update
     sudo DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=600 install "${packages[@]}"
 fi
@@ -15,10 +15,10 @@ wanted=$(cat "$code/pyproject.toml" "$code/constraints.txt" | sha256sum)
 if [ ! -f ~/.venv/.ready ] || [ "$(< ~/.venv/.ready)" != "$wanted" ]; then
     rm -rf ~/.venv
     python3 -m venv ~/.venv
-    # uv compares every file with the hashes of the constraints, and pip compares uv.
+    # uv checks every file against the hashes of the constraints, and pip checks uv.
     awk '/^uv==/,!/\\$/' "$code/constraints.txt" > ~/.venv/uv.txt
     ~/.venv/bin/pip install --no-cache-dir --progress-bar off --require-hashes --requirement ~/.venv/uv.txt
-    # boto3 is how the head's autoscaler asks for machines.
+    # The head's autoscaler requests machines with boto3.
     ~/.venv/bin/uv pip install --python ~/.venv/bin/python --no-cache --constraint "$code/constraints.txt" \
         --build-constraint "$code/constraints.txt" --editable "$code" boto3
     echo "$wanted" > ~/.venv/.ready

@@ -1,1 +1,1 @@
-"""Prediction: sliding windows, batches, and masks with their statistics."""
+"""Prediction by batches and sliding windows, and masks with their statistics."""

@@ -1,4 +1,4 @@
-"""The ranges of a network's activations, which int8 convolutions need."""
+"""Activation ranges of a network, which int8 convolutions need."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,17 +11,17 @@ from models.kernels.convolution import Convolution
 from models.kernels.selection import maker
 from models.pspnet import PSPNet
 
-# A tensor's quantiles are those of about so many of its values.
+# Quantiles of a tensor are computed from about this many of its values.
 SAMPLES = 2**20
 
 
 def activation_ranges(
     model: PSPNet, mean: Sequence[float], std: Sequence[float], images: Iterable[Tensor], share: float = 1.0
 ) -> dict[str, dict[str, list[float]]]:
-    """Return the range of every convolution's input, output and shortcut over sample images, by float32 on a CPU.
+    """Measure the range of every convolution's input, output and shortcut on sample images, in float32 on a CPU.
 
-    `images` are batches (N, height, width, 3), uint8 RGB, of any sizes. Of each tensor of a batch, about `share`
-    of the values lie within the range.
+    `images` are batches (N, height, width, 3), uint8 RGB, of any sizes. The range covers about `share` of the values
+    of each tensor of a batch.
     """
     recorders: list[_Recorder] = []
     make_float = maker("float32", torch.device("cpu"))
@@ -34,7 +34,7 @@ def activation_ranges(
     with torch.inference_mode():
         for images_NHW3 in images:
             size = padded_size((images_NHW3.shape[1], images_NHW3.shape[2]), model.architecture.align_corners)
-            # The whole batch at once: image by image, or in strips of rows, tensors would be parts of what is meant.
+            # Run the whole batch at once: quantiles need whole tensors, not single images or strips of rows.
             predictor.network(NetworkInputs(images_NHW3, size, predictor.mean_3).rows(0, size[0]))
     return {recorder.name: recorder.ranges for recorder in recorders}
 

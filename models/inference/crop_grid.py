@@ -1,4 +1,4 @@
-"""Where the crops of an image lie at every scale, and which pixels of the image and the output each has to do with.
+"""Grid of the crops of an image at every scale, and the pixels of the image and the output that each depends on.
 
 Shape suffixes: as in sliding.py.
 """
@@ -19,7 +19,7 @@ from models.pspnet import feature_size
 
 
 class CropKey(NamedTuple):
-    """One pass through the network: indices of the scale, of the crop's row and column, and 1 if mirrored."""
+    """Crop for one pass through the network: index of the scale, row and column of the crop, and 1 if mirrored."""
 
     scale: int
     row: int
@@ -28,7 +28,7 @@ class CropKey(NamedTuple):
 
 
 class CropRow(NamedTuple):
-    """A row of crops: indices of the scale, and of the row in it."""
+    """Row of crops: index of the scale, and of the row in it."""
 
     scale: int
     row: int
@@ -52,9 +52,9 @@ class ScaleStruct(ctypes.Structure):
 class Axis:
     """Rows or columns of an image at one scale, and the crops that cover them.
 
-    `starts` are where crops begin, below zero where the image is padded; `share` is each crop's part in a pixel.
-    `image` samples scaled pixels from the image's, `output` the output's from scaled ones, and `crop` a crop's
-    pixels from the `cells` of its logits.
+    `starts` are the first pixels of the crops, below zero if the image is padded; `share` is the weight of a crop in
+    each scaled pixel. `image` samples scaled pixels from those of the image, `output` samples output pixels from
+    scaled ones, and `crop` samples the pixels of a crop from the `cells` of its logits.
     """
 
     size: int
@@ -90,21 +90,21 @@ class Axis:
         )
 
     def covering(self, first: int, last: int) -> range:
-        """Return the indices of the crops with a pixel from `first` to `last`."""
+        """Return the indices of the crops that contain a pixel from `first` to `last`."""
         covers = np.flatnonzero((self.starts <= last) & (self.starts + len(self.crop) > first))
         return range(int(covers[0]), int(covers[-1]) + 1)
 
     def pixels(self, crop: int) -> slice:
-        """Return the scaled pixels that a crop has."""
+        """Return the scaled pixels in a crop."""
         start = int(self.starts[crop])
         return slice(max(start, 0), min(start + len(self.crop), self.size))
 
     def source(self, crop: int) -> slice:
-        """Return the pixels of the image that a crop is made of."""
+        """Return the pixels of the image from which a crop is sampled."""
         return span_of(self.image.part(self.pixels(crop)))
 
     def struct(self) -> AxisStruct:
-        """Return the view of masks.c, valid as long as this object."""
+        """Return the struct for masks.c, valid as long as this object."""
         pointers = self.starts.ctypes.data, self.share.ctypes.data
         counts = self.size, len(self.starts), len(self.crop), self.cells
         return AxisStruct(self.output.struct(), self.crop.struct(), *counts, *pointers)
@@ -112,7 +112,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Grid:
-    """All crops of an image: rows and columns of every scale, 2 mirrors or 1."""
+    """All crops of an image: rows and columns of every scale; `mirrors` is 2 with mirroring, else 1."""
 
     scales: list[tuple[Axis, Axis]]
     mirrors: int
@@ -128,7 +128,7 @@ class Grid:
         return rows.cells, columns.cells
 
     def crop_rows_of(self, output_rows: range) -> list[CropRow]:
-        """Return the rows of crops that these rows of the output depend on."""
+        """Return the rows of crops on which these output rows depend."""
         return [
             CropRow(scale, row)
             for scale, (rows, _) in enumerate(self.scales)
@@ -137,7 +137,7 @@ class Grid:
         ]
 
     def crops_in(self, crop_rows: Iterable[CropRow]) -> list[CropKey]:
-        """Return the crops of these rows."""
+        """Return the crops in these rows."""
         return [
             CropKey(scale, row, column, mirror)
             for scale, row in crop_rows
@@ -146,9 +146,9 @@ class Grid:
         ]
 
     def pixels_of(self, rows_of_bands: list[list[CropRow]]) -> list[tuple[int, int]]:
-        """Return, for each band, the rows of the image that its new crops are made of, half open.
+        """Return, for each band, the rows of the image from which its new crops are sampled, half open.
 
-        They begin where no later band needs a row above, so that a reader can go from the top down.
+        The first row is chosen so that no later band needs a row above it, which allows reading from the top down.
         """
         spans: list[tuple[int, int]] = []
         first = self.scales[0][0].image.high[-1] + 1
@@ -160,10 +160,10 @@ class Grid:
 
 
 def span_of(taps: Taps) -> slice:
-    """Return what the taps read of, from the first to the last."""
+    """Return the span of values, first to last, that the taps read."""
     return slice(int(taps.low[0]), int(taps.high[-1]) + 1)
 
 
 def within(taps: Taps, span: slice) -> Taps:
-    """Return the taps for that part alone."""
+    """Return the taps relative to the span."""
     return Taps(taps.low - span.start, taps.high - span.start, taps.weight)

@@ -1,4 +1,4 @@
-"""The pyramid head for inference, fed with the rows of features as they come.
+"""Pyramid head for inference, which receives the rows of features as they are computed.
 
 Shape suffixes: N batch, C channels of the features, O of the head, L of one level, H W rows and columns of the
 features, S rows of a strip, B cells along one side of a level, R = sum of B over the levels, K classes.
@@ -15,18 +15,18 @@ from models.batch_norm import folded
 from models.kernels.selection import Maker
 from models.pyramid import PyramidHead, constant_interpolation_matrices, interpolated_levels
 
-# Strips of this size stay in the cache from the sum to the classifier.
+# Strips of this size stay in the CPU cache from the sum to the classifier.
 STRIP_BYTES_CPU = 4 * 2**20
 
 
 class InferenceHead:
-    """Use: `convolve` the features, give the same rows to `pooling`, then `finish`."""
+    """Pyramid head in three steps: `convolve` the features, add the same rows to `pooling`, then `finish`."""
 
     def __init__(self, head: PyramidHead, make: Maker, device: torch.device, temperature: float = 1.0) -> None:
         fused = folded(head.conv, head.bn)
         feature_weight_OC33, *level_weights_OL33 = head.split(fused.weight)
         self.convolve = make("head.conv", _with_weight(fused, feature_weight_OC33), False)
-        # Copies, so that the weight they are slices of can go.
+        # Copies, so that the whole weight can be freed.
         self._level_weights_OL33 = [
             weight.to(device, torch.float32).clone(memory_format=torch.channels_last) for weight in level_weights_OL33
         ]
@@ -40,13 +40,13 @@ class InferenceHead:
         return RowPooling(self._bins, self._average, height, width, self.convolve.in_scale)
 
     def finish(self, fused_NHWO: Tensor, pooling: "RowPooling") -> Tensor:
-        """Return the logits (N, H, W, K), float32. `fused_NHWO` is what `convolve` made of all rows; overwritten."""
+        """Return the logits (N, H, W, K), float32. `fused_NHWO`, the output of `convolve`, is overwritten."""
         num_images, height, width, head_channels = fused_NHWO.shape
         terms = self._level_terms(pooling, (height, width))
         strip = height
         if fused_NHWO.device.type == "cpu":
             strip = max(1, STRIP_BYTES_CPU // (4 * num_images * width * head_channels))
-        # Of one image in float32, logits take the place of the rows that they are made of: those are no fewer.
+        # For one image in float32, the logits overwrite the rows that they are computed from, which are as large.
         shape = num_images, height, width, self._num_classes
         if num_images == 1 and fused_NHWO.dtype == torch.float32 and self._num_classes <= head_channels:
             logits_NHWK = fused_NHWO.view(-1)[: shape[1] * shape[2] * shape[3]].view(shape)
@@ -76,7 +76,7 @@ class InferenceHead:
 
 
 class RowPooling:
-    """Adaptive pooling of a feature map (H, W) to all levels, from its rows in order; a unit of it is `scale`."""
+    """Adaptive pooling of a feature map (H, W), in units of `scale`, to all levels, from its rows in order."""
 
     def __init__(self, bins: tuple[int, ...], average: bool, height: int, width: int, scale: float = 1.0) -> None:
         self._bins, self._average, self._scale = bins, average, scale
@@ -85,7 +85,7 @@ class RowPooling:
         self._next_row = 0
 
     def add(self, features_NCSW: Tensor) -> None:
-        """Take the next S rows."""
+        """Add the next S rows."""
         if not self._bins:
             return
         features_NSWC = features_NCSW.permute(0, 2, 3, 1)
@@ -96,7 +96,7 @@ class RowPooling:
             previous = self._pooled_NBBC or parts
             self._pooled_NBBC = [torch.maximum(a, b) for a, b in zip(previous, parts, strict=True)]
             return
-        # Along the columns all levels at once, which leaves little to do along the rows.
+        # Pooling along the columns for all levels at once leaves little work along the rows.
         columns_RW, rows_BS = averaging(self._bins, self._size, start, stop, features_NSWC.device)
         columns_NSRC = torch.matmul(columns_RW, features_NSWC.float())
         parts = [
@@ -107,12 +107,12 @@ class RowPooling:
         self._pooled_NBBC = [a + b for a, b in zip(previous, parts, strict=True)]
 
     def finish(self) -> list[Tensor]:
-        """Return (N, C, B, B) of each level, float32."""
+        """Return the pooled map of each level, (N, C, B, B) float32."""
         return [pooled_NBBC.permute(0, 3, 1, 2) * self._scale for pooled_NBBC in self._pooled_NBBC]
 
 
 def _largest(features_NSWC: Tensor, bin_: int, size: tuple[int, int], start: int) -> Tensor:
-    """Return (N, B, B, C) of rows that begin at `start`, -inf where these rows do not reach a cell."""
+    """Return the maxima of rows that begin at `start`, (N, B, B, C), -inf for cells that these rows do not touch."""
     columns_NSBC = torch.stack([features_NSWC[:, :, a:b].amax(2) for a, b in _cells(size[1], bin_)], 2).float()
     nothing_NBC = torch.full_like(columns_NSBC[:, 0], -torch.inf)
     rows = []
@@ -125,9 +125,9 @@ def _largest(features_NSWC: Tensor, bin_: int, size: tuple[int, int], start: int
 def averaging(
     bins: tuple[int, ...], size: tuple[int, int], start: int, stop: int, device: torch.device
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return each column's share in the cells of all levels, (R, W), and each row's in those of each, (B, S).
+    """Return the weights of columns in the cells of all levels, (R, W), and of rows in those of each level, (B, S).
 
-    `size` is that of the map, `start` and `stop` say which rows.
+    `size` is that of the map; the rows are `start` to `stop`.
     """
     return _cached_averaging(bins, size, start, stop, device)
 
@@ -145,12 +145,12 @@ def _cached_averaging(
 
 
 def _cells(length: int, bin_: int) -> list[tuple[int, int]]:
-    """First and last + 1 of each cell, as adaptive pooling divides `length`."""
+    """Return first and last + 1 of each cell, as adaptive pooling divides `length`."""
     return [(i * length // bin_, -(-(i + 1) * length // bin_)) for i in range(bin_)]
 
 
 def _folded_level(level: nn.Module, device: torch.device) -> nn.Conv2d | None:
-    """Return what reduces a level's channels, None if nothing does."""
+    """Return the folded convolution that reduces a level's channels, None without reduction."""
     if not isinstance(level, nn.Sequential):
         return None
     conv, batch_norm, _ = level
@@ -159,7 +159,7 @@ def _folded_level(level: nn.Module, device: torch.device) -> nn.Conv2d | None:
 
 
 def _divided(conv: nn.Conv2d, divisor: float) -> nn.Conv2d:
-    """Return what computes the convolution's outputs divided by a number."""
+    """Return a convolution whose outputs are divided by a number."""
     result = copy.copy(conv)
     result._parameters = {
         name: None if value is None else nn.Parameter(value.detach() / divisor, requires_grad=False)

@@ -1,4 +1,4 @@
-"""Images as the sliding predictor reads them: whole in memory, or window by window where they would not fit."""
+"""Image sources of the sliding predictor: whole images in memory, or images read window by window."""
 
 from typing import Protocol
 
@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-READ_BYTES = 32 * 2**20  # of pixels, in one reading
+READ_BYTES = 32 * 2**20  # of pixels per read
 
 
 class ImageWindows(Protocol):
-    """An RGB image, of which any rectangle can be read; `height` and `width` in pixels."""
+    """RGB image from which any rectangle can be read; `height` and `width` are in pixels."""
 
     height: int
     width: int
@@ -22,20 +22,20 @@ class ImageWindows(Protocol):
 
 
 class WholeImage:
-    """An image in memory, (H, W, 3)."""
+    """Image in memory, (H, W, 3)."""
 
     def __init__(self, image_HW3: Tensor) -> None:
         self._image_HW3 = image_HW3
 
     def hold(self, first: int, last: int) -> None:
-        """Do as HeldRows does, with nothing to do."""
+        """Do nothing; the counterpart of HeldRows.hold."""
 
     def window(self, rows: slice, columns: slice) -> Tensor:
         return self._image_HW3[rows, columns]
 
 
 class HeldRows:
-    """The rows of an image that crops are being cut from. Each row is read once, if `hold` never goes back."""
+    """Rows of an image from which crops are taken. Each row is read once if `hold` is called from the top down."""
 
     def __init__(self, image: ImageWindows, device: torch.device) -> None:
         self._image, self._device = image, device
@@ -43,7 +43,7 @@ class HeldRows:
         self._rows_RW3 = np.empty((0, image.width, 3), np.uint8)
 
     def hold(self, first: int, last: int) -> None:
-        """Have rows `first` to `last`, half open, and forget those before."""
+        """Keep rows `first` to `last`, half open, in memory and drop the rows before."""
         kept_RW3 = self._rows_RW3[first - self._first :]
         if first + len(kept_RW3) < last:
             rows_RW3 = np.empty((last - first, self._image.width, 3), np.uint8)
@@ -53,7 +53,7 @@ class HeldRows:
         self._first, self._rows_RW3 = first, kept_RW3
 
     def window(self, rows: slice, columns: slice) -> Tensor:
-        """Return held pixels, on the device."""
+        """Return pixels of the held rows, on the device."""
         assert self._first <= rows.start <= rows.stop <= self._first + len(self._rows_RW3)
         window_PQ3 = self._rows_RW3[rows.start - self._first : rows.stop - self._first, columns]
         return torch.from_numpy(window_PQ3).to(self._device)
@@ -66,7 +66,7 @@ class HeldRows:
             read_RW3 = self._image.read(top + start, top + start + len(part_RW3), 0, width)
             if read_RW3.shape != part_RW3.shape or read_RW3.dtype != np.uint8:
                 raise ValueError(
-                    f"SlidingPredictor: a window of {part_RW3.shape} pixels was read as {read_RW3.dtype} "
+                    f"SlidingPredictor: reading a window of {part_RW3.shape} pixels returned {read_RW3.dtype} "
                     f"{read_RW3.shape}; `read` must return uint8 (rows, columns, 3)."
                 )
             part_RW3[:] = read_RW3

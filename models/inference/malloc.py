@@ -1,4 +1,4 @@
-"""What the C library does with freed memory."""
+"""Settings of the C library's memory allocator."""
 
 import ctypes
 import functools
@@ -10,10 +10,10 @@ _M_MMAP_THRESHOLD = -3
 
 @functools.cache
 def return_large_blocks() -> None:
-    """Have freed blocks of 4 MiB and more given back to the system at once, from now on in this process.
+    """Make the allocator of this process return freed blocks of LARGE bytes or more to the system at once.
 
-    glibc keeps freed blocks of up to 32 MiB for later ones and, with blocks of many sizes and lives, ends with twice
-    the memory that is in use. Other C libraries are left alone.
+    glibc keeps freed blocks of up to 32 MiB for reuse and, with blocks of many sizes and lifetimes, ends up with twice
+    the memory that is in use. Other C libraries are not changed.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,17 +1,17 @@
-"""From logits at stride 8 to masks and statistics, in memory that does not grow with classes x pixels.
+"""Masks and statistics from logits at stride 8, in memory that does not grow with classes x pixels.
 
-Upsampling is separable, and each output row (column) mixes two rows (columns) of logits: one matrix with two
-entries per row for either axis, which composes three maps of pixel centres. Output pixel u of `out` goes to the
-input image with half-pixel centres,
+Upsampling is separable, and each output row (column) mixes two rows (columns) of logits. So each axis has one matrix
+with two entries per row, which composes three maps of pixel centers. Output pixel u of `out` is mapped to the input
+image with half-pixel centers,
 
     x = clamp((u + 1/2) * size / out - 1/2, 0, size - 1)
 
-x is a pixel of the padded image too (padding is at the bottom and right), and from there to the logit grid with
-the network's own convention: x * (cells - 1) / (padded - 1) with align_corners, (x + 1/2) * cells / padded -
-1/2, clamped, without. At the input's own size that is F.interpolate to the padded size, cropped.
+x is also a pixel of the padded image (padding is at the bottom and right). It is mapped to the logit grid with the
+network's own convention: x * (cells - 1) / (padded - 1) with align_corners, (x + 1/2) * cells / padded - 1/2,
+clamped, without. At the input's own size, the result equals F.interpolate to the padded size, cropped.
 
-Three evaluations of it: on a CPU the kernel in masks.c, one output pixel at a time; without a C compiler
-torch, strip by strip of output rows; on a GPU the same strips, compiled by torch into one kernel.
+There are three implementations: on a CPU, the kernel in masks.c, one output pixel at a time; without a C compiler,
+torch, strip by strip of output rows; on a GPU, the same strips, compiled by torch into one kernel.
 
 Shape suffixes: N batch, H W rows and columns of the output, K classes, h w rows and columns of the logits, S rows of
 one strip, C chunks of rows.
@@ -35,21 +35,21 @@ from models.kernels import compiled
 # On a CPU a strip should stay in the last-level cache; on a GPU it should fill the device.
 STRIP_BYTES_CPU = 8 * 2**20
 STRIP_BYTES_GPU = 512 * 2**20
-# Rows are tallied in this many chunks, whatever the number of threads, so that sums do not depend on it.
+# Rows are tallied in this many chunks, so that sums do not depend on the number of threads.
 CHUNKS, CHUNKS_OF_MANY_CLASSES, MANY_CLASSES = 64, 16, 4096
-# Of tall images in more: what a band of one chunk for each thread needs must not grow with the height.
+# Tall images have more chunks, so that the memory of a band with one chunk per thread does not grow with the height.
 MAX_CHUNK_ROWS = 64
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The masks of N images and what is known about them; pixels are those of the output.
+    """Masks of N images with their statistics; pixels are those of the output.
 
-    Confidence is a pixel's largest softmax probability, entropy that of its softmax in nats, low confidence
-    below 0.5; `low_count_NRG` has the pixels of low confidence by cells of `cell_side`. Per class: `box_NK4` is
-    x_min, y_min, x_max, y_max, half open, zeros where the class is absent; `centroid_NK2` the mean (x, y) of its
-    pixels' indices, NaN where it is absent. `class_ids_NHW` is uint8 up to 256 classes, uint16 beyond;
-    `confidence_NHW` is float16, None unless asked for.
+    Confidence is a pixel's largest softmax probability, entropy is that of its softmax in nats, and confidence below
+    0.5 is low. `low_count_NRG` has the number of low-confidence pixels in each cell of `cell_side`. Per class,
+    `box_NK4` is x_min, y_min, x_max, y_max, half open, zeros if the class is absent; `centroid_NK2` is the mean (x, y)
+    of its pixel indices, NaN if it is absent. `class_ids_NHW` is uint8 for up to 256 classes, uint16 beyond;
+    `confidence_NHW` is float16, or None unless requested.
     """
 
     class_ids_NHW: NDArray[np.uint8] | NDArray[np.uint16]
@@ -64,18 +64,18 @@ class Prediction:
 
     @property
     def low_confidence_fraction_N(self) -> NDArray[np.float64]:
-        """Share of pixels of low confidence."""
+        """Share of pixels with low confidence."""
         _, height, width = self.class_ids_NHW.shape
         return self.low_count_NRG.sum((1, 2)) / (height * width)
 
     @property
     def cell_side(self) -> int:
-        """Side of the cells, in pixels; those of the last row and column are smaller."""
+        """Side of the cells in pixels; cells of the last row and column are smaller."""
         _, height, width = self.class_ids_NHW.shape
         return cell_side(height, width)
 
     def image(self, n: int) -> "Prediction":
-        """Return the batch of image n alone, a view."""
+        """Return a batch with only image n, as a view."""
         fields: dict[str, Any] = {}
         for name in self.__dataclass_fields__:
             values = getattr(self, name)
@@ -92,11 +92,11 @@ def label_batch(
     with_confidence_map: bool,
     max_strip_bytes: int | None = None,
 ) -> Prediction:
-    """Return the masks of a batch and what is known about them.
+    """Return the masks of a batch with their statistics.
 
     `logits_NhwK` is contiguous float32 on any device, of images of `size` (rows, columns) that were padded to
-    `padded`; the masks have `output_size`. `max_strip_bytes` bounds the upsampled logits where they are
-    evaluated in strips, down to one output row; by default it suits the device.
+    `padded`; the masks have `output_size`. `max_strip_bytes` limits the memory of upsampled logits that are evaluated
+    in strips, down to one output row; the default depends on the device.
     """
     where = size, padded, output_size, align_corners
     if logits_NhwK.device.type == "cpu":
@@ -138,7 +138,7 @@ class TapsStruct(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Taps:
-    """A 1-D interpolation matrix by its two entries per row: 1 - weight at `low`, weight at `high`."""
+    """1-D interpolation matrix, given by the two entries of each row: 1 - weight at `low`, weight at `high`."""
 
     low: NDArray[np.int32]
     high: NDArray[np.int32]
@@ -146,7 +146,7 @@ class Taps:
 
     @classmethod
     def at(cls, cell: NDArray[np.float64], cells: int) -> "Taps":
-        """Return the matrix that samples `cells` values at the positions `cell`, clamped to them."""
+        """Return the matrix that samples `cells` values at the positions `cell`, clamped to their range."""
         cell = cell.clip(0, cells - 1)
         low = cell.astype(np.int32)
         return cls(low, np.minimum(low + 1, cells - 1, dtype=np.int32), (cell - low).astype(np.float32))
@@ -165,12 +165,12 @@ class Taps:
         return low, high, weight
 
     def struct(self) -> TapsStruct:
-        """Return the view of masks.c, valid as long as this object."""
+        """Return the struct for masks.c, valid as long as this object."""
         return TapsStruct(self.low.ctypes.data, self.high.ctypes.data, self.weight.ctypes.data)
 
 
 def half_pixel_positions(size: int, output_size: int) -> NDArray[np.float64]:
-    """Return where the centres of `output_size` pixels fall on `size` pixels of the same extent."""
+    """Return the positions of the centers of `output_size` pixels on `size` pixels of the same extent."""
     return ((np.arange(output_size) + 0.5) * size / output_size - 0.5).clip(0, size - 1)
 
 
@@ -191,7 +191,7 @@ def _both_taps(
 
 
 def cell_positions(pixel: NDArray[np.float64], padded: int, cells: int, align_corners: bool) -> NDArray[np.float64]:
-    """Return where pixels of the network's input fall on its logits, along one axis."""
+    """Return the positions of pixels of the network's input on its logits, along one axis."""
     return pixel * (cells - 1) / (padded - 1) if align_corners else (pixel + 0.5) * cells / padded - 0.5
 
 
@@ -205,12 +205,12 @@ class _OutputStruct(ctypes.Structure):
     ]
 
 
-# Columns of a tally of masks.c.
+# Columns of a tally in masks.c.
 COUNT, X_SUM, Y_SUM, X_MIN, Y_MIN, X_MAX, Y_MAX = range(7)
 
 
 class Output:
-    """What the kernels of masks.c write for one image, and the fields of Prediction that follow from it."""
+    """Output of the kernels of masks.c for one image, from which the fields of Prediction are computed."""
 
     def __init__(self, size: tuple[int, int], num_classes: int, with_confidence_map: bool) -> None:
         height, width = size
@@ -230,7 +230,7 @@ class Output:
         self._struct = _OutputStruct(*size, num_classes, chunk_rows, 0, 0, self._cell_side, *pointers)
 
     def fill(self, function: Callable[..., int], *arguments: Any, chunks: range | None = None) -> None:
-        """Let torch's number of threads call `function(*arguments, output)` until all `chunks` are done."""
+        """Call `function(*arguments, output)` in as many threads as torch has, until all `chunks` are complete."""
         chunks = range(self.num_chunks) if chunks is None else chunks
         self._struct.next_chunk, self._struct.end_chunk = chunks.start, chunks.stop
         arguments = (*arguments, ctypes.byref(self._struct))
@@ -238,10 +238,12 @@ class Output:
         helpers = [compiled.threads(num_helpers).submit(function, *arguments) for _ in range(num_helpers)]
         failures = [function(*arguments), *(helper.result() for helper in helpers)]
         if any(failures):
-            raise MemoryError("labelling: no memory for the upsampled rows; use fewer threads or a smaller image.")
+            raise MemoryError(
+                "labeling: not enough memory for the upsampled rows; use fewer threads or a smaller image."
+            )
 
     def fields(self) -> dict[str, Any]:
-        """Return the fields of Prediction, without their leading axis N, once all chunks are filled."""
+        """Return the fields of Prediction, without their leading axis N, after all chunks are filled."""
         tally_K7 = self._tallies_CK7.sum(0)
         count_K = tally_K7[:, COUNT]
         confidence_K = self._confidences_CK.sum(0)
@@ -268,7 +270,7 @@ class Output:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return masks.c, or None where it cannot be compiled."""
+    """Return the compiled masks.c, or None if it cannot be compiled."""
     kernels = compiled.library("masks")
     if kernels is not None:
         kernels.label_logits.argtypes = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 3]
@@ -279,14 +281,14 @@ def library() -> ctypes.CDLL | None:
 def label_in_strips(
     logits_NhwK: Tensor, rows: Taps, columns: Taps, with_confidence_map: bool, max_strip_bytes: int | None = None
 ) -> dict[str, Any]:
-    """Return the fields of Prediction, by torch alone."""
+    """Return the fields of Prediction, computed by torch."""
     num_images, _, _, num_classes = logits_NhwK.shape
     device = logits_NhwK.device
     default = STRIP_BYTES_CPU if device.type == "cpu" else STRIP_BYTES_GPU
     max_strip_bytes = default if max_strip_bytes is None else max_strip_bytes
     reduce_strip = _reduce_strip if device.type == "cpu" else _compiled_reduce_strip
     output = TorchOutput(num_images, (len(rows), len(columns)), num_classes, device)
-    # Two planes of K floats per pixel are alive at a time: both neighbours, then logits and exponentials.
+    # Two planes of K floats per pixel are alive at a time: both neighbors, then logits and exponentials.
     strip_rows = max(1, max_strip_bytes // (2 * 4 * num_images * len(columns) * num_classes))
     column_taps = columns.tensors(device)
     for start in range(0, len(rows), strip_rows):
@@ -296,7 +298,7 @@ def label_in_strips(
 
 
 class TorchOutput:
-    """What `Output` is, for a batch, from strips of torch tensors."""
+    """Counterpart of `Output` for a batch, from strips of torch tensors."""
 
     def __init__(self, num_images: int, size: tuple[int, int], num_classes: int, device: torch.device) -> None:
         self._num_classes = num_classes
@@ -313,7 +315,7 @@ class TorchOutput:
         self._low_NHG[:, strip] = count_by_column(confidence_NSW, self._cell_side)
 
     def fields(self, with_confidence_map: bool) -> dict[str, NDArray[Any] | None]:
-        """Return the fields of Prediction once all strips are put."""
+        """Return the fields of Prediction after all strips are put."""
         ids_NHW, confidence_NHW = self._ids_NHW, self._confidence_NHW
         ids_type = torch.uint8 if self._num_classes <= 256 else torch.uint16
         tensors = {
@@ -346,12 +348,12 @@ def mix(x: Tensor, taps: TapTensors, dim: int) -> Tensor:
 
 
 def _reduce_strip(logits_NhwK: Tensor, rows: TapTensors, columns: TapTensors) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the class ids of a strip of output rows, their probabilities and the entropies, each (N, S, W)."""
+    """Return class ids, their probabilities and the entropies of a strip of output rows, each (N, S, W)."""
     return _reduce_classes(mix(mix(logits_NhwK, rows, dim=1), columns, dim=2))
 
 
 def _reduce_classes(logits_NSWK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Overwrites the logits."""
+    """Reduce logits to class ids, their probabilities and the entropies. Overwrites the logits."""
     top_NSW, ids_NSW = logits_NSWK.max(-1)
     logits_NSWK -= top_NSW[..., None]
     exponentials_NSWK = logits_NSWK.exp()
@@ -366,7 +368,7 @@ def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 
 
 def _compiled_reduce_strip(logits_NhwK: Tensor, rows: TapTensors, columns: TapTensors) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `_reduce_strip` does, in one kernel; as it stands where torch cannot compile."""
+    """Run `_reduce_strip` as one compiled kernel, or uncompiled if torch cannot compile it."""
     global _can_compile
     if _can_compile:
         try:
@@ -376,7 +378,7 @@ def _compiled_reduce_strip(logits_NhwK: Tensor, rows: TapTensors, columns: TapTe
         except (RuntimeError, ImportError) as error:
             _can_compile = False
             warnings.warn(
-                f"labelling: torch.compile failed, so masks take longer: {error} Install triton and a C compiler.",
+                f"labeling: torch.compile failed, so masks take longer: {error} Install triton and a C compiler.",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -387,7 +389,7 @@ _can_compile = True
 
 
 def _class_statistics(ids_NHW: Tensor, confidence_NHW: Tensor, num_classes: int) -> dict[str, Tensor]:
-    """Return the per-class fields of Prediction, from histograms of rows and columns."""
+    """Return the per-class fields of Prediction, computed from histograms of rows and columns."""
     ids_NWH, one = ids_NHW.transpose(1, 2), torch.ones((), dtype=torch.int64, device=ids_NHW.device)
     rows_NHK = histogram(ids_NHW, one.expand(ids_NHW.shape), num_classes)
     columns_NWK = histogram(ids_NWH, one.expand(ids_NWH.shape), num_classes)
@@ -403,7 +405,7 @@ def _class_statistics(ids_NHW: Tensor, confidence_NHW: Tensor, num_classes: int)
 
 
 def histogram(ids_NLM: Tensor, weights_NLM: Tensor, num_classes: int) -> Tensor:
-    """Return the sum of weights by image, line L and class, (N, L, K). Unlike bincount's, without synchronisation."""
+    """Return the sum of weights by image, line L and class, (N, L, K); unlike bincount, without synchronization."""
     num_images, lines, _ = ids_NLM.shape
     offsets_NL1 = torch.arange(num_images * lines, device=ids_NLM.device).mul(num_classes).view(num_images, lines, 1)
     sums = torch.zeros(num_images * lines * num_classes, dtype=weights_NLM.dtype, device=ids_NLM.device)
@@ -423,11 +425,11 @@ def extent(histogram_NLK: Tensor, count_NK: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def stacked(masks: Sequence[dict[str, Any]]) -> Prediction:
-    """Return the Prediction of a batch from the fields of its images."""
+    """Combine the fields of images to the Prediction of a batch."""
     fields: dict[str, Any] = {}
     for name, first in masks[0].items():
         if len(masks) == 1 and first is not None:
-            fields[name] = np.asarray(first)[None]  # not copied: a mask may take gigabytes
+            fields[name] = np.asarray(first)[None]  # a view, since a mask may take gigabytes
         else:
             fields[name] = None if first is None else np.stack([mask[name] for mask in masks])
     return Prediction(**fields)

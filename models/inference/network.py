@@ -1,8 +1,8 @@
-"""A PSPNet made ready for inference: BatchNorm folded, auxiliary head dropped, weights packed.
+"""PSPNet prepared for inference: BatchNorm folded, auxiliary head removed, weights packed.
 
-Small images run layer by layer. For an image whose feature maps would not fit, the same layers run on strips of
-rows, each row computed once: what is held whole is one map of the head, 512 channels for PSPNet50, since the
-pyramid needs all features before the head can finish.
+Small images run layer by layer. If the feature maps of an image would not fit in memory, the same layers run on strips
+of rows, with each row computed once. Only one map of the head, 512 channels for PSPNet50, is stored as a whole, since
+the pyramid needs all features before the head can finish.
 
 Shape suffixes: N batch, C channels, H W rows and columns of the image, h w those at stride 8, S rows of a strip,
 O channels of the head, K classes.
@@ -26,14 +26,14 @@ from models.kernels.selection import Maker
 from models.pspnet import PSPNet, feature_size
 from models.pyramid import constant_interpolation_matrices
 
-# Strips of features of about this size keep the matrix products large and the memory small.
+# Strips of features of about this size keep matrix products large and memory small.
 STRIP_BYTES = 8 * 2**20
-COMPILED_SIZES = 8  # of batches, as many as torch keeps of one function
+COMPILED_SIZES = 8  # batch sizes, as many as torch keeps for one function
 
 
 @dataclass(frozen=True)
 class Block:
-    """Convolutions around a shortcut; `shortcut` is None where the input itself is added."""
+    """Convolutions with a shortcut; `shortcut` is None if the input itself is added."""
 
     convolutions: list[Convolution]
     shortcut: Convolution | None
@@ -47,14 +47,14 @@ class Block:
 
 
 class InferenceNetwork:
-    """Maps images (N, 3, H, W), RGB 0 to 255 minus the mean, float32, to logits (N, h, w, K), float32.
+    """Network that maps images (N, 3, H, W), RGB 0 to 255 minus the mean, float32, to logits (N, h, w, K), float32.
 
-    `std` is that of R, G, B. `make` turns folded convolutions into what computes them; the model stays as it is.
+    `std` is that of R, G, B. `make` creates the implementation of each folded convolution; the model does not change.
     The logits are divided by `temperature`.
     """
 
     def __init__(self, model: PSPNet, std: Tensor, make: Maker, device: torch.device, temperature: float = 1.0) -> None:
-        # The head first: packing its weight takes the most memory for a moment.
+        # The head comes first, since packing its weight has the highest peak memory.
         self.head = InferenceHead(model.head, make, device, temperature)
         self.stem = list(_stem(model, std, make))
         self.blocks = list(_blocks(model, make))
@@ -72,7 +72,7 @@ class InferenceNetwork:
         return self.head.finish(self.head.convolve(x_NCHW).permute(0, 2, 3, 1), pooling)
 
     def streamed(self, inputs: NetworkInputs) -> Tensor:
-        """The same, one image after the other, without ever holding all features of one, nor its float pixels."""
+        """Return the same logits, one image at a time, without storing all features or float pixels of an image."""
         return_large_blocks()
         logits_1hwK = [self._streamed(inputs[n]) for n in range(len(inputs))]
         return torch.cat(logits_1hwK) if len(logits_1hwK) > 1 else logits_1hwK[0]
@@ -104,13 +104,13 @@ class InferenceNetwork:
 
 
 def compiled(network: InferenceNetwork, **options: Any) -> Callable[[Tensor], Tensor]:
-    """Return the network's call, compiled by torch with `options`: one graph for each size, matrices included.
+    """Compile the network with torch and `options`: one graph per input size, which includes the matrices as constants.
 
-    Batches are filled up to a power of two, so that sizes are few. Of more than COMPILED_SIZES sizes the later ones
-    run as they are: torch would refuse them, and compiling one takes longer than a few images do.
+    Batches are padded to a power of two, so that there are few sizes. After COMPILED_SIZES sizes, further sizes run
+    uncompiled: torch would not compile them, and compiling takes longer than predicting a few images.
     """
     for function in (constant_interpolation_matrices, averaging):
-        # Not a decorator, which would load the compiler into every process.
+        # Called here, since a decorator would load the compiler in every process.
         torch.compiler.assume_constant_result(function)
     run = torch.compile(network.__call__, fullgraph=True, dynamic=False, **options)
     sizes: set[torch.Size] = set()
@@ -138,7 +138,7 @@ def _through_block(strips_NCSW: Iterator[Tensor], block: Block, max_rows: int) -
     def remembered() -> Iterator[Tensor]:
         for strip_NCSW in strips_NCSW:
             if block.shortcut is None:
-                # A copy where the first convolution may still need rows that the last one adds to.
+                # Copy the strip if the first convolution may still need rows that the last one overwrites.
                 in_place = block.convolutions[0].kernel_size == 1
                 shortcut.put(strip_NCSW if in_place else strip_NCSW.clone())
             else:
@@ -157,7 +157,7 @@ def _through_block(strips_NCSW: Iterator[Tensor], block: Block, max_rows: int) -
 
 def _max_pooled(strips_NCSW: Iterator[Tensor], max_rows: int) -> Iterator[Tensor]:
     for window_NCSW, _ in row_windows(strips_NCSW, 3, 2, 1, max_rows):
-        # Zeros above and below are the same as nothing, behind a ReLU.
+        # After a ReLU, zero rows above and below do not change the maxima.
         yield F.max_pool2d(window_NCSW, 3, 2, (0, 1))
         del window_NCSW
 

@@ -1,7 +1,7 @@
-"""Images side by side on a CPU: each thread, or a few of them, with images of its own.
+"""Parallel prediction of images on a CPU: each thread, or small group of threads, has its own images.
 
-All threads on one image wait for each other at the end of every layer; side by side they wait at the end of the batch
-alone. And the network sees batches of few sizes, for which oneDNN's choices can be relied on.
+If all threads work on one image, they wait for each other after every layer; in parallel, they wait only at the end
+of the batch. The network also sees few batch sizes, for which oneDNN's choices are known to be fast.
 """
 
 import functools
@@ -15,10 +15,10 @@ Result = TypeVar("Result")
 
 
 def map_images_in_parallel(function: Callable[[int], Result], count: int, most: int) -> list[Result]:
-    """Return [function(0), ..., function(count - 1)], of which at most `most` run at the same time.
+    """Return [function(0), ..., function(count - 1)], with at most `most` running at the same time.
 
-    They share torch's threads evenly; what is left over in the end has more of them. `function` is called in inference
-    mode. An exception of one is raised when none runs any more.
+    The calls share torch's threads evenly; the remaining ones at the end get more threads each. `function` is called in
+    inference mode. If a call raises an exception, it is re-raised after all running calls have ended.
     """
     num_threads = torch.get_num_threads()
     results: list[Result] = []
@@ -33,7 +33,7 @@ def map_images_in_parallel(function: Callable[[int], Result], count: int, most: 
         together = range(len(results), count - left % num_streams)
         running: list[Future[Result]] = [submit(_in_inference_mode, function, n) for n in together]
         wait(running)
-        torch.set_num_threads(num_threads)  # for threads to come: the streams have set it to their own number
+        torch.set_num_threads(num_threads)  # for new threads: the streams have changed the number
         results += [future.result() for future in running]
     return results
 

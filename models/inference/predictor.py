@@ -1,7 +1,7 @@
-"""From uint8 images to masks and statistics: the one way in to inference.
+"""Predictor from uint8 images to masks and statistics, the entry point of inference.
 
-Shape suffixes: N batch, H W rows and columns of the output, K classes, h w rows and columns at stride 8. Images
-are at rest: (N, height, width, 3), uint8, RGB.
+Shape suffixes: N batch, H W rows and columns of the output, K classes, h w rows and columns at stride 8. Images are
+(N, height, width, 3), uint8, RGB.
 """
 
 import math
@@ -23,21 +23,21 @@ from models.pspnet import PSPNet, feature_size
 
 Result = TypeVar("Result")
 
-# What the last features of images that are computed together may take; larger ones go alone, in strips of rows.
+# Memory limit of the last features of images that are computed together; larger images run alone, in strips of rows.
 MAX_FEATURE_BYTES_CPU = 128 * 2**20
 MAX_FEATURE_BYTES_GPU = 8 * 2**30
-# Smaller images than this share a pass on a CPU, or what each layer costs at the least would count; pixels.
+# Images with fewer pixels share a pass on a CPU, since the fixed cost of each layer would dominate.
 PASS_PIXELS_CPU = 40_000
 
 
 class Predictor:
-    """A PSPNet made ready for inference: folded, packed, without auxiliary head. The model itself stays as it is.
+    """PSPNet prepared for inference: folded, packed, without auxiliary head. The model itself does not change.
 
-    `mean` and `std` are of RGB in units of 0 to 255. `precision` "auto" is bfloat16 where the device computes
-    in it natively, else float32; logits, upsampling and statistics are float32 always. Logits are divided by
-    `temperature`, which changes confidence and entropy but no label. Of an image of any size
-    only the 512-channel map of the head is held whole. `max_strip_bytes` bounds the memory of upsampled logits
-    where they are evaluated in strips (no C compiler, or a GPU); by default it suits the device.
+    `mean` and `std` are of RGB in units of 0 to 255. `precision` "auto" is bfloat16 if the device supports it
+    natively, else float32; logits, upsampling and statistics are always float32. Logits are divided by
+    `temperature`, which changes confidence and entropy but no labels. Whatever the size of an image, only the
+    512-channel map of the head is stored as a whole. `max_strip_bytes` limits the memory of upsampled logits that
+    are evaluated in strips (without a C compiler, or on a GPU); the default depends on the device.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Predictor:
             )
         if precision == "int8" and activation_ranges is None:
             raise ValueError(
-                "Predictor: int8 needs the activations' ranges on sample images; calibrate the checkpoint first "
+                "Predictor: int8 needs the activation ranges of sample images; calibrate the checkpoint first "
                 "(jobs/calibrate.py), or use bfloat16."
             )
         if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
@@ -85,7 +85,7 @@ class Predictor:
         self.max_feature_bytes = MAX_FEATURE_BYTES_CPU if on_cpu else MAX_FEATURE_BYTES_GPU
         self._run: Callable[[Tensor], Tensor] = self.network.__call__
         if self.device.type == "cuda":
-            # Fuses what stands between the convolutions, and replays the whole as one CUDA graph.
+            # Fuses the operations between convolutions and replays everything as one CUDA graph.
             self._run = compiled(self.network, mode="reduce-overhead")
 
     @torch.inference_mode()
@@ -97,8 +97,10 @@ class Predictor:
     ) -> Prediction:
         """Label every pixel of a batch of RGB images of one size.
 
-        `images_NHWC` is (N, height, width, 3) uint8; the masks have `output_size` (rows, columns), by default
-        the images' own. Raises ValueError for images of another shape or type, or an empty output.
+        `images_NHWC` is (N, height, width, 3) uint8; the masks have `output_size` (rows, columns), by default that of
+        the images.
+
+        Raises ValueError for images of another shape or type, or an empty output.
         """
         images_NHWC = checked_images(images_NHWC)
         output_size = checked_output_size(output_size, images_NHWC)
@@ -111,9 +113,9 @@ class Predictor:
     def predict_each(
         self, images_NHWC: Tensor | NDArray[np.uint8], output_sizes: Sequence[tuple[int, int]]
     ) -> list[Prediction]:
-        """Label images of one size whose masks have sizes of their own, as one batch: a batch of one for each.
+        """Label images of one size with masks of different sizes as one batch; return a batch of one for each.
 
-        Raises as `predict` does.
+        Raises the same errors as `predict`.
         """
         images_NHWC = checked_images(images_NHWC)
         checked = [checked_output_size(output_size, images_NHWC) for output_size in output_sizes]
@@ -130,7 +132,7 @@ class Predictor:
     def _side_by_side(
         self, images_NHWC: Tensor, output_sizes: Sequence[tuple[int, int]], with_confidence_map: bool
     ) -> list[dict[str, Any]]:
-        """Return the fields of each image's mask, on a CPU: what follows the network is done by the same threads."""
+        """Return the fields of each image's mask on a CPU, where the threads that run the network also make masks."""
         size, align_corners = (images_NHWC.shape[1], images_NHWC.shape[2]), self.architecture.align_corners
         padded = padded_size(size, align_corners)
 
@@ -160,7 +162,7 @@ class Predictor:
         rows_P: NDArray[np.integer],
         columns_P: NDArray[np.integer],
     ) -> Tensor:
-        """Return (P, K) float32 on the predictor's device: the logits behind P pixels of an image's mask.
+        """Return the upsampled logits at P pixels of an image's mask, (P, K) float32 on the predictor's device.
 
         The mask has `output_size`; the pixels are at `rows_P` and `columns_P`.
         """
@@ -178,9 +180,9 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, images_NHWC: Tensor) -> Tensor:
-        """Return (N, h, w, K) float32 on the predictor's device, of the images at their `padded_size`.
+        """Return the logits of the images at their `padded_size`, (N, h, w, K) float32 on the predictor's device.
 
-        `images_NHWC` is RGB from 0 to 255, uint8 or float32. Padding, below and on the right, has the mean colour.
+        `images_NHWC` is RGB from 0 to 255, uint8 or float32. Padding, at the bottom and right, has the mean color.
         """
         if self.device.type == "cpu":
             logits_NhwK = self._map_passes(lambda images: self._one_pass(images_NHWC[images]), images_NHWC)
@@ -188,11 +190,11 @@ class Predictor:
             logits_NhwK = [self._one_pass(some) for some in images_NHWC.split(max(1, self._at_once(images_NHWC)))]
         if len(logits_NhwK) > 1:
             return torch.cat(logits_NhwK)
-        # What a CUDA graph returns is overwritten by its next replay.
+        # The output of a CUDA graph is overwritten by its next replay.
         return logits_NhwK[0].clone() if self.device.type == "cuda" else logits_NhwK[0]
 
     def _map_passes(self, function: Callable[[slice], Result], images_NHWC: Tensor) -> list[Result]:
-        """Call the function, on a CPU, with which of the images go through the network together."""
+        """Call the function, on a CPU, with each slice of images that go through the network together."""
         num_images, height, width, _ = images_NHWC.shape
         at_once = self._at_once(images_NHWC)
         for_each_thread = -(-num_images // torch.get_num_threads())
@@ -210,7 +212,7 @@ class Predictor:
         return self._run(inputs.rows(0, padded[0]))
 
     def _at_once(self, images_NHWC: Tensor) -> int:
-        """Return how many images of this size may be computed together; 0: not even one."""
+        """Return the number of images of this size that fit in memory together; 0 if not even one does."""
         padded = padded_size((images_NHWC.shape[1], images_NHWC.shape[2]), self.architecture.align_corners)
         rows, columns = feature_size(*padded)
         return self.max_feature_bytes // (4 * rows * columns * self.network.num_features)
@@ -219,7 +221,7 @@ class Predictor:
 def by_output_size(
     output_sizes: Sequence[tuple[int, int]], label: Callable[[list[int], tuple[int, int]], Prediction]
 ) -> list[Prediction]:
-    """Return a batch of one for each image; `label` makes the batch of those, by index, that have one output size."""
+    """Return a batch of one for each image; `label` labels the images (indices) that have the same output size."""
     members: dict[tuple[int, int], list[int]] = {}
     for n, output_size in enumerate(output_sizes):
         members.setdefault(output_size, []).append(n)
@@ -231,24 +233,24 @@ def by_output_size(
 
 
 def has_int8(device: torch.device) -> bool:
-    """Return whether the device multiplies 8-bit matrices without overflow: a CPU with VNNI, through oneDNN."""
+    """Return True if the device multiplies 8-bit matrices without overflow: a CPU with VNNI, through oneDNN."""
     supported = getattr(torch.cpu, "_is_vnni_supported", None)
     on_cpu = device.type == "cpu" and torch.backends.mkldnn.is_available()
     return on_cpu and supported is not None and supported()
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Return whether the device computes convolutions in bfloat16 at all; oneDNN refuses to on older CPUs."""
+    """Return True if the device supports convolutions in bfloat16; oneDNN does not support them on older CPUs."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return True
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def has_native_bfloat16(device: torch.device) -> bool:
-    """Return whether the device multiplies bfloat16 matrices faster than float32 ones."""
+    """Return True if the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # torch has no public question for this, and mkldnn's says yes to AVX-512 without the instructions.
+    # torch has no public API for this, and mkldnn's check accepts AVX-512 without bfloat16 instructions.
     questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     checks = [getattr(torch.cpu, question, None) for question in questions]
     return device.type == "cpu" and any(check is not None and check() for check in checks)

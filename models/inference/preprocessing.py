@@ -1,4 +1,4 @@
-"""What goes into a network for inference: images as they are at rest, and the size they are padded to."""
+"""Input of a network for inference: checks of images and masks, padding, and conversion of rows to float32."""
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ def checked_images(images_NHWC: Tensor | NDArray[np.uint8]) -> Tensor:
             f"Predictor expects uint8 RGB images of shape (N, height, width, 3), not {dtype} {shape}; "
             "add the batch axis, drop alpha, and leave pixels in 0 to 255."
         )
-    # A copy, since torch warns of the read-only arrays that Arrow and Ray hand out.
+    # Copy, since torch warns about the read-only arrays that Arrow and Ray return.
     return images_NHWC if isinstance(images_NHWC, Tensor) else torch.from_numpy(np.array(images_NHWC))
 
 
 def checked_output_size(output_size: tuple[int, int] | None, images_NHWC: Tensor) -> tuple[int, int]:
-    """Return the size (rows, columns) of the masks, by default the images'. Raises ValueError for an empty one."""
+    """Return the size (rows, columns) of the masks, by default that of the images. Raises ValueError if empty."""
     if output_size is None:
         return images_NHWC.shape[1], images_NHWC.shape[2]
     if min(output_size) < 1:
@@ -30,9 +30,9 @@ def checked_output_size(output_size: tuple[int, int] | None, images_NHWC: Tensor
 
 
 def padded_size(size: tuple[int, int], align_corners: bool) -> tuple[int, int]:
-    """Return the smallest (rows, columns) of 64 or more that cover `size`, with logits 8 pixels apart.
+    """Return the smallest (rows, columns), at least 64, that cover `size` with logits exactly 8 pixels apart.
 
-    With align_corners these are 8n + 1, where the corners of n + 1 cells fall on pixels; without it 8n.
+    With align_corners, they are 8n + 1, so that the corners of n + 1 cells fall on pixels; without it, 8n.
     """
     extra = 1 if align_corners else 0
     height, width = (max(MIN_SIZE + extra, -(-(length - extra) // 8) * 8 + extra) for length in size)
@@ -40,9 +40,9 @@ def padded_size(size: tuple[int, int], align_corners: bool) -> tuple[int, int]:
 
 
 class NetworkInputs:
-    """What a batch of images is to the network, made row by row: RGB minus `mean_3`, float32, padded to `padded`.
+    """Network input of a batch of images, computed row by row: RGB minus `mean_3`, float32, padded to `padded`.
 
-    `images_NHWC` are RGB from 0 to 255, uint8 or float32. Padding, below and on the right, has the mean colour.
+    `images_NHWC` are RGB from 0 to 255, uint8 or float32. Padding, at the bottom and right, has the mean color.
     """
 
     def __init__(self, images_NHWC: Tensor, padded: tuple[int, int], mean_3: Tensor) -> None:
@@ -61,5 +61,5 @@ class NetworkInputs:
         return rows_NSWC.permute(0, 3, 1, 2)
 
     def __getitem__(self, n: int) -> "NetworkInputs":
-        """Return those of one image."""
+        """Return the input of one image."""
         return NetworkInputs(self._images_NHWC[n : n + 1], self.size, self._mean_3)

@@ -1,16 +1,16 @@
-"""The test protocol of the PSPNet paper: sliding crops, mirrored average, several scales.
+"""Test protocol of the PSPNet paper: sliding crops, mirroring and several scales.
 
-At every scale the image is resized bilinearly, so that its long side is scale * base_size, padded with the mean
-colour on both sides where it is smaller than the crop, and covered by square crops that overlap by a third. The
-network sees every crop, and its mirror image too; the softmax of the logits, upsampled to the crop, is averaged
-over both, over the crops that cover a pixel and, resized bilinearly to the output, over the scales. The largest
-probability decides. Source: Zhao et al. 2017, section 5.1, and the authors' evaluation code, hszhao/semseg.
-Without crops the network sees each scaled image, and its mirror image, whole; the rest is the same.
+At every scale, the image is resized bilinearly so that its long side is scale * base_size, padded with the mean
+color on both sides if it is smaller than the crop, and covered by square crops that overlap by a third. The network
+predicts every crop and its mirror image. The softmax of the logits, upsampled to the crop, is averaged over both, over
+the crops that cover a pixel and, resized bilinearly to the output, over the scales. The class with the largest
+probability wins. Source: Zhao et al. 2017, section 5.1, and the authors' evaluation code, hszhao/semseg.
+Without crops, the network predicts each scaled image and its mirror image as a whole; the rest is the same.
 
-A 12-megapixel image has 7 GB of probabilities at 150 classes. They never exist: kept are the logits, at stride 8,
-of the crops that the current band of output rows needs. Rows of a scaled image are computed from those, few at a
-time, and rows of the output mixed from them: on a CPU by the kernel in masks.c, else by torch in strips.
-Of a gigapixel image the pixels do not exist together either: it is read window by window (`predict_windows`).
+A 12-megapixel image has 7 GB of probabilities at 150 classes. They are never stored: only the logits, at stride 8,
+of the crops that the current band of output rows needs are kept. A few rows of a scaled image at a time are computed
+from them and mixed to rows of the output: on a CPU by the kernel in masks.c, else by torch in strips.
+The pixels of a gigapixel image are not stored together either: it is read window by window (`predict_windows`).
 
 Shape suffixes: N batch, H W rows and columns of the output, K classes, h w rows and columns of the logits, S rows
 of a strip, R rows of a scaled image that the strip needs, V columns of a scaled image, P Q rows and columns of a crop.
@@ -37,20 +37,22 @@ from models.inference.preprocessing import checked_images, checked_output_size
 from models.inference.strip_masks import StripOutput
 from models.pspnet import MIN_SIZE
 
-# On a CPU each thread has a crop of its own (parallel.py); of small ones, as many pixels as the paper's have.
+# On a CPU, each thread has its own crop (parallel.py), or several small ones with as many pixels as one of the paper's.
 CPU_BATCH_PIXELS, GPU_BATCH, GPU_BATCH_PIXELS = 473**2, 16, 16 * 473**2
-# Logits are kept up to this size, and beyond it those of one image's current band alone.
+# Logits of whole images are kept up to this size; beyond it, only those of the current band of one image.
 LOGITS_BYTES_CPU, LOGITS_BYTES_GPU = 128 * 2**20, 4 * 2**30
 STRIP_BYTES_CPU, STRIP_BYTES_GPU = 128 * 2**20, 2 * 2**30
 
 
 class SlidingPredictor:
-    """Takes a Predictor's place and follows the paper's test protocol, at many forward passes per image.
+    """Replacement for Predictor that follows the paper's test protocol, with many forward passes per image.
 
-    `base_size` is the image's long side at scale 1 in pixels (None: as it is), `crop` the side of the crops (None:
-    one crop, which is the whole scaled image), `stride` the part of it by which they advance; `mirror` and `scales`
-    say what is averaged. Up to `max_batch` crops of one size, of all images and scales, go through the network at
-    once. Raises ValueError for a value out of range.
+    `base_size` is the image's long side at scale 1 in pixels (None: unchanged), `crop` the side of the crops (None:
+    one crop, the whole scaled image), and `stride` the step between crops as a share of their side. Results are
+    averaged over `scales` and, with `mirror`, over mirror images. Up to `max_batch` crops of one size, of all images
+    and scales, go through the network together.
+
+    Raises ValueError for a value out of range.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class SlidingPredictor:
     ) -> None:
         _require(base_size is None or base_size >= 1, f"base_size is {base_size}; it must be at least 1, or None")
         _require(crop is None or crop >= MIN_SIZE, f"crop is {crop}; it must be at least {MIN_SIZE} pixels, or None")
-        _require(0 < stride <= 1, f"stride is {stride}; it must be a part of the crop, above 0 and up to 1")
+        _require(0 < stride <= 1, f"stride is {stride}; it must be a share of the crop, above 0 and up to 1")
         valid = len(scales) > 0 and all(0 < scale < math.inf for scale in scales)
         _require(valid, f"scales are {list(scales)}; they must be one or more numbers above 0")
         _require(max_batch is None or max_batch >= 1, f"max_batch is {max_batch}; it must be at least 1, or None")
@@ -86,7 +88,7 @@ class SlidingPredictor:
         output_size: tuple[int, int] | None = None,
         with_confidence_map: bool = False,
     ) -> Prediction:
-        """Label every pixel of a batch of RGB images of one size, with the arguments of `Predictor.predict`.
+        """Label every pixel of a batch of RGB images of one size; arguments are those of `Predictor.predict`.
 
         Confidence and entropy are those of the averaged probabilities.
         """
@@ -113,23 +115,22 @@ class SlidingPredictor:
     def predict_each(
         self, images_NHWC: Tensor | NDArray[np.uint8], output_sizes: Sequence[tuple[int, int]]
     ) -> list[Prediction]:
-        """Label images of one size whose masks have sizes of their own, as `Predictor.predict_each` does."""
+        """Label images of one size with masks of different sizes, like `Predictor.predict_each`."""
         images_NHWC = checked_images(images_NHWC)
         return by_output_size(output_sizes, lambda members, size: self.predict(images_NHWC[members], size))
 
     @torch.inference_mode()
     def predict_windows(self, image: ImageWindows) -> Prediction:
-        """Label every pixel of one image that is read as it is needed: the batch of one that `predict` makes of it.
+        """Label every pixel of one image that is read on demand; return a batch of one, like `predict`.
 
-        Every row of pixels is read once, from the top down. Beside the mask, memory grows with the image's width and
-        not with its height. The labels are those of `predict`, bit by bit where batches do not matter: with one crop
-        in each.
+        Every row of pixels is read once, from the top down. Apart from the mask, memory grows with the width of the
+        image but not with its height. The labels are those of `predict`, and bitwise equal with batches of one crop.
 
-        Raises ValueError where a crop would need all of the image: without crops, or with a base size. What `read`
-        raises passes through.
+        Raises ValueError if a crop would need the whole image: without crops, or with a base size. Exceptions of `read`
+        are passed on.
         """
         sliding = self.crop is not None and self.base_size is None
-        _require(sliding, "an image is read by window only in crops at its own size; set crop, and base_size to None")
+        _require(sliding, "reading an image by window requires crops at its own size; set crop, and base_size to None")
         return_large_blocks()
         size, device = (image.height, image.width), self.predictor.device
         _require(min(size) >= 1, f"the image has {image.height} rows and {image.width} columns")
@@ -155,7 +156,7 @@ class SlidingPredictor:
     def _label(
         self, grid: Grid, images: Sequence[WholeImage | HeldRows], masks: "Sequence[_Mask]", in_one_band: bool
     ) -> None:
-        """Fill the masks, the same band of all images in turn."""
+        """Fill the masks band by band, for all images."""
         num_units, unit_rows = masks[0].num_units, masks[0].unit_rows
         band_units = num_units if in_one_band else torch.get_num_threads()
         bands = [range(start, min(start + band_units, num_units)) for start in range(0, num_units, band_units)]
@@ -181,8 +182,8 @@ class SlidingPredictor:
     def _room(
         self, grid: Grid, rows_of_bands: list[list[CropRow]], num_images: int
     ) -> dict[tuple[int, int], list[Tensor]]:
-        """Return tensors for the logits of the most crops that a band needs, by their rows and columns of cells."""
-        # One allocation for each size: many that come and go between the network's would scatter over twice the memory.
+        """Return tensors for the logits of the crops of any band, by their rows and columns of cells."""
+        # One allocation per size: many short-lived ones among the network's would fragment memory to twice its size.
         counts = (Counter(map(grid.cells_of, grid.crops_in(crop_rows))) for crop_rows in rows_of_bands)
         most = functools.reduce(operator.or_, counts)
         num_classes, device = self.predictor.architecture.num_classes, self.predictor.device
@@ -192,7 +193,7 @@ class SlidingPredictor:
         }
 
     def _batches(self, grid: Grid, keys: list[tuple[int, CropKey]]) -> Iterator[list[tuple[int, CropKey]]]:
-        """Divide (image, crop) into batches of one size of crops."""
+        """Divide (image, crop) pairs into batches of crops of the same size."""
         by_size = defaultdict(list)
         for n, key in keys:
             by_size[grid.size_of(key)].append((n, key))
@@ -207,7 +208,7 @@ class SlidingPredictor:
         return GPU_BATCH if self.crop else max(1, min(GPU_BATCH, GPU_BATCH_PIXELS // crop_pixels))
 
     def _crop_image(self, grid: Grid, image: WholeImage | HeldRows, key: CropKey) -> Tensor:
-        """Return a crop of the scaled image, (P, Q, 3), float32 from 0 to 255."""
+        """Return a crop of the scaled image, (P, Q, 3) float32 from 0 to 255."""
         crop_PQ3 = self.predictor.mean_3.expand(*grid.size_of(key), 3).contiguous()
         rows, columns = grid.scales[key.scale]
         window = image.window(rows.source(key.row), columns.source(key.column))
@@ -225,7 +226,7 @@ Logits = Mapping[CropKey, Tensor]
 
 
 class _KernelMask:
-    """The mask of one image, by the kernel; a unit is a chunk of Output."""
+    """Mask of one image, computed by the kernel; a unit is a chunk of Output."""
 
     def __init__(self, grid: Grid, size: tuple[int, int], num_classes: int, with_confidence_map: bool) -> None:
         self._grid = grid
@@ -252,7 +253,7 @@ class _KernelMask:
 
 
 class _TorchMask:
-    """The mask of one image, by torch; a unit is a strip of rows."""
+    """Mask of one image, computed by torch; a unit is a strip of rows."""
 
     def __init__(
         self, grid: Grid, size: tuple[int, int], num_classes: int, with_confidence_map: bool, device: torch.device
@@ -260,7 +261,7 @@ class _TorchMask:
         self._grid, self._device = grid, device
         self._output = StripOutput(size, num_classes, with_confidence_map, device)
         strip_bytes = STRIP_BYTES_CPU if device.type == "cpu" else STRIP_BYTES_GPU
-        # The sum over scales, both neighbours of what is added to it, and the rows these come from.
+        # Four planes: the sum over scales, both neighbors of the term to add, and the rows from which these come.
         self.unit_rows = min(size[0], max(1, strip_bytes // (4 * 4 * size[1] * num_classes)))
         self.num_units = -(-size[0] // self.unit_rows)
 
@@ -279,7 +280,7 @@ class _TorchMask:
         return self._output.fields()
 
     def _at_scale(self, scale: int, strip: slice, logits: Logits) -> Tensor:
-        """Return the probabilities of a strip of the output, (S, W, K), as one scale has them."""
+        """Return the probabilities of a strip of the output at one scale, (S, W, K)."""
         rows, columns = self._grid.scales[scale]
         taps = rows.output.part(strip)
         needed = span_of(taps)

@@ -1,4 +1,4 @@
-"""The mask of one image as torch makes it strip by strip, for images of any height.
+"""Mask of one image computed by torch strip by strip, for images of any height.
 
 Shape suffixes: H W rows and columns of the output, S rows of a strip, K classes.
 """
@@ -15,9 +15,9 @@ from models.inference.masks import extent, histogram
 
 
 class StripOutput:
-    """The fields of Prediction for one image, from strips of torch tensors.
+    """Fields of Prediction for one image, from strips of torch tensors.
 
-    The mask is kept in the host's memory. The device holds what its strips need, and counts by row and by column.
+    The mask is in host memory. The device holds only the current strip, and counts by row and by column.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class StripOutput:
         self._low_HG = np.empty((height, -(-width // self._cell_side)), np.int32)
 
     def put(self, strip: slice, ids_SW: Tensor, confidence_SW: Tensor, entropy_SW: Tensor) -> None:
-        """Take rows of class ids, their probabilities, and the entropies."""
+        """Add a strip of class ids, their probabilities and the entropies."""
         ids_1SW, one = ids_SW[None], torch.ones((), dtype=torch.int32, device=ids_SW.device)
         columns_1WS = ids_1SW.transpose(1, 2)
         self._rows_HK[strip] = histogram(ids_1SW, one.expand(ids_1SW.shape), self._num_classes)[0]
@@ -48,7 +48,7 @@ class StripOutput:
             self._confidence_HW[strip] = confidence_SW.half().cpu().numpy()
 
     def fields(self) -> dict[str, NDArray[Any] | None]:
-        """Return the fields of Prediction, without their leading axis N, once all strips are put."""
+        """Return the fields of Prediction, without their leading axis N, after all strips are put."""
         count_1K = self._rows_HK[None].sum(1)
         x_min_1K, x_max_1K, x_mean_1K = extent(self._columns_WK[None], count_1K)
         y_min_1K, y_max_1K, y_mean_1K = extent(self._rows_HK[None], count_1K)

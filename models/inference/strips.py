@@ -1,7 +1,7 @@
-"""Running convolutions over an image strip by strip of rows, each row computed once.
+"""Convolutions over strips of rows of an image, with each row computed once.
 
-A 3x3 convolution needs rows from above and below. Each keeps the few rows that it still needs and hands on what it
-has finished, so that no layer's whole output is ever held. The result is that of the whole image.
+A 3x3 convolution needs rows from above and below. Each convolution keeps the few rows that it still needs and passes
+on completed rows, so the whole output of a layer is never stored. The result equals that of the whole image.
 
 Shape suffixes: N batch, C channels, S rows of a strip, W columns.
 """
@@ -16,7 +16,7 @@ from models.kernels.convolution import Convolution
 
 
 class RowBuffer:
-    """A queue of rows of one feature map, kept as the strips (N, C, rows, W) that they came in."""
+    """Queue of rows of one feature map, stored as the strips (N, C, rows, W) in which they arrive."""
 
     def __init__(self) -> None:
         self._strips_NCSW: deque[Tensor] = deque()
@@ -30,7 +30,7 @@ class RowBuffer:
         self._length += strip_NCSW.shape[2]
 
     def take(self, rows: int, dropped: int | None = None) -> Tensor:
-        """Return the first `rows` rows; drop as many, or `dropped`."""
+        """Return the first `rows` rows, and drop the first `dropped` rows (by default, the same ones)."""
         parts_NCSW: list[Tensor] = []
         missing = rows
         for strip_NCSW in self._strips_NCSW:
@@ -53,9 +53,9 @@ class RowBuffer:
 def row_windows(
     strips_NCSW: Iterator[Tensor], extent: int, stride: int, padding: int, max_rows: int
 ) -> Iterator[tuple[Tensor, int]]:
-    """Yield the rows that a layer's next output rows need, zeros above and below included, and how many those are.
+    """Yield the input rows of a layer's next output rows, including zero padding, and the number of output rows.
 
-    The layer's window is `extent` rows high, its output at most `max_rows` at a time.
+    The layer's window is `extent` rows high; at most `max_rows` output rows are computed at a time.
     """
     waiting = RowBuffer()
     zeros_NCSW: Tensor | None = None
@@ -64,7 +64,7 @@ def row_windows(
         while True:
             rows = (len(waiting) - extent) // stride + 1
             if not complete:
-                # A stride beyond the window drops rows that must have come.
+                # With a stride beyond the window, the rows to drop must have arrived.
                 rows = min(rows, len(waiting) // stride)
             rows = min(rows, max_rows)
             if rows <= 0:
@@ -77,7 +77,7 @@ def row_windows(
             zeros_NCSW = strip_NCSW.new_zeros(num_images, padding, width, channels).permute(0, 3, 1, 2)
             waiting.put(zeros_NCSW)
         waiting.put(strip_NCSW)
-        del strip_NCSW  # and so below: what a suspended generator holds, nobody can free
+        del strip_NCSW  # here and below: a suspended generator would keep the memory alive
         yield from ready(complete=False)
     if zeros_NCSW is not None:
         waiting.put(zeros_NCSW)
@@ -87,7 +87,7 @@ def row_windows(
 def convolved(
     strips_NCSW: Iterator[Tensor], convolution: Convolution, max_rows: int, shortcut: RowBuffer | None = None
 ) -> Iterator[Tensor]:
-    """Yield the convolution's output in strips. `shortcut` holds the rows to be added by the time they are needed."""
+    """Yield the output of the convolution in strips. `shortcut` must hold the rows to add when they are needed."""
     extent = convolution.dilation * (convolution.kernel_size - 1) + 1
     geometry = extent, convolution.stride, convolution.padding, max_rows
     for window_NCSW, rows in row_windows(strips_NCSW, *geometry):

@@ -1,1 +1,1 @@
-"""Convolutions for CPUs, the compiled C kernels, and the choice between them."""
+"""CPU convolutions, compiled C kernels, and the choice between them."""

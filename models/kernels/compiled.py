@@ -1,8 +1,8 @@
-"""C sources beside this file, compiled at first use for the CPU at hand and shared by the machine's processes.
+"""C sources in this folder, compiled at first use for the machine's CPU and shared by its processes.
 
-A compiled library lies in a cache folder under a name that says what it was made from and what it contains: a
-hash of source, compiler, flags and CPU, and one of its own bytes. A library made for something else is never
-found, a damaged one never loaded. Processes that start at once compile at worst once each, all the same.
+The name of a compiled library in the cache folder contains a hash of source, compiler, flags and CPU, and a hash of
+its own bytes. So a library built for something else is never found, and a damaged one is never loaded. Processes that
+start at the same time may each compile the same library, which is harmless.
 """
 
 import ctypes
@@ -26,32 +26,32 @@ from typing import Any
 import torch
 
 SOURCES = Path(__file__).parent
-# Plain SIMD pragmas and no OpenMP runtime: a second pool of threads would fight with torch's.
+# Only SIMD pragmas, without the OpenMP runtime: a second pool of threads would compete with torch's.
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-fopenmp-simd")
-# The first that the compiler takes counts. gcc avoids 512-bit vectors unless told.
+# The first one that the compiler accepts is used. gcc avoids 512-bit vectors by default.
 TARGETS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
 TIMEOUT = 120
 
 
 @functools.cache
 def library(name: str) -> ctypes.CDLL | None:
-    """Return `models/NAME.c` as a loaded library; None, after one warning, where it cannot be compiled.
+    """Return `models/kernels/NAME.c` as a loaded library, or None, after one warning, if it cannot be compiled.
 
-    The compiler is `cc`, or the command in the environment variable CC. The cache is the folder in
-    SCENEPARSE_CACHE or else ~/.cache/sceneparse; where that is not writable, or others than this user and root
-    may write there, it is one in the system's folder for temporary files.
+    The compiler is `cc`, or the command in the environment variable CC. The cache folder is SCENEPARSE_CACHE, by
+    default ~/.cache/sceneparse. If it is not writable, or writable by others than this user and root, a folder in the
+    system's temporary folder is used.
     """
     compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
     source = SOURCES / f"{name}.c"
     if shutil.which(compiler[0]) is None:
-        problem = f"there is no C compiler {compiler[0]!r}; install gcc or clang, or name one in CC"
+        problem = f"there is no C compiler {compiler[0]!r}; install gcc or clang, or set CC to a compiler"
     else:
         try:
             return _load(source, compiler)
         except (OSError, subprocess.SubprocessError) as error:
             problem = str(getattr(error, "stderr", None) or error).strip()
     warnings.warn(
-        f"models/{source.name} could not be compiled, so slower torch code does its work: {problem}.",
+        f"models/kernels/{source.name} could not be compiled, so slower torch code is used instead: {problem}.",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -59,7 +59,7 @@ def library(name: str) -> ctypes.CDLL | None:
 
 
 def in_threads(function: Callable[..., Any], *arguments: Any, count: int) -> None:
-    """Call `function(*arguments, first, end)` on parts of 0 to `count`, one for each of torch's threads."""
+    """Call `function(*arguments, first, end)` on parts of the range 0 to `count`, one for each of torch's threads."""
     num_threads = max(1, min(torch.get_num_threads(), count))
     edges = [count * n // num_threads for n in range(num_threads + 1)]
     first, *others = pairwise(edges)
@@ -78,7 +78,7 @@ _pools = _Pools()
 
 
 def threads(count: int) -> ThreadPoolExecutor:
-    """Return this thread's pool of so many more; a call of a library's function does not hold the interpreter."""
+    """Return this thread's pool of `count` more threads; calls into the library release the GIL."""
     pools = _pools.by_count
     if count not in pools:
         pools[count] = ThreadPoolExecutor(count, "native")
@@ -87,7 +87,7 @@ def threads(count: int) -> ThreadPoolExecutor:
 
 def _load(source: Path, compiler: list[str]) -> ctypes.CDLL:
     prefix = f"{source.stem}-{_key(source, compiler)}-"
-    problem: OSError = PermissionError("no cache folder is writable; set SCENEPARSE_CACHE to one that is")
+    problem: OSError = PermissionError("no cache folder is writable; set SCENEPARSE_CACHE to a writable folder")
     for folder in _folders():
         for path in sorted(folder.glob(f"{prefix}*.so")):
             if _is_private(path) and path.name == _library_name(prefix, path):
@@ -98,7 +98,7 @@ def _load(source: Path, compiler: list[str]) -> ctypes.CDLL:
                 path = folder / _library_name(prefix, made)
                 os.replace(made, path)
             return ctypes.CDLL(str(path))
-        except OSError as error:  # Full, read-only, or mounted without the right to execute: the next one.
+        except OSError as error:  # The folder is full, read-only, or mounted noexec: try the next one.
             problem = error
     raise problem
 
@@ -111,7 +111,7 @@ def _key(source: Path, compiler: list[str]) -> str:
 
 
 def _cpu() -> bytes:
-    """Return what decides which instructions "native" stands for."""
+    """Return the properties of the CPU that determine the instructions of "native"."""
     try:
         about = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -122,7 +122,7 @@ def _cpu() -> bytes:
 
 
 def _folders() -> Iterator[Path]:
-    """Yield the folders that only this user can write, best first, made where they are missing."""
+    """Yield cache folders that only this user can write, in order of preference; create missing ones."""
     chosen = os.environ.get("SCENEPARSE_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "sceneparse")
     for folder in (Path(chosen).resolve(), Path(tempfile.gettempdir()) / f"sceneparse-{os.getuid()}"):
         try:
@@ -134,7 +134,7 @@ def _folders() -> Iterator[Path]:
 
 
 def _is_private(path: Path) -> bool:
-    """Return whether a file or folder, not a link, can have been written by this user and root alone."""
+    """Return True if `path` is not a link and only this user and root can have written it."""
     about = path.lstat()
     written_by_others = about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or about.st_uid not in (0, os.getuid())
     return not stat.S_ISLNK(about.st_mode) and not written_by_others

@@ -1,4 +1,4 @@
-"""Convolutions made ready for inference: bias, shortcut and ReLU in one operation, weights packed once.
+"""Convolutions for inference, with fused bias, shortcut and ReLU, and weights packed once.
 
 Shape suffixes: N batch, C input and O output channels, H W rows and columns, S rows of a strip.
 """
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class Convolution:
-    """`relu(conv(x) + bias + shortcut)`, on any device, by torch's public operations.
+    """`relu(conv(x) + bias + shortcut)` on any device, with torch's public operations.
 
-    `relu` and the shortcut may be absent. Rows can go unpadded (`pad_rows=False`), when the caller brings them
-    strip by strip with the rows around. A shortcut is overwritten.
+    `relu` and the shortcut are optional. Rows are not padded with `pad_rows=False`, for callers that pass strips of
+    rows together with the surrounding rows. The shortcut is overwritten.
     """
 
     def __init__(self, conv: nn.Conv2d, relu: bool, dtype: torch.dtype, device: torch.device) -> None:
@@ -21,7 +21,7 @@ class Convolution:
         self.padding = int(conv.padding[0])
         self.dilation = int(conv.dilation[0])
         self.relu = relu
-        self.in_scale = 1.0  # of one unit of the input, where that is quantized
+        self.in_scale = 1.0  # value of one unit of a quantized input
         self.dtype = dtype
         self._pack(conv.weight.detach(), conv.bias.detach(), device)  # type: ignore[union-attr]
 
@@ -48,7 +48,7 @@ class Convolution:
 
 
 class OneDnnConvolution(Convolution):
-    """The same by oneDNN's fused operations, which torch's compiler emits for CPUs too; returns `out_dtype`."""
+    """Convolution with oneDNN's fused operations, which torch.compile also uses on CPUs; returns `out_dtype`."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class OneDnnConvolution(Convolution):
 
     def _pack(self, weight_OCkk: Tensor, bias_O: Tensor, device: torch.device) -> None:
         self._geometry = [self.stride] * 2, [self.dilation] * 2, 1
-        # A copy, so that no file which the model was mapped from stays open for it.
+        # The copy lets a memory-mapped model file be closed.
         self._bias_O = bias_O.to(self.dtype, copy=True)
         self._pack_for([1, weight_OCkk.shape[1], 60, 60], weight_OCkk.to(self.dtype))
 
@@ -76,7 +76,7 @@ class OneDnnConvolution(Convolution):
     def __call__(self, x_NCHW: Tensor, shortcut_NOHW: Tensor | None = None, pad_rows: bool = True) -> Tensor:
         size_NCHW = list(x_NCHW.shape)
         if self.kernel_size == 1 and self.dtype == torch.float32 and size_NCHW != self._packed_for:
-            # oneDNN chooses this packing by the input's size, and repacks at each call what was packed for another.
+            # oneDNN chooses this packing by the input size, and repacks at every call if it was packed for another.
             self._pack_for(size_NCHW, self._weight.to_dense())
         geometry = self._padding(pad_rows), *self._geometry
         x_NCHW = x_NCHW.to(self.dtype)

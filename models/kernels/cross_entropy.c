@@ -1,12 +1,13 @@
-/* Cross-entropy of upsampled logits and its gradient, without the upsampled logits: cross_entropy.py's torch code is the
- * reference. Logits are (rows, columns, classes), float32, classes padded to whole vectors with scores that never win.
+/* Cross-entropy of upsampled logits and its gradient, without storing the upsampled logits. The torch code of
+ * cross_entropy.py is the reference. Logits are (rows, columns, classes), float32, with classes padded to whole vectors
+ * by scores that never win.
  */
 
 #include "kernels.h"
 
-/* Add the output rows first <= y < end of one image. `loss` takes the sum over its pixels, `gradient` (band rows,
- * columns, classes) its derivative; row 0 of the band is rows->low[first]. Returns 0, 1 without memory, 2 for a label
- * that is no class.
+/* Compute the output rows first <= y < end of one image. `loss` receives the sum over the pixels; its derivative is
+ * added to `gradient` (band rows, columns, classes). Row 0 of the band is row_taps->low[first]. Returns 0 for success,
+ * 1 when out of memory, 2 for a label that is not a class.
  */
 int cross_entropy_rows(const float *logits, int64_t columns, int64_t classes, const Taps *row_taps,
                        const Taps *column_taps, const int32_t *labels, int64_t width, int64_t ignore_index,

@@ -1,8 +1,8 @@
-"""Eight-bit convolutions for CPUs: oneDNN's, four times the float32 rate on AVX-512 with VNNI.
+"""8-bit convolutions for CPUs with oneDNN, at four times the float32 rate on AVX-512 with VNNI.
 
-Weights have a scale for each output channel, activations one for each tensor, found by running the network in
-float32 on sample images. Between the convolutions activations stay uint8; the shortcuts are added inside them. The
-first convolution, the pyramid's levels and the classifier, a hundredth of the work, stay in float32.
+Weights have one scale per output channel, activations one per tensor, measured by running the network in float32 on
+sample images. Activations between convolutions stay uint8; shortcuts are added inside the convolutions. The first
+convolution, the levels of the pyramid and the classifier, a hundredth of the work, stay in float32.
 
 Shape suffixes: N batch, C input and O output channels, H W rows and columns.
 """
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from models.kernels.convolution import Convolution
 
 Ranges = Mapping[str, Sequence[float]]
-"""Smallest and largest value of a convolution's "input", "output" and, if it has one, "shortcut"."""
+"""Minimum and maximum of a convolution's "input", "output" and, if it has one, "shortcut"."""
 
 
 class Int8Convolution(Convolution):
-    """Takes uint8, or float32 that it quantizes; returns uint8, or float32 if `float_output`."""
+    """Convolution of uint8, or of float32 that it quantizes; returns uint8, or float32 if `float_output`."""
 
     def __init__(self, conv: nn.Conv2d, relu: bool, ranges: Ranges, float_output: bool) -> None:
         self._input = _Scale(ranges["input"])
@@ -82,7 +82,7 @@ class Int8Convolution(Convolution):
 
 
 class _Scale(tuple[float, int]):
-    """(scale, zero point) of a range in uint8. Zero, the padding, is exact."""
+    """(scale, zero point) that maps a range to uint8. Zero, the padding value, is exact."""
 
     def __new__(cls, values: Sequence[float]) -> "_Scale":
         low, high = min(values[0], 0.0), max(values[1], 1e-12)
@@ -90,5 +90,5 @@ class _Scale(tuple[float, int]):
         return super().__new__(cls, (scale, round(-low / scale)))
 
     def quantize(self, x: Tensor) -> Tensor:
-        # Values are cut off after adding a half, which rounds them.
+        # Adding a half before truncation rounds the values.
         return x.mul(1 / self[0]).add_(self[1] + 0.5).clamp_(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-/* What the kernels of this folder share: rows of class scores, padded to whole vectors. */
+/* Shared by the kernels of this folder: rows of class scores, padded to whole vectors. */
 
 #ifndef KERNELS_H
 #define KERNELS_H
@@ -12,7 +12,7 @@
 #define LN_2 0.693147181f
 #define LOG2_E 1.44269504f
 
-/* A 1-D interpolation matrix by its two entries per row: 1 - weight at low, weight at high. */
+/* 1-D interpolation matrix, given by the two entries of each row: 1 - weight at low, weight at high. */
 typedef struct {
     const int32_t *low, *high;
     const float *weight;
@@ -25,11 +25,11 @@ static void *allocate(int64_t count) {
     return aligned_alloc(64, (bytes + 63) / 64 * 64);
 }
 
-/* 2^t for t in [-126, 0], to 2e-7. The addition rounds t to an integer in the low bits of the sum. */
+/* 2^t for t in [-126, 0], with an error of 2e-7. The addition rounds t to an integer in the low bits of the sum. */
 static inline float exp2_negative(float t) {
     const float round = 12582912.0f; /* 1.5 * 2^23 */
     float shifted = t + round, f = t - (shifted - round);
-    /* Least relative error over [-1/2, 1/2] among polynomials of degree 5 that are 1 at 0: 1e-7. */
+    /* The polynomial of degree 5, 1 at 0, with the least relative error over [-1/2, 1/2]: 1e-7. */
     float p = ((0.00132647273f * f + 0.00967151299f) * f + 0.0555073358f) * f + 0.240222424f;
     p = (p * f + 0.693147004f) * f + 1.0f;
     uint32_t exponent, bits;
@@ -40,7 +40,7 @@ static inline float exp2_negative(float t) {
     return p;
 }
 
-/* e^d for d <= 0, as exp2_negative; NaN stays NaN. */
+/* e^d for d <= 0, by exp2_negative; NaN stays NaN. */
 static inline float exp_negative(float d) {
     float t = d * LOG2_E;
     t = t < -126.0f ? -126.0f : t;

@@ -1,10 +1,10 @@
-/* One pass from class scores at stride 8 to masks and statistics. The mathematics is masks.py's, whose
- * torch code is the reference of this file; here no plane of classes x pixels ever exists.
+/* One pass from class scores at stride 8 to masks and statistics. masks.py describes the mathematics, and its
+ * torch code is the reference for this file, which never stores a plane of classes x pixels.
  *
- * Threads call the same function on the same Output and take chunks of rows off it until none is left. A chunk
- * is worked row by row by one thread into tallies of its own, so that sums do not depend on the threads.
+ * Threads call the same function on the same Output and take chunks of rows from it until none is left. One thread
+ * processes a chunk row by row into the chunk's own tallies, so that sums do not depend on the number of threads.
  *
- * Scores are (rows, columns, classes). Scratch pads classes to whole vectors ("stride"); the padding holds a
+ * Scores are (rows, columns, classes). Scratch memory pads classes to whole vectors ("stride"); the padding holds a
  * score that never wins and a probability of zero.
  */
 
@@ -13,7 +13,7 @@
 #define NEVER -1e30f
 #define LOW_CONFIDENCE 0.5f
 
-/* Per class of a chunk: maxima are half open. */
+/* Tally of one class in a chunk; maxima are half open. */
 typedef struct {
     int64_t count, x_sum, y_sum, x_min, y_min, x_max, y_max;
 } Tally;
@@ -25,9 +25,9 @@ typedef struct {
     void *ids;            /* (height, width), uint8 up to 256 classes, uint16 beyond */
     float *confidence;    /* (height, width), or NULL */
     double *entropy;      /* (height), sums of rows */
-    int32_t *low;         /* (height, columns of cells), pixels of low confidence */
-    Tally *tallies;       /* (chunks, classes), zeros at first */
-    double *confidences;  /* (chunks, classes), zeros at first */
+    int32_t *low;         /* (height, columns of cells), counts of pixels with low confidence */
+    Tally *tallies;       /* (chunks, classes), initially zero */
+    double *confidences;  /* (chunks, classes), initially zero */
 } Output;
 
 typedef struct {
@@ -35,18 +35,18 @@ typedef struct {
     float *confidence, *entropy;
 } Row;
 
-/* One axis of a scaled image that is covered by crops. */
+/* One axis of a scaled image covered by crops. */
 typedef struct {
     Taps output; /* output pixels from scaled ones */
     Taps crop;   /* pixels of a crop from cells of its logits */
     int64_t size, crops, crop_size, cells;
-    const int32_t *starts; /* where each crop begins, below 0 where it is padded */
-    const float *share;    /* of one crop in a scaled pixel */
+    const int32_t *starts; /* first pixel of each crop, below 0 if the crop is padded */
+    const float *share;    /* weight of one crop in each scaled pixel */
 } Axis;
 
 typedef struct {
     Axis rows, columns;
-    const float *const *logits; /* (crop rows, crop columns, mirrors), NULL where no row of this call needs it */
+    const float *const *logits; /* (crop rows, crop columns, mirrors), NULL if no row of this call needs the crop */
 } Scale;
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -66,7 +66,7 @@ static void row_free(Row *row) {
 
 static int64_t take_chunk(Output *out) { return __atomic_fetch_add(&out->next_chunk, 1, __ATOMIC_RELAXED); }
 
-/* log(p) for p > 0, to 1e-7 of itself near 1. */
+/* log(p) for p > 0, with a relative error of 1e-7 near 1. */
 static inline float log_positive(float p) {
     uint32_t bits;
     memcpy(&bits, &p, 4);
@@ -75,13 +75,13 @@ static inline float log_positive(float p) {
     float f, q;
     memcpy(&f, &bits, 4);
     f -= 1.0f;
-    /* log(1 + f) / f, of least relative error among polynomials of degree 8 that are 1 at 0. */
+    /* log(1 + f) / f: the polynomial of degree 8, 1 at 0, with the least relative error. */
     q = (((0.140263632f * f - 0.153885469f) * f + 0.139958069f) * f - 0.164159596f) * f + 0.200111687f;
     q = (((q * f - 0.250078201f) * f + 0.333331972f) * f - 0.499999374f) * f + 1.0f;
     return (float)exponent * LN_2 + f * q;
 }
 
-/* Mix two rows of cells, each cell's classes padded to the stride. */
+/* Mix two rows of cells and pad the classes of each cell to the stride. */
 static void mix_rows(const float *low, const float *high, float weight, int64_t cells, int64_t classes, float *out) {
     const int64_t stride = stride_of(classes);
     for (int64_t cell = 0; cell < cells; cell++, low += classes, high += classes, out += stride) {
@@ -91,7 +91,7 @@ static void mix_rows(const float *low, const float *high, float weight, int64_t 
     }
 }
 
-/* Reduce the logits of one pixel: its class (the first of equals), that one's probability, and the entropy. */
+/* Reduce the logits of one pixel to its class (the first of equals), the probability of the class, and the entropy. */
 static inline void reduce_logits(const float *logits, float top, int32_t stride, int64_t x, Row *row) {
     float total = 0, moment = 0;
     int32_t first = stride;
@@ -111,7 +111,7 @@ static inline void reduce_logits(const float *logits, float top, int32_t stride,
     row->entropy[x] = logf(total) - LN_2 * moment / total;
 }
 
-/* Write row y of the output and add it to its chunk's tallies, one run of equal classes at a time. */
+/* Write row y of the output and add it to the tallies of its chunk, one run of equal classes at a time. */
 static void finish_row(Output *out, const Row *row, int64_t y) {
     const int64_t width = out->width, chunk = y / out->chunk_rows, start = y * width, side = out->cell_side;
     double entropy = 0;
@@ -127,7 +127,7 @@ static void finish_row(Output *out, const Row *row, int64_t y) {
     if (out->confidence) memcpy(out->confidence + start, row->confidence, (size_t)width * sizeof(float));
 
     for (int64_t x = 0, end; x < width; x = end) {
-        /* Without a largest score, which is NaN among the scores, any class is as good. */
+        /* If the scores contain NaN, there is no largest score, and any class will do. */
         const int32_t id = row->ids[x] < out->classes ? row->ids[x] : 0;
         double confidence = 0;
         for (end = x; end < width && row->ids[end] == row->ids[x]; end++) confidence += row->confidence[end];
@@ -148,7 +148,7 @@ static void finish_row(Output *out, const Row *row, int64_t y) {
     }
 }
 
-/* Label an image from logits (h, columns, classes). Returns 0, or 1 when out of memory. */
+/* Label an image from logits (h, columns, classes). Returns 0 for success, 1 when out of memory. */
 int label_logits(const float *logits, int64_t columns, const Taps *ys, const Taps *xs, Output *out) {
     const int64_t classes = out->classes, stride = stride_of(classes);
     float *cells = allocate(columns * stride), *mixed = allocate(stride);
@@ -181,7 +181,7 @@ static inline void add_softmax(float *logits, float top, float share, int64_t st
 #pragma omp simd reduction(+ : total) aligned(logits : 64)
     for (int64_t k = 0; k < stride; k++) {
         float t = (logits[k] - top) * LOG2_E;
-        t = t < -100.0f ? -100.0f : t; /* shares of it stay normal numbers: others are slow */
+        t = t < -100.0f ? -100.0f : t; /* keeps shares of it normal: subnormal numbers are slow */
         float exponential = exp2_negative(t);
         logits[k] = exponential;
         total += exponential;
@@ -191,7 +191,7 @@ static inline void add_softmax(float *logits, float top, float share, int64_t st
     for (int64_t k = 0; k < stride; k++) sum[k] += share * logits[k];
 }
 
-/* Reduce the probabilities of one pixel as reduce_logits does logits. */
+/* Reduce the probabilities of one pixel like reduce_logits. */
 static inline void reduce_probabilities(const float *probabilities, int32_t stride, int64_t x, Row *row) {
     float top = -INFINITY, moment = 0;
     int32_t first = stride;
@@ -202,7 +202,7 @@ static inline void reduce_probabilities(const float *probabilities, int32_t stri
         float p = probabilities[k];
         int32_t candidate = p == top ? k : stride;
         first = candidate < first ? candidate : first;
-        moment += p * log_positive(p + 1e-37f); /* a clamp makes gcc branch */
+        moment += p * log_positive(p + 1e-37f); /* a clamp would make gcc branch */
     }
     row->ids[x] = first;
     row->confidence[x] = top >= 0 ? top : NAN;
@@ -230,7 +230,7 @@ static void add_crop_row(const float *logits, const Scale *scale, int64_t u, int
     }
 }
 
-/* Compute row y of a scaled image's averaged probabilities, (columns, stride), times `share`. */
+/* Compute row y of the averaged probabilities of a scaled image, (columns, stride), times `share`. */
 static void scaled_row(const Scale *scale, int64_t mirrors, int64_t y, float share, int64_t classes,
                        const CropScratch *scratch, float *sum) {
     const Axis *rows = &scale->rows, *columns = &scale->columns;
@@ -245,7 +245,7 @@ static void scaled_row(const Scale *scale, int64_t mirrors, int64_t y, float sha
     }
 }
 
-/* Two rows of averaged probabilities of a scaled image, and an output row between them. */
+/* Two rows of averaged probabilities of a scaled image, and an output row interpolated between them. */
 typedef struct {
     float *rows[2], *mixed;
     int64_t which[2];
@@ -266,7 +266,7 @@ static void scale_free(ScaleScratch *scratch) {
     free(scratch->mixed);
 }
 
-/* Bring output row y of one scale into scratch->mixed. Rows stay for the next y: consecutive ones share them. */
+/* Compute output row y of one scale in scratch->mixed. Source rows are kept: consecutive output rows share them. */
 static void prepare_scale(const Scale *scale, int64_t mirrors, int64_t y, float share, int64_t classes,
                           const CropScratch *crop_scratch, ScaleScratch *scratch) {
     const Taps *taps = &scale->rows.output;
@@ -285,7 +285,7 @@ static void prepare_scale(const Scale *scale, int64_t mirrors, int64_t y, float 
     for (int64_t i = 0; i < count; i++) mixed[i] = low[i] + weight * (high[i] - low[i]);
 }
 
-/* Add pixel x of one scale to `sum`. Inlined, gcc would jam scales together and give up the vectors. */
+/* Add pixel x of one scale to `sum`. If inlined, gcc would jam the loop over scales and not vectorize. */
 __attribute__((noinline)) static void add_scale(const Scale *scale, const ScaleScratch *scratch, int64_t x,
                                                 int64_t stride, float *sum) {
     const Taps *taps = &scale->columns.output;
@@ -295,8 +295,8 @@ __attribute__((noinline)) static void add_scale(const Scale *scale, const ScaleS
     for (int64_t k = 0; k < stride; k++) sum[k] += low[k] + weight * (high[k] - low[k]);
 }
 
-/* Label an image from the logits (row cells, column cells, classes) of crops at several scales, each crop and then
- * its mirror image if `mirrors` is 2. Returns as label_logits. */
+/* Label an image from the logits (row cells, column cells, classes) of crops at several scales; each crop is followed
+ * by its mirror image if `mirrors` is 2. Returns 0 for success, 1 when out of memory. */
 int label_crops(const Scale *scales, int64_t num_scales, int64_t mirrors, Output *out) {
     const int64_t classes = out->classes, stride = stride_of(classes);
     const float share = 1.0f / (float)num_scales;

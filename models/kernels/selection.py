@@ -1,4 +1,4 @@
-"""Which evaluation of a convolution is the fastest, by device and precision."""
+"""Selection of the fastest implementation of a convolution by device and precision."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -13,16 +13,16 @@ from models.kernels.winograd import WinogradConvolution
 
 Precision = Literal["float32", "bfloat16", "int8", "auto"]
 Maker = Callable[[str, nn.Conv2d, bool], Convolution]
-"""From a convolution's name, itself (square, with bias), and whether a ReLU follows."""
+"""Arguments: name of the convolution, the convolution (square, with bias), and True if a ReLU follows."""
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 
 
 def maker(precision: Precision, device: torch.device, ranges: Mapping[str, Ranges] | None = None) -> Maker:
-    """Return what makes each convolution of a network in this precision ("auto" resolved) on this device.
+    """Return the factory of a network's convolutions for this precision ("auto" resolved) and device.
 
-    `ranges` are those of `activation_ranges`, for int8. On a CPU the first convolution and the classifier, which
-    have few channels on one side, stay in float32: that costs little, and less would blur colours and logits.
+    `ranges`, for int8, come from `activation_ranges`. On a CPU, the first convolution and the classifier stay in
+    float32: they have few channels on one side, so it costs little, and lower precision would blur colors and logits.
     """
     if precision == "int8":
         assert ranges is not None
@@ -32,7 +32,7 @@ def maker(precision: Precision, device: torch.device, ranges: Mapping[str, Range
         return lambda name, conv, relu: Convolution(conv, relu, dtype, device)
 
     def make(name: str, conv: nn.Conv2d, relu: bool) -> Convolution:
-        # Of many channels, Winograd's algorithm is faster in float32 than bfloat16 is directly.
+        # With many channels, Winograd's algorithm in float32 is faster than a direct convolution in bfloat16.
         if winograd.is_suitable(conv) and (dtype == FLOAT32 or min(conv.in_channels, conv.out_channels) >= 512):
             return WinogradConvolution(conv, relu, dtype, device, FLOAT32 if name == "head.conv" else dtype)
         if name == "head.classifier":
@@ -52,7 +52,7 @@ def _int8_maker(ranges: Mapping[str, Ranges], device: torch.device) -> Maker:
             return make_float(name, conv, relu)
         if name not in ranges:
             raise ValueError(f"int8: there is no activation range for {name}; calibrate this network's checkpoint.")
-        # Maximum pooling follows the one, the sum with the pyramid's levels the other.
+        # Max pooling and the sum with the pyramid levels, which follow these two, need float input.
         return Int8Convolution(conv, relu, ranges[name], float_output=name in ("stem.conv3", "head.conv"))
 
     return make

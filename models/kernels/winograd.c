@@ -1,5 +1,5 @@
-/* The transforms of winograd.py, whose torch code is the reference of this file. Each function works on the tiles
- * first <= t < end; tensors are float32, channels last, channels a multiple of 16.
+/* Tile transforms of winograd.py, whose torch code is the reference for this file. Each function processes the tiles
+ * first <= t < end. Tensors are float32 and channels last, with a multiple of 16 channels.
  */
 
 #include <stdint.h>
@@ -7,19 +7,19 @@
 #define LANES 16
 #define TILE 4
 #define POINTS 6
-#define SHARE 9 /* points that are multiplied, and stored, together */
+#define SHARE 9 /* points that are multiplied and stored together */
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t Mask __attribute__((vector_size(4 * LANES), aligned(4)));
 
 typedef struct {
-    int64_t images, height, width;  /* of the tensor that is read or written */
+    int64_t images, height, width;  /* of the input or output tensor */
     int64_t channels, dilation;
     int64_t tile_rows, tile_columns; /* of one phase */
 } Grid;
 
 typedef struct {
-    int64_t image, y, x; /* of the first pixel, padding included */
+    int64_t image, y, x; /* of the first pixel, including padding */
 } Place;
 
 static Place place_of(const Grid *grid, int64_t tile) {
@@ -31,10 +31,10 @@ static Place place_of(const Grid *grid, int64_t tile) {
     return (Place){tile, row * step + phase_y, column * step + phase_x};
 }
 
-/* Where point p of a tile begins in its share (T, 9 points, C). */
+/* Offset of point p of a tile in its share (T, 9 points, C). */
 static int64_t offset_of(int64_t tile, int p, int64_t channels) { return (tile * SHARE + p % SHARE) * channels; }
 
-/* points = B' d of six values, `step` vectors apart. */
+/* points = B' d for six values that are `step` vectors apart. */
 static inline void to_points(const Vector *d, int step, Vector *points, int points_step) {
     const Vector d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
     const Vector even = d4 - d2, odd = 2.0f * (d3 - d1);
@@ -46,7 +46,7 @@ static inline void to_points(const Vector *d, int step, Vector *points, int poin
     points[5 * points_step] = 4.0f * d1 - 5.0f * d3 + d5;
 }
 
-/* pixels = A' m of six values, `step` vectors apart. */
+/* pixels = A' m for six values that are `step` vectors apart. */
 static inline void to_pixels(const Vector *m, int step, Vector *pixels, int pixels_step) {
     const Vector sum1 = m[step] + m[2 * step], difference1 = m[step] - m[2 * step];
     const Vector sum2 = m[3 * step] + m[4 * step], difference2 = m[3 * step] - m[4 * step];
@@ -82,8 +82,8 @@ void winograd_input(const Grid *grid, const float *input, float *const *points, 
     }
 }
 
-/* products, 4 shares of (T, 9, O), -> output (N, H, W, O) = tiles + bias + shortcut, rectified if `relu`. The shortcut may be
- * NULL, or `output` itself.
+/* products, 4 shares of (T, 9, O), -> output (N, H, W, O) = tiles + bias + shortcut, with ReLU if `relu`. The shortcut
+ * may be NULL or `output` itself.
  */
 void winograd_output(const Grid *grid, const float *const *products, const float *bias, const float *shortcut, int64_t relu,
                      float *output, int64_t first, int64_t end) {

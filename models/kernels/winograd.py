@@ -1,13 +1,13 @@
 """Winograd's minimal filtering F(4 x 4, 3 x 3): a 3x3 convolution with a quarter of the multiplications.
 
-An output tile of 4 x 4 pixels needs an input tile of 6 x 6. Both tile and kernel are transformed to 36 points,
+An output tile of 4 x 4 pixels needs an input tile of 6 x 6. Tile and kernel are transformed to 36 points,
 multiplied there (a matrix product over the channels for each point), and transformed back: y = A' [(G g G') *
-(B' d B)] A, Lavin and Gray 2016. With dilation d the pixels fall into d x d phases, each an ordinary convolution.
-The transforms of tiles are winograd.c's, the products oneDNN's.
+(B' d B)] A, Lavin and Gray 2016. With dilation d, the pixels form d x d phases, each of which is an ordinary
+convolution. winograd.c transforms the tiles, oneDNN computes the products.
 
-Shape suffixes: N batch, C input and O output channels, H W rows and columns, T tiles of all images and phases and what
-fills the last group of them, A the shares of a tile's 36 points, B the points of a share, Q the 9 values of a kernel,
-E kernels.
+Shape suffixes: N batch, C input and O output channels, H W rows and columns, T tiles of all images and phases,
+including padding of the last group, A the shares of a tile's 36 points, B the points of a share, Q the 9 values of a
+kernel, E kernels.
 """
 
 import ctypes
@@ -25,9 +25,9 @@ from models.kernels.convolution import OneDnnConvolution
 
 TILE = 4
 POINTS = (TILE + 2) ** 2
-SHARES = 4  # The points are multiplied a share at a time: packing all the weights at once would take twice as much.
+SHARES = 4  # The points are multiplied in shares, since packing all weights at once would take twice the memory.
 LANES = 16
-# G: the kernel's transform. B and A are written out in winograd.c.
+# G, the transform of the kernel. B and A are written out in winograd.c.
 _KERNEL = (
     (1 / 4, 0, 0),
     (-1 / 6, -1 / 6, -1 / 6),
@@ -36,22 +36,22 @@ _KERNEL = (
     (1 / 24, -1 / 12, 1 / 6),
     (0, 0, 1),
 )
-# Of fewer tiles little is to be gained; and of those pixels that the last tiles compute beyond the map, this many times
-# the map's are worth it.
+# With fewer tiles there is little to gain. The tiles may compute up to MAX_WASTE times the pixels of the map, since the
+# last ones extend beyond it.
 MIN_TILES, MAX_WASTE = 64, 1.6
-# Tiles are multiplied in groups of at most so many. From 64 on oneDNN chooses among several packings of the weights by
-# the very number, and repacks at each call what was packed otherwise: for one number in three that takes up to 30 times
-# as long as the product. Below, the packing is always the same.
+# Maximum number of tiles that are multiplied in a group. From 64 tiles on, oneDNN chooses among several packings of the
+# weights by the exact number, and repacks at every call weights that were packed differently: for one number in three,
+# that takes up to 30 times as long as the product. For fewer tiles the packing is always the same.
 MAX_GROUP = 60
-# With fewer channels the transforms cost more than the multiplications that they save (measured).
+# With fewer channels, the transforms cost more than the multiplications that they save (measured).
 MIN_CHANNELS = 128
 
 
 class WinogradConvolution(OneDnnConvolution):
-    """A 3x3 convolution that `is_suitable`: by Winograd's algorithm in float32 where that pays, else directly.
+    """3x3 convolution that `is_suitable`, by Winograd's algorithm in float32 where it is faster, else directly.
 
-    Its weights take four times the memory and are made when they are first needed. Strips of rows, which images
-    too large for the memory come in, go directly.
+    The transformed weights take four times the memory and are created when first needed. Strips of rows, used for
+    images that exceed the memory, are convolved directly.
     """
 
     def _pack(self, weight_OCkk: Tensor, bias_O: Tensor, device: torch.device) -> None:
@@ -103,12 +103,12 @@ class WinogradConvolution(OneDnnConvolution):
         return out_NHWO.permute(0, 3, 1, 2).to(self.out_dtype)
 
 
-# Several images may need a convolution for the first time at once.
+# Several threads may need the weights of a convolution for the first time at once.
 _packing = threading.Lock()
 
 
 class _Scratch(threading.local):
-    """Memory for the points, kept from one convolution to the next: getting it anew costs a tenth of the time."""
+    """Memory for the points, reused between convolutions, since allocating it costs a tenth of the time."""
 
     def __init__(self) -> None:
         self._values = torch.empty(0)
@@ -124,7 +124,7 @@ _scratch = _Scratch()
 
 
 def _product(points_TBC: Tensor, weight: Tensor, group_tiles: int) -> Tensor:
-    """Return (T, B, O). A grouped 1x1 convolution is a batched matrix product in the layout that needs no copy."""
+    """Return (T, B, O), computed as a grouped 1x1 convolution: a batched matrix product that needs no copies."""
     num_tiles, points, _ = points_TBC.shape
     x = points_TBC.view(-1, group_tiles, 1, points_TBC[0].numel()).permute(0, 3, 1, 2)
     y = torch.ops.mkldnn._convolution_pointwise(x, weight, None, *_PRODUCT, points, "none", [], "")
@@ -136,7 +136,7 @@ def _pointers(shares: list[Tensor]) -> Any:
 
 
 def _packed(weight_OC33: Tensor) -> Iterator[Tensor]:
-    """Yield the kernels of each share of the points, transformed in float64 and packed for oneDNN in float32."""
+    """Yield the kernels for each share of the points, transformed in float64 and packed for oneDNN in float32."""
     out_channels, channels = weight_OC33.shape[:2]
     points = POINTS // SHARES
     kernel = torch.tensor(_KERNEL, dtype=torch.float64)
@@ -147,7 +147,7 @@ def _packed(weight_OC33: Tensor) -> Iterator[Tensor]:
         weight_BE = torch.empty(points, weight_QE.shape[1])
         for some_BE, some_QE in zip(weight_BE.split(2**16, 1), weight_QE.split(2**16, 1), strict=True):
             some_BE.copy_(matrix_BQ @ some_QE.double())
-        # oneDNN packs for the algorithm that it would choose for a size.
+        # oneDNN packs for the algorithm that it would choose for the given input size.
         yield torch.ops.mkldnn._reorder_convolution_weight(
             weight_BE.view(points * out_channels, channels, 1, 1),
             *_PRODUCT,
@@ -168,7 +168,7 @@ class _Grid(ctypes.Structure):
 
 
 def is_suitable(conv: nn.Conv2d) -> bool:
-    """Return whether WinogradConvolution computes this convolution, and faster than oneDNN directly."""
+    """Return True if WinogradConvolution supports this convolution and is faster than oneDNN's direct one."""
     channels = conv.in_channels, conv.out_channels
     return (
         conv.kernel_size == (3, 3)
@@ -183,7 +183,7 @@ def is_suitable(conv: nn.Conv2d) -> bool:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return winograd.c, or None where it cannot be compiled."""
+    """Return the compiled winograd.c, or None if it cannot be compiled."""
     kernels = compiled.library("winograd")
     if kernels is not None:
         pointer, count = ctypes.c_void_p, ctypes.c_int64

@@ -1,1 +1,1 @@
-"""One training step: losses, optimizer, gradient accumulation and EMA."""
+"""Training step: losses, optimizer, gradient accumulation and EMA."""

@@ -1,7 +1,8 @@
-"""Cross-entropy of logits upsampled to the labels' size.
+"""Cross-entropy of logits upsampled to the size of the labels.
 
-On a CPU a kernel (cross_entropy.c) computes it and its gradient in one pass, pixel by pixel: the upsampled logits, a
-gigabyte for two crops of the paper's and 150 classes, never exist. Elsewhere, and in other precisions, it is torch's.
+On a CPU, a kernel (cross_entropy.c) computes the loss and its gradient in one pass, pixel by pixel, without ever
+storing the upsampled logits, which take a gigabyte for two of the paper's crops and 150 classes. On other devices and
+in other precisions, torch computes it.
 
 Shape suffixes: N batch, K classes, H W rows and columns of the labels, h w those of the logits, B rows of a band.
 """
@@ -21,17 +22,18 @@ from models.inference.masks import Taps, cell_positions
 from models.kernels import compiled
 
 LANES = 16
-# Output rows of an image are worked in so many bands, whatever the number of threads: sums do not depend on it.
+# The output rows of an image are split into this many bands, so that sums do not depend on the number of threads.
 BANDS = 16
 # A score that never wins.
 NEVER = -1e30
 
 
 def upsampled_cross_entropy(logits_NKhw: Tensor, labels_NHW: Tensor, ignore_index: int, align_corners: bool) -> Tensor:
-    """Return the sum over the labelled pixels, a scalar of at least float32.
+    """Return the sum of the cross-entropy over the labeled pixels, a scalar of at least float32.
 
-    `logits_NKhw` are upsampled bilinearly; `labels_NHW` are class ids or `ignore_index`. Raises IndexError for
-    other labels.
+    `logits_NKhw` are upsampled bilinearly; `labels_NHW` are class ids or `ignore_index`.
+
+    Raises IndexError for other labels.
     """
     logits_NKhw = logits_NKhw.to(torch.promote_types(logits_NKhw.dtype, torch.float32))
     if logits_NKhw.device.type == "cpu" and logits_NKhw.dtype == torch.float32 and library() is not None:
@@ -80,10 +82,10 @@ class _KernelLoss(torch.autograd.Function):
                 if result == 2:
                     raise IndexError(
                         f"cross-entropy: a label is neither one of {num_classes} classes nor the ignore_index "
-                        f"{ignore_index}; labels are {labels_NHW.unique().tolist()}."
+                        f"{ignore_index}; the labels are {labels_NHW.unique().tolist()}."
                     )
                 if result:
-                    raise MemoryError("cross-entropy: no memory for a row of logits.")
+                    raise MemoryError("cross-entropy: not enough memory for a row of logits.")
 
         compiled.in_threads(work, count=len(bands))
         gradient_NhwK = torch.zeros_like(logits_NhwK)
@@ -101,7 +103,7 @@ class _KernelLoss(torch.autograd.Function):
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return cross_entropy.c, or None where it cannot be compiled."""
+    """Return the compiled cross_entropy.c, or None if it cannot be compiled."""
     kernels = compiled.library("cross_entropy")
     if kernels is not None:
         pointer, count = ctypes.c_void_p, ctypes.c_int64

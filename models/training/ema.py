@@ -1,4 +1,4 @@
-"""The moving average of a network in training."""
+"""Exponential moving average of a network during training."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from models.pspnet import PSPNet
 def moving_average(network: PSPNet, decay: float) -> AveragedModel:
     """Return an exponential moving average of weights and BatchNorm statistics; `.module` is the averaged network.
 
-    Each `update_parameters(network)` keeps `decay` of what the average was and takes the rest from the network; the
-    first takes all. Counters (num_batches_tracked) are the network's.
+    Each `update_parameters(network)` keeps the share `decay` of the average and takes the rest from the network; the
+    first call copies the network. Counters (num_batches_tracked) are copied.
     """
 
     @torch.no_grad()

@@ -1,9 +1,9 @@
-"""What training minimises: cross-entropy and its variants, Dice and Lovász-softmax, of upsampled logits.
+"""Training losses of upsampled logits: cross-entropy and its variants, Dice and Lovász-softmax.
 
-Each is a sum over images, divided by numbers of the global batch that are known beforehand: however the batch is cut
-over processes and micro-batches, the shares add up to the same loss and the same gradient.
+Each loss is a sum over images, divided by totals of the global batch that are known in advance. However the batch is
+split over processes and micro-batches, the shares add up to the same loss and the same gradient.
 
-Shape suffixes: N batch, K classes, H W rows and columns of the labels, h w those of the logits, P labelled pixels.
+Shape suffixes: N batch, K classes, H W rows and columns of the labels, h w those of the logits, P labeled pixels.
 """
 
 import math
@@ -21,13 +21,15 @@ from models.training.cross_entropy import upsampled_cross_entropy
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What is minimised; the default is the paper's mean cross-entropy over the labelled pixels, on both heads.
+    """Options of the loss; the default is the paper's mean cross-entropy over the labeled pixels, on both heads.
 
-    `class_weights`, one a class, and `label_smoothing` are those of torch's cross_entropy. With `ohem_threshold`
-    (online hard example mining) only an image's pixels whose own class has less than this probability count, or its
-    `ohem_min_kept` (a share) hardest ones if those are more; cross-entropy is then the mean over an image's kept
-    pixels, averaged over labelled images. `dice_weight` and `lovasz_weight` add `dice_loss` and `lovasz_loss` of the
-    main head, averaged over labelled images too. Raises ValueError naming a field that is out of range.
+    `class_weights`, one per class, and `label_smoothing` are those of torch's cross_entropy. With `ohem_threshold`
+    (online hard example mining), only pixels whose true class has a probability below the threshold count, or the
+    hardest share `ohem_min_kept` of the image if that is more; cross-entropy is then the mean over the kept pixels of
+    an image, averaged over labeled images. `dice_weight` and `lovasz_weight` add `dice_loss` and `lovasz_loss` of the
+    main head, also averaged over labeled images.
+
+    Raises ValueError, with the name of the field, if a field is out of range.
     """
 
     auxiliary_weight: float = 0.4
@@ -54,16 +56,18 @@ class LossOptions:
 
 
 class Objective:
-    """The loss of one head's logits as this process's share of the global batch's.
+    """Loss of the logits of one head, as this process's share of the loss of the global batch.
 
-    `align_corners` is the upsampling's. Raises ValueError if there are class weights, but not one for each class.
+    `align_corners` applies to the upsampling.
+
+    Raises ValueError if the number of class weights is neither 0 nor the number of classes.
     """
 
     def __init__(self, options: LossOptions, num_classes: int, ignore_index: int, align_corners: bool) -> None:
         if options.class_weights and len(options.class_weights) != num_classes:
             raise ValueError(
-                f"LossOptions: class_weights has {len(options.class_weights)} numbers for {num_classes} classes; give "
-                "one for each, in the order of the class ids."
+                f"LossOptions: class_weights has {len(options.class_weights)} values for {num_classes} classes; give "
+                "one value per class, in the order of the class ids."
             )
         self.options = options
         self.num_classes = num_classes
@@ -73,10 +77,12 @@ class Objective:
         self._is_plain = not options.class_weights and options.label_smoothing == 0 and options.ohem_threshold is None
 
     def totals(self, labels_NHW: Tensor) -> Tensor:
-        """What losses are divided by, (2,) float64 on the labels' device; sum it over all processes and micro-batches.
+        """Return the divisors of the losses, (2,) float64 on the device of the labels.
 
-        These are the labelled pixels, each counted with its class weight, and the images that have any. Raises
-        ValueError for labels that are neither a class nor the ignore index.
+        They are the number of labeled pixels, weighted by class, and the number of images with labeled pixels. Sum
+        them over all processes and micro-batches.
+
+        Raises ValueError for labels that are neither a class nor the ignore index.
         """
         labels_NHW = labels_NHW.long()
         labelled_NHW = labels_NHW != self.ignore_index
@@ -85,14 +91,14 @@ class Objective:
         if len(wrong_P):
             raise ValueError(
                 f"Labels: {wrong_P.unique().tolist()[:10]} are neither one of {self.num_classes} classes nor the "
-                f"ignore_index {self.ignore_index}; map them to one or the other."
+                f"ignore_index {self.ignore_index}; map them to a class or to the ignore_index."
             )
         counts_K = torch.bincount(ids_P, minlength=self.num_classes).double()
         weight = counts_K @ self._weights_K.to(counts_K.device)
         return torch.stack([weight, labelled_NHW.flatten(1).any(1).sum().double()])
 
     def main(self, logits_NKhw: Tensor, labels_NHW: Tensor, totals: Tensor) -> Tensor:
-        """The main head's loss, a scalar of at least float32; `totals` are those of the global batch."""
+        """Return the main head's loss, a scalar of at least float32; `totals` are those of the global batch."""
         loss = self.cross_entropy(logits_NKhw, labels_NHW, totals)
         if self.options.dice_weight or self.options.lovasz_weight:
             regions = _ImageByImage.apply(_widened(logits_NKhw), labels_NHW, self._region_loss)
@@ -100,16 +106,16 @@ class Objective:
         return loss
 
     def cross_entropy(self, logits_NKhw: Tensor, labels_NHW: Tensor, totals: Tensor) -> Tensor:
-        """Cross-entropy alone, with weights, smoothing and hard examples as the options say: the auxiliary head's."""
+        """Return only the cross-entropy, with class weights, smoothing and hard examples; the auxiliary head's loss."""
         if self._is_plain:
-            # Its kernel holds no upsampled logits at all.
+            # The kernel never stores the upsampled logits.
             loss = upsampled_cross_entropy(logits_NKhw, labels_NHW, self.ignore_index, self.align_corners)
         else:
             loss = _ImageByImage.apply(_widened(logits_NKhw), labels_NHW, self._image_cross_entropy)
         return loss * _share(totals[0 if self.options.ohem_threshold is None else 1], loss)
 
     def _image_cross_entropy(self, logits_Khw: Tensor, labels_HW: Tensor) -> Tensor:
-        """The sum over labelled pixels, or with hard examples the mean over those that are kept."""
+        """Return the sum over labeled pixels, or with hard example mining the mean over the kept pixels."""
         options = self.options
         logits_PK, labels_P = self._labelled(logits_Khw, labels_HW)
         weight_K = self._weights_K.to(logits_PK) if options.class_weights else None
@@ -144,10 +150,10 @@ class Objective:
 
 
 def hard_pixels(logits_PK: Tensor, labels_P: Tensor, threshold: float, min_kept: float) -> Tensor:
-    """Online hard example mining: which of the pixels, at least one, of an image to learn from, (P,) bool.
+    """Select the pixels of an image to learn from (online hard example mining); at least one, (P,) bool.
 
-    Those whose own class has a probability below `threshold`, and in any case the share `min_kept` of them (rounded
-    up) where it is lowest; equally hard pixels are kept or left together.
+    These are the pixels whose true class has a probability below `threshold`, and at least the share `min_kept` of all
+    pixels (rounded up) where it is lowest. Equally hard pixels are kept or dropped together.
     """
     own_P = -F.cross_entropy(logits_PK, labels_P, reduction="none")
     fewest = math.ceil(min_kept * len(labels_P))
@@ -156,9 +162,9 @@ def hard_pixels(logits_PK: Tensor, labels_P: Tensor, threshold: float, min_kept:
 
 
 def dice_loss(probabilities_PK: Tensor, labels_P: Tensor) -> Tensor:
-    """Mean over the classes present of 1 - 2 |X and Y| / (|X| + |Y|), X being the probabilities and Y the labels.
+    """Return the mean over present classes of 1 - 2 |X and Y| / (|X| + |Y|) for probabilities X and labels Y.
 
-    Source: Milletari et al. 2016, with sums in place of sums of squares.
+    Source: Milletari et al. 2016, with sums instead of sums of squares.
     """
     counts_K = torch.bincount(labels_P, minlength=probabilities_PK.shape[1])
     own_P = probabilities_PK.gather(1, labels_P[:, None])[:, 0]
@@ -168,10 +174,10 @@ def dice_loss(probabilities_PK: Tensor, labels_P: Tensor) -> Tensor:
 
 
 def lovasz_loss(probabilities_PK: Tensor, labels_P: Tensor) -> Tensor:
-    """Lovász-softmax: mean over the classes present of the Jaccard loss's Lovász extension.
+    """Return the Lovász-softmax loss: the mean over present classes of the Lovász extension of the Jaccard loss.
 
-    Source: Berman et al. 2018, equation 9 and algorithm 1. The extension's slope is written out, not taken as a
-    difference of neighbouring Jaccard losses, of which float32 keeps few digits in large images.
+    Source: Berman et al. 2018, equation 9 and algorithm 1. The slope of the extension is computed in closed form: as a
+    difference of neighboring Jaccard losses, it would keep few digits of float32 in large images.
     """
     losses = []
     for class_id in labels_P.unique().tolist():
@@ -180,8 +186,8 @@ def lovasz_loss(probabilities_PK: Tensor, labels_P: Tensor) -> Tensor:
         errors_P, order_P = errors_P.sort(descending=True)
         is_class_P = is_class_P[order_P]
         size = is_class_P.sum()
-        # Of the set whose pixels so far are all wrong. A missed pixel leaves the intersection, a false one joins the
-        # union, and so the loss grows by 1 / union, or by intersection / (union before * union now).
+        # Intersection and union if all pixels so far are wrong. A missed pixel leaves the intersection and a false one
+        # joins the union, so the loss grows by 1 / union, or by intersection / (union before * union now).
         intersection_P = size - is_class_P.cumsum(0)
         union_P = (size + (~is_class_P).cumsum(0)).to(errors_P.dtype)
         grown_P = intersection_P / (union_P * (union_P - 1).clamp(min=1))
@@ -192,7 +198,7 @@ def lovasz_loss(probabilities_PK: Tensor, labels_P: Tensor) -> Tensor:
 class _ImageByImage(torch.autograd.Function):
     """Sum over images of `loss(logits_Khw, labels_HW)`.
 
-    Its gradient is taken image by image on the way forward: the upsampled logits of one image exist at a time.
+    The gradient is computed image by image in the forward pass, so only one image's upsampled logits exist at a time.
     """
 
     @staticmethod
@@ -219,5 +225,5 @@ def _widened(logits_NKhw: Tensor) -> Tensor:
 
 
 def _share(total: Tensor, loss: Tensor) -> Tensor:
-    """1 / total. A batch without any labelled pixel has no loss, and must not divide by nothing."""
+    """Return 1 / total, or 0 for a batch without labeled pixels, which has no loss."""
     return torch.where(total > 0, 1 / total, 0).to(loss)

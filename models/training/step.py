@@ -1,4 +1,4 @@
-"""One training step of the paper's recipe. Needs torch alone, on one device or under any torch.distributed launcher.
+"""Training step of the paper's recipe. Needs only torch, on one device or under any torch.distributed launcher.
 
 Shape suffixes: N batch, H W rows and columns, K classes, h w rows and columns at stride 8, P processes.
 """
@@ -25,21 +25,21 @@ BatchNorm = Literal["synchronized", "plain", "frozen"]
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a step is taken; the default is the paper's.
+    """Options of a training step; the defaults are the paper's.
 
-    Raises ValueError naming a field that is out of range.
+    Raises ValueError, with the name of the field, if a field is out of range.
 
     Args:
-        batch_norm: statistics of all processes' images, of each one's own, or the backbone's as they are (its weights
-            and biases too, and the heads synchronized).
-        batch_norm_processes: how many processes, at the least, share statistics where synchronized; None: all.
-        precision: of the forward pass; "float16" comes with a loss scaler, "auto" is bfloat16 where the device
-            computes in it, else float32.
-        micro_batch: most images that go through the network at once; the rest of a share is accumulated.
-        clip_norm: largest norm of all gradients together.
-        ema_decay: keep a moving average of weights and statistics, of this decay.
-        activation_checkpointing: compute the backbone's activations again in the backward pass.
-        compile: the network, with torch.compile.
+        batch_norm: "synchronized" shares statistics between processes, "plain" uses those of each process, "frozen"
+            keeps the backbone's statistics, weights and biases and synchronizes the heads.
+        batch_norm_processes: minimum number of processes that share synchronized statistics; None for all.
+        precision: of the forward pass; "float16" uses a loss scaler, "auto" is bfloat16 if the device supports it
+            natively, else float32.
+        micro_batch: maximum number of images per forward pass; the gradients of the passes are accumulated.
+        clip_norm: maximum global norm of the gradients.
+        ema_decay: decay of a moving average of weights and statistics; None for no average.
+        activation_checkpointing: recompute the backbone's activations in the backward pass.
+        compile: compile the network with torch.compile.
     """
 
     loss: LossOptions = field(default_factory=LossOptions)
@@ -62,8 +62,8 @@ class StepOptions:
         self._require("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1, or none")
         if self.compile and self.activation_checkpointing:
             raise ValueError(
-                "StepOptions: compile and activation_checkpointing exclude each other, since the compiler itself "
-                "chooses what to compute again; leave one of them out."
+                "StepOptions: compile and activation_checkpointing cannot be combined, since the compiler itself "
+                "chooses what to recompute; remove one of them."
             )
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
@@ -72,10 +72,11 @@ class StepOptions:
 
 
 class StepResult(NamedTuple):
-    """Detached scalars. The losses are this process's shares: they add up to those of the global batch.
+    """Losses and gradient norm of a step, as detached scalars.
 
-    `main` is all that the main head minimises; `auxiliary` is cross-entropy, not yet weighted, None without that head.
-    `gradient_norm` is the global batch's before it was clipped, None without `clip_norm`.
+    The losses are this process's shares and add up to those of the global batch. `main` is the total loss of the main
+    head; `auxiliary` is the unweighted cross-entropy of the auxiliary head, None without it. `gradient_norm` is that of
+    the global batch before clipping, None without `clip_norm`.
     """
 
     main: Tensor
@@ -86,7 +87,7 @@ class StepResult(NamedTuple):
 def sgd(
     model: PSPNet, learning_rate: float, head_rate_factor: float, momentum: float, weight_decay: float
 ) -> torch.optim.SGD:
-    """SGD whose new layers (pyramid, classifiers) learn `head_rate_factor` times as fast as the backbone."""
+    """Return SGD with `head_rate_factor` times the backbone's learning rate for new layers (pyramid, classifiers)."""
     groups = [
         {"params": list(model.backbone_parameters()), "rate_factor": 1.0},
         {"params": list(model.head_parameters()), "rate_factor": head_rate_factor},
@@ -97,9 +98,9 @@ def sgd(
 def learning_rate_at(
     step: int, total_steps: int, learning_rate: float, power: float = 0.9, warmup_steps: int = 0
 ) -> float:
-    """Learning rate of a step, counted from 0: `learning_rate * (1 - step / total_steps) ** power`.
+    """Return the learning rate of a step, counted from 0: `learning_rate * (1 - step / total_steps) ** power`.
 
-    In the first `warmup_steps` that is multiplied by a factor that rises linearly and is 1 from then on.
+    In the first `warmup_steps`, it is multiplied by a factor that rises linearly to 1.
     """
     warmth = min(1.0, (step + 1) / (warmup_steps + 1))
     return warmth * learning_rate * (1 - step / total_steps) ** power
@@ -108,14 +109,14 @@ def learning_rate_at(
 class TrainingStep:
     """Forward, loss, backward and update of one batch.
 
-    Under torch.distributed each process holds its own share of the global batch, of any size of at least one image,
-    and calls every step together with the others. The update then equals that of one process with the whole batch,
-    however the shares are cut into micro-batches, but for BatchNorm's statistics, which are those of each micro-batch
-    (of all processes together where synchronized).
+    Under torch.distributed, each process holds its own share of the global batch, with at least one image, and calls
+    every step together with the others. The update equals that of one process with the whole batch, however the shares
+    are split into micro-batches, except for BatchNorm's statistics, which are those of each micro-batch (of all
+    processes together if synchronized).
 
-    `network` is moved to `device`, gets the kind of BatchNorm that the options ask for, and is wrapped in
-    DistributedDataParallel where there are several processes; its parameters stay the same objects, so that
-    `optimizer` (from `sgd`) may be made before or after.
+    `network` is moved to `device`, gets the kind of BatchNorm in the options, and is wrapped in
+    DistributedDataParallel if there are several processes. Its parameters stay the same objects, so `optimizer` (from
+    `sgd`) can be created before or after.
 
     Args:
         mean, std: of RGB, 0 to 255.
@@ -151,7 +152,7 @@ class TrainingStep:
 
     @property
     def averaged(self) -> PSPNet:
-        """The network to validate and to keep: the moving average if there is one, else the network itself."""
+        """Network to validate and save: the moving average if there is one, else the network itself."""
         if self._average is None:
             return self.network
         assert isinstance(self._average.module, PSPNet)
@@ -162,12 +163,12 @@ class TrainingStep:
 
         Args:
             images_NHW3: uint8 RGB, this process's share, on any device.
-            labels_NHW: class ids and ignore_index, any integer type. Checking them waits for their device, so leave
-                them on the CPU.
+            labels_NHW: class ids and ignore_index, any integer type. Leave them on the CPU, since checking them waits
+                for their device.
             learning_rate: of the backbone at this step.
 
-        Raises ValueError for shapes that do not fit, labels that are no classes, and a BatchNorm with a single value
-        per channel.
+        Raises ValueError if shapes do not match, labels are not classes, or a BatchNorm would see a single value per
+        channel.
         """
         if images_NHW3.shape != (*labels_NHW.shape, 3) or len(labels_NHW) == 0:
             raise ValueError(
@@ -177,7 +178,7 @@ class TrainingStep:
         self.network.train()
         totals, shares = self._over_processes(self.objective.totals(labels_NHW), len(labels_NHW))
         self._require_statistics(shares)
-        # Synchronized layers wait for each other in every pass.
+        # Synchronized layers wait for each other, so all processes need the same number of passes.
         largest = len(labels_NHW) if self.options.batch_norm == "plain" else max(shares)
         micro_batches = self._micro_batches(images_NHW3, labels_NHW, self._num_passes(largest))
         self.optimizer.zero_grad(set_to_none=True)
@@ -191,7 +192,7 @@ class TrainingStep:
         return StepResult(main, auxiliary, self._update(learning_rate))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a step built in the same way needs to go on as if it had not stopped; the tensors are not copies."""
+        """Return the state from which an identically built step continues exactly; the tensors are not copies."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -200,12 +201,12 @@ class TrainingStep:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave. Raises ValueError if that was of other options."""
+        """Restore the result of `state_dict`. Raises ValueError if it was saved with incompatible options."""
         for name, present in (("scaler", self._scaler.is_enabled()), ("average", self._average is not None)):
             if bool(state[name]) != present:
                 raise ValueError(
-                    f"TrainingStep: the state was saved {'without' if present else 'with'} {name}; go on with the "
-                    "former precision and ema_decay."
+                    f"TrainingStep: the state was saved {'without' if present else 'with'} {name}; continue with the "
+                    "previous precision and ema_decay."
                 )
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -228,13 +229,14 @@ class TrainingStep:
             device_ids = [self.device] if self.device.type == "cuda" else None
             model = _settled(DistributedDataParallel(network, device_ids=device_ids))
         if self.options.compile:
-            network.compile()  # in place: the names of its parameters stay
+            network.compile()  # compiles in place, so that the parameter names do not change
         return model
 
     def _over_processes(self, totals: Tensor, num_images: int) -> tuple[Tensor, list[int]]:
-        """Return the totals of the global batch, on the device, and how many images each process has.
+        """Return the totals of the global batch, on the device, and the number of images of each process.
 
-        The latter are this process's own where nobody asks for the others': they would have to wait for the device.
+        If the numbers of the other processes are not needed, only this process's number is returned, since reading
+        them would wait for the device.
         """
         totals = totals.to(self.device)
         if self.world_size == 1:
@@ -250,7 +252,7 @@ class TrainingStep:
         return -(-num_images // (self.options.micro_batch or num_images))
 
     def _require_statistics(self, shares: list[int]) -> None:
-        """Raise ValueError, in all processes alike, if some BatchNorm would see a single value per channel."""
+        """Raise ValueError, in all processes at once, if a BatchNorm would see a single value per channel."""
         head = self.network.head
         bin_1 = [level[1] for bin_, level in zip(head.bins, head.levels, strict=True) if bin_ == 1 and head.reduce]  # type: ignore[index]
         if not any(layer.training and synchronized_processes(layer) == 1 for layer in bin_1):
@@ -259,18 +261,18 @@ class TrainingStep:
             if num_images // self._num_passes(num_images) == 1:
                 raise ValueError(
                     f"TrainingStep: a process with {num_images} image(s) and micro_batch {self.options.micro_batch} "
-                    "puts an image through the network alone, which gives the BatchNorm of pyramid bin 1 a single "
-                    "value per channel and no variance to learn from. Give each process two images or more, use a "
+                    "runs a forward pass on one image, which gives the BatchNorm of pyramid bin 1 a single value per "
+                    "channel, so the variance is undefined. Give each process two images or more, or use a "
                     "micro_batch of 3 or more (of 2 with an even number of images), more processes with synchronized "
                     "batch_norm, or no bin 1."
                 )
 
     def _micro_batches(self, images_NHW3: Tensor, labels_NHW: Tensor, num_passes: int) -> list[tuple[Tensor, Tensor]]:
-        """Cut this process's share as evenly as can be."""
+        """Split this process's share as evenly as possible."""
         num_images = len(labels_NHW)
         if num_passes > num_images:
-            # Shares of 5 and 4 images, one at a time: the smaller one repeats an image whose labels are all ignored. It
-            # lends its statistics to the others' layers and takes no part in the loss.
+            # For example, for shares of 5 and 4 images, one image per pass, the smaller share repeats an image with all
+            # labels ignored. It contributes to the synchronized statistics, but not to the loss.
             again = torch.arange(num_passes - num_images) % num_images
             ignored = torch.full_like(labels_NHW[again], self.objective.ignore_index)
             images_NHW3 = torch.cat([images_NHW3, images_NHW3[again]])
@@ -278,13 +280,13 @@ class TrainingStep:
         return list(zip(images_NHW3.tensor_split(num_passes), labels_NHW.tensor_split(num_passes), strict=True))
 
     def _accumulating(self, more_to_come: bool) -> AbstractContextManager[None]:
-        """Only the last of a process's passes exchanges gradients."""
+        """Return a context that defers the exchange of gradients to the last pass of the process."""
         if more_to_come and isinstance(self._model, DistributedDataParallel):
             return self._model.no_sync()
         return nullcontext()
 
     def _pass(self, images_NHW3: Tensor, labels_NHW: Tensor, totals: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Forward and backward of a micro-batch; return its shares of the main and the auxiliary loss."""
+        """Run forward and backward on a micro-batch; return its shares of the main and the auxiliary loss."""
         images_NHW3 = images_NHW3.to(self.device, non_blocking=True)
         labels_NHW = labels_NHW.to(self.device, non_blocking=True)
         images_N3HW = ((images_NHW3 - self._mean_3) / self._std_3).permute(0, 3, 1, 2)
@@ -295,14 +297,14 @@ class TrainingStep:
         if auxiliary_NKhw is not None:
             auxiliary = self.objective.cross_entropy(auxiliary_NKhw, labels_NHW, totals)
             loss = main + self.options.loss.auxiliary_weight * auxiliary
-        # DistributedDataParallel divides by the number of processes.
+        # DistributedDataParallel divides gradients by the number of processes.
         self._scaler.scale(loss * self.world_size).backward()
         return main.detach(), None if auxiliary is None else auxiliary.detach()
 
     def _update(self, learning_rate: float) -> Tensor | None:
-        """Change the weights; return the norm of the gradients if they are clipped.
+        """Update the weights; return the norm of the gradients if they are clipped.
 
-        With float16, gradients that overflowed change nothing: they are the same in all processes, which skip together.
+        With float16, an update with overflowed gradients is skipped. Gradients are equal in all processes, so all skip.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate_factor"]
@@ -318,11 +320,11 @@ class TrainingStep:
 
 
 def _settled(model: DistributedDataParallel) -> DistributedDataParallel:
-    """Run a backward pass that changes nothing.
+    """Run a backward pass with zero gradients, so that DistributedDataParallel rebuilds its buckets now.
 
-    After the first one DistributedDataParallel sorts gradients into other buckets, by the order of their arrival, and
-    three or more processes then add them up in another order. Here that is before the first step, so that a run that
-    goes on from a checkpoint computes the same bits as one that was not interrupted.
+    After the first backward pass, DistributedDataParallel reassigns gradients to buckets in the order of their arrival,
+    and three or more processes then add them in another order. Doing so before the first step makes a run that resumes
+    from a checkpoint compute the same bits as an uninterrupted run.
     """
     parameter = next(model.parameters())
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}

@@ -1,1 +1,1 @@
-"""Checkpoint files: save, load safely, import from other projects, and export."""
+"""Checkpoint files: saving, safe loading, import from other projects, and export."""

@@ -1,4 +1,4 @@
-"""Checkpoint folders: `model.safetensors` and `config.json` on a local path."""
+"""Checkpoint folders, which contain `model.safetensors` and `config.json`, on local paths."""
 
 import hashlib
 import json
@@ -24,27 +24,28 @@ from models.pspnet import Architecture, PSPNet
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT_VERSION = 1
-MAX_DEPTH = 50  # of config.json; its own entries take five levels
+MAX_DEPTH = 50  # nesting of config.json; the known entries need five levels
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
-# Fields of Architecture that are younger than the first model ids. Where they have their default, which is what
-# every older model does, they do not count.
+# Fields of Architecture that were added after the first model ids. They are left out of the id if they have their
+# default, which is the behavior of all older models.
 YOUNGER_FIELDS = ("dilate_second",)
-# Entries of config.json that are younger than the format, and what they are where they lack.
+# Entries of config.json that were added after the first version of the format, with their defaults.
 YOUNGER_ENTRIES: dict[str, Any] = {"int8": {}, "temperature": 1.0}
 
 
 @dataclass
 class Metadata:
-    """What a model's weights do not say about it.
+    """Metadata of a model besides its weights.
 
     `mean` and `std` are of RGB in units of 0 to 255; `colors` are [r, g, b], one per class; `preprocessing`
-    says how an image becomes the network's input, for example {"long_side": 1024}. `int8` is empty, or how to
-    compute in int8 and how good that is: {"ranges": what `activation_ranges` returned, "images": the number of
-    images behind it, "agreement": share of labelled pixels with the label of float32, "miou": {"float32": ...,
-    "int8": ...}}. `temperature` is what logits are divided by, for confidences that are right as often as they say.
-    Raises ValueError naming a field that is out of range, or where these disagree.
+    defines how an image becomes the network's input, for example {"long_side": 1024}. `int8` is empty, or the int8
+    calibration and its accuracy: {"ranges": result of `activation_ranges`, "images": number of images used,
+    "agreement": share of labeled pixels that get the same label as in float32, "miou": {"float32": ..., "int8": ...}}.
+    Logits are divided by `temperature` to calibrate the confidences.
+
+    Raises ValueError, with the name of the field, if a field is out of range or fields disagree.
     """
 
     classes: list[str]
@@ -68,14 +69,14 @@ class Metadata:
             self._require(name, three, "three finite numbers, for R, G and B in units of 0 to 255")
             setattr(self, name, [float(value) for value in values])
         self._require("std", min(self.std) > 0, "above zero")
-        self._require("ignore_index", _is_int(self.ignore_index), "a whole number")
+        self._require("ignore_index", _is_int(self.ignore_index), "an integer")
         valid = _is_finite(self.temperature) and self.temperature > 0
         self._require("temperature", valid, "a finite number above zero")
         self.temperature = float(self.temperature)
         long_side = self.preprocessing.get("long_side")
         if long_side is not None and not (_is_int(long_side) and long_side > 0):
             raise ValueError(
-                f"Metadata: preprocessing.long_side is {long_side!r}; it must be a number of pixels above zero, or "
+                f"Metadata: preprocessing.long_side is {long_side!r}; it must be a positive number of pixels, or "
                 "null for the full size."
             )
         if self.int8:
@@ -101,21 +102,21 @@ class Metadata:
 
 
 def save(folder: str | Path, model: PSPNet, metadata: Metadata) -> None:
-    """Write a checkpoint folder, each file whole or not at all.
+    """Write a checkpoint folder; each file is written atomically.
 
-    Raises ValueError for weights that are not float32 or not finite, naming the tensor, or when classes and model
-    disagree.
+    Raises ValueError if a tensor (named in the message) is not float32 or not finite, or if the classes do not match
+    the model.
     """
     folder = Path(folder)
     _require_matching_classes(model.architecture, metadata, "the metadata")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            raise ValueError(f"the model: tensor {name} is {_dtype(tensor)}; call model.float() before it is saved.")
+            raise ValueError(f"the model: tensor {name} is {_dtype(tensor)}; call model.float() before saving.")
     _require_finite(tensors, "the model")
     folder.mkdir(parents=True, exist_ok=True)
 
-    # safetensors refuses tensors that share memory; tied weights do not occur in PSPNet.
+    # safetensors rejects tensors that share memory; PSPNet has no tied weights.
     _replace(folder / WEIGHTS, lambda path: save_file(tensors, path))
     config = _to_config(model.architecture, metadata)
     text = json.dumps(config, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
@@ -123,11 +124,12 @@ def save(folder: str | Path, model: PSPNet, metadata: Metadata) -> None:
 
 
 def load(folder: str | Path, classes: Sequence[str] | None = None) -> tuple[PSPNet, Metadata]:
-    """Read a checkpoint folder; return the model in evaluation mode on the CPU, and its metadata.
+    """Load a checkpoint folder; return the model in evaluation mode on the CPU, and its metadata.
 
-    `classes`, where given, are the names the caller expects, in order. Raises FileNotFoundError for a missing
-    file and ValueError for one that is damaged, of another format or number type, or does not fit the architecture
-    or `classes`.
+    `classes`, if given, are the class names that the caller expects, in order.
+
+    Raises FileNotFoundError if a file is missing, and ValueError if a file is damaged, has another format or data
+    type, or does not match the architecture or `classes`.
     """
     folder = Path(folder)
     architecture, metadata = _read_config(folder)
@@ -146,15 +148,15 @@ def load(folder: str | Path, classes: Sequence[str] | None = None) -> tuple[PSPN
 
 
 def model_id(source: PSPNet | str | Path, metadata: Metadata | None = None) -> str:
-    """Return 32 hexadecimal digits that stand for what a model computes.
+    """Return 32 hexadecimal digits that identify the function a model computes.
 
-    `source` is a checkpoint folder, or a model along with its metadata. Weights, architecture, normalisation,
-    preprocessing and temperature count; class names, colors, metrics, code version and calibration for int8 do not,
-    since the precision is chosen by who predicts. The same before and after `save`.
+    `source` is a checkpoint folder, or a model together with its metadata. The id depends on weights, architecture,
+    normalization, preprocessing and temperature. It does not depend on class names, colors, metrics, code version or
+    int8 calibration, since the precision is chosen at prediction. It is the same before and after `save`.
     """
     if isinstance(source, PSPNet):
         if metadata is None:
-            raise ValueError("model_id of a model needs its metadata; pass both, or a checkpoint folder.")
+            raise ValueError("model_id needs the metadata of the model; pass both, or a checkpoint folder.")
         architecture, tensors = source.architecture, source.state_dict()
     else:
         architecture, metadata = _read_config(Path(source))
@@ -167,7 +169,7 @@ def model_id(source: PSPNet | str | Path, metadata: Metadata | None = None) -> s
         "std": metadata.std,
         "preprocessing": metadata.preprocessing,
     }
-    if metadata.temperature != 1:  # younger than the first model ids
+    if metadata.temperature != 1:  # added after the first model ids
         about["temperature"] = metadata.temperature
     digest.update(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
@@ -206,8 +208,8 @@ def _read_config(folder: Path) -> tuple[Architecture, Metadata]:
     version = config.get("format_version") if isinstance(config, dict) else None
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format_version {version!r}, this code reads {FORMAT_VERSION}; use a checkpoint that "
-            "Sceneparse wrote, or a matching version of it."
+            f"{path} has format_version {version!r}, but this code reads {FORMAT_VERSION}; use a checkpoint written "
+            "by Sceneparse, or a matching version of Sceneparse."
         )
     for name, default in YOUNGER_ENTRIES.items():
         config.setdefault(name, default)
@@ -220,7 +222,7 @@ def _read_config(folder: Path) -> tuple[Architecture, Metadata]:
         about = {entry.name: config[entry.name] for entry in fields(Metadata) if entry.name != "classes"}
         metadata = Metadata(classes=[id2label[str(index)] for index in range(len(id2label))], **about)
     except KeyError as error:
-        raise ValueError(f"{path} lacks the entry {error}; copy the checkpoint again.") from error
+        raise ValueError(f"{path}: entry {error} is missing; copy the checkpoint again.") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error} Correct the entry, or copy the checkpoint again.") from error
     _require_matching_classes(architecture, metadata, str(path))
@@ -228,9 +230,9 @@ def _read_config(folder: Path) -> tuple[Architecture, Metadata]:
 
 
 def _require_plain(value: Any, depth: int = 0) -> None:
-    """Raise ValueError for what JSON can say, but not be asked to say again: half characters, and very deep nesting."""
+    """Raise ValueError for JSON that cannot be written again: lone surrogates, and very deep nesting."""
     if depth > MAX_DEPTH:
-        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
     if isinstance(value, str):
         value.encode()
     elif isinstance(value, dict):
@@ -251,7 +253,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _replace(path: Path, write: Any) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place at once."""
+    """Let `write` create a temporary file next to `path`, then atomically rename it to `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -264,7 +266,7 @@ def _require_file(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; a checkpoint is a folder with {WEIGHTS} and {CONFIG}, pass that folder."
+            f"{path} does not exist; a checkpoint is a folder with {WEIGHTS} and {CONFIG}; pass that folder."
         )
     return path
 
@@ -273,7 +275,7 @@ def _require_matching_classes(architecture: Architecture, metadata: Metadata, wh
     if len(metadata.classes) != architecture.num_classes:
         raise ValueError(
             f"{where}: {len(metadata.classes)} class names, but the architecture has num_classes "
-            f"{architecture.num_classes}; name every class once."
+            f"{architecture.num_classes}; give one name per class."
         )
 
 
@@ -281,12 +283,12 @@ def _require_classes(expected: list[str], found: list[str], folder: Path) -> Non
     if expected == found:
         return
     if len(expected) != len(found):
-        difference = f"it has {len(found)}, {len(expected)} are expected"
+        difference = f"it has {len(found)}, expected {len(expected)}"
     else:
         index = next(i for i, pair in enumerate(zip(expected, found, strict=True)) if pair[0] != pair[1])
-        difference = f"class {index} is {found[index]!r}, {expected[index]!r} is expected"
+        difference = f"class {index} is {found[index]!r}, expected {expected[index]!r}"
     raise ValueError(
-        f"{folder} was trained on other classes: {difference}. Use a checkpoint of these classes, or the "
+        f"{folder} was trained on other classes: {difference}. Use a checkpoint for these classes, or the "
         "classes of this checkpoint."
     )
 
@@ -304,8 +306,8 @@ def _require_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], 
     ]
     if problems:
         raise ValueError(
-            f"{path} does not hold the tensors of the architecture in {CONFIG}: {'; '.join(problems)}. "
-            "Keep the two files of one checkpoint together, or import a foreign one first."
+            f"{path} does not contain the tensors of the architecture in {CONFIG}: {'; '.join(problems)}. "
+            "Keep the two files of a checkpoint together, or import weights of other projects first."
         )
 
 
@@ -313,13 +315,13 @@ def _require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(
-                f"{where}: tensor {name} has values that are NaN or infinite; training diverged, use an "
+                f"{where}: tensor {name} has values that are NaN or infinite, so training diverged; use an "
                 "earlier checkpoint or a lower learning rate."
             )
 
 
 def _require_calibration(int8: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the entries are those that Metadata describes."""
+    """Raise ValueError unless the entries are those described in Metadata."""
     again = "calibrate the checkpoint again (jobs/calibrate.py)"
     try:
         numbers = {
@@ -359,8 +361,8 @@ def _require_ranges_of(model: PSPNet, ranges: Mapping[str, Mapping[str, Any]], p
     ]
     if missing:
         raise ValueError(
-            f"{path}: int8.ranges lacks {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; calibrate the "
-            "checkpoint again (jobs/calibrate.py)."
+            f"{path}: int8.ranges has no entry for {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; "
+            "calibrate the checkpoint again (jobs/calibrate.py)."
         )
 
 
@@ -386,7 +388,7 @@ def _short(value: Any) -> str:
 
 
 def _finite_or_none(value: Any) -> Any:
-    """Return `value` with null for what JSON cannot say, such as the IoU of a class that never occurs."""
+    """Return `value` with None for non-finite numbers, such as the IoU of a class that never occurs."""
     if isinstance(value, Mapping):
         return {str(key): _finite_or_none(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,9 +1,9 @@
-"""A model as one file that runs without Sceneparse: ONNX, or a program of torch.export.
+"""Export of a model to a single file that runs without Sceneparse: ONNX, or a torch.export program.
 
-The graph is the whole way from photo to mask. It takes `images`, uint8 RGB (N, H, W, 3), and returns
-`class_ids` (N, H, W), uint8 up to 256 classes and int32 beyond, and `confidence` (N, H, W), float32, each
-pixel's largest softmax probability: what Predictor says at the images' own size, in float32. Normalisation,
-padding and the checkpoint's temperature are inside; BatchNorm is folded and the auxiliary head left out.
+The graph covers everything from photo to mask. It takes `images`, uint8 RGB (N, H, W, 3), and returns
+`class_ids` (N, H, W), uint8 for up to 256 classes and int32 beyond, and `confidence` (N, H, W), float32, each
+pixel's largest softmax probability. These are the results of Predictor at the images' own size, in float32. The graph
+includes normalization, padding and the checkpoint's temperature; BatchNorm is folded and the auxiliary head removed.
 
 Shape suffixes: N batch, C channels, H W rows and columns of an image or a feature map, K classes, L channels
 of one level, O channels of the head, B cells along one side of a level, R rows (dy, i) of all levels together.
@@ -29,7 +29,7 @@ from models.pyramid import Pooling, PyramidHead
 from models.weights.checkpoint import Metadata, model_id
 
 SUFFIXES = (".onnx", ".pt2")
-# The oldest that torch writes without converting, and so the one that most runtimes read.
+# The oldest opset that torch writes without conversion, and so the one that most runtimes support.
 ONNX_OPSET = 18
 METADATA_FILE = "metadata.json"
 
@@ -38,14 +38,14 @@ Runner = Callable[[NDArray[np.uint8]], tuple[NDArray[Any], NDArray[np.float32]]]
 
 
 def export(path: str | Path, model: PSPNet, metadata: Metadata, size: Size | None = None) -> None:
-    """Write the model to `path`, as ONNX or a torch.export program by its suffix, .onnx or .pt2.
+    """Write the model to `path` as ONNX or as a torch.export program, by its suffix, .onnx or .pt2.
 
-    `size` (rows, columns) fixes the size of the images; without one, they may have any. The batch may have
-    any size in either case. What `describe` returns goes along: in ONNX as metadata properties, each a JSON
-    text, in a program as the extra file metadata.json.
+    `size` (rows, columns) fixes the size of the images; without it, any size is accepted. The batch may have any size
+    in either case. The result of `describe` is included: in ONNX as metadata properties, each a JSON text, in a
+    program as the extra file metadata.json.
 
-    Raises ValueError for another suffix, or a size under 64; ImportError where the packages that ONNX needs
-    are not installed.
+    Raises ValueError for another suffix or a size below 64, and ImportError if the packages for ONNX are not
+    installed.
     """
     check(path, size)
     about = describe(model, metadata, size)
@@ -57,28 +57,28 @@ def export(path: str | Path, model: PSPNet, metadata: Metadata, size: Size | Non
 
 
 def check(path: str | Path, size: Size | None = None) -> None:
-    """Raise what `export` would for this path and size, before anything is loaded."""
+    """Raise the errors of `export` for this path and size before anything is loaded."""
     if Path(path).suffix not in SUFFIXES:
-        raise ValueError(f"{path}: unknown suffix; end the name in .onnx, or in .pt2 for a torch.export program.")
+        raise ValueError(f"{path}: unknown suffix; use .onnx, or .pt2 for a torch.export program.")
     if size is not None and min(size) < MIN_SIZE:
         raise ValueError(
-            f"{path}: images of {size[0]} x {size[1]} pixels are too small to export for; give {MIN_SIZE} x "
-            f"{MIN_SIZE} or more, or leave the size open."
+            f"{path}: an image size of {size[0]} x {size[1]} pixels is too small; use {MIN_SIZE} x {MIN_SIZE} or "
+            "more, or do not fix the size."
         )
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if is_onnx(path) and missing:
         raise ImportError(
-            f"{path}: ONNX needs {' and '.join(missing)}: pip install 'sceneparse[export]', or export to .pt2."
+            f"{path}: ONNX needs {' and '.join(missing)}; run pip install 'sceneparse[export]', or export to .pt2."
         )
 
 
 def is_onnx(path: str | Path) -> bool:
-    """Return whether `path` names an ONNX file."""
+    """Return True if `path` names an ONNX file."""
     return Path(path).suffix == ".onnx"
 
 
 def describe(model: PSPNet, metadata: Metadata, size: Size | None = None) -> dict[str, Any]:
-    """Return what a user of the file must know, as JSON types. `mean` and `std` are in units of 0 to 255."""
+    """Return the metadata for users of the file, as JSON types. `mean` and `std` are in units of 0 to 255."""
     height, width = size or (None, None)
     shape = {"height": height, "width": width}
     return {
@@ -98,14 +98,14 @@ def describe(model: PSPNet, metadata: Metadata, size: Size | None = None) -> dic
 
 
 def to_program(model: PSPNet, metadata: Metadata, size: Size | None = None) -> ExportedProgram:
-    """Return the graph of the module docstring, on the CPU."""
+    """Return the graph described in the module docstring, on the CPU."""
     graph = SegmentationGraph(model, metadata).eval()
-    # Neither 1, which torch.export would take for a constant, nor equal, nor multiples of 8.
+    # Example sizes must not be 1, which torch.export would treat as a constant, nor equal, nor multiples of 8.
     height, width = size or (97, 131)
     images_NHW3 = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     program = torch.export.export(graph, (images_NHW3,), dynamic_shapes=_dynamic_shapes(size is None))
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine, which the file would carry
+        node.meta.pop("stack_trace", None)  # contains paths of this machine, which must not be in the file
     return program
 
 
@@ -130,7 +130,7 @@ def load(path: str | Path) -> Runner:
 
 
 class SegmentationGraph(nn.Module):
-    """The module that is exported: uint8 images to class ids and confidences, see the module docstring."""
+    """Module that is exported: uint8 images to class ids and confidences; see the module docstring."""
 
     mean_3: Tensor
     std_3: Tensor
@@ -164,17 +164,17 @@ class SegmentationGraph(nn.Module):
         return _crop(class_ids_NHW, height, width), _crop(confidence_NHW, height, width)
 
     def _padded(self, length: int) -> int:
-        """Return what padded_size of models/inference does, also for a length that torch.export leaves open."""
+        """Return the same as padded_size of models/inference, also for a dynamic length in torch.export."""
         extra = 1 if self.align_corners else 0
-        # Rounded up by a sum that stays positive: ONNX divides towards zero, Python downwards.
+        # The dividend stays positive, since ONNX rounds divisions towards zero and Python rounds down.
         return torch.sym_max(MIN_SIZE + extra, (length - extra + 7) // 8 * 8 + extra)  # type: ignore[return-value]
 
 
 class ExportableHead(nn.Module):
-    """A folded PyramidHead in evaluation mode, in operations that ONNX has for sizes known only at run time.
+    """Folded PyramidHead in evaluation mode, with operations that ONNX supports for dynamic sizes.
 
-    The same function of (N, C, H, W): pooling by the cells that a pixel belongs to instead of adaptive
-    pooling, which ONNX lacks, and interpolation matrices from comparisons instead of resizing.
+    It computes the same function of (N, C, H, W), but pools by the membership of pixels in cells instead of adaptive
+    pooling, which ONNX lacks, and computes interpolation matrices arithmetically instead of by resizing.
     """
 
     def __init__(self, head: PyramidHead, pooling: Pooling) -> None:
@@ -186,7 +186,7 @@ class ExportableHead(nn.Module):
         feature_weight_OC33, *level_weights_OL33 = head.split(head.conv.weight.detach())
         self.weight_OC33 = _constant(feature_weight_OC33)
         self.bias_O = head.conv.bias
-        # A 1x1 convolution to every output channel and tap, as (O, dy, dx).
+        # Weights of a 1x1 convolution to every output channel and tap, in the order (O, dy, dx).
         self.tap_weights = nn.ParameterList(
             _constant(w.permute(0, 2, 3, 1).reshape(-1, w.shape[1], 1, 1)) for w in level_weights_OL33
         )
@@ -207,14 +207,14 @@ class ExportableHead(nn.Module):
 
 
 def _tap_products(level_NLBB: Tensor, weight: Tensor) -> Tensor:
-    """Return the level's product with the kernel at every tap and cell, (N, O, 3B, 3B), rows (dy, i)."""
+    """Return the product of the level with the kernel at every tap and cell, (N, O, 3B, 3B), rows (dy, i)."""
     num_images, bin_ = level_NLBB.shape[0], level_NLBB.shape[3]
     products = F.conv2d(level_NLBB, weight).view(num_images, -1, 3, 3, bin_, bin_)
     return products.permute(0, 1, 2, 4, 3, 5).reshape(num_images, -1, 3 * bin_, 3 * bin_)
 
 
 def _tap_matrix(length: int, bin_: int, align_corners: bool) -> Tensor:
-    """Return (length, 3B): each tap's and cell's weight at a pixel, zero where the tap is off the map."""
+    """Return (length, 3B): the weight of each tap and cell at a pixel, zero if the tap is outside the map."""
     pixel_T1 = torch.arange(length)[:, None, None] + torch.arange(-1, 2)[:, None]
     if align_corners:
         position = pixel_T1 * (bin_ - 1) / (length - 1)
@@ -225,11 +225,11 @@ def _tap_matrix(length: int, bin_: int, align_corners: bool) -> Tensor:
 
 
 def _pool(features_NCHW: Tensor, bin_: int, pooling: Pooling) -> Tensor:
-    """Return (N, C, B, B), as adaptive pooling does."""
+    """Return the adaptively pooled features, (N, C, B, B)."""
     rows_BH, columns_BW = (_cells(length, bin_) for length in features_NCHW.shape[2:])
     if pooling == "average":
         rows_BH, columns_BW = (cells / cells.sum(1, keepdim=True) for cells in (rows_BH, columns_BW))
-        # One product over all pixels: reshaping between one for each axis would pin the sizes.
+        # A single product over all pixels: the reshape between one product per axis would make sizes static.
         weights_BBP = (rows_BH[:, None, :, None] * columns_BW[:, None]).flatten(2)
         pooled = features_NCHW.flatten(2) @ weights_BBP.flatten(0, 1).T
         return pooled.view(*features_NCHW.shape[:2], bin_, bin_)
@@ -239,8 +239,8 @@ def _pool(features_NCHW: Tensor, bin_: int, pooling: Pooling) -> Tensor:
 
 
 def _cells(length: int, bin_: int) -> Tensor:
-    """Return whether a pixel belongs to a cell, (B, length): cell i is from floor(i n / B) to ceil((i + 1) n / B)."""
-    # Compared as products: exact, and in ONNX far fewer operations than divisions rounded down and up.
+    """Return the pixels of each cell, (B, length) bool: cell i is from floor(i n / B) to ceil((i + 1) n / B)."""
+    # Comparing products is exact and needs far fewer ONNX operations than divisions with rounding.
     pixel = torch.arange(length) * bin_
     start_B1 = torch.arange(bin_)[:, None] * length
     return (pixel + bin_ > start_B1) & (pixel < start_B1 + length)
@@ -251,7 +251,7 @@ def _masked_max(x: Tensor, mask: Tensor, dim: int) -> Tensor:
 
 
 def _crop(x_NHW: Tensor, height: int, width: int) -> Tensor:
-    # A slice would make torch.export tell padded sizes from others, and refuse one or the other.
+    # A slice would make torch.export distinguish padded sizes from others and reject one of them.
     return x_NHW.index_select(1, torch.arange(height)).index_select(2, torch.arange(width))
 
 

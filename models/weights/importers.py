@@ -1,8 +1,8 @@
-"""Published weights, read into PSPNet: hszhao/semseg, MMSegmentation, and ImageNet's ResNets as a backbone.
+"""Import of published weights into PSPNet: hszhao/semseg, MMSegmentation, and ImageNet ResNets as backbones.
 
-A file is recognised by the names of its tensors; depth, stem, classes and pyramid levels follow from names and
-shapes. What neither shows (the grid of upsampling, dilation) is each family's convention, or what an
-MMSegmentation checkpoint says of itself.
+The kind of a file is detected by the names of its tensors; depth, stem, classes and pyramid levels follow from names
+and shapes. Settings that neither shows (the grid of upsampling, dilation) follow the convention of each kind, or the
+metadata of an MMSegmentation checkpoint.
 
 Sources: github.com/hszhao/semseg model/pspnet.py; github.com/open-mmlab/mmsegmentation backbones/resnet.py and
 decode_heads/psp_head.py; torchvision.models.resnet.
@@ -26,11 +26,11 @@ Shapes = Mapping[str, torch.Size]
 
 
 class WeightLayout(NamedTuple):
-    """One family of published weights.
+    """Layout of one kind of published weights.
 
-    It is recognised where every one of `signature` begins some name. `prefixes` are its names and ours, {i}
-    counting pyramid levels; `function` are fields of Architecture that no tensor shows; `dropped` begins the
-    names that PSPNet has no use for.
+    A file has this layout if every prefix in `signature` occurs among its names. `prefixes` maps its names to ours,
+    with {i} for the index of a pyramid level; `function` has fields of Architecture that no tensor shows; names that
+    start with `dropped` are ignored.
     """
 
     name: str
@@ -107,9 +107,9 @@ WEIGHT_LAYOUTS = (
 
 
 class Imported(NamedTuple):
-    """A network in evaluation mode on the CPU, its metadata, and the name of its kind of weights.
+    """Imported network in evaluation mode on the CPU, its metadata, and the name of the kind of weights.
 
-    `is_trained` is False for a backbone, whose heads are new; `notes` tell the user what was assumed.
+    `is_trained` is False for a backbone, whose heads are new; `notes` are assumptions to report to the user.
     """
 
     model: PSPNet
@@ -125,15 +125,15 @@ def import_weights(
     bins: Sequence[int] | None = None,
     align_corners: bool | None = None,
 ) -> Imported:
-    """Read a published PSPNet, or a ResNet that becomes the backbone of a PSPNet with new heads (seed 0).
+    """Import a published PSPNet, or a ResNet as the backbone of a PSPNet with new heads (seed 0).
 
-    `path` is a file that torch.save or safetensors wrote. `classes` names the classes in order; without it the
-    names are the file's own, or class_0, class_1, ...; a ResNet needs it. `bins` are the pyramid levels, cells
-    per side, (1, 2, 3, 6) for four levels unless the file says otherwise. `align_corners`, if given, takes the
-    place of the kind's convention.
+    `path` is a file written by torch.save or safetensors. `classes` are the class names in order; the default is the
+    names in the file, or class_0, class_1, ...; a ResNet requires them. `bins` are the pyramid levels in cells per
+    side, by default those in the file, or (1, 2, 3, 6) for four levels. `align_corners`, if given, overrides the
+    convention of the kind.
 
-    Raises FileNotFoundError, and ValueError for a file that cannot be read, contains code, is of no known kind,
-    or whose tensors do not all fit: names or shapes that differ, values that are not finite.
+    Raises FileNotFoundError, and ValueError if the file cannot be read, contains code, is of an unknown kind, or has
+    tensors that do not fit: different names or shapes, or values that are not finite.
     """
     tensors, meta = read_weights(path)
     try:
@@ -164,27 +164,27 @@ def _import(
     if len(names) != architecture.num_classes:
         raise ValueError(
             f"{len(names)} class names {'given' if classes is not None else 'in the file'}, but the classifier has "
-            f"{architecture.num_classes} classes; name each class once."
+            f"{architecture.num_classes} classes; give one name per class."
         )
     colors = about.colors if about.colors and len(about.colors) == len(names) else palette(len(names))
     metadata = Metadata(names, colors, **about.normalisation)
 
     notes = []
     if not kind.has_heads:
-        notes.append("the heads are new and untrained: train before labelling anything")
+        notes.append("the heads are new and untrained: train them before labeling anything")
     elif not about.function and kind.name.startswith("MMSegmentation"):
         notes.append(
-            "the file has no configuration; taken to be D8 (output stride 8), align_corners "
+            "the file has no configuration; assuming D8 (output stride 8), align_corners "
             f"{str(architecture.align_corners).lower()}"
         )
     return Imported(_build(architecture, ours, unknown, kind), metadata, kind.name, kind.has_heads, notes)
 
 
 def palette(num_classes: int) -> list[list[int]]:
-    """Return a distinct [r, g, b] for each class, far apart for the first ones.
+    """Return a distinct [r, g, b] for each class; the first ones are far apart.
 
-    Bits of the class number, plus one, go round-robin to the top bits of red, green and blue: the scheme of
-    PASCAL VOC without its black.
+    The bits of the class number plus one are assigned round-robin to the top bits of red, green and blue, as in the
+    palette of PASCAL VOC without its black.
     """
     return [
         [sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3)]
@@ -199,13 +199,13 @@ def _recognise(names: Iterable[str]) -> WeightLayout:
             return kind
     known = [f"{kind.name} (with {' and '.join(f'{start}*' for start in kind.signature)})" for kind in WEIGHT_LAYOUTS]
     raise ValueError(
-        f"its tensors, {listed(names)}, are of no known kind. Known are {', '.join(known)}. "
-        "A checkpoint folder of Sceneparse needs no import."
+        f"unknown kind of weights, with tensors {listed(names)}. Known kinds are {', '.join(known)}. "
+        "Sceneparse checkpoint folders need no import."
     )
 
 
 def _renamed(tensors: Mapping[str, Tensor], kind: WeightLayout) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors under our names, and the names that have no counterpart."""
+    """Return the tensors under our names, and the names without counterpart."""
     ours, unknown = {}, []
     for name, tensor in tensors.items():
         if kind.dropped and name.startswith(kind.dropped):
@@ -227,18 +227,20 @@ def _replace_prefix(name: str, prefixes: Iterable[tuple[str, str]]) -> str | Non
 
 
 def _published(name: str, kind: WeightLayout) -> str:
-    """Return how the kind calls one of our tensors."""
+    """Return the published name of one of our tensors."""
     return _replace_prefix(name, ((ours, theirs) for theirs, ours in kind.prefixes.items())) or name
 
 
 def _architecture(
     shapes: Shapes, kind: WeightLayout, function: Mapping[str, Any], classes: Sequence[str] | None
 ) -> Architecture:
-    """Return the architecture that the shapes, under our names, belong to."""
+    """Return the architecture for these shapes, given under our names."""
 
     def shape(name: str) -> torch.Size:
         if name not in shapes:
-            raise ValueError(f"{_published(name, kind)} is missing; the file is incomplete or of another network.")
+            raise ValueError(
+                f"{_published(name, kind)} is missing; the file is incomplete or belongs to another network."
+            )
         return shapes[name]
 
     num_blocks = tuple(len(_numbers(shapes, rf"backbone\.layer{stage}\.(\d+)\.")) for stage in (1, 2, 3, 4))
@@ -246,14 +248,14 @@ def _architecture(
     depths = [depth for depth, blocks in STAGE_BLOCKS.items() if blocks == num_blocks and (depth >= 50) == bottleneck]
     if not depths:
         raise ValueError(
-            f"{num_blocks} {'bottleneck' if bottleneck else 'basic'} blocks are no ResNet of depth "
+            f"{num_blocks} {'bottleneck' if bottleneck else 'basic'} blocks do not match a ResNet of depth "
             f"{', '.join(map(str, STAGE_BLOCKS))}."
         )
     width = shape("backbone.layer1.0.conv2.weight")
     if width != (STAGE_CHANNELS[0], STAGE_CHANNELS[0], 3, 3):
         raise ValueError(
-            f"{_published('backbone.layer1.0.conv2.weight', kind)} has shape {list(width)}, that of a ResNeXt, a Wide "
-            "ResNet or another relative; only plain ResNets (64 channels in the first stage) can be imported."
+            f"{_published('backbone.layer1.0.conv2.weight', kind)} has shape {list(width)}, like a ResNeXt, Wide "
+            "ResNet or other variant; only plain ResNets (64 channels in the first stage) can be imported."
         )
     stem: dict[str, Any] = {"stem": "plain"}
     if "backbone.conv2.weight" in shapes:
@@ -268,12 +270,12 @@ def _architecture(
         head["bins"] = function.get("bins", {0: (), 4: (1, 2, 3, 6)}.get(num_levels))
         if head["bins"] is None or len(head["bins"]) != num_levels:
             raise ValueError(
-                f"the pyramid has {num_levels} levels, bins are {head['bins'] or 'not given'}; give the cells per side "
-                "of each level, for example bins 1,2,4."
+                f"the pyramid has {num_levels} levels, but bins are {head['bins'] or 'not given'}; give the cells per "
+                "side of each level, for example bins 1,2,4."
             )
     else:
         if not classes:
-            raise ValueError("these are weights of a backbone, for any classes; give the names of yours.")
+            raise ValueError("these are weights of a backbone, without classes; give the names of your classes.")
         head["num_classes"] = len(classes)
     return Architecture(**{"backbone": f"resnet{depths[0]}", **function, **stem, **head})
 
@@ -283,13 +285,13 @@ def _numbers(names: Iterable[str], pattern: str) -> set[str]:
 
 
 def _build(architecture: Architecture, tensors: dict[str, Tensor], unknown: list[str], kind: WeightLayout) -> PSPNet:
-    """Return the network with these tensors; raise ValueError unless they are exactly what it needs."""
+    """Return the network with these tensors; raise ValueError unless they match it exactly."""
     with torch.device("meta"):
         model = PSPNet(architecture)
     expected = {
         name: tensor for name, tensor in model.state_dict().items() if kind.has_heads or name.startswith("backbone.")
     }
-    # Files of torch before 0.4.1 have no such counters.
+    # Files written by torch before 0.4.1 have no such counters.
     counters = {name: torch.tensor(0) for name in expected if name.endswith("num_batches_tracked")}
     tensors = counters | tensors
 
@@ -305,18 +307,20 @@ def _build(architecture: Architecture, tensors: dict[str, Tensor], unknown: list
     found = [f"{listed(names)} {problem}" for problem, names in problems.items() if names]
     if found:
         raise ValueError(
-            f"recognised as {kind.name} with {architecture.backbone}, but its tensors do not fit: {'; '.join(found)}."
+            f"recognized as {kind.name} with {architecture.backbone}, but its tensors do not fit: {'; '.join(found)}."
         )
 
-    # Copies, since tensors of one file may share memory.
+    # Copies, since the tensors in a file may share memory.
     state = {
         name: tensors[name].to(wanted.dtype, copy=True, memory_format=torch.contiguous_format)
         for name, wanted in expected.items()
     }
-    # The extremes show it in one pass and without a copy.
+    # The minimum and maximum show non-finite values in one pass and without a copy.
     unusable = [_published(name, kind) for name, t in state.items() if not torch.stack(t.aminmax()).isfinite().all()]
     if unusable:
-        raise ValueError(f"{listed(unusable)} with NaN or infinite values; download the file again, or use another.")
+        raise ValueError(
+            f"{listed(unusable)} with NaN or infinite values; download the file again, or use another file."
+        )
     if not kind.has_heads:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

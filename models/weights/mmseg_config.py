@@ -1,13 +1,13 @@
-"""What MMSegmentation's checkpoints say about themselves: class names, colours, and the training configuration.
+"""Metadata of MMSegmentation checkpoints: class names, colors, and the training configuration.
 
-The configuration is a Python text. It is parsed, never run: only literals and `dict(...)` are understood.
+The configuration is Python source. It is parsed but never executed; only literals and `dict(...)` are supported.
 """
 
 import ast
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-# Options of the backbone that no tensor shows: MMSegmentation's default, and the one that PSPNet here computes.
+# Options of the backbone that no tensor shows: (MMSegmentation's default, the value that PSPNet here supports).
 _BACKBONE = {
     "strides": ((1, 2, 2, 2), (1, 2, 1, 1)),
     "dilations": ((1, 1, 1, 1), (1, 1, 2, 4)),
@@ -17,9 +17,9 @@ _BACKBONE = {
 
 
 class Description(NamedTuple):
-    """What a checkpoint's "meta" holds; None or empty where it does not say.
+    """Contents of a checkpoint's "meta"; None or empty for missing entries.
 
-    `function` are fields of Architecture, `normalisation` the fields mean and std of Metadata.
+    `function` has fields of Architecture, `normalisation` the fields mean and std of Metadata.
     """
 
     classes: list[str] | None
@@ -29,9 +29,9 @@ class Description(NamedTuple):
 
 
 def describe(meta: Mapping[str, Any]) -> Description:
-    """Read "meta" of MMSegmentation 0.x or 1.x.
+    """Read the "meta" of MMSegmentation 0.x or 1.x.
 
-    Raises ValueError for a configuration whose function no PSPNet here has, such as output stride 32.
+    Raises ValueError for a configuration that PSPNet here does not support, such as output stride 32.
     """
     dataset = meta.get("dataset_meta")
     dataset = dataset if isinstance(dataset, Mapping) else {}
@@ -70,13 +70,13 @@ def _require_same_function(backbone: Mapping[str, Any], preprocessor: Mapping[st
     ]
     if unfit:
         raise ValueError(
-            f"by its configuration the model computes something else than PSPNet here: {'; '.join(unfit)}. "
-            "Use one of MMSegmentation's D8 checkpoints of style 'pytorch'."
+            f"the configuration of the model differs from PSPNet here: {'; '.join(unfit)}. "
+            "Use one of MMSegmentation's D8 checkpoints with style 'pytorch'."
         )
 
 
 def _assignments(text: Any) -> dict[str, Any]:
-    """Return the literal values that a configuration assigns, by name; empty for what is no such text."""
+    """Return the literal values that a configuration assigns, by name; empty if it is not Python source."""
     if not isinstance(text, str):
         return {}
     try:
@@ -91,7 +91,7 @@ def _assignments(text: Any) -> dict[str, Any]:
 
 
 def _literal(node: ast.expr) -> Any:
-    """Return the value of a literal in which `dict(a=1)` may stand for a dictionary; None for anything else."""
+    """Return the value of a literal, which may contain calls like `dict(a=1)`; None for anything else."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
         return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
     try:

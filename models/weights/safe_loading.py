@@ -1,4 +1,4 @@
-"""Reading weights that others published, without running anything that their files contain."""
+"""Reading of published weights without executing anything that their files contain."""
 
 import re
 import warnings
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class _Ignored:
-    """Stands in for an object that accompanies the weights; takes what it is given and does nothing with it."""
+    """Placeholder for an object that accompanies the weights; accepts any state and ignores it."""
 
     def __new__(cls, *_: Any) -> "_Ignored":
         return super().__new__(cls)
@@ -24,8 +24,8 @@ class _Ignored:
     def __setstate__(self, state: Any) -> None: ...
 
 
-# What training logs in MMSegmentation's checkpoints are made of. Every one of these names, `getattr` included,
-# becomes the class above, so that nothing of them is imported or called.
+# Names that the training logs in MMSegmentation's checkpoints refer to. Each of them, including `getattr`, is replaced
+# by the class above, so that none of them is imported or called.
 _NUMPY = ("scalar", "_reconstruct")
 _LOGS = (
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in _NUMPY),
@@ -33,37 +33,37 @@ _LOGS = (
 )
 
 _RESAVE = (
-    "If you trust its origin, keep only the tensors, on a machine that has what the file needs: "
+    "If you trust its origin, save only its tensors, on a machine with the packages that the file needs: "
     "state = torch.load(FILE, map_location='cpu', weights_only=False); "
-    "torch.save(state.get('state_dict', state), 'tensors.pth'). Then import tensors.pth, naming its classes."
+    "torch.save(state.get('state_dict', state), 'tensors.pth'). Then import tensors.pth with its class names."
 )
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a .safetensors file or of one that torch.save wrote, and what it says about itself.
+    """Return the tensors and the metadata of a .safetensors file or of a file written by torch.save.
 
-    The tensors are those of "state_dict" where the file has it, on the CPU, without the `module.` that
-    DataParallel puts before every name; the other is the file's "meta", empty where there is none. Pickles are
-    read by torch's restricted unpickler, which builds tensors and plain values only.
+    The tensors are those of "state_dict" if the file has it, on the CPU, without DataParallel's prefix `module.`. The
+    metadata is the file's "meta", or empty. Pickles are read by torch's restricted unpickler, which builds only
+    tensors and plain values.
 
-    Raises FileNotFoundError, and ValueError for a file that is no such file, is damaged, or contains code.
+    Raises FileNotFoundError, and ValueError if the file has another format, is damaged, or contains code.
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; pass the file with the weights.")
+        raise ValueError(f"{path} is a folder; pass the weights file.")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; pass a .pth, .pt or .safetensors file.")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not weights by name; pass a state dict's file.")
+        raise ValueError(f"{path} contains a {type(content).__name__}, not a state dict; pass a state dict file.")
     tensors, meta = content.get("state_dict", content), content.get("meta")
     if not isinstance(tensors, Mapping) or not tensors:
-        raise ValueError(f"{path} holds no weights by name; pass a state dict's file.")
+        raise ValueError(f"{path} contains no state dict; pass a state dict file.")
     foreign = [str(name) for name, value in tensors.items() if not (isinstance(name, str) and _is_plain(value))]
     if foreign:
         raise ValueError(
-            f"{path} holds {listed(foreign)} that are not plain tensors; pass a state dict's file, "
-            "or one that has it under 'state_dict'."
+            f"{path} contains {listed(foreign)} that are not plain tensors; pass a state dict file, "
+            "or a file with a state dict under 'state_dict'."
         )
     prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
     named = {name.removeprefix(prefix): tensor.detach() for name, tensor in tensors.items()}
@@ -71,7 +71,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def listed(names: list[str], shown: int = 5) -> str:
-    """`listed(["a", "b"])` -> "2 (a, b)"; the first few names where there are many."""
+    """Return "2 (a, b)" for ["a", "b"]; of many names, only the first `shown`."""
     return f"{len(names)} ({', '.join(names[:shown])}{', ...' if len(names) > shown else ''})"
 
 
@@ -87,14 +87,14 @@ def _read_pickle(path: Path) -> Any:
     with path.open("rb") as file:
         try:
             with torch.serialization.safe_globals([(_Ignored, name) for name in _LOGS]), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # advice for whoever wrote the file
+                warnings.simplefilter("ignore")  # they address the author of the file
                 return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # foreign bytes can make the reader fail in any way
+        except Exception as error:  # arbitrary bytes can make the reader fail in any way
             found = re.search(r"GLOBAL (\S+)", str(error))
             if found:
                 raise ValueError(
-                    f"{path} contains code or objects that are not tensors ({found[1]}), and loading those could "
-                    f"run anything; nothing was loaded. {_RESAVE}"
+                    f"{path} contains code or objects that are not tensors ({found[1]}), and loading them could "
+                    f"execute arbitrary code; nothing was loaded. {_RESAVE}"
                 ) from error
             if "TorchScript" in str(error):
                 raise ValueError(
@@ -102,24 +102,24 @@ def _read_pickle(path: Path) -> Any:
                 ) from error
             reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0] or type(error).__name__
             raise ValueError(
-                f"{path} is not a readable file of torch.save ({reason}); it is damaged or something else: "
+                f"{path} is not a readable torch.save file ({reason}); it is damaged or has another format; "
                 "download it again."
             ) from error
 
 
 def _check_archive(path: Path) -> None:
-    """Raise ValueError for an archive that unpacks to more than it holds; torch.save compresses nothing."""
+    """Raise ValueError if an archive unpacks to more bytes than it has, since torch.save does not compress."""
     if not zipfile.is_zipfile(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable file of torch.save ({error}); download it again.") from error
+        raise ValueError(f"{path} is not a readable torch.save file ({error}); download it again.") from error
     size = path.stat().st_size
     if unpacked > size:
         raise ValueError(
-            f"{path} has {size:,} bytes and unpacks to {unpacked:,}, but torch.save compresses nothing; nothing was "
+            f"{path} has {size:,} bytes and unpacks to {unpacked:,}, but torch.save does not compress; nothing was "
             "loaded. If you trust its origin, load it and save it again with torch.save."
         )
 

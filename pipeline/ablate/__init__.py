@@ -1,1 +1,1 @@
-"""The ablation job: train and evaluate a grid of variants; its face is run.py."""
+"""Ablation job: train and evaluate a grid of variants. Its entry point is run.py."""

@@ -1,6 +1,6 @@
-"""The paper's ablations as a list of trainings: which settings, which seeds, and the paper's own results for them.
+"""The paper's ablations as a list of trainings: settings, seeds, and the paper's published results.
 
-A setting that two experiments have in common is trained once.
+A setting that several experiments share is trained once per seed.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ SINGLE, MULTI = "single-scale", "multi-scale"
 
 
 class Percent(NamedTuple):
-    """A published result."""
+    """Published result, in percent."""
 
     miou: float
     pixel_accuracy: float
@@ -22,17 +22,17 @@ class Percent(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """What the experiments vary of a recipe."""
+    """Part of a recipe that the experiments vary."""
 
     backbone: str
     bins: tuple[int, ...]
     pooling: str
     reduce: bool
-    auxiliary_weight: float  # 0: without the auxiliary head
+    auxiliary_weight: float  # 0: no auxiliary head
 
     @property
     def name(self) -> str:
-        """A folder name, `resnet18-b1236-average-dr-aux0.4`."""
+        """Folder name, for example `resnet18-b1236-average-dr-aux0.4`."""
         parts = [self.backbone, "none"]
         if self.bins:
             parts = [self.backbone, f"b{''.join(map(str, self.bins))}", self.pooling] + ["dr"] * self.reduce
@@ -41,7 +41,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Case:
-    """A row of one of the paper's tables, with the paper's result on ADE20K if it has one."""
+    """Row of one of the paper's tables, with the paper's result on ADE20K if there is one."""
 
     label: str
     setting: Setting
@@ -51,7 +51,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training, and the protocols that its model is tested with."""
+    """One training, and the protocols with which its model is tested."""
 
     setting: Setting
     seed: int
@@ -63,7 +63,7 @@ class Trial:
         return f"{self.setting.name}-seed{self.seed}"
 
 
-# ADE20K val, in percent: table 1 (ResNet50), table 2 (its baseline) and table 3 of the paper.
+# ADE20K validation set, in percent: table 1 (ResNet50), table 2 (its baseline) and table 3 of the paper.
 PAPER_BASELINE = Percent(37.23, 78.01)
 PAPER_POOLING = {
     ((1,), "max", False): Percent(39.94, 79.46),
@@ -93,12 +93,12 @@ PAPER_DEPTH = {
 
 
 def cases_of(experiment: str, config: AblateConfig) -> list[Case]:
-    """The rows of an experiment's table, in the paper's order."""
+    """Return the rows of an experiment's table, in the paper's order."""
     return {"pooling": _pooling, "auxiliary": _auxiliary, "depth": _depth, "scales": _scales}[experiment](config)
 
 
 def trials_of(config: AblateConfig) -> list[Trial]:
-    """Every training that the experiments need, each once; all settings of a seed before the next seed."""
+    """Return every training that the experiments need, once each; all settings of a seed come before the next seed."""
     experiments: dict[Setting, list[str]] = {}
     protocols: dict[Setting, list[str]] = {}
     for experiment in config.experiments:
@@ -113,7 +113,7 @@ def trials_of(config: AblateConfig) -> list[Trial]:
 
 
 def training_of(trial: Trial, config: AblateConfig, output: str) -> TrainConfig:
-    """The configuration of a trial's training, which writes to `output`."""
+    """Return the configuration of a trial's training, which writes to `output`."""
     setting = trial.setting
     model = {
         "backbone": setting.backbone,
@@ -131,18 +131,18 @@ def training_of(trial: Trial, config: AblateConfig, output: str) -> TrainConfig:
         "validation": config.validation.model_copy(update={"protocol": protocol_of(SINGLE, config)}),
     }
     base = {name: getattr(config, name) for name in TrainConfig.model_fields}
-    # As `load_settings` does: checked already, and the environment has had its say.
+    # As in `load_settings`: the values are validated, and environment variables must not be read again.
     return TrainConfig.model_construct(**(base | changed))
 
 
 def protocol_of(name: str, config: AblateConfig) -> ProtocolConfig:
-    """The recipe's protocol of validation, at one scale or at all of them and mirrored."""
+    """Return the recipe's validation protocol, either single-scale, or multi-scale with mirroring."""
     scales = config.scales if name == MULTI else (1.0,)
     return config.validation.protocol.model_copy(update={"scales": scales, "mirror": name == MULTI})
 
 
 def _pooling(config: AblateConfig) -> list[Case]:
-    # In the paper B1 has no row with dimension reduction; here it has, so that B1 and B1236 compare like for like.
+    # The paper has no row for B1 with dimension reduction. It is added here so that B1 and B1236 are comparable.
     cases = [Case(f"{_title(config.model.backbone)}-Baseline", _baseline(config), paper=PAPER_BASELINE)]
     for reduce in config.reductions:
         for bins in ((1,), PYRAMID):
@@ -177,7 +177,7 @@ def _depth(config: AblateConfig) -> list[Case]:
 
 
 def _scales(config: AblateConfig) -> list[Case]:
-    """The networks of the depth experiment again, each tested in both ways."""
+    """Return the networks of the depth experiment, each tested with both protocols."""
     return [
         Case(f"{case.label} {short}", case.setting, protocol, PAPER_DEPTH.get((protocol, case.setting.backbone)))
         for case in _depth(config)
@@ -186,7 +186,7 @@ def _scales(config: AblateConfig) -> list[Case]:
 
 
 def _baseline(config: AblateConfig, weight: float | None = None) -> Setting:
-    """The dilated FCN. Without bins nothing is pooled or reduced: one spelling, so that it is trained once."""
+    """Return the dilated FCN. Pooling and reduction have no effect without bins; fixed values avoid duplicates."""
     return Setting(config.model.backbone, (), "average", True, _weight(config) if weight is None else weight)
 
 

@@ -1,10 +1,10 @@
-"""The paper's ablations: a grid of trainings under Ray Tune, each of them one of jobs/train.py's, and their tables.
+"""The paper's ablations: a grid of trainings under Ray Tune, each equivalent to jobs/train.py, and their tables.
 
-OUTPUT/ablation.yaml             the resolved configuration; another base is refused
-OUTPUT/runs/NAME/                a training's run folder, which can be looked at and resumed as any other
-OUTPUT/runs/NAME/ablation.json   its results, written when it has them all: what is done is what has this file
-OUTPUT/results.parquet           one row for each training and protocol (ablation_tables.RESULTS)
-OUTPUT/ablation.md               the tables; both are written anew after each training
+OUTPUT/ablation.yaml             the resolved configuration; a different base recipe is rejected
+OUTPUT/runs/NAME/                a training's run folder, which can be inspected and resumed like any other
+OUTPUT/runs/NAME/ablation.json   its results; the file marks a completed trial
+OUTPUT/results.parquet           one row per training and protocol (tables.RESULTS)
+OUTPUT/ablation.md               the tables; this file and results.parquet are rewritten after each training
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -24,26 +24,29 @@ from pipeline import storage
 from pipeline.ablate.grid import SINGLE, Trial, protocol_of, training_of, trials_of
 from pipeline.ablate.tables import RESULTS, Row, Table, tables_of
 from pipeline.cluster import connection
+from pipeline.cluster.sizing import Reservation, check_capacity
 from pipeline.config.jobs import AblateConfig, TrainConfig
 from pipeline.console import duration, log
 from pipeline.datasets import list_pairs
 from pipeline.errors import UserError
 from pipeline.evaluate.evaluation import evaluate
+from pipeline.evaluate.stages import EvalOptions
 from pipeline.output.parquet import write_table
 from pipeline.train.history import read_history
 from pipeline.train.run import train, with_absolute_uris
 from pipeline.train.run_folder import differing_keys, fixed_keys
+from pipeline.train.validation import predictor_spec, predictors_of
 
 CONFIG, RECORD, RESULTS_FILE, TABLES = "ablation.yaml", "ablation.json", "results.parquet", "ablation.md"
-TUNE = "tune"  # Ray Tune's own files, which are of no use once it has ended
+TUNE = "tune"  # folder of Ray Tune's own files, deleted at the end
 SECONDS_BETWEEN_LINES = 60.0
-# What one trial takes beside its workers and predictors: its driver, and a task that decodes images.
+# CPUs of a trial in addition to its workers and predictors: for its driver, and for a task that decodes images.
 DRIVER_CPUS, DECODING_CPUS = 1, 1
 
 
 @dataclass
 class Ablation:
-    """What was found."""
+    """Result of an ablation."""
 
     results: str  # URI of results.parquet
     report: str  # URI of ablation.md
@@ -51,9 +54,9 @@ class Ablation:
 
 
 def ablate(config: AblateConfig) -> Ablation:
-    """Train and test every setting of the grid that is not done yet, on the cluster that this process can reach.
+    """Train and test every remaining trial of the grid on the Ray cluster that this process connects to.
 
-    Raises: UserError for what the user can mend; for trainings that failed, when all the others are done.
+    Raises: UserError for errors that the user can fix. Failed trainings are reported after all others have finished.
     """
     output = storage.absolute(config.output)
     num_images = {split: len(list_pairs(config.data, split)) for split in _splits(config)}
@@ -67,25 +70,25 @@ def ablate(config: AblateConfig) -> Ablation:
         at_once = min(trials_at_once(config, connection.resources()), len(waiting))
         log(
             f"Ablation: {len(grid.trials)} trainings of {len(grid.trials) // len(config.seeds)} settings, "
-            f"{len(finished)} done before, {at_once} at once; output {output}"
+            f"{len(finished)} already completed, {at_once} in parallel; output {output}"
         )
         progress = _Progress(grid, len(finished), at_once, lambda: _write(grid))
         problems = _tuned(grid, waiting, at_once, progress)
     else:
-        log(f"Ablation: all {len(grid.trials)} trainings were done before; output {output}")
+        log(f"Ablation: all {len(grid.trials)} trainings are already completed; output {output}")
     ablation = _write(grid)
     if problems:
         listed = "\n".join(f"  {name}: {problem}" for name, problem in sorted(problems.items()))
         raise UserError(
             f"{len(problems)} of {len(grid.trials)} trainings failed; the results of the others are in "
-            f"{ablation.report}, and the same command tries these again:\n{listed}"
+            f"{ablation.report}. Fix the cause and run the same command again to retry:\n{listed}"
         )
     return ablation
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """All that a trial needs to know, wherever it runs."""
+    """Inputs of every trial, which may run on any node."""
 
     config: AblateConfig
     output: str
@@ -103,7 +106,7 @@ class _Grid:
 
     @property
     def steps(self) -> int:
-        """Of each training."""
+        """Number of steps of each training."""
         recipe = self.config.optimization
         return self.num_images[self.config.data.train_split] // recipe.batch_size * recipe.epochs
 
@@ -113,11 +116,11 @@ class _Grid:
         return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
 
     def tests(self, trial: Trial) -> dict[str, dict[str, Any]]:
-        """The protocols that a trial's model is to be tested with, by name, as a record has them."""
+        """Return the protocols with which to test a trial's model, by name, as in its record."""
         return {name: protocol_of(name, self.config).model_dump(mode="json") for name in trial.protocols}
 
     def record(self, trial: Trial) -> dict[str, Any] | None:
-        """The results of a trial that is done; None if something of it is missing."""
+        """Return the results of a completed trial; None if it is incomplete or its configuration has changed."""
         uri = storage.join(self.run_folder(trial), RECORD)
         if not storage.exists(uri):
             return None
@@ -127,7 +130,7 @@ class _Grid:
         return record if same and self.tests(trial).items() <= tested.items() else None
 
     def rows(self) -> list[Row]:
-        """Results of the trials that are done, as ablation_tables.RESULTS has them."""
+        """Return the results of the completed trials as rows of tables.RESULTS."""
         return [
             _row(trial, name, record)
             for trial in self.trials
@@ -137,25 +140,20 @@ class _Grid:
 
 
 def run_trial(grid: _Grid, trial: Trial) -> float:
-    """Train, go on, or do nothing if it is trained; then test. Returns the single-scale mIoU. Raises UserError."""
+    """Train the model, unless that is completed, then test it. Return the single-scale mIoU. Raises UserError."""
     config, folder = grid.training(trial), grid.run_folder(trial)
     train(config)
-    # The last checkpoint, not the best: choosing among several on the split that is reported would flatter.
+    # The last checkpoint, not the best one: selecting on the split that is reported would bias the result upward.
     last = storage.join(folder, "last")
     tests = {SINGLE: json.loads(storage.read_bytes(storage.join(last, "config.json")))["metrics"]}
-    validation = config.validation
     for name in trial.protocols:
         if name not in tests:
             tests[name] = evaluate(
-                last,
+                predictor_spec(last, config, protocol_of(name, grid.config)),
                 list_pairs(config.data, config.data.val_split),
                 config.data,
-                protocol_of(name, grid.config),
-                gpu=validation.gpu,
-                predictors=validation.predictors,
-                predictor_cpus=validation.predictor_cpus,
-                precision=config.optimization.prediction_precision,
-                calibration=False,
+                predictors_of(config.validation),
+                EvalOptions(calibration=False),
             ).as_dict([entry.name for entry in config.data.classes])
     protocols = grid.tests(trial)
     record = {
@@ -169,19 +167,19 @@ def run_trial(grid: _Grid, trial: Trial) -> float:
 
 
 def _tuned(grid: _Grid, waiting: list[Trial], at_once: int, progress: "_Progress") -> dict[str, str]:
-    """Run trials under Ray Tune; what the user has to mend, by the trial's name."""
+    """Run trials under Ray Tune. Return the errors that the user has to fix, by trial name."""
     by_name = {trial.name: trial for trial in waiting}
 
     def trainable(parameters: dict[str, Any]) -> None:
         try:
             tune.report({"miou": run_trial(grid, by_name[parameters["trial"]])})
-        except UserError as error:  # another setting may do without what was wrong with this one
+        except UserError as error:  # not raised, because other settings may still succeed
             tune.report({"problem": str(error)})
 
     _silence(grid.config.verbose)
     filesystem, path = storage.arrow_filesystem(grid.output)
     own_files = storage.join(grid.output, TUNE)
-    storage.remove_folder(own_files)  # of a run that was killed
+    storage.remove_folder(own_files)  # left by a run that was killed
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
         param_space={"trial": tune.grid_search(list(by_name))},
@@ -191,7 +189,7 @@ def _tuned(grid: _Grid, waiting: list[Trial], at_once: int, progress: "_Progress
             storage_path=path,
             storage_filesystem=filesystem,
             callbacks=[progress],
-            # A trial whose node is lost resumes on another one.
+            # A trial whose node is lost resumes on another node.
             failure_config=tune.FailureConfig(max_failures=grid.config.workers.max_failures),
             verbose=0,
         ),
@@ -204,15 +202,15 @@ def _tuned(grid: _Grid, waiting: list[Trial], at_once: int, progress: "_Progress
 
 
 def _silence(verbose: bool) -> None:
-    """Leave Ray Tune's tables and files aside, and Ctrl-C as it is in every other job."""
+    """Turn off Ray Tune's tables, log files and Ctrl-C handler, so that Ctrl-C works as in every other job."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # which prints a banner whatever `verbose` says
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # it prints a banner even with verbose=0
     logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.ERROR)
 
 
 class _Progress(tune.Callback):
-    """Says which trial begins and ends, and now and then how far those are that run."""
+    """Callback that logs when a trial starts and ends, and regularly the progress of running trials."""
 
     def __init__(self, grid: _Grid, num_before: int, at_once: int, finished: Callable[[], object]) -> None:
         self.problems: dict[str, str] = {}
@@ -221,7 +219,7 @@ class _Progress(tune.Callback):
         self._started = self._last_line = time.monotonic()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._say(f"begins: {trial.config['trial']}")
+        self._say(f"started: {trial.config['trial']}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._ended += 1
@@ -230,7 +228,7 @@ class _Progress(tune.Callback):
             self.problems[name] = result["problem"]
             self._say(f"failed: {name}: {result['problem']}")
             return
-        self._say(f"done: {name} · mIoU {result['miou']:.4f}{self._time_left()}")
+        self._say(f"finished: {name} · mIoU {result['miou']:.4f}{self._time_left()}")
         self._finished()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -246,14 +244,14 @@ class _Progress(tune.Callback):
 
     def _time_left(self) -> str:
         done, left = self._ended - self._ended_before, self._total - self._ended
-        if done < self._at_once or not left:  # the first ones that run side by side say nothing of the rate
+        if done < self._at_once or not left:  # no rate until one batch of parallel trials is complete
             return ""
         return f" · about {duration((time.monotonic() - self._started) / done * left)} left"
 
     def _how_far(self, trial: Trial) -> str:
         try:
             history = read_history(self._grid.run_folder(trial))
-        except UserError as error:  # a storage that does not answer stops trials, not the view of them
+        except UserError as error:  # a storage error must not stop the progress lines
             return f"{trial.name}: {error}"
         if not history.steps:
             return f"{trial.name} is starting"
@@ -267,7 +265,7 @@ class _Progress(tune.Callback):
 
 
 def _claim(output: str, config: AblateConfig, num_images: dict[str, int]) -> None:
-    """Write the configuration down. Raises UserError if the output belongs to another base recipe."""
+    """Save the configuration. Raises UserError if the output belongs to a different base recipe."""
     uri = storage.join(output, CONFIG)
     resolved = config.model_dump(mode="json", exclude={"config", "verbose"}) | {"num_images": num_images}
     if storage.exists(uri):
@@ -275,41 +273,45 @@ def _claim(output: str, config: AblateConfig, num_images: dict[str, int]) -> Non
         if changed:
             listed = "\n  ".join(changed)
             raise UserError(
-                f"output {output} holds an ablation of another base recipe:\n  {listed}\n"
-                "Use the former values to go on with it (experiments, seeds and what they vary may change), or choose "
+                f"output {output} contains an ablation of a different base recipe:\n  {listed}\n"
+                "Use the previous values to resume it (experiments, seeds and what they vary may change), or choose "
                 "another --output"
             )
     storage.write_bytes(uri, yaml.safe_dump(resolved, sort_keys=False).encode())
 
 
 def _base(resolved: dict[str, Any]) -> dict[str, Any]:
-    """A resolved configuration without what the grid itself sets."""
+    """Return a resolved configuration without the keys that the grid sets itself."""
     model = {key: value for key, value in resolved["model"].items() if key not in ("bins", "pooling", "reduce")}
     optimization = {key: value for key, value in resolved["optimization"].items() if key != "seed"}
     return resolved | {"model": model, "optimization": optimization}
 
 
 def trials_at_once(config: AblateConfig, have: connection.Resources) -> int:
-    """How many trials run together, so that each gets what it waits for. Raises UserError if not even one does."""
+    """Return how many trials can run in parallel with all their resources. Raises UserError if none can."""
     workers, validation = config.workers, config.validation
     cpus = DRIVER_CPUS + DECODING_CPUS + workers.most * workers.cpus + validation.predictors * validation.predictor_cpus
     gpus = workers.most * workers.gpu + validation.predictors * validation.gpu
     most = have.max_cpus // cpus
     if gpus:
         most = min(most, have.max_gpus // gpus)
-    wanted = config.trials_at_once or max(most, 1)
-    if wanted > most:
-        raise UserError(
-            f"trials_at_once: {wanted} training(s) at once need {wanted * cpus} CPUs and {wanted * gpus} GPUs (each "
-            f"{workers.most} worker(s) with {workers.cpus} CPU(s), {validation.predictors} predictor(s) with "
-            f"{validation.predictor_cpus}, one to decode and one to steer), the cluster has {have.max_cpus} and "
-            f"{have.max_gpus}; lower trials_at_once, workers.count or workers.cpus, or add nodes"
-        )
-    return wanted
+    count = config.trials_at_once or max(most, 1)
+    check_capacity(
+        "trials_at_once",
+        [
+            Reservation("drivers", count, DRIVER_CPUS),
+            Reservation("workers", count * workers.most, workers.cpus, workers.gpu),
+            replace(predictors_of(validation), count=count * validation.predictors),
+        ],
+        have,
+        "lower trials_at_once, workers.count or workers.cpus, or add nodes",
+        decode_cpus=count * DECODING_CPUS,
+    )
+    return count
 
 
 def _write(grid: _Grid) -> Ablation:
-    """Write results and tables of what is done."""
+    """Write results.parquet and the tables of the completed trials."""
     rows = grid.rows()
     results, report = storage.join(grid.output, RESULTS_FILE), storage.join(grid.output, TABLES)
     write_table(results, pa.Table.from_pylist(rows, RESULTS))
@@ -317,7 +319,7 @@ def _write(grid: _Grid) -> Ablation:
     recipe = grid.config.optimization
     about = (
         f"{grid.steps:,} steps of {recipe.batch_size} images for each training, {len(grid.config.seeds)} seed(s), "
-        f"{len({row['run'] for row in rows})} of {len(grid.trials)} trainings done."
+        f"{len({row['run'] for row in rows})} of {len(grid.trials)} trainings completed."
     )
     text = "\n\n".join(["# Ablation", about, *(table.markdown() for table in tables)]) + "\n"
     storage.write_bytes(report, text.encode())

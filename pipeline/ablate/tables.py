@@ -1,4 +1,4 @@
-"""Results of an ablation: their Parquet schema, and tables in the layout of the paper's, beside its numbers."""
+"""Results of an ablation: their Parquet schema, and tables in the paper's layout next to its published numbers."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from pipeline.ablate.grid import PYRAMID, Case, cases_of
 from pipeline.config.jobs import AblateConfig
 from pipeline.datasets.scenes import AMBIGUOUS_PAIRS
 
-Row = dict[str, Any]  # of RESULTS
+Row = dict[str, Any]  # a row of RESULTS
 
 
 def _field(name: str, kind: pa.DataType, description: str, nullable: bool = False) -> pa.Field:
@@ -20,21 +20,21 @@ def _field(name: str, kind: pa.DataType, description: str, nullable: bool = Fals
 
 RESULTS = pa.schema(
     [
-        _field("run", pa.string(), "name of the training, a folder of runs/"),
-        _field("experiments", pa.list_(pa.field("element", pa.string())), "experiments that it is part of"),
+        _field("run", pa.string(), "name of the training, a folder in runs/"),
+        _field("experiments", pa.list_(pa.field("element", pa.string())), "experiments that include the training"),
         _field("backbone", pa.string(), "dilated ResNet"),
         _field("bins", pa.list_(pa.field("element", pa.int32())), "pyramid levels, cells per side; [] for none"),
         _field("pooling", pa.string(), "'average' or 'max'; null without bins", nullable=True),
         _field("reduce", pa.bool_(), "dimension reduction after pooling; null without bins", nullable=True),
-        _field("auxiliary_weight", pa.float64(), "of the auxiliary loss; 0: without its head"),
-        _field("seed", pa.int64(), "of weights, shuffling and augmentation"),
-        _field("protocol", pa.string(), "'single-scale', or 'multi-scale' and mirrored"),
-        _field("miou", pa.float64(), "of the last checkpoint on the validation split, 0 to 1"),
-        _field("pixel_accuracy", pa.float64(), "likewise"),
-        _field("class_iou", pa.map_(pa.string(), pa.float64()), "by name, of the classes that occurred"),
+        _field("auxiliary_weight", pa.float64(), "weight of the auxiliary loss; 0: no auxiliary head"),
+        _field("seed", pa.int64(), "random seed of weights, shuffling and augmentation"),
+        _field("protocol", pa.string(), "'single-scale', or 'multi-scale' with mirroring"),
+        _field("miou", pa.float64(), "mIoU of the last checkpoint on the validation split, 0 to 1"),
+        _field("pixel_accuracy", pa.float64(), "pixel accuracy, likewise"),
+        _field("class_iou", pa.map_(pa.string(), pa.float64()), "IoU by class name, for classes that occur"),
         _field("steps", pa.int64(), "training steps"),
-        _field("seconds", pa.float64(), "of training with its validation, over all starts"),
-        _field("config_hash", pa.string(), "of all that decides the training's outcome"),
+        _field("seconds", pa.float64(), "duration of training including validation, over all starts"),
+        _field("config_hash", pa.string(), "hash of the settings that determine the training's outcome"),
     ]
 )
 
@@ -43,7 +43,7 @@ SPREAD = "mean ± standard deviation over seeds"
 
 @dataclass(frozen=True)
 class Table:
-    """A title, a line below it, and cells of text; the first column is to the left, all others to the right."""
+    """Table of text cells with a title and a note. The first column is left-aligned, all others right-aligned."""
 
     title: str
     note: str
@@ -51,7 +51,7 @@ class Table:
     rows: list[list[str]]
 
     def text(self) -> str:
-        """For a terminal."""
+        """Format the table for a terminal."""
         widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
 
         def line(row: list[str]) -> str:
@@ -62,22 +62,22 @@ class Table:
         return "\n".join([self.title, self.note, "", *lines])
 
     def markdown(self) -> str:
-        """For ablation.md."""
+        """Format the table for ablation.md."""
         rule = ["-"] + ["-:"] * (len(self.header) - 1)
         lines = ["| " + " | ".join(row) + " |" for row in (self.header, rule, *self.rows)]
         return "\n".join([f"## {self.title}", "", self.note, "", *lines])
 
 
 def ambiguous_classes(class_names: Sequence[str]) -> list[str]:
-    """The built-in scenes' classes that only context tells apart; none for other data."""
+    """Return the classes of the built-in scenes that only context distinguishes; empty for other datasets."""
     ambiguous = [name for pair in AMBIGUOUS_PAIRS for name in pair]
     return ambiguous if set(ambiguous) <= set(class_names) else []
 
 
 def tables_of(config: AblateConfig, rows: Sequence[Row]) -> list[Table]:
-    """One table for each experiment, then what the pooling experiment says of the paper's claim.
+    """Return one table per experiment, followed by a test of the paper's claim if there is a pooling experiment.
 
-    Trainings that are not done yet leave a dash, or a mean over fewer seeds, which is said.
+    Missing trainings show as a dash, or as a mean over fewer seeds with their number.
     """
     results = _Results(config, rows)
     titles = {
@@ -111,14 +111,15 @@ class _Results:
             published = [f"{value:.2f}" for value in case.paper] if case.paper else ["–", "–"]
             rows.append([case.label, *measured, *published])
         note = (
-            f"Percent, {SPREAD} {', '.join(map(str, self.config.seeds))}; the paper's are of ADE20K, one training each."
+            f"Percent, {SPREAD} {', '.join(map(str, self.config.seeds))}; the paper's numbers are from ADE20K, one "
+            "training each."
         )
         if self.ambiguous:
             note += f" Context mIoU is over {', '.join(self.ambiguous)}."
         return Table(title, note, ["", *self.measures, "paper mIoU", "paper acc."], rows)
 
     def claim(self, cases: list[Case]) -> Table:
-        """Differences, of equal seeds, between networks that differ in their bins alone."""
+        """Return the differences, at equal seeds, between networks that differ only in their bins."""
         measures = {name: measure for name, measure in self.measures.items() if name != "pixel acc."}
         baseline = cases[0]
         one_bin = {_like(case): case for case in cases if case.setting.bins == (1,)}
@@ -152,7 +153,7 @@ class _Results:
         return self._rows.get((case.setting.name, seed, case.protocol))
 
     def _mean(self, values: list[float], signed: bool = False) -> str:
-        """Percent with the paper's two digits, `41.68 ± 0.21`."""
+        """Format the mean in percent with two digits, as in the paper: `41.68 ± 0.21`."""
         if not values:
             return "–"
         text = f"{100 * statistics.mean(values):{'+' if signed else ''}.2f}"
@@ -162,13 +163,13 @@ class _Results:
         return f"{text} ({len(values)} of {len(self.config.seeds)})" if missing else text
 
     def _context(self, row: Row) -> float:
-        """Mean IoU of the ambiguous classes; one that neither occurs nor is predicted does not count."""
+        """Return the mean IoU of the ambiguous classes, without those that are neither annotated nor predicted."""
         iou = dict(row["class_iou"])
         return statistics.mean(iou[name] for name in self.ambiguous if name in iou)
 
 
 def _like(case: Case) -> tuple[str, bool]:
-    """What networks have in common whose bins are compared."""
+    """Return the settings that must be equal for comparing the bins of two networks."""
     return case.setting.pooling, case.setting.reduce
 
 

@@ -1,1 +1,1 @@
-"""Models as the pipeline sees them: load, import, export and calibrate checkpoints."""
+"""Loading, import, export and calibration of checkpoints."""

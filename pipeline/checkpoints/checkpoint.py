@@ -1,6 +1,6 @@
-"""A trained model as the pipeline holds it.
+"""Trained model in the pipeline.
 
-Imports torch only when a checkpoint is loaded, so that processes which merely decode or write do not pay for it.
+torch is imported only when a checkpoint is loaded, so that processes that only decode or write do not pay for it.
 """
 
 import platform
@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint and how images are prepared for it."""
+    """Loaded checkpoint with its image preprocessing."""
 
     network: Any
     metadata: Any
@@ -30,11 +30,11 @@ class Checkpoint:
 
     @classmethod
     def load(cls, uri: str, long_side: int | None, protocol: ProtocolConfig | None = None) -> "Checkpoint":
-        """Load from a local or remote folder; `long_side` (pixels), if given, takes the place of the checkpoint's own.
+        """Load a checkpoint from a local or remote folder; `long_side` (pixels), if set, overrides the checkpoint's.
 
-        The model's id is that of how it labels images, which `protocol` has a part in.
+        The model id identifies how images are labeled, so it depends on `protocol` as well.
 
-        Raises: UserError for a folder that is missing, damaged or no checkpoint.
+        Raises: UserError if the folder is missing, damaged or not a checkpoint.
         """
         import models
 
@@ -46,10 +46,10 @@ class Checkpoint:
             except OSError as error:
                 raise UserError(
                     f"checkpoint {uri}: {error.filename or folder} cannot be read: {error.strerror or error}; check "
-                    "the path and who may read it"
+                    "the path and its read permissions"
                 ) from error
         if long_side is not None:
-            # Another preprocessing makes other masks, so it counts as another model.
+            # Different preprocessing produces different masks, so it counts as a different model.
             metadata.preprocessing = {**metadata.preprocessing, "long_side": long_side}
         if protocol is not None and not protocol.is_plain:
             metadata.preprocessing = {**metadata.preprocessing, "protocol": protocol.model_dump(mode="json")}
@@ -64,9 +64,11 @@ class Checkpoint:
         return np.array(self.metadata.colors, np.uint8)
 
     def data_config(self, uri: str, asked: EvalDataConfig) -> DataConfig:
-        """The dataset with the checkpoint's classes and, where the user says nothing else, its preparation of images.
+        """Return the dataset with the checkpoint's classes and, unless the user overrides it, its preprocessing.
 
-        Raises: UserError where the two do not go together; `uri` is the checkpoint's.
+        `uri` is that of the checkpoint.
+
+        Raises: UserError if the dataset does not fit the checkpoint.
         """
         of_model = {"ignore_index": self.metadata.ignore_index, "long_side": self.long_side}
         classes = [
@@ -84,17 +86,17 @@ class Checkpoint:
             ) from None
 
     def require_precision(self, uri: str, precision: str) -> None:
-        """Raise UserError where the checkpoint, of this `uri`, is not calibrated for the precision."""
+        """Raise UserError if the checkpoint at `uri` is not calibrated for the precision."""
         if precision == "int8" and not self.metadata.int8:
             raise UserError(
-                f"checkpoint {uri}: is not calibrated, which precision int8 needs; run python jobs/calibrate.py "
-                f"--checkpoint {uri} --data.root URI --output URI, or leave out --precision"
+                f"checkpoint {uri}: is not calibrated, but precision int8 requires it; run python jobs/calibrate.py "
+                f"--checkpoint {uri} --data.root URI --output URI, or remove --precision"
             )
 
     def predictor(self, device: str, precision: Any) -> Any:
-        """Return a `models.Predictor`; int8 only if the checkpoint is calibrated.
+        """Return a `models.Predictor`; int8 requires a calibrated checkpoint.
 
-        Raises: UserError where this machine's processor does not compute in the precision.
+        Raises: UserError if this machine's processor does not support the precision.
         """
         from models import Predictor
 
@@ -113,21 +115,21 @@ class Checkpoint:
 
 
 def write_checkpoint(uri: str, network: Any, metadata: Any) -> None:
-    """Write a checkpoint folder, local or remote; of a model that lies there, only what is said about it."""
+    """Write a checkpoint folder, local or remote; if it holds this model already, write only the metadata."""
     import models
     from models.weights.checkpoint import CONFIG, WEIGHTS
 
     present = holds_checkpoint(uri, models.model_id(network, metadata), metadata)
     with tempfile.TemporaryDirectory(prefix="sceneparse-") as folder:
         models.save(folder, network, metadata)
-        # CONFIG last: what has it is a whole checkpoint.
+        # CONFIG is last, so a folder with CONFIG is a complete checkpoint.
         storage.copy_files(folder, uri, (CONFIG,) if present else (WEIGHTS, CONFIG))
 
 
 def holds_checkpoint(uri: str, model_id: str, metadata: Any) -> bool:
-    """Whether the folder holds this model, with these classes, already.
+    """Return True if the folder already holds this model with these classes.
 
-    Raises: UserError if it holds another checkpoint, or a part of one.
+    Raises: UserError if it holds a different or an incomplete checkpoint.
     """
     import models
     from models.weights.checkpoint import CONFIG, WEIGHTS
@@ -137,7 +139,7 @@ def holds_checkpoint(uri: str, model_id: str, metadata: Any) -> bool:
         return False
     way_out = "nothing was written; choose another folder, or delete this one first"
     if len(found) == 1:
-        raise UserError(f"output {uri}: holds {found[0]} but no whole checkpoint; {way_out}")
+        raise UserError(f"output {uri}: holds {found[0]} but no complete checkpoint; {way_out}")
     with storage.local_copy(uri) as folder:
         try:
             model, before = models.load(folder)
@@ -145,14 +147,14 @@ def holds_checkpoint(uri: str, model_id: str, metadata: Any) -> bool:
             raise UserError(f"output {uri}: holds a checkpoint that cannot be read ({error}); {way_out}") from error
     other_id = models.model_id(model, before)
     if other_id != model_id:
-        raise UserError(f"output {uri}: holds another checkpoint, model id {other_id} not {model_id}; {way_out}")
+        raise UserError(f"output {uri}: holds a different checkpoint, model id {other_id} not {model_id}; {way_out}")
     if (before.classes, before.colors) != (metadata.classes, metadata.colors):
-        raise UserError(f"output {uri}: holds these weights with other class names or colours; {way_out}")
+        raise UserError(f"output {uri}: holds these weights with different class names or colors; {way_out}")
     return True
 
 
 def code_version() -> str:
-    """What a checkpoint tells of the code that made it; empty where that is not installed but a working directory."""
+    """Return the code version to record in a checkpoint; empty if the package is not installed."""
     try:
         return version("sceneparse")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Export of a checkpoint to one file, which is kept only if it says what Predictor says."""
+"""Export of a checkpoint to a single file, which is kept only if its results agree with Predictor's."""
 
 import re
 import tempfile
@@ -14,15 +14,15 @@ from pipeline import storage
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.errors import UserError
 
-# Two float32 programs differ where two classes tie, and Predictor's confidences are float16.
+# Two float32 programs may differ where two classes tie, and Predictor's confidences are float16.
 LEAST_AGREEMENT = 0.9999
-TIES = 2  # pixels that may differ however small the images are
+TIES = 2  # pixels that may differ, however small the images are
 CONFIDENCE_TOLERANCE = 2e-3
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How an exported file and Predictor, in float32, compare on random images."""
+    """Agreement of an exported file with Predictor, in float32, on random images."""
 
     pixels: int
     differing: int
@@ -36,13 +36,13 @@ class Agreement:
     def __str__(self) -> str:
         return (
             f"{1 - self.differing / self.pixels:.4%} of {self.pixels:,} pixels have Predictor's class, "
-            f"confidence within {self.max_confidence_difference:.1e} (Predictor rounds it to float16, by up to 2.4e-04)"
+            f"confidence within {self.max_confidence_difference:.1e} (Predictor rounds to float16, by up to 2.4e-04)"
         )
 
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What was exported; `agreement` is None where there was no onnxruntime to run the file."""
+    """Summary of an export; `agreement` is None if onnxruntime is not installed to run the file."""
 
     output: str
     size_bytes: int
@@ -50,7 +50,7 @@ class ExportSummary:
     agreement: Agreement | None
 
     def lines(self) -> list[str]:
-        """Lines for the user, with the way to run the file."""
+        """Return lines for the user, with example code that runs the file."""
         import torch
 
         from models.weights.export import ONNX_OPSET, is_onnx
@@ -63,20 +63,20 @@ class ExportSummary:
             f"Format     {f'ONNX, opset {ONNX_OPSET}' if onnx else f'program of torch.export {torch.__version__}'}",
             f"Input      images uint8 (batch, {height}, {width}, 3), RGB",
             f"Outputs    {outputs}, (batch, {height}, {width}) each",
-            f"Agreement  {self.agreement or 'not checked, for which pip install onnxruntime and export again'}",
+            f"Agreement  {self.agreement or 'not checked; to check it, pip install onnxruntime and export again'}",
         ]
         if long_side := about["preprocessing"].get("long_side"):
-            lines.append(f"Before it  shrink images to a long side of at most {long_side} pixels, by area averaging")
+            lines.append(f"Before it  shrink images to a long side of at most {long_side} pixels by area averaging")
         return [*lines, "", *_usage(Path(self.output).name, onnx)]
 
 
 def export(checkpoint: str, output: str, size: tuple[int, int] | None) -> ExportSummary:
-    """Export a checkpoint to ONNX or a torch.export program, by the suffix of `output`; both may be URIs.
+    """Export a checkpoint to ONNX or to a torch.export program, depending on the suffix of `output`.
 
-    `size` (rows, columns) fixes the images' size. Nothing is left at `output` unless the file that was written
-    agrees with Predictor.
+    `checkpoint` and `output` may be URIs. `size` (rows, columns) fixes the image size. The file is written to `output`
+    only if it agrees with Predictor.
 
-    Raises: UserError for a checkpoint that is missing or damaged, another suffix, a size under 64, or where the
+    Raises: UserError if the checkpoint is missing or damaged, the suffix is unknown, the size is below 64, or the
     packages for ONNX are not installed.
     """
     from models.weights import export as exporter
@@ -92,14 +92,14 @@ def export(checkpoint: str, output: str, size: tuple[int, int] | None) -> Export
         exporter.export(path, loaded.network, loaded.metadata, size)
         agreement = _compare(path, loaded, size)
         if agreement is not None and not agreement.holds:
-            raise UserError(f"{output}: not written, since the exported file disagrees with Predictor: {agreement}")
+            raise UserError(f"{output}: not written, because the exported file disagrees with Predictor: {agreement}")
         content = path.read_bytes()
     storage.write_bytes(output, content)
     return ExportSummary(output, len(content), exporter.describe(loaded.network, loaded.metadata, size), agreement)
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """`480x640` -> (480, 640), rows and columns. Raises UserError."""
+    """Return (480, 640), rows and columns, for `480x640`. Raises UserError."""
     if not (match := re.fullmatch(r"(\d+)[x×](\d+)", text)):
         raise UserError(f"--size {text}: give HEIGHTxWIDTH in pixels, for example 480x640")
     return int(match[1]), int(match[2])
@@ -123,7 +123,7 @@ def _compare(path: Path, loaded: Checkpoint, size: tuple[int, int] | None) -> Ag
 
 
 def _random_images(num_images: int, height: int, width: int) -> NDArray[np.uint8]:
-    """Squares of random colours with noise: flat regions, edges and texture."""
+    """Return images of random colored squares with noise, which have flat regions, edges and texture."""
     rng = np.random.default_rng(0)
     squares = rng.integers(0, 226, (num_images, -(-height // 16), -(-width // 16), 3), dtype=np.uint8)
     images = squares.repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width]

@@ -1,4 +1,4 @@
-"""Published weights made into a checkpoint folder."""
+"""Import of published weights into a checkpoint folder."""
 
 import posixpath
 import tempfile
@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class ImportSummary:
-    """What was recognised and where it lies; `written` is False if it lay there before."""
+    """Summary of an import; `written` is False if the output already held the checkpoint."""
 
     imported: Imported
     model_id: str
@@ -34,9 +34,9 @@ def import_checkpoint(
     bins: tuple[int, ...] | None = None,
     align_corners: bool | None = None,
 ) -> ImportSummary:
-    """Make the file `source` a checkpoint folder at `output`; both are paths or URIs.
+    """Convert the file `source` to a checkpoint folder at `output`; both are paths or URIs.
 
-    Raises: UserError for a source that cannot be imported, and for an output that holds another checkpoint.
+    Raises: UserError if the source cannot be imported, or if the output holds a different checkpoint.
     """
     with _local_file(source) as path:
         try:
@@ -52,9 +52,9 @@ def import_checkpoint(
 
 
 def read_classes(text: str) -> list[str]:
-    """Class names from `wall,building,sky`, or from a text file (path or URI) with one name per line.
+    """Return class names from `wall,building,sky`, or from a text file (path or URI) with one name per line.
 
-    Raises: UserError for a file that is missing or no text, and for names that repeat.
+    Raises: UserError if the file is missing or not text, or if names repeat.
     """
     if "," in text and "://" not in text:
         names = [name.strip() for name in text.split(",")]
@@ -64,7 +64,7 @@ def read_classes(text: str) -> list[str]:
         try:
             lines = storage.read_bytes(text).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise UserError(f"classes {text}: not a text file in UTF-8 ({error}); put one name on each line") from error
+            raise UserError(f"classes {text}: not a UTF-8 text file ({error}); put one name on each line") from error
         names = [line.strip() for line in lines if line.strip()]
         if not names:
             raise UserError(f"classes {text}: the file is empty; put one name on each line")
@@ -76,7 +76,7 @@ def read_classes(text: str) -> list[str]:
 
 @contextmanager
 def _local_file(uri: str) -> Iterator[Path]:
-    """The file on this machine, under its own name since the ending tells its format."""
+    """Yield a local path of the file, with its own name because the suffix determines the format."""
     filesystem, path = storage.open_filesystem(uri)
     if isinstance(filesystem, LocalFileSystem):
         yield Path(path)

@@ -1,6 +1,6 @@
-"""Calibration for int8: ranges of activations from training images, a verdict from validation images.
+"""Calibration for int8: activation ranges from training images, accuracy from validation images.
 
-Runs in one process, since it compares speeds.
+Calibration runs in one process because it compares speeds.
 """
 
 import time
@@ -28,7 +28,7 @@ from pipeline.errors import UserError
 from pipeline.images.codec import shrink
 from pipeline.metrics.confusion import Metrics, confusion_matrix
 
-SHARES = (1.0, 0.9999, 0.999)  # of activations that a range covers: cutting off the rarest makes finer steps
+SHARES = (1.0, 0.9999, 0.999)  # of activations that a range covers; clipping the rarest ones makes finer steps
 MIN_AGREEMENT = 0.98
 MAX_MIOU_CHANGE = 0.005
 SECONDS_BETWEEN_LINES = 10.0
@@ -36,50 +36,50 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass(frozen=True)
 class Result:
-    """One precision on the validation split."""
+    """Result of one precision on the validation split."""
 
     miou: float
-    agreement: float  # share of labelled pixels with the label of float32
-    images_per_second: float  # forward and labels of one image at a time, the median
+    agreement: float  # share of labeled pixels that get the same label as in float32
+    images_per_second: float  # median, for the forward pass and labels of one image at a time
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was tried, and how good int8 is."""
+    """Result of a calibration."""
 
-    num_images: int  # behind the ranges
+    num_images: int  # from which the ranges were measured
     num_validated: int
-    share: float  # of SHARES, the one with the best labels on those images
+    share: float  # the one of SHARES with the best labels on these images
     results: dict[str, Result]  # by precision
 
     @property
     def problem(self) -> str | None:
-        """Why int8 is not offered; None if it is."""
+        """Reason to reject int8; None if int8 is accurate enough."""
         agreement = self.results["int8"].agreement
         change = self.results["int8"].miou - self.results["float32"].miou
         if agreement >= MIN_AGREEMENT and abs(change) < MAX_MIOU_CHANGE:
             return None
         return (
-            f"int8 is not good enough for this checkpoint: {agreement:.2%} of the labelled pixels get the label of "
-            f"float32 ({MIN_AGREEMENT:.0%} needed) and mIoU changes by {change:+.4f} (less than {MAX_MIOU_CHANGE} "
-            "needed); nothing was written. Label with --precision bfloat16, which needs no calibration, or try again "
-            "with more --calibration-images"
+            f"int8 is not accurate enough for this checkpoint: {agreement:.2%} of the labeled pixels get the same "
+            f"label as in float32 ({MIN_AGREEMENT:.0%} required) and mIoU changes by {change:+.4f} (less than "
+            f"{MAX_MIOU_CHANGE} required); nothing was written. Label with --precision bfloat16, which needs no "
+            "calibration, or try again with more --calibration-images"
         )
 
 
 def calibrate(config: CalibrateConfig) -> Calibration:
-    """Calibrate a checkpoint and, if int8 is good enough, write it with the calibration to the output.
+    """Calibrate a checkpoint and, if int8 is accurate enough, write it with the calibration to the output.
 
-    Raises: UserError for a checkpoint, dataset or output that cannot be used.
+    Raises: UserError if the checkpoint, the dataset or the output cannot be used.
     """
     if not has_int8(torch.device("cpu")):
         raise UserError(
-            "calibration runs the checkpoint in int8, which needs a CPU with VNNI instructions and a PyTorch with "
-            "oneDNN; calibrate on such a machine"
+            "calibration runs the checkpoint in int8, which needs a CPU with VNNI instructions and a PyTorch build "
+            "with oneDNN; calibrate on such a machine"
         )
     model = Checkpoint.load(config.checkpoint, long_side=None)
     data = model.data_config(config.checkpoint, config.data)
-    holds_checkpoint(config.output, model.model_id, model.metadata)  # another one there is refused before the work
+    holds_checkpoint(config.output, model.model_id, model.metadata)  # reject a different checkpoint before the work
     train_pairs, val_pairs = (list_pairs(data, split) for split in (data.train_split, data.val_split))
     num_images = min(config.calibration_images, len(train_pairs))
     log(f"Calibrating {config.checkpoint} on {num_images:,} images, validating on {len(val_pairs):,}")
@@ -106,14 +106,14 @@ def calibrate(config: CalibrateConfig) -> Calibration:
 
 
 def _best_ranges(model: Checkpoint, float32: Predictor, images_1HW3: list[Tensor]) -> tuple[float, Any]:
-    """The share of SHARES whose ranges label these images most as float32 does, and its ranges."""
+    """Return the share of SHARES whose ranges label these images most like float32, and these ranges."""
     wanted_1HW = [float32.predict(image).class_ids_NHW for image in images_1HW3]
     tried = {}
     for share in SHARES:
         ranges = activation_ranges(model.network, model.metadata.mean, model.metadata.std, images_1HW3, share)
         int8 = _int8_predictor(model, ranges)
         agreement = _share_equal(wanted_1HW, [int8.predict(image).class_ids_NHW for image in images_1HW3])
-        log(f"  ranges that cover {share:.2%} of the activations: {agreement:.2%} labelled as in float32")
+        log(f"  ranges that cover {share:.2%} of the activations: {agreement:.2%} labeled as in float32")
         tried[share] = agreement, ranges
     best = max(tried, key=lambda share: tried[share][0])
     return best, tried[best][1]
@@ -130,7 +130,7 @@ def _share_equal(wanted: Sequence[NDArray[np.integer]], found: Sequence[NDArray[
 
 
 def _compare(predictors: dict[str, Predictor], pairs: list[Pair], data: DataConfig) -> dict[str, Result]:
-    """Label the validation images in every precision, one after the other for each image."""
+    """Label each validation image in every precision in turn, and return the result by precision."""
     num_classes = len(data.classes)
     confusion_KK = {precision: np.zeros((num_classes, num_classes), np.int64) for precision in predictors}
     seconds = defaultdict(list)

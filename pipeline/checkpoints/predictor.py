@@ -1,21 +1,78 @@
-"""What the actors that predict have in common.
+"""Base of all actors that predict.
 
-Does not import torch, which would cost every process that imports the stages seconds.
+This module does not import torch at the top level, which would cost seconds in every process that imports the stages.
 """
 
 import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 
+from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config.training import ProtocolConfig
+from pipeline.errors import UserError
 
-# In a RuntimeError of torch's CPU allocator, of oneDNN, and of cuBLAS.
+# Messages in a RuntimeError of torch's CPU allocator, of oneDNN, and of cuBLAS.
 OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "out of memory", "STATUS_ALLOC_FAILED")
 
 
+@dataclass(frozen=True)
+class PredictorSpec:
+    """Predictor of an actor."""
+
+    checkpoint: str  # absolute URI
+    protocol: ProtocolConfig
+    device: str  # "cpu" or "cuda"
+    precision: str  # as `models.Predictor` takes it
+    threads: int  # of a CPU predictor
+    batch_size: int = 1  # maximum number of images that are predicted together
+    long_side: int | None = None  # pixels; None: the checkpoint's
+    model_id: str | None = None  # that the checkpoint must have; None: any
+
+
+class PredictorActor:
+    """Base of actors that predict: loads the checkpoint, and owns the one thread that predicts.
+
+    Errors of loading are raised by `require_ready`, because an exception in an actor's constructor reaches the driver
+    only as text.
+    """
+
+    def __init__(self, spec: PredictorSpec) -> None:
+        # A single thread, because torch's number of threads and CUDA graphs are bound to a thread.
+        self._predicting = ThreadPoolExecutor(1, "predict", use_threads, (spec.device, spec.threads))
+        self._problem: UserError | None = None
+        try:
+            # Not stored on self, because the predictor holds its own packed copy of the weights.
+            model = Checkpoint.load(spec.checkpoint, spec.long_side, spec.protocol)
+            self.check_model(spec, model)
+            self.palette = model.palette
+            self.single = self.submit(model.predictor, spec.device, spec.precision).result()
+            self.predictor = with_protocol(self.single, spec.protocol)
+        except UserError as error:
+            self._problem = error
+
+    def check_model(self, spec: PredictorSpec, model: Checkpoint) -> None:
+        """Check that the checkpoint has the model that the driver saw. Raises: UserError."""
+        if spec.model_id is not None and model.model_id != spec.model_id:
+            raise UserError(
+                f"checkpoint {spec.checkpoint}: changed while the run was starting; run the same command again"
+            )
+
+    def require_ready(self) -> None:
+        """Raise the UserError of the constructor, if there was one."""
+        if self._problem is not None:
+            raise self._problem
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Call a function in the predicting thread."""
+        return self._predicting.submit(function, *arguments)
+
+
 def use_threads(device: str, threads: int) -> None:
-    """Let torch compute with so many threads on a CPU, whatever Ray has set for the process, and OpenCV with one."""
+    """Set the number of CPU threads of torch, whatever Ray has set for the process, and limit OpenCV to one thread."""
     import torch
 
     if device == "cpu":
@@ -24,7 +81,7 @@ def use_threads(device: str, threads: int) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory did not hold what was computed: on a GPU, or on a CPU, for which torch has no class of its own."""
+    """Return True if the error means out of memory, on a GPU or on a CPU, for which torch has no class of its own."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -33,7 +90,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def with_protocol(predictor: Any, protocol: ProtocolConfig) -> Any:
-    """What labels whole images as the protocol says, with the arguments of `Predictor.predict`."""
+    """Return a predictor that labels whole images by the protocol, with the arguments of `Predictor.predict`."""
     from models import SlidingPredictor
 
     if protocol.is_plain:

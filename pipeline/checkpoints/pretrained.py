@@ -1,4 +1,4 @@
-"""Weights that a training starts from, other than its own checkpoints."""
+"""Initial weights of a training run from another checkpoint."""
 
 from typing import Any
 
@@ -6,22 +6,22 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config.data import DataConfig
 from pipeline.errors import UserError
 
-# What makes the same parameters another function.
+# Settings with which the same parameters compute a different function.
 OF_BACKBONE = ("backbone", "stem", "stem_channels", "contract_dilation", "dilate_second")
 OF_HEADS = ("bins", "pooling", "reduce", "align_corners")
 
 
 def take_weights(network: Any, uri: str, data: DataConfig) -> list[str]:
-    """Load a checkpoint's backbone into a network, and its heads where they tell the same classes apart.
+    """Load a checkpoint's backbone into a network, and its heads if their classes are the same.
 
-    Returns: which parts were taken: 'backbone', 'head', 'auxiliary'.
-    Raises: UserError for a checkpoint whose backbone is another one, naming the keys to change.
+    Returns: names of the loaded parts: 'backbone', 'head', 'auxiliary'.
+    Raises: UserError if the checkpoint has a different backbone, with the keys to change.
     """
     found = Checkpoint.load(uri, long_side=None)
     differing = _differing(network, found.network, OF_BACKBONE)
     if differing:
         listed = "\n  ".join(f"model.{key}: {theirs!r} in weights, {ours!r} here" for key, theirs, ours in differing)
-        raise UserError(f"weights {uri}: holds another backbone:\n  {listed}\nset these keys as the weights have them")
+        raise UserError(f"weights {uri}: has a different backbone:\n  {listed}\nset these keys to match the weights")
     network.backbone.load_state_dict(found.network.backbone.state_dict())
     taken = ["backbone"]
     if found.class_names != [entry.name for entry in data.classes]:
@@ -36,7 +36,7 @@ def take_weights(network: Any, uri: str, data: DataConfig) -> list[str]:
 
 
 def _differing(network: Any, other: Any, fields: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
-    """(field, the other's value, the network's) where they differ; the plain stem has no channels of its own."""
+    """Return (field, the other's value, the network's) for fields that differ; a plain stem ignores stem_channels."""
     ours, theirs = network.architecture.to_dict(), other.architecture.to_dict()
     if ours["stem"] == theirs["stem"] == "plain":
         theirs["stem_channels"] = ours["stem_channels"]

@@ -1,1 +1,1 @@
-"""Connecting to Ray, sizing actor pools, reporting progress, and everything private of Ray."""
+"""Ray connection, sizing of actor pools, progress reports, and all uses of Ray's private APIs."""

@@ -1,4 +1,4 @@
-"""Connecting to Ray, and what it offers."""
+"""Connection to Ray, and the resources of its cluster."""
 
 import logging
 import os
@@ -16,22 +16,25 @@ import ray._private.worker
 
 from pipeline.errors import UserError
 
-# A local Ray counts CPUs logically. With fewer than this, the stages of a pipeline wait for one another's CPUs.
+# Minimum logical CPUs of a local Ray. With fewer, the stages of a pipeline wait for each other's CPUs.
 LOCAL_CPUS = 8
 CONNECT_TIMEOUT = 10  # seconds
-# On a machine of two cores Ray warns of ten processes, which a training with its ingest and validation has.
+# Part of a Ray warning that appears at ten processes on a machine with two cores. Training with its ingest and
+# validation has that many.
 MANY_PROCESSES = "worker processes have been started on node"
 
 
 def connect(verbose: bool = False) -> None:
-    """Connect to the cluster that RAY_ADDRESS names (as it does inside a submitted job), else start a local Ray.
+    """Connect to the cluster at RAY_ADDRESS (set inside submitted jobs), or start a local Ray if it is not set.
 
-    A local Ray ends with this process. If this process is connected already, it stays so.
+    A local Ray ends with this process. An existing connection is kept.
+
+    Raises: UserError if no cluster listens at RAY_ADDRESS.
     """
     level = logging.INFO if verbose else logging.ERROR
     if not ray.is_initialized():
         _init(verbose, level)
-    # Also of an earlier job's connection: Ray Train's import has set levels of its own since.
+    # Also for an existing connection, because importing Ray Train sets its own levels.
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(level)
 
@@ -51,7 +54,7 @@ def _init(verbose: bool, level: int) -> None:
 
 @contextmanager
 def disconnecting_on_error() -> Iterator[None]:
-    """End the connection to Ray that was made in the block, if the block raises."""
+    """Disconnect from Ray if the `with` block raises, unless it was connected before the block."""
     connected_before = ray.is_initialized()
     try:
         yield
@@ -63,9 +66,10 @@ def disconnecting_on_error() -> Iterator[None]:
 
 @contextmanager
 def _quiet_core() -> Iterator[None]:
-    """Start Ray's C++ core without its notices, which go past Python's logging; those of a failed start are shown.
+    """Hide the messages that Ray's C++ core prints while it starts; show them if the start fails.
 
-    The level comes from the environment alone, and the core tells on the terminal that it took it from there.
+    They bypass Python's logging. Their level can be set only by an environment variable, and the core prints that it
+    uses the variable, so stderr is redirected, too.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     sys.stderr.flush()
@@ -84,7 +88,7 @@ def _quiet_core() -> Iterator[None]:
 
 
 def leave_out(notice: str) -> None:
-    """Keep one of the raylet's notices from the terminal; Ray has no setting for it, and prints all others."""
+    """Suppress the raylet's messages that contain `notice`; Ray has no setting for that. Others are still printed."""
     show = ray._private.worker.print_to_stdstream
 
     def show_others(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
@@ -95,7 +99,7 @@ def leave_out(notice: str) -> None:
 
 
 def require_listener(address: str) -> None:
-    """Raise UserError where nothing listens at HOST:PORT; Ray itself would try again for many minutes."""
+    """Raise UserError if nothing listens at HOST:PORT; Ray itself would retry for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return
@@ -103,13 +107,13 @@ def require_listener(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT).close()
     except OSError as error:
         raise UserError(
-            f"RAY_ADDRESS {address}: no Ray cluster answers there ({error.strerror or error}); start one, correct the "
-            "address, or unset RAY_ADDRESS to use this machine alone"
+            f"RAY_ADDRESS {address}: no Ray cluster answers at this address ({error.strerror or error}); start one, "
+            "correct the address, or unset RAY_ADDRESS to use only this machine"
         ) from None
 
 
 class Node(NamedTuple):
-    """What a node has for tasks and actors, in use or not."""
+    """Total resources of a node for tasks and actors, including those in use."""
 
     cpus: int
     gpus: int = 0
@@ -117,9 +121,9 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True)
 class Resources:
-    """The cluster's living nodes, and what it may have once its autoscaler has grown it; 0: there is none."""
+    """Nodes of the cluster that are alive, and the most that its autoscaler may provide (0 without an autoscaler)."""
 
-    nodes: tuple[Node, ...]  # in an order that is theirs, so that two looks can be compared
+    nodes: tuple[Node, ...]  # sorted, so that two snapshots can be compared
     allowed_cpus: int = 0
     allowed_gpus: int = 0
 
@@ -145,23 +149,23 @@ class Resources:
 
     @property
     def cpu_nodes(self) -> int:
-        """How many nodes have CPUs to compute with."""
+        """Number of nodes with CPUs."""
         return sum(node.cpus > 0 for node in self.nodes)
 
     @property
     def node_cpus(self) -> int:
-        """CPUs of the smallest of them."""
+        """Number of CPUs of the smallest node with CPUs; 0 if there is none."""
         return min((node.cpus for node in self.nodes if node.cpus), default=0)
 
     def room_for(self, cpus: int, gpu: bool) -> int:
-        """How many actors that reserve so much the nodes can hold now."""
+        """Return how many actors that reserve `cpus` and, if `gpu`, one GPU each the nodes can hold now."""
         return sum(min(node.cpus // cpus, node.gpus if gpu else node.cpus) for node in self.nodes)
 
 
 def resources() -> Resources:
-    """Resources of the living nodes now, and of all that the cluster's configuration allows."""
+    """Return the resources of the nodes that are alive and the limits of the cluster's configuration."""
     living = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    # Ray's own libraries ask this too; there is no public question. None without an autoscaler.
+    # Private API, which Ray's own libraries use, too; there is no public one. None without an autoscaler.
     allowed = ray._private.state.state.get_max_resources_from_cluster_config() or {}
     return Resources(
         tuple(sorted(Node(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in living)),

@@ -1,4 +1,4 @@
-"""Which code and which packages this process runs."""
+"""Versions of the code and packages of this process."""
 
 import hashlib
 import os
@@ -13,13 +13,14 @@ SOURCES = ("models", "pipeline", "jobs")
 
 
 def code(root: Path = ROOT) -> dict[str, Any]:
-    """Commit of the code and whether files differ from it, None where there is no git; and a hash of the sources.
+    """Return the commit of the code, whether tracked files differ from it, and a SHA-256 hash of the sources.
 
-    A job's working directory is sent to the cluster without .git, so there GIT_COMMIT may name the commit.
+    Commit and difference are None without git. A job's working directory is uploaded to the cluster without .git; there
+    the environment variable GIT_COMMIT may name the commit.
     """
     commit, dirty = None, None
     top = _git(root, "rev-parse", "--show-toplevel")
-    if top and Path(top).resolve() == root.resolve():  # not of a repository that this folder happens to lie in
+    if top and Path(top).resolve() == root.resolve():  # not an outer repository
         commit = _git(root, "rev-parse", "HEAD")
         status = _git(root, "status", "--porcelain", "--untracked-files=no")
         dirty = None if status is None else bool(status)
@@ -30,7 +31,7 @@ def code(root: Path = ROOT) -> dict[str, Any]:
 
 
 def packages() -> dict[str, str | None]:
-    """Versions of what computes; None for a package that is not installed."""
+    """Return the versions of the packages that affect results; None for a package that is not installed."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -41,7 +42,7 @@ def packages() -> dict[str, str | None]:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints; None without git, or where it refuses."""
+    """Return what git prints; None if git is missing or fails."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

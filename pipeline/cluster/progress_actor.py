@@ -1,4 +1,4 @@
-"""Counters and lines that remote workers send and the driver prints."""
+"""Actor that collects counts and log lines from remote workers, for the driver to print."""
 
 import threading
 from collections import Counter
@@ -11,15 +11,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 class ProgressUpdate(NamedTuple):
-    """What a driver reads off the board."""
+    """Content of the progress actor, as a driver reads it."""
 
-    counts: dict[str, int]  # in all
-    lines: list[str]  # since the last reading
-    records: list[dict[str, Any]]  # since the last reading
+    counts: dict[str, int]  # totals
+    lines: list[str]  # since the last read
+    records: list[dict[str, Any]]  # since the last read
 
 
 class ProgressActor:
-    """Collects counts, log lines and records from workers, for the driver to read; see `start_progress_actor`."""
+    """Collector of counts, log lines and records of workers, for the driver to read; see `start_progress_actor`."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -28,7 +28,7 @@ class ProgressActor:
         self._problem: str | None = None
 
     def add(self, **counts: int) -> dict[str, int]:
-        """Count, and return the counts."""
+        """Add to the counts, and return their totals."""
         self._counts.update(counts)
         return dict(self._counts)
 
@@ -39,7 +39,7 @@ class ProgressActor:
         self._records.append(entry)
 
     def report_error(self, problem: str) -> None:
-        """Note what the user has to mend; the first complaint counts."""
+        """Record a problem that the user has to fix; only the first one is kept."""
         self._problem = self._problem or problem
 
     def problem(self) -> str | None:
@@ -52,9 +52,9 @@ class ProgressActor:
 
 
 def start_progress_actor(kind: type[ProgressActor] = ProgressActor) -> Any:
-    """Start an actor of this kind; workers call `actor.add.remote(...)` and `actor.log.remote(...)`.
+    """Start an actor of this class; workers call `actor.add.remote(...)` and `actor.log.remote(...)`.
 
-    It lives on the driver's node: the loss of another one, which the run survives, does not take it along.
+    It runs on the driver's node, so that it survives the loss of any other node, as the run does.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here).remote()
@@ -62,7 +62,7 @@ def start_progress_actor(kind: type[ProgressActor] = ProgressActor) -> Any:
 
 @contextmanager
 def watched(progress_actor: Any, show: Callable[[ProgressUpdate], None], every: float = 1.0) -> Iterator[None]:
-    """Call `show` with the board's content every so many seconds while the block runs, and once at its end."""
+    """Call `show` with the actor's content every `every` seconds during the `with` block, and once at its end."""
     stop = threading.Event()
 
     def watch() -> None:

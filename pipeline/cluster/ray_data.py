@@ -1,4 +1,4 @@
-"""Datasets that begin with a function of tables which the driver holds."""
+"""Ray datasets that apply a function, and then actors, to tables held by the driver."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -18,27 +18,27 @@ def map_tables(
     verbose: bool = False,
     **arguments: Any,
 ) -> ray.data.Dataset:
-    """A dataset of the tables that `function(table, **arguments)` yields, with one task for each of the tables.
+    """Return a lazy dataset of the tables that `function(table, **arguments)` yields, with one task per input table.
 
-    `ray.data.from_arrow` would first run a task for each table, to measure what the driver knows: on a machine of few
-    cores that takes seconds before anything else can start.
+    `ray.data.from_arrow` would first run a task for each table to measure what the driver knows already. On a machine
+    with few cores that takes seconds before anything else can start.
 
     Args:
-        num_cpus: that each task reserves.
-        concurrency: number of tasks at the same time; None: as many as Ray Data sees fit.
-        verbose: whether Ray Data shows its own progress, of what follows this stage, too.
+        num_cpus: CPUs that each task reserves.
+        concurrency: maximum number of concurrent tasks; None: Ray Data chooses.
+        verbose: show Ray Data's own progress, also that of the following stages.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.verbose_progress = verbose
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # otherwise a UserError arrives as text alone
-    # Ray would ask for the memory of every busy process once a second, which stops a predictor for a moment.
+    context.raise_original_map_exception = True  # otherwise a UserError arrives only as text
+    # By default Ray polls the memory of each busy process every second, which pauses a predictor for a moment.
     context.memory_usage_poll_interval_s = None
-    # Ray would end what has stood still for half an hour: a scene may take hours, and so may nodes that are waited for.
+    # By default Ray ends an execution without progress for 30 minutes. A scene, or waiting for nodes, may take hours.
     context.execution_no_progress_timeout_s = -1
     return ray.data.read_datasource(
         _Tables(partial(function, **arguments), function.__name__, tables),
-        override_num_blocks=len(tables),  # otherwise Ray would split what a task yields
+        override_num_blocks=len(tables),  # otherwise Ray splits the output of a task
         num_cpus=num_cpus,
         concurrency=concurrency,
     )
@@ -70,14 +70,14 @@ def map_by_actors(
     num_cpus: float,
     gpu: bool,
 ) -> ray.data.Dataset:
-    """A dataset of what actors return or yield for each of the tables, which they get whole.
+    """Return a dataset of what actors return or yield for each of the tables. Tables are not split or merged.
 
     Args:
-        actor: a class whose instances take a table; `arguments` are those of its constructor.
-        num_cpus, gpu: what each actor reserves.
+        actor: class whose instances are called with a table.
+        arguments: keyword arguments of the class's constructor.
+        num_cpus, gpu: CPUs, and whether a GPU, that each actor reserves.
     """
-    # Where there are GPUs `Dataset.map_batches` wants a number of rows for all batches. The tables come as those who
-    # made them saw fit.
+    # `Dataset.map_batches` requires a batch size if GPUs are used, but the tables must stay as they are.
     return tables.map_batches_internal(
         actor,
         fn_constructor_kwargs=arguments,

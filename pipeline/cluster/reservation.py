@@ -1,7 +1,7 @@
-"""Keeps CPUs and GPUs free of an elastic training's workers, for what works beside them.
+"""Reservation of CPUs and GPUs that elastic training must not take for its workers.
 
-An elastic training takes as many workers as the cluster holds, up to the most that is asked for. Where nothing is left,
-the tasks that make its batches wait for a CPU, and it waits for them.
+Elastic training takes as many workers as the cluster can hold, up to the requested maximum. If no CPU is left, the
+tasks that load its batches wait for a CPU while training waits for them.
 """
 
 import secrets
@@ -12,25 +12,25 @@ from typing import Any
 
 import ray
 
-# By which Ray Data and Ray Train agree on who gets what; there is no public way to take part in that.
+# Ray Data and Ray Train share resources through this coordinator. It has no public API.
 from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import ResourceRequestPriority
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 
-RENEW_EVERY, EXPIRES_AFTER = 20.0, 90.0  # seconds; what a killed driver asked for does not hold nodes for long
+RENEW_EVERY, EXPIRES_AFTER = 20.0, 90.0  # seconds; the reservation of a killed driver expires soon
 
 
 @contextmanager
 def reserve_resources(bundles: Sequence[dict[str, float]]) -> Iterator[None]:
-    """While the block runs, elastic trainings that begin in it count without these CPUs and GPUs.
+    """Keep elastic training that starts in the `with` block from taking these CPUs and GPUs.
 
     Args:
-        bundles: each is of one node, as in {"CPU": 1.0, "GPU": 1.0}.
+        bundles: resources that must each be on one node, such as {"CPU": 1.0, "GPU": 1.0}.
     """
     coordinator: Any = get_or_create_autoscaling_coordinator()
     name, ended = f"beside-training-{secrets.token_hex(4)}", threading.Event()
 
     def request() -> None:
-        # As important as training itself; of equals the first one counts.
+        # The priority of training itself. Among equal priorities the first request wins.
         high = ResourceRequestPriority.HIGH
         ray.get(coordinator.request_resources.remote(name, list(bundles), EXPIRES_AFTER, priority=high))
 

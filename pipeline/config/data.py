@@ -1,4 +1,4 @@
-"""Which dataset, and what a model is to make of it. docs/datasets.md shows every format's folders."""
+"""Configuration of the dataset. docs/datasets.md shows the folders of every format."""
 
 from typing import Annotated, Any, Literal
 
@@ -13,45 +13,52 @@ FormatName = Literal["folder", "ade20k", "cityscapes", "voc", "coco_stuff", "cam
 
 
 class ClassEntry(Section):
-    """A class that the model tells apart; its id is its place in the list."""
+    """Class of the model; its id is its position in the list."""
 
-    name: str = Field(min_length=1, description="Name, as it appears in tables.")
-    color: tuple[Channel, Channel, Channel] = Field(description="Red, green, blue, 0 to 255.")
+    name: str = Field(min_length=1, description="Name of the class, as it appears in tables.")
+    color: tuple[Channel, Channel, Channel] = Field(description="Color as red, green, blue, each from 0 to 255.")
 
 
 class DataFolder(Section):
-    """Where images and annotations are."""
+    """Location of images and annotations."""
 
     format: FormatName = Field(
         "folder",
-        description="How the data are laid out; folder: ROOT/images/SPLIT/NAME.jpg, ROOT/annotations/SPLIT/NAME.png.",
+        description="Layout of the dataset (docs/datasets.md). folder: ROOT/images/SPLIT/NAME.jpg and "
+        "ROOT/annotations/SPLIT/NAME.png.",
     )
-    root: str = Field(description="Folder or bucket prefix that holds the dataset, a path or URI.")
+    root: str = Field(description="Path or URI of the folder or bucket prefix that holds the dataset.")
     train_split: str = Field(
         "train",
-        description="Split to train on; left out: as the format names it. list: the list file; parquet: the table's "
-        "file or folder, or the output of a segmentation.",
+        description="Split to train on; the default depends on the format. Format list: the list file; format parquet: "
+        "the table's file or folder, or the output of jobs/segment_bucket.py.",
     )
-    val_split: str = Field("val", description="Split to validate on, named like train_split.")
+    val_split: str = Field("val", description="Split to validate on, specified like train_split.")
     label_map: dict[int, int] = Field(
-        {}, description="Label id in the files -> id to use; ids not named stay, or are what the format says."
+        {},
+        description="Map from label ids in the files to ids to use; other ids keep their value, or the one that the "
+        "format defines.",
     )
-    max_pixels: int = Field(MAX_PIXELS, ge=1, description="Larger images and annotations are refused; pixels.")
+    max_pixels: int = Field(
+        MAX_PIXELS, ge=1, description="Maximum size of an image or annotation in pixels; larger ones are errors."
+    )
     allow: tuple[str, ...] = Field(
         (),
-        description="list, parquet: prefixes beside root that rows may name, as in s3://bucket/photos. Several: repeat "
-        "it.",
+        description="Formats list and parquet: prefix besides root, such as s3://bucket/photos, from which rows may "
+        "read. Repeat the option for several.",
     )
     image_column: str | None = Field(
-        None, description="parquet: column of images (bytes or URIs); none: image, of our own output image_uri."
+        None,
+        description="Format parquet: column of images (bytes or URIs). If none, image, or image_uri for an output of "
+        "jobs/segment_bucket.py.",
     )
-    label_column: str = Field("mask", description="parquet: column of annotations (bytes or URIs).")
+    label_column: str = Field("mask", description="Format parquet: column of annotations (bytes or URIs).")
     min_confidence: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="parquet, of our own output: where a class's mean confidence in an image is below this, its pixels "
-        "there are ignored.",
+        description="Format parquet with an output of jobs/segment_bucket.py: ignore the pixels of a class in an image "
+        "if its mean confidence there is below this value.",
     )
 
     @model_validator(mode="before")
@@ -63,26 +70,33 @@ class DataFolder(Section):
     @model_validator(mode="after")
     def _options_are_of_the_format(self) -> "DataFolder":
         if self.allow and self.format not in ("list", "parquet"):
-            raise ValueError(f"allow is for formats list and parquet, but the format is {self.format}; remove it")
+            raise ValueError(
+                f"allow works only with formats list and parquet, but the format is {self.format}; remove it"
+            )
         if self.format != "parquet":
             for name in ("image_column", "label_column", "min_confidence"):
                 if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"{name} is for format parquet alone, but the format is {self.format}; remove it")
+                    raise ValueError(
+                        f"{name} works only with format parquet, but the format is {self.format}; remove it"
+                    )
         return self
 
 
 class DataConfig(DataFolder):
-    """A dataset, and what a model is to make of it."""
+    """Dataset to train on, with the classes of the model."""
 
     classes: list[ClassEntry] = Field(
         min_length=2,
-        description="Classes in the order of their ids, from 0; may be left out for a format that has its own.",
+        description="Classes in the order of their ids, from 0; optional for formats with a known class table.",
     )
-    ignore_index: int = Field(255, ge=0, le=65535, description="Label id that counts neither in loss nor metrics.")
+    ignore_index: int = Field(
+        255, ge=0, le=65535, description="Label id of pixels that the loss and the metrics ignore."
+    )
     long_side: int | None = Field(
         None,
         ge=64,
-        description="Whole images are shrunk to this long side (pixels) to be labelled; none: full size.",
+        description="Shrink larger images to this long side, in pixels, before labeling whole images. If none, full "
+        "size.",
     )
 
     @model_validator(mode="before")
@@ -113,22 +127,27 @@ class DataConfig(DataFolder):
 
 
 class EvalDataConfig(DataFolder):
-    """The dataset of a model that is there; the classes are the checkpoint's."""
+    """Dataset to evaluate an existing model on; the classes are those of the checkpoint."""
 
     ignore_index: int | None = Field(
-        None, ge=0, le=65535, description="Label id that does not count; none: the checkpoint's."
+        None,
+        ge=0,
+        le=65535,
+        description="Label id of pixels that the metrics ignore. If none, the checkpoint's ignore index.",
     )
     long_side: int | None = Field(
-        None, ge=64, description="Images are shrunk to this long side (pixels); none: as the checkpoint says."
+        None,
+        ge=64,
+        description="Shrink larger images to this long side, in pixels. If none, use the checkpoint's value.",
     )
 
 
 def _format(values: Any) -> Format | None:
-    """The format that a section's raw values name; None where they are no such thing, which pydantic tells."""
+    """Return the format that the raw values of a section name; None if they are invalid, which pydantic reports."""
     name = values.get("format", "folder") if isinstance(values, dict) else None
     return FORMATS.get(name) if isinstance(name, str) else None
 
 
 def _filled(values: dict[str, Any], **defaults: Any) -> dict[str, Any]:
-    """`values` with the defaults for what is left out or null."""
+    """Return `values` with `defaults` for keys that are missing or null."""
     return values | {name: default for name, default in defaults.items() if values.get(name) is None}

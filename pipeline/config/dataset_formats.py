@@ -1,6 +1,7 @@
-"""The known datasets: their classes, their splits, and the ids and colours of their annotations.
+"""Known datasets: their classes, their splits, and the ids and colors of their annotations.
 
-The tables stand in class_tables/: `label_id` is what the annotation files hold, `class_id` what a model learns.
+The class tables are in class_tables/: `label_id` is the value in the annotation files, `class_id` the id that a model
+learns.
 """
 
 import csv
@@ -17,12 +18,12 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Format:
-    """What a dataset's layout says by itself."""
+    """Defaults that follow from a dataset's layout."""
 
     train_split: str = "train"
     val_split: str = "val"
     ignore_index: int = 255
-    table: str | None = None  # in class_tables/; None: only the user knows the classes
+    table: str | None = None  # in class_tables/; None: the user configures the classes
 
 
 FORMATS = {
@@ -39,7 +40,7 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class KnownClass:
-    """A line of a table in class_tables/."""
+    """Row of a table in class_tables/."""
 
     class_id: int
     label_id: int
@@ -49,7 +50,7 @@ class KnownClass:
 
 @functools.cache
 def classes_of(table: str) -> tuple[KnownClass, ...]:
-    """The classes of a known dataset in the order of their ids."""
+    """Return the classes of a known dataset in the order of their ids."""
     return tuple(
         KnownClass(int(row["class_id"]), int(row["label_id"]), row["name"], _color(row)) for row in _rows(table)
     )
@@ -57,19 +58,19 @@ def classes_of(table: str) -> tuple[KnownClass, ...]:
 
 @dataclass(frozen=True)
 class Coding:
-    """How one kind of annotation file tells the classes."""
+    """Encoding of classes in one kind of annotation file."""
 
-    class_ids: dict[int, int | None]  # label id in the file -> class id; None: counts neither in loss nor metrics
-    colors: dict[Color, int]  # colour in the file -> label id; colours of two classes are left out
+    class_ids: dict[int, int | None]  # label id in the file -> class id; None: ignored by the loss and the metrics
+    colors: dict[Color, int]  # color in the file -> label id; without colors that two classes share
 
 
 @functools.cache
 def coding(name: str) -> Coding:
-    """The coding that a Pair names."""
+    """Return the coding with the name that a Pair has."""
     if name == "ade20k":
         return _coding("ade20k", void=(0, 255), colors={(0, 0, 0): 0})
     if name == "cityscapes":
-        # labelIds: 34 kinds of things, of which 19 are trained on.
+        # The labelIds files have 34 ids, of which 19 are training classes.
         return _coding("cityscapes", void={*range(34), 255} - {known.label_id for known in classes_of("cityscapes")})
     if name == "voc":
         return _coding("voc", void=(255,), colors={(224, 224, 192): 255})
@@ -84,7 +85,7 @@ def coding(name: str) -> Coding:
 
 
 def distinct_colors(colors: Iterable[Color]) -> dict[Color, int]:
-    """Colour -> place in the order given, for the colours that stand there once."""
+    """Map each color that occurs exactly once to its position in the given order."""
     listed = list(colors)
     count = Counter(listed)
     return {color: place for place, color in enumerate(listed) if count[color] == 1}
@@ -100,7 +101,7 @@ def _coding(table: str, void: Iterable[int], colors: dict[Color, int] | None = N
 
 
 def _camvid_colors(void: int) -> dict[Color, int]:
-    """The 32 colours of the original annotations -> label id of the class that each belongs to."""
+    """Map the 32 colors of the original annotations to the label ids of their classes."""
     label_ids = {known.name: known.label_id for known in classes_of("camvid")} | {"void": void}
     return {_color(row): label_ids[row["class"]] for row in _rows("camvid_colors")}
 

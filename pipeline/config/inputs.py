@@ -1,4 +1,4 @@
-"""What a run is to label: the sources of image names, and which of their images."""
+"""Input options of a run: the sources of image names, and filters on them."""
 
 import re
 from typing import Annotated
@@ -11,34 +11,47 @@ SOURCES = ("input", "list_file", "manifest", "inventory")
 
 
 class InputConfig(JobSettings):
-    """Options of every job that goes through images; those that take several values are given several times."""
+    """Options of all jobs that process images. To pass several values, repeat the option."""
 
     input: Texts = Field(
-        (), description="Prefix or glob of images, a path or URI: s3://bucket/photos/ or .../*.jpg. Several: repeat it."
+        (),
+        description="Path or URI of images, a prefix or a glob: s3://bucket/photos/ or .../*.jpg. Repeat the option "
+        "for several.",
     )
-    list_file: Texts = Field((), description="Text file with one image's URI on each line. Several: repeat it.")
+    list_file: Texts = Field((), description="Text file with one image URI per line. Repeat the option for several.")
     manifest: Texts = Field(
         (),
-        description="Table that names images: a Parquet or CSV file, or a folder or glob of such. Several: repeat it.",
+        description="Table of image URIs: a Parquet or CSV file, or a folder or glob of them. Repeat the option for "
+        "several.",
     )
-    uri_column: str = Field("image_uri", min_length=1, description="The column of manifests that names the image.")
-    carry: Texts = Field((), description="Column of manifests to carry into the output. Several: repeat it.")
+    uri_column: str = Field("image_uri", min_length=1, description="Column of the manifests that holds the image URI.")
+    carry: Texts = Field(
+        (), description="Column of the manifests to copy to the output. Repeat the option for several."
+    )
     inventory: Texts = Field(
-        (), description="manifest.json of an S3 Inventory; its current objects are the images. Several: repeat it."
+        (),
+        description="manifest.json of an S3 Inventory; its current objects are the images. Repeat the option for "
+        "several.",
     )
-    include: Texts = Field((), description="Only images that match this glob, or another one: repeat it.")
-    exclude: Texts = Field((), description="No images that match this glob, or another one: repeat it.")
+    include: Texts = Field(
+        (), description="Keep only images that match this glob. Repeat the option to allow several globs."
+    )
+    exclude: Texts = Field((), description="Skip images that match this glob. Repeat the option for several.")
     allow: Texts = Field(
         (),
-        description="Prefix that lists, manifests and inventories may name, as in s3://bucket/ or /data; none: the "
-        "bucket or folder of each. Several: repeat it.",
+        description="Prefix, such as s3://bucket/ or /data, from which lists, manifests and inventories may read "
+        "images. If not set, each may read only from its own bucket or folder. Repeat the option for several.",
     )
     sample: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Only this share of the images, always the same ones; none: all of them."
+        None, description="Process only this share of the images; the selection is deterministic. If none, all images."
     )
-    shard: str | None = Field(None, description="K/N: only the K-th of N equal shares of the images, from 1/N to N/N.")
-    limit: int | None = Field(None, ge=1, description="Only so many images, the first; none: all of them.")
-    output: str = Field(description="Folder or URI of the tables.")
+    shard: str | None = Field(
+        None, description="Process only the K-th of N equal shares of the images, written as K/N, from 1/N to N/N."
+    )
+    limit: int | None = Field(
+        None, ge=1, description="Process only the first images, up to this number. If none, all images."
+    )
+    output: str = Field(description="Folder or URI of the output tables.")
 
     @field_validator("shard")
     @classmethod
@@ -54,22 +67,22 @@ class InputConfig(JobSettings):
     def _are_places(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
         for place in allow:
             if re.match("https?:///*($|/)", place, re.IGNORECASE):
-                # Any host would be the cloud's metadata service, too.
-                raise ValueError(f"allow {place!r} names no host; name each, as in https://images.example.com/")
+                # A prefix that allows every host would also allow the cloud's metadata service.
+                raise ValueError(f"allow {place!r} names no host; add it, as in https://images.example.com/")
         return allow
 
     @field_validator("input", "list_file", "manifest", "inventory", "allow", "include", "exclude", "carry")
     @classmethod
     def _are_not_empty(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         if not all(values):
-            raise ValueError("one of its values is empty; leave the option out, or name something")
+            raise ValueError("one of its values is empty; remove it or give it a value")
         return values
 
     @model_validator(mode="after")
     def _sources(self) -> "InputConfig":
         if not any(getattr(self, source) for source in SOURCES):
             options = ", ".join(f"--{source.replace('_', '-')}" for source in SOURCES)
-            raise ValueError(f"input: nothing to go through; give at least one of {options}")
+            raise ValueError(f"input: no source of images; give at least one of {options}")
         if self.carry and not self.manifest:
-            raise ValueError("carry: only a --manifest has columns to carry; give one or leave out --carry")
+            raise ValueError("carry: only a --manifest has columns to copy; add a manifest or remove --carry")
         return self

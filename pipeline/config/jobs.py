@@ -1,4 +1,4 @@
-"""The settings of every job, one pydantic model each."""
+"""Settings of every job, one pydantic model per job."""
 
 from typing import Annotated, Literal
 
@@ -21,16 +21,16 @@ from pipeline.config.training import (
 
 
 class TrainConfig(JobSettings):
-    """Train a PSPNet on a Ray cluster. Run the same command again to resume."""
+    """Train a PSPNet on a Ray cluster. To resume a run, repeat the same command."""
 
-    output: str = Field(description="Folder or URI of this run: checkpoints, best/ and last/.")
+    output: str = Field(description="Output folder or URI of this run: checkpoints, best/ and last/.")
     weights: str | None = Field(
         None,
-        description="Checkpoint folder to start from, a path or URI (jobs/import_weights.py makes one of ImageNet's "
-        "backbones); heads are taken over where the classes are the same. None: from scratch.",
+        description="Path or URI of a checkpoint folder to initialize the weights from; heads are loaded too if the "
+        "classes match. jobs/import_weights.py imports ImageNet backbones. If none, train from scratch.",
     )
     checkpoint_every: int | None = Field(
-        None, ge=1, description="Steps from one checkpoint to the next; none: one at the end of each epoch."
+        None, ge=1, description="Steps between checkpoints. If none, save one at the end of each epoch."
     )
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -46,28 +46,29 @@ class TrainConfig(JobSettings):
         if self.model.align_corners and any(side % 8 != 1 for side in self.augment.crop):
             raise ValueError(
                 f"augment.crop {list(self.augment.crop)} must be multiples of 8 plus 1 (such as 129, 473, 713) "
-                "with model.align_corners, so that the stride-8 grid meets the crop's corners"
+                "with model.align_corners, so that the stride-8 grid includes the corners of the crop"
             )
         if self.optimization.batch_size < self.workers.most:
             raise ValueError(
-                f"optimization.batch_size {self.optimization.batch_size} leaves some of the "
-                f"{self.workers.most} workers without an image; raise it or lower workers.count"
+                f"optimization.batch_size {self.optimization.batch_size} is smaller than the number of workers, "
+                f"{self.workers.most}; raise it or lower workers.count"
             )
         self._require_statistics()
         weights = self.loss.class_weights
         if weights and len(weights) != len(self.data.classes):
             raise ValueError(
-                f"loss.class_weights has {len(weights)} numbers for {len(self.data.classes)} classes; give one for each"
+                f"loss.class_weights has {len(weights)} values for {len(self.data.classes)} classes; "
+                "give one value per class"
             )
         if self.optimization.batch_norm == "frozen" and self.weights is None:
             raise ValueError(
-                "optimization.batch_norm: frozen keeps the statistics that the backbone was loaded with, but weights "
-                "names none; set weights, or use synchronized"
+                "optimization.batch_norm: frozen keeps the pretrained backbone's statistics, but no weights are set; "
+                "set weights, or use synchronized"
             )
         return self
 
     def _require_statistics(self) -> None:
-        """Raise ValueError if pyramid bin 1 would be normalised over a single image."""
+        """Raise ValueError if BatchNorm of pyramid bin 1 would normalize over a single image."""
         recipe = self.optimization
         share = recipe.batch_size // self.workers.most
         passes = -(-share // recipe.micro_batch) if recipe.micro_batch else 1
@@ -83,36 +84,42 @@ class TrainConfig(JobSettings):
 
 
 class AblateConfig(TrainConfig):
-    """Train variations of a recipe as the paper's ablations do and print its tables. Run again to resume."""
+    """Repeat the paper's ablation studies with a recipe and print the tables. To resume, repeat the same command."""
 
-    output: str = Field(description="Folder or URI of the ablation: runs/, results.parquet and ablation.md.")
+    output: str = Field(description="Output folder or URI of the ablation: runs/, results.parquet and ablation.md.")
     experiments: tuple[Literal["pooling", "auxiliary", "depth", "scales"], ...] = Field(
-        ("pooling", "auxiliary", "depth", "scales"), min_length=1, description="Which of the paper's tables to fill."
+        ("pooling", "auxiliary", "depth", "scales"), min_length=1, description="Tables of the paper to reproduce."
     )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0, 1, 2), min_length=1, description="Each setting is trained once with each; optimization.seed is not used."
+        (0, 1, 2),
+        min_length=1,
+        description="Random seeds; each setting is trained once per seed, and optimization.seed is ignored.",
     )
     poolings: tuple[Literal["max", "average"], ...] = Field(
-        ("max", "average"), min_length=1, description="pooling: what to do inside a pyramid cell."
+        ("max", "average"), min_length=1, description="Experiment pooling: pooling operations to compare."
     )
     reductions: tuple[bool, ...] = Field(
-        (False, True), min_length=1, description="pooling: without and with dimension reduction."
+        (False, True), min_length=1, description="Experiment pooling: dimension reduction off and on."
     )
     auxiliary_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (0, 0.3, 0.4, 0.6, 0.9),
         min_length=1,
-        description="auxiliary: weights of that loss, on the network without pooling; 0: without that head.",
+        description="Experiment auxiliary: weights of the auxiliary loss, for a network without pyramid pooling; 0 "
+        "removes the auxiliary head.",
     )
     backbones: tuple[Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet269"], ...] = Field(
         ("resnet50", "resnet101", "resnet152", "resnet269"),
         min_length=1,
-        description="depth and scales: backbones of the whole PSPNet; `{backbone}` in weights stands for their names.",
+        description="Experiments depth and scales: backbones of the full PSPNet. `{backbone}` in weights is replaced "
+        "by the backbone's name.",
     )
     scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), min_length=1, description="scales: those of multi-scale testing, mirrored."
+        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+        min_length=1,
+        description="Experiment scales: scales of multi-scale testing with mirroring.",
     )
     trials_at_once: int | None = Field(
-        None, ge=1, description="Trainings that run at the same time; none: as many as the cluster holds."
+        None, ge=1, description="Maximum number of concurrent trials. If none, as many as fit in the cluster."
     )
 
     @model_validator(mode="after")
@@ -120,146 +127,171 @@ class AblateConfig(TrainConfig):
         for name in ("experiments", "seeds", "poolings", "reductions", "auxiliary_weights", "backbones", "scales"):
             values = getattr(self, name)
             if twice := sorted({str(value) for value in values if values.count(value) > 1}):
-                raise ValueError(f"{name} names {', '.join(twice)} more than once; name each once")
+                raise ValueError(f"{name} lists {', '.join(twice)} more than once; remove the duplicates")
         trained = {*self.backbones} if {"depth", "scales"} & {*self.experiments} else set()
         if {"pooling", "auxiliary"} & {*self.experiments}:
             trained.add(self.model.backbone)
         if self.weights and len(trained) > 1 and "{backbone}" not in self.weights:
             raise ValueError(
-                f"weights {self.weights} can fit one backbone only, and the experiments train {len(trained)}; write "
+                f"weights {self.weights} fits only one backbone, but the experiments train {len(trained)}; write "
                 "{backbone} in place of its name, as in s3://bucket/imagenet-{backbone}"
             )
         return self
 
 
 class PredictConfig(JobSettings):
-    """What every job says that predicts on a cluster."""
+    """Options shared by all jobs that predict on a cluster."""
 
-    checkpoint: str = Field(description="Checkpoint folder: RUN/best of a training run, a path or URI.")
-    gpu: bool = Field(False, description="Predict on GPUs, one for each predictor; otherwise CPU.")
+    checkpoint: str = Field(description="Path or URI of a checkpoint folder, such as RUN/best of a training run.")
+    gpu: bool = Field(False, description="Predict on GPUs, one per predictor, instead of CPUs.")
     predictors: int | None = Field(
-        None, ge=1, description="Number of predictor actors; none: one for each GPU, or each CPU node, that is up."
+        None,
+        ge=1,
+        description="Number of predictor actors. If none, one per GPU (with --gpu) or per node that is currently up.",
     )
     predictor_cpus: int | None = Field(
-        None, ge=1, description="CPUs of each predictor; none: 1 with a GPU, otherwise all of a node's."
+        None, ge=1, description="CPUs per predictor. If none, 1 with a GPU, otherwise all CPUs of a node."
     )
     precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
-        description="Arithmetic of the network; auto: bfloat16 where the hardware computes in it; int8: CPUs, for a "
-        "checkpoint that jobs/calibrate.py has calibrated.",
+        description="Numeric precision of the network. auto: bfloat16 if the hardware supports it natively, otherwise "
+        "float32. int8: CPUs only, with a checkpoint calibrated by jobs/calibrate.py.",
     )
 
     @model_validator(mode="after")
     def _int8_on_cpus(self) -> "PredictConfig":
         if self.precision == "int8" and self.gpu:
-            raise ValueError("precision int8 is for CPUs; leave out --gpu, or use --precision bfloat16 with it")
+            raise ValueError("precision int8 runs on CPUs only; remove --gpu, or use --precision bfloat16 with it")
         return self
 
 
 class SegmentConfig(InputConfig, PredictConfig):
-    """Label every image of prefixes, lists or tables; write masks and statistics to Parquet. Run again to resume."""
+    """Label all images of a bucket, list or table; write masks and statistics to Parquet. To resume, run it again."""
 
-    output: str = Field(description="Folder or URI of the tables.")
+    output: str = Field(description="Folder or URI for the output tables.")
     batch_size: int | None = Field(
-        None, ge=1, description="Most images of one size that are predicted together; none: 8 with GPUs, 32 on CPUs."
+        None,
+        ge=1,
+        description="Maximum number of images of one size that are predicted together. If none, 8 with GPUs and 32 on "
+        "CPUs.",
     )
     rows_per_part: int | None = Field(
         None,
         ge=1,
-        description="Images per Parquet part, at the least, which a killed run may lose; none: as many as make about "
-        "256 MB, but no more than 256 or a 64th of what is known to be left.",
+        description="Minimum number of images per Parquet part; a killed run loses its unfinished parts. If none, a "
+        "part is about 256 MB, and at most 256 images or a 64th of the known remaining images, whichever is more.",
     )
     max_pixels: int = Field(
-        MAX_PIXELS, ge=1, description="Larger images become error rows, unless they are read by window; pixels."
+        MAX_PIXELS,
+        ge=1,
+        description="Maximum image size in pixels; larger images become error rows, unless they can be read window by "
+        "window.",
     )
-    max_bytes: int = Field(1_000_000_000, ge=1, description="Larger files become error rows, not downloaded; bytes.")
+    max_bytes: int = Field(
+        1_000_000_000,
+        ge=1,
+        description="Maximum file size in bytes; larger files are not downloaded and become error rows.",
+    )
     decode_seconds: float = Field(
-        60, gt=0, le=1_000_000, description="Images that take more processor time to decode become error rows, seconds."
+        60,
+        gt=0,
+        le=1_000_000,
+        description="Maximum CPU time to decode one image, in seconds; slower images become error rows.",
     )
     long_side: int | None = Field(
         None,
         ge=64,
-        description="Shrink images to this long side to predict them, pixels; none: as the checkpoint says.",
+        description="Shrink larger images to this long side, in pixels, before prediction; masks keep the original "
+        "size. If none, use the checkpoint's value.",
     )
     protocol: ProtocolConfig = ProtocolConfig()
     retry_errors: tuple[str, ...] = Field(
         (),
-        description="Kinds of failures, as the column error_type has them, to try again; 'all': every kind. The new "
-        "rows take the place of the old ones.",
+        description="Retry images that failed with these kinds of errors (values of the column error_type), or 'all'. "
+        "The new rows replace the old ones.",
     )
-    relabel_changed: bool = Field(False, description="Label images again whose ETag is another one than their row's.")
+    relabel_changed: bool = Field(
+        False, description="Label an image again if its ETag differs from the one in its row."
+    )
     max_error_rate: float = Field(
-        0.5, ge=0, le=1, description="Give up when a larger share of the images, of 200 or more, has failed; 1: never."
+        0.5,
+        ge=0,
+        le=1,
+        description="Stop the run if more than this share of at least 200 images has failed; 1 disables the check.",
     )
     price_per_hour: float | None = Field(
-        None, ge=0, description="Of the cluster, in any currency, to show what the run has cost; none: not shown."
+        None, ge=0, description="Price of the cluster per hour, in any currency, to show the cost of the run."
     )
     plan: bool = Field(
-        False, description="Label a small sample, say what all would take, and stop; the output stays as it is."
+        False,
+        description="Label a small sample, estimate the time and cost of the whole run, and stop; the output does not "
+        "change.",
     )
     plan_images: int = Field(
-        256, ge=1, description="Images of that sample; more where that would be less than 32 for each predictor."
+        256, ge=1, description="Number of images in the sample of --plan; raised to at least 32 per predictor."
     )
     plan_nodes: int | None = Field(
-        None, ge=1, description="Tell also what a cluster of so many such nodes would take; none: as it is now."
+        None, ge=1, description="With --plan, also estimate for a cluster with this many nodes of the same kind."
     )
 
 
 class ValidateDatasetConfig(JobSettings):
-    """Read a whole dataset once on the cluster and report all that is wrong with it. Exit code 1: there are errors."""
+    """Read a whole dataset once on the cluster and report every error in it. Exit code 1: the dataset has errors."""
 
-    # A training's recipe serves as it is: its other sections are not looked at.
+    # A training recipe can be passed unchanged; its other sections are ignored.
     model_config = SettingsConfigDict(extra="ignore")
 
     data: DataConfig
     splits: list[str] | None = Field(
-        None, min_length=1, description="Splits to read; none: those to train and to validate on."
+        None, min_length=1, description="Splits to read. If none, the training and the validation split."
     )
     output: str | None = Field(
-        None, description="Folder or URI for dataset.json and dataset.html; none: print the summary alone."
+        None, description="Folder or URI for dataset.json and dataset.html. If none, only print the summary."
     )
 
 
 class CalibrateConfig(JobSettings):
-    """Find out how to label in int8 on CPUs, and whether that is good enough; if so, note it in the checkpoint."""
+    """Calibrate a checkpoint for int8 on CPUs; write the result only if int8 is accurate enough."""
 
-    checkpoint: str = Field(description="Checkpoint folder: RUN/best of a training run, a path or URI.")
-    output: str = Field(description="Folder or URI for the calibrated checkpoint; may be the same folder.")
+    checkpoint: str = Field(description="Path or URI of a checkpoint folder, such as RUN/best of a training run.")
+    output: str = Field(description="Folder or URI for the calibrated checkpoint; may be that of --checkpoint.")
     data: EvalDataConfig
     calibration_images: int = Field(
-        32, ge=1, description="Images of the training split that show the ranges of activations, at the most."
+        32, ge=1, description="Maximum number of training images from which activation ranges are measured."
     )
 
 
 class EvaluateConfig(PredictConfig):
-    """Compare a checkpoint's labels with the annotations of a dataset's validation split."""
+    """Evaluate a checkpoint against the annotations of a dataset's validation split."""
 
     output: str | None = Field(
-        None, description="Folder or URI for metrics, tables, pictures and evaluation.html; none: print alone."
+        None,
+        description="Folder or URI for metrics, tables, pictures and evaluation.html. If none, only print the metrics.",
     )
     data: EvalDataConfig
     protocol: ProtocolConfig = ProtocolConfig()
-    boundary: bool = Field(True, description="Boundary IoU, too, which takes some time for large images.")
-    worst: int = Field(6, ge=0, description="Images of the lowest mIoU that evaluation.html shows.")
+    boundary: bool = Field(True, description="Also compute Boundary IoU, which is slow for large images.")
+    worst: int = Field(6, ge=0, description="Number of images with the lowest mIoU to show in evaluation.html.")
     fit_temperature: str | None = Field(
         None,
-        description="Fit a temperature that makes confidences as right as they say, and write the checkpoint with it "
-        "to this folder or URI; none: no.",
+        description="Fit a temperature that calibrates the confidences, and write the checkpoint with this temperature "
+        "to the given folder or URI.",
     )
 
 
 class VerifyConfig(InputConfig):
-    """Check all that must be true of an output, and mend it on request. Exit code 1: something is wrong with it."""
+    """Check the integrity of an output and optionally repair it. Exit code 1: the output has errors."""
 
-    output: str = Field(description="Folder or URI that jobs/segment_bucket.py wrote.")
-    deep: bool = Field(False, description="Decode every mask, too, and compare it with its statistics.")
+    output: str = Field(description="Folder or URI written by jobs/segment_bucket.py.")
+    deep: bool = Field(False, description="Also decode every mask and compare it with its statistics.")
     repair: bool = Field(
-        False, description="Mend what can be mended, so that the next run completes the output; no run may be at work."
+        False,
+        description="Repair what can be repaired, so that the next run completes the output; no run may be active.",
     )
 
     @model_validator(mode="after")
     def _sources(self) -> "VerifyConfig":
-        # Unlike a run: without inputs the output is checked for itself, with them each image must have its row.
+        # Unlike a run, verification needs no inputs. With inputs, it also requires a row for each image.
         return self
 
     @property
@@ -268,71 +300,83 @@ class VerifyConfig(InputConfig):
 
 
 class DoctorConfig(JobSettings):
-    """Check a Ray cluster before work goes to it. Exit code 1: something has to be mended, and how is said."""
+    """Check that a Ray cluster is ready for jobs. Exit code 1: a check failed; the output says how to fix it."""
 
     storage: str | None = Field(
         None,
-        description="Folder or URI that every node writes to, reads from and cleans up; none: storage is not checked.",
+        description="Folder or URI where every node tests writing, reading and deleting. If none, skip the storage "
+        "checks.",
     )
     storage_megabytes: int = Field(
-        64, ge=1, le=2000, description="Written and read by each node, twice, to measure its bandwidth, MB."
+        64,
+        ge=1,
+        le=2000,
+        description="Megabytes that each node writes and reads, twice, to measure its storage bandwidth.",
     )
 
 
 class ExportMasksConfig(JobSettings):
-    """Export an output's masks to other programs' formats (docs/exports.md). Run again to go on where it stopped."""
+    """Export the masks of an output to the formats of other tools (docs/exports.md). To resume, run it again."""
 
-    labels: str = Field(description="Folder or URI that jobs/segment_bucket.py wrote (its --output).")
-    target: str = Field(description="Folder or URI for the export: empty, or of the same export, which then goes on.")
+    labels: str = Field(description="Folder or URI written by jobs/segment_bucket.py (its --output).")
+    target: str = Field(
+        description="Folder or URI for the export; must be empty or hold the same export, which is then resumed."
+    )
     format: Literal["png", "overlay", "coco-panoptic", "coco-rle", "cityscapes", "yolo-seg", "fiftyone", "dataset"] = (
-        Field("png", description="What to make of the masks.")
+        Field("png", description="Format of the export.")
     )
     where: str | None = Field(
         None,
-        description='SQL condition on the table masks that chooses images, as in "mean_confidence > 0.9"; subqueries '
-        "may ask class_stats, too. None: all labelled images.",
+        description='SQL condition on the table masks that selects images, such as "mean_confidence > 0.9"; subqueries '
+        "may also use class_stats. If none, export all labeled images.",
     )
     strip: str | None = Field(
         None,
-        description="Folder that is left out of the images' names; none: the longest that all chosen images lie in.",
+        description="Folder to strip from the image names. If none, the longest folder that all selected images share.",
     )
     split: str = Field(
         "train",
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$",
-        description="cityscapes, yolo-seg, dataset: the folder of the split.",
+        description="Formats cityscapes, yolo-seg, dataset: name of the split's folder.",
     )
-    copy_images: bool = Field(True, description="cityscapes, yolo-seg, fiftyone: copy the images there, too.")
-    opacity: float = Field(0.5, ge=0, le=1, description="overlay: of the classes' colours.")
+    copy_images: bool = Field(True, description="Formats cityscapes, yolo-seg, fiftyone: also copy the images.")
+    opacity: float = Field(0.5, ge=0, le=1, description="Format overlay: opacity of the class colors.")
     things: Texts = Field(
-        (), description="coco-panoptic: class whose connected regions are segments of their own. Several: repeat it."
+        (),
+        description="Format coco-panoptic: class whose connected regions become separate segments. Repeat the option "
+        "for several.",
     )
     label_ids: dict[str, Annotated[int, Field(ge=0, le=255)]] = Field(
-        {}, description="cityscapes: class name -> label id; those that Cityscapes trains on are known by name."
+        {},
+        description="Format cityscapes: label id of each class name; the Cityscapes training classes are known by "
+        "name.",
     )
-    min_area: int = Field(16, ge=1, description="yolo-seg: smaller regions are left out, pixels.")
+    min_area: int = Field(16, ge=1, description="Format yolo-seg: minimum area of a region in pixels.")
     min_confidence: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="dataset: pixels of less confidence get the ignore index, for which the images are labelled again; "
-        "none: all pixels are kept.",
+        description="Format dataset: give pixels below this confidence the ignore index; this labels the images again. "
+        "If none, keep all pixels.",
     )
     checkpoint: str | None = Field(
-        None, description="dataset with min_confidence: the checkpoint that the output was labelled with."
+        None, description="Format dataset with min_confidence: the checkpoint that labeled the output."
     )
     precision: Literal["auto", "float32", "bfloat16", "int8"] | None = Field(
-        None, description="dataset with min_confidence: arithmetic of the network; none: that of the last run."
+        None,
+        description="Format dataset with min_confidence: numeric precision of the network. If none, that of the last "
+        "run.",
     )
 
     @model_validator(mode="after")
     def _confidence_of_a_dataset(self) -> "ExportMasksConfig":
         if (self.min_confidence is None) != (self.checkpoint is None):
             raise ValueError(
-                "min_confidence and checkpoint go together: an output has no confidence of single pixels, so the "
-                "images are labelled again; give both or neither"
+                "min_confidence and checkpoint must be set together, since an output has no per-pixel confidence and "
+                "the images are labeled again; set both or neither"
             )
         if self.min_confidence is not None and self.format != "dataset":
             raise ValueError(
-                f"min_confidence is for format dataset alone, but the format is {self.format}; leave it out"
+                f"min_confidence works only with format dataset, but the format is {self.format}; remove it"
             )
         return self

@@ -1,4 +1,4 @@
-"""How every job gets its settings: one pydantic model, filled from YAML, environment and command line."""
+"""Loading of a job's settings: one pydantic model, filled from YAML, environment variables and the command line."""
 
 import json
 import os
@@ -22,27 +22,27 @@ from pipeline.url_credentials import credentials_refusal, masked
 
 
 def _several(value: Any) -> Any:
-    """What `_quoted` made of the command line as a list; a single text stands for itself."""
+    """Return the values that `_quoted` encoded as a list; a plain text becomes a list of one."""
     if isinstance(value, str):
         return json.loads(f"[{value}]") if value.startswith('"') else [value]
     return value
 
 
-MAX_VALUES = 100_000  # of a YAML file, with all that its aliases repeat
-MAX_DIGITS = 1000  # of a number in it; Python prints 4,300
+MAX_VALUES = 100_000  # in a YAML file, with its aliases expanded
+MAX_DIGITS = 1000  # of a number in a YAML file; Python refuses to print more than 4,300
 
-# Paths and patterns: each occurrence on the command line is one, with all commas and brackets that it has.
+# Paths and patterns: each occurrence of the option is one value, and its commas and brackets are kept as they are.
 Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_several)]
 
 
 class Section(BaseModel):
-    """A named group of keys; an unknown key is an error."""
+    """Named group of keys; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class JobSettings(BaseSettings):
-    """Base of all jobs: the command line beats SCENEPARSE_* variables, which beat the YAML file."""
+    """Base of all jobs. Precedence: the command line, then SCENEPARSE_* environment variables, then the YAML file."""
 
     model_config = SettingsConfigDict(
         env_prefix="SCENEPARSE_",
@@ -52,21 +52,22 @@ class JobSettings(BaseSettings):
         cli_kebab_case=True,
         cli_avoid_json=True,
         cli_implicit_flags=True,
-        cli_parse_none_str="none",  # as the descriptions say it
+        cli_parse_none_str="none",  # the word used in the descriptions
     )
 
-    config: str | None = Field(None, description="YAML file with any of these options.")
-    verbose: bool = Field(False, description="Show Ray's own log lines.")
+    config: str | None = Field(None, description="YAML file that sets any of these options.")
+    verbose: bool = Field(False, description="Also show Ray's log lines.")
 
 
 Settings = TypeVar("Settings", bound=JobSettings)
 
 
 def load_settings(settings: type[Settings], argv: list[str], prog: str) -> Settings:
-    """Read a job's settings from `--config FILE`, the environment and the command line.
+    """Load a job's settings from `--config FILE`, the environment and the command line.
 
-    Raises UserError that names every wrong key with its value and what is allowed. `--help` and unknown
-    options end the process as argparse does (exit codes 0 and 2).
+    `--help` and unknown options end the process as argparse does (exit codes 0 and 2).
+
+    Raises: UserError that lists every wrong key with its value and the allowed values.
     """
     argv = _quoted([_kebab(argument) for argument in argv], settings)
     path = _option(argv, "--config") or os.environ.get("SCENEPARSE_CONFIG")
@@ -88,8 +89,8 @@ def load_settings(settings: type[Settings], argv: list[str], prog: str) -> Setti
             return command_line, env_settings, InitSettingsSource(settings_cls, in_file)
 
     try:
-        merged = FromEverywhere()  # not of keywords, among which a key of the file could be one of pydantic's own
-        # A plain instance of the public class: it can be pickled to workers.
+        merged = FromEverywhere()  # without keyword arguments: a key in the file could be one of pydantic's own
+        # A plain instance of the public class can be pickled to workers.
         values = {name: getattr(merged, name) for name in settings.model_fields}
         _require_text(merged, path)
         _check_no_credentials(merged, path)
@@ -99,11 +100,11 @@ def load_settings(settings: type[Settings], argv: list[str], prog: str) -> Setti
     except SettingsError as error:
         raise UserError(masked(f"{_where(path)}: {error}")) from None
     except RecursionError:
-        raise UserError(f"{_where(path)}: a value is nested too deeply; write it flat") from None
+        raise UserError(f"{_where(path)}: a value is nested too deeply; flatten it") from None
 
 
 def _kebab(argument: str) -> str:
-    """`--train.batch_size=4` -> `--train.batch-size=4`: keys may be typed as they stand in the YAML file."""
+    """Return `--train.batch-size=4` for `--train.batch_size=4`, so that keys can be typed as in the YAML file."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
@@ -111,7 +112,7 @@ def _kebab(argument: str) -> str:
 
 
 def _quoted(argv: list[str], settings: type[JobSettings]) -> list[str]:
-    """Values of Texts in quotes, since pydantic-settings joins them with commas."""
+    """Return `argv` with the values of Texts options in quotes, since pydantic-settings joins them with commas."""
     texts = {
         f"--{name.replace('_', '-')}" for name, field in settings.model_fields.items() if NoDecode in field.metadata
     }
@@ -127,7 +128,7 @@ def _quoted(argv: list[str], settings: type[JobSettings]) -> list[str]:
 
 
 def _option(argv: list[str], name: str) -> str | None:
-    """The option's value; the last one counts, as for argparse."""
+    """Return the option's value; the last occurrence wins, as in argparse."""
     value = None
     for position, argument in enumerate(argv):
         if argument == name and position + 1 < len(argv):
@@ -141,57 +142,57 @@ def _read_yaml(path: str) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"configuration {path}: no such file; give --config the path of a YAML file") from None
+        raise UserError(f"configuration {path}: no such file; set --config to the path of a YAML file") from None
     except OSError as error:
         raise UserError(f"configuration {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"configuration {path}: not a text file in UTF-8: {error.reason}") from None
+        raise UserError(f"configuration {path}: not a UTF-8 text file: {error.reason}") from None
     try:
         if (root := yaml.compose(text, yaml.SafeLoader)) is not None:
             _require_limits(root)
         content = yaml.safe_load(text)
     except RecursionError:
-        raise UserError(f"configuration {path}: is nested too deeply, or contains itself; write it flat") from None
-    except Exception as error:  # PyYAML raises whatever a value runs into, such as the 31st of February
+        raise UserError(f"configuration {path}: is nested too deeply, or contains itself; flatten it") from None
+    except Exception as error:  # PyYAML passes on any exception of a value's constructor, for example for February 31
         raise UserError(f"configuration {path}: not valid YAML: {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"configuration {path}: holds a {type(content).__name__}, but must hold keys and values")
-    return {str(key): value for key, value in content.items()}  # YAML takes `on:` for true
+        raise UserError(f"configuration {path}: contains a {type(content).__name__}, but must contain keys and values")
+    return {str(key): value for key, value in content.items()}  # YAML 1.1 parses the key `on` as true
 
 
 def _require_limits(root: yaml.Node) -> None:
-    """Raise ValueError for endless numbers, and for aliases (*name) that stand for more values than anyone writes."""
+    """Raise ValueError if a number is too long, or if the aliases (*name) expand to too many values."""
     counts: dict[int, int] = {}
 
     def count(node: yaml.Node) -> int:
         if id(node) not in counts:
-            if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:  # of another base than ten, Python reads it
-                raise ValueError(f"a number of {len(node.value):,} digits; the limit is {MAX_DIGITS:,}")
+            if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:  # in other bases Python has no limit
+                raise ValueError(f"a number has {len(node.value):,} digits; the limit is {MAX_DIGITS:,}")
             inner = node.value if isinstance(node, yaml.CollectionNode) else []
             pairs = inner if isinstance(node, yaml.MappingNode) else [(one,) for one in inner]
             counts[id(node)] = 1 + sum(count(one) for pair in pairs for one in pair)
         return counts[id(node)]
 
     if (found := count(root)) > MAX_VALUES:
-        raise ValueError(f"its aliases make {found:,} values of it; the limit is {MAX_VALUES:,}")
+        raise ValueError(f"its aliases expand to {found:,} values; the limit is {MAX_VALUES:,}")
 
 
 def _require_text(settings: BaseModel, path: str | None) -> None:
-    """Raise UserError for text with half characters or bytes of another encoding, which no table or file can hold."""
+    """Raise UserError for text with lone surrogates or non-UTF-8 bytes, which no table or file can hold."""
     for name, value in settings.model_dump().items():
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             near = error.object[max(0, error.start - 20) : error.end + 20]
             raise UserError(
-                f"{_where(path)}: {name}: {near!r} is not text in UTF-8; correct it, and rename files of such names"
+                f"{_where(path)}: {name}: {near!r} is not valid UTF-8; correct it, and rename files with such names"
             ) from None
 
 
 def _check_no_credentials(settings: BaseModel, path: str | None) -> None:
-    """Raise UserError for a URL with credentials, since settings are saved and printed."""
+    """Raise UserError for a URL that contains credentials, since settings are saved and printed."""
 
     def look(name: str, value: Any) -> None:
         if isinstance(value, str) and (refusal := credentials_refusal(value)):
@@ -205,7 +206,7 @@ def _check_no_credentials(settings: BaseModel, path: str | None) -> None:
 
 
 def _explain(error: ValidationError, settings: type[JobSettings], path: str | None) -> str:
-    lines = [f"{_where(path)}: {error.error_count()} wrong setting(s)"]
+    lines = [f"{_where(path)}: {error.error_count()} invalid setting(s)"]
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
@@ -214,7 +215,7 @@ def _explain(error: ValidationError, settings: type[JobSettings], path: str | No
         elif item["type"] == "extra_forbidden":
             lines.append(f"  {key}: no such key; allowed here: {', '.join(_siblings(settings, item['loc']))}")
         elif key and item["type"] == "value_error":
-            lines.append(f"  {key}: {message}")  # of a whole section; the message names the values
+            lines.append(f"  {key}: {message}")  # concerns a whole section; the message contains the values
         elif key:
             lines.append(f"  {key}: {_shortened(masked(repr(item['input'])))} is not allowed: {message}")
         else:
@@ -227,11 +228,11 @@ def _shortened(text: str) -> str:
 
 
 def _where(path: str | None) -> str:
-    return f"configuration {path} with the command line" if path else "the command line"
+    return f"configuration {path} and the command line" if path else "the command line"
 
 
 def _siblings(settings: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Keys that are allowed where the last part of `location` stands."""
+    """Return the keys that are allowed at the last part of `location`."""
     model: Any = settings
     for part in location[:-1]:
         if isinstance(part, int):

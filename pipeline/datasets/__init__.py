@@ -1,4 +1,4 @@
-"""A training set: which image belongs to which annotation, and one pair as arrays."""
+"""Training datasets: list the pairs of image and annotation, and load one pair as arrays."""
 
 from pipeline.datasets.listing import check_no_shared_images, list_pairs, list_split
 from pipeline.datasets.loading import load_image, load_pair

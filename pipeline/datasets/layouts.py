@@ -1,4 +1,4 @@
-"""Where the images and annotations of a split are, layout by layout. docs/datasets.md shows the folder trees."""
+"""Listing functions for each dataset layout. docs/datasets.md shows the folder trees."""
 
 import posixpath
 from dataclasses import dataclass
@@ -11,41 +11,45 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class File:
-    """A file that was listed."""
+    """File found by a listing."""
 
     uri: str
-    stamp: str  # size and, where the storage has one, ETag
-    coding: str | None  # of an annotation, see dataset_formats.coding
+    stamp: str  # size, and the ETag if the storage has one
+    coding: str | None  # annotation encoding, see dataset_formats.coding
 
 
-Codings = tuple[tuple[str, str | None], ...]  # end of a file's name and its coding, the preferred one first
+Codings = tuple[tuple[str, str | None], ...]  # (file name suffix without extension, coding), in order of preference
 IMAGES: Codings = (("", None),)
 
 
 def list_folder(data: DataFolder, split: str) -> Listing:
-    """ROOT/images/SPLIT and ROOT/annotations/SPLIT, matched by path without extension."""
+    """List ROOT/images/SPLIT and ROOT/annotations/SPLIT, matched by path without extension."""
     return _two_folders(data, f"images/{split}", f"annotations/{split}", (("", None),))
 
 
 def list_ade20k(data: DataFolder, split: str) -> Listing:
-    """ADEChallengeData2016."""
+    """List a split of ADEChallengeData2016."""
     return _two_folders(data, f"images/{split}", f"annotations/{split}", (("", "ade20k"),))
 
 
 def list_cityscapes(data: DataFolder, split: str) -> Listing:
-    """leftImg8bit and gtFine by city."""
+    """List a split of Cityscapes: leftImg8bit and gtFine, by city. Prefers labelTrainIds to labelIds."""
     codings = (("_gtFine_labelTrainIds", "cityscapes_train_ids"), ("_gtFine_labelIds", "cityscapes"))
     return _two_folders(data, f"leftImg8bit/{split}", f"gtFine/{split}", codings, image_suffix="_leftImg8bit")
 
 
 def list_coco_stuff(data: DataFolder, split: str) -> Listing:
-    """COCO-Stuff 164k."""
+    """List a split of COCO-Stuff 164k. Prefers labelTrainIds."""
     codings = (("_labelTrainIds", "coco_stuff_train_ids"), ("", "coco_stuff"))
     return _two_folders(data, f"images/{split}", f"annotations/{split}", codings)
 
 
 def list_camvid(data: DataFolder, split: str) -> Listing:
-    """CamVid: images/ and annotations/ as in `folder`, SPLIT/ beside SPLIT_labels/ or SPLITannot/, or the original."""
+    """List a split of CamVid.
+
+    Supports the original layout, SPLIT/ next to SPLIT_labels/ or SPLITannot/, and images/ and annotations/ as in the
+    `folder` layout.
+    """
     codings = (("_L", "camvid"), ("", "camvid"))
     if storage.exists(storage.join(data.root, "701_StillsRaw_full")):
         return _named(data, f"{split}.txt", "701_StillsRaw_full", "LabeledApproved_full", codings)
@@ -56,13 +60,16 @@ def list_camvid(data: DataFolder, split: str) -> Listing:
 
 
 def list_voc(data: DataFolder, split: str) -> Listing:
-    """VOCdevkit/VOC2012; a split whose name ends in `aug` has its annotations in SegmentationClassAug."""
+    """List a split of VOCdevkit/VOC2012. Splits whose name ends in `aug` use the SegmentationClassAug annotations."""
     annotations = "SegmentationClassAug" if split.endswith("aug") else "SegmentationClass"
     return _named(data, f"ImageSets/Segmentation/{split}.txt", "JPEGImages", annotations, (("", "voc"),))
 
 
 def list_lines(data: DataFolder, split: str) -> Listing:
-    """A file of lines `image annotation`, paths below ROOT or URIs; whether they exist shows when they are read."""
+    """List a file of lines `image annotation`, each a path below ROOT or a URI.
+
+    Does not check that the files exist; reading them does.
+    """
     listing = Listing()
     file = split if posixpath.splitext(split)[1] else f"{split}.txt"
     places = places_of(data, storage.absolute(under(data.root, file)))
@@ -74,25 +81,25 @@ def list_lines(data: DataFolder, split: str) -> Listing:
         if len(uris) == 2:
             listing.pairs.append(Pair(uris[0], uris[1]))
         elif len(uris) == 1:
-            listing.add("missing annotation", uris[0], f"{where} names no annotation")
+            listing.add("missing annotation", uris[0], f"{where} has no annotation")
         else:
-            listing.add("unreadable list", where, f"{line!r} is not one image and one annotation; separate by a tab")
+            listing.add("unreadable list", where, f"expected an image and an annotation, separated by a tab: {line!r}")
     return listing
 
 
 def under(root: str, path: str) -> str:
-    """`path` below `root`, unless it is a URI or an absolute path itself."""
+    """Return `path` joined to `root`, or `path` unchanged if it is a URI or an absolute path."""
     return path if storage.SCHEME.match(path) or path.startswith("/") else storage.join(root, path)
 
 
 def stamp(details: dict) -> str:
-    """What storage knows of a file without reading it."""
+    """Return a file's size and ETag (if any) as listed, as one string."""
     etag = details.get("ETag") or details.get("etag") or ""
     return f"{details.get('size')} {etag}".replace('"', "").strip()
 
 
 def _two_folders(data: DataFolder, images_at: str, labels_at: str, codings: Codings, image_suffix: str = "") -> Listing:
-    """Images of one folder with the annotations of the same name in the other, in name order."""
+    """Pair the images of one folder with the annotations of the same name in another, sorted by image URI."""
     listing = Listing()
     images = _files(data, images_at, listing, ((image_suffix, None),))
     labels = _files(data, labels_at, listing, codings)
@@ -102,17 +109,20 @@ def _two_folders(data: DataFolder, images_at: str, labels_at: str, codings: Codi
             listing.pairs.append(_pair(image, label))
         else:
             wanted = " or ".join(f"{labels_at}/{name}{suffix}.*" for suffix, _ in codings)
-            listing.add("missing annotation", image.uri, f"there is no {wanted}")
+            listing.add("missing annotation", image.uri, f"found no {wanted}")
     for name, label in labels.items():
         if name not in images:
-            listing.add("annotation without image", label.uri, f"there is no {images_at}/{name}{image_suffix}.*")
+            listing.add("annotation without image", label.uri, f"found no {images_at}/{name}{image_suffix}.*")
     if not images:
-        listing.add("no images", data.root, f"no images in {images_at}")
+        listing.add("no images", data.root, f"found no images in {images_at}")
     return listing
 
 
 def _named(data: DataFolder, list_at: str, images_at: str, labels_at: str, codings: Codings) -> Listing:
-    """The images that a file lists, by name or, as some lists do, by the paths of image and annotation."""
+    """Pair the images that a list file names with their annotations.
+
+    Each line begins with an image's name, or with its path, as in lists of `image annotation` paths.
+    """
     listing = Listing()
     images = _files(data, images_at, listing, IMAGES)
     labels = _files(data, labels_at, listing, codings)
@@ -123,12 +133,12 @@ def _named(data: DataFolder, list_at: str, images_at: str, labels_at: str, codin
             listing.pairs.append(_pair(image, label))
             continue
         if not image:
-            listing.add("missing image", where, f"there is no {images_at}/{name}.*")
+            listing.add("missing image", where, f"found no {images_at}/{name}.*")
         if not label:
             uri = image.uri if image else where
-            listing.add("missing annotation", uri, f"there is no {labels_at}/{name}.*")
+            listing.add("missing annotation", uri, f"found no {labels_at}/{name}.*")
     if not listing.pairs and not listing.findings:
-        listing.add("no images", data.root, f"{list_at} names no images")
+        listing.add("no images", data.root, f"{list_at} lists no images")
     return listing
 
 
@@ -137,7 +147,11 @@ def _pair(image: File, label: File) -> Pair:
 
 
 def _files(data: DataFolder, folder: str, listing: Listing, codings: Codings) -> dict[str, File]:
-    """Files below a folder whose names end as the first fitting one of `codings`; hidden ones are left out."""
+    """Return the files below a folder by name without suffix and extension, sorted by URI.
+
+    Skips hidden files and files that match no suffix of `codings`. If several suffixes match one name, the first of
+    `codings` wins.
+    """
     base = storage.absolute(storage.join(data.root, folder)).rstrip("/") + "/"
     found: dict[tuple[str, str], File] = {}
     for uri, details in storage.find(base).items():
@@ -151,7 +165,7 @@ def _files(data: DataFolder, folder: str, listing: Listing, codings: Codings) ->
         suffix, coding = match
         key = stem.removesuffix(suffix), suffix
         if key in found:
-            message = f"{uri} and {found[key].uri} differ in extension alone"
+            message = f"{uri} and {found[key].uri} differ only in their extension"
             listing.add("two files for one name", uri, message)
             continue
         found[key] = File(uri, stamp(details), coding)
@@ -162,10 +176,13 @@ def _files(data: DataFolder, folder: str, listing: Listing, codings: Codings) ->
 
 
 def _lines(data: DataFolder, path: str) -> list[tuple[str, str]]:
-    """Lines of a list file that are not empty, each with its place."""
+    """Return (location, line) of each line of a list file that is not empty.
+
+    Raises: UserError if the file cannot be read, or is not UTF-8 text.
+    """
     uri = storage.absolute(under(data.root, path))
     try:
         text = storage.read_bytes(uri).decode()
     except UnicodeDecodeError:
-        raise UserError(f"{uri}: is not a text file in UTF-8, but must list the images of a split") from None
+        raise UserError(f"{uri}: expected a UTF-8 text file that lists the images of a split") from None
     return [(f"{uri} line {number}", line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]

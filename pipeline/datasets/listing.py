@@ -1,4 +1,4 @@
-"""The pairs of a split, whatever the dataset's layout."""
+"""Listing of a split's pairs, independent of the dataset's layout."""
 
 from collections.abc import Callable
 
@@ -21,9 +21,9 @@ LAYOUTS: dict[str, Callable[[DataConfig, str], Listing]] = {
 
 
 def list_split(data: DataConfig, split: str) -> Listing:
-    """The pairs of a split and everything that is wrong with its listing; reads no image.
+    """Return the pairs of a split and all problems found while listing it, without reading any image.
 
-    Raises: UserError where storage fails, or a file that the whole listing hangs on is missing.
+    Raises: UserError if storage fails, or if a file that the whole listing depends on is missing.
     """
     listing = LAYOUTS[data.format](data, split)
     if not listing.pairs and not listing.findings:
@@ -32,9 +32,10 @@ def list_split(data: DataConfig, split: str) -> Listing:
 
 
 def list_pairs(data: DataConfig, split: str) -> list[Pair]:
-    """The pairs of a split, in an order that is the same each time.
+    """Return the pairs of a split in a deterministic order.
 
-    Raises: UserError if there is no image, or an image has no annotation or two, naming the first ones.
+    Raises: UserError if the listing has errors, such as no images, or images with no annotation or with two. The
+        message names the first few.
     """
     listing = list_split(data, split)
     errors = [finding for finding in listing.findings if finding.is_error]
@@ -45,7 +46,7 @@ def list_pairs(data: DataConfig, split: str) -> list[Pair]:
 
 
 def _told(kind: str, errors: list[DatasetFinding]) -> str:
-    """How many findings of a kind there are, the first of them, and what to do."""
+    """Format the findings of one kind: their number, the first few, and the remedy."""
     found = [f"{finding.where}: {finding.message}" for finding in errors if finding.kind == kind]
     count = f" ({len(found)})" if len(found) > 1 else ""
     more = " ..." if len(found) > SHOWN else ""
@@ -53,12 +54,15 @@ def _told(kind: str, errors: list[DatasetFinding]) -> str:
 
 
 def check_no_shared_images(data: DataConfig, train_pairs: list[Pair], val_pairs: list[Pair]) -> None:
-    """Raise UserError if an image that validates also trains, by its URI; reads no image, so it sees no copies."""
+    """Raise UserError if the training and validation splits share an image.
+
+    Compares URIs without reading images, so it does not detect copies under another name.
+    """
     training = {pair.image for pair in train_pairs}
     shared = [pair.image_uri for pair in val_pairs if pair.image in training]
     if shared:
         raise UserError(
-            f"data.root {data.root}: {len(shared)} of the {len(val_pairs)} images of split {data.val_split!r} are in "
-            f"split {data.train_split!r} too: {', '.join(shared[:SHOWN])}{' ...' if len(shared) > SHOWN else ''}; "
+            f"data.root {data.root}: {len(shared)} of the {len(val_pairs)} images of split {data.val_split!r} are also "
+            f"in split {data.train_split!r}: {', '.join(shared[:SHOWN])}{' ...' if len(shared) > SHOWN else ''}; "
             f"{FINDING_KINDS['duplicate between splits'].remedy}"
         )

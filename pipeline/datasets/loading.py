@@ -1,4 +1,4 @@
-"""One pair as arrays: read, decoded, and its label ids turned into class ids."""
+"""Loading of one pair as arrays: read, decode, and map label ids to class ids."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -13,21 +13,22 @@ from pipeline.datasets.pairs import FINDING_KINDS, SHOWN, Cell, DatasetFinding, 
 from pipeline.datasets.parquet import read_cell
 from pipeline.images.codec import ImageError, decode_image, decode_label
 
-OUTSIDE = -1  # in the place of a class id: the label id stands for no class
+OUTSIDE = -1  # stands in for a class id: the label id maps to no class
 
 Decoded = TypeVar("Decoded")
 
 
 def load_image(pair: Pair, data: DataFolder) -> NDArray[np.uint8]:
-    """Read and decode a pair's image, H x W x 3 uint8 RGB. Raises UserError naming the file."""
+    """Read and decode a pair's image, H x W x 3 uint8 RGB. Raises UserError that names the file."""
     return open_image(pair, read(pair.image), data)
 
 
 def load_pair(pair: Pair, data: DataConfig) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Read and decode one pair, its label ids mapped as the dataset's format and `label_map` say.
+    """Read and decode one pair, and map its label ids by the dataset's format and `label_map`.
 
-    Returns: image H x W x 3 uint8 RGB and label H x W int32 of class ids and ignore_index.
-    Raises: UserError naming the file: unreadable, of another size than its image, or with an id outside the classes.
+    Returns: image H x W x 3 uint8 RGB, and label H x W int32 of class ids and ignore_index.
+    Raises: UserError that names the file if it cannot be read, if the sizes of image and annotation differ, or if the
+        annotation has a label id outside the classes.
     """
     image_HW3 = load_image(pair, data)
     label_HW = open_label(pair, read(pair.label), data)
@@ -39,7 +40,7 @@ def load_pair(pair: Pair, data: DataConfig) -> tuple[NDArray[np.uint8], NDArray[
 
 
 def read(source: str | Cell) -> bytes:
-    """The bytes of an image or annotation. Raises UserError."""
+    """Return the bytes of an image or annotation. Raises UserError."""
     return read_cell(source) if isinstance(source, Cell) else storage.read_bytes(source)
 
 
@@ -54,35 +55,35 @@ def open_label(pair: Pair, content: bytes, data: DataConfig) -> NDArray[np.int32
 
 
 def check_sizes(pair: Pair, image_HW3: NDArray[np.uint8], label_HW: NDArray[np.int32]) -> None:
-    """Raise PairError unless both have one size."""
+    """Raise PairError unless image and annotation have the same size."""
     if label_HW.shape != image_HW3.shape[:2]:
         raise PairError(
             f"annotation {pair.label_uri} is {_size(label_HW)} pixels but its image {pair.image_uri} is "
-            f"{_size(image_HW3)}; they must be of one size",
+            f"{_size(image_HW3)}; they must have the same size",
             DatasetFinding("sizes differ", pair.label_uri, f"{_size(label_HW)}, but its image is {_size(image_HW3)}"),
         )
 
 
 def check_ids(pair: Pair, outside: NDArray[np.integer], data: DataConfig) -> None:
-    """Raise PairError unless the list of label ids that stand for no class is empty."""
+    """Raise PairError if `outside`, the label ids that map to no class, is not empty."""
     if len(outside):
         ids = f"label id(s) {', '.join(map(str, outside[:SHOWN]))}{' ...' if len(outside) > SHOWN else ''}"
         problem = (
             f"{ids} are outside the {len(data.classes)} classes (0 to {len(data.classes) - 1}) and not the "
             f"ignore_index {data.ignore_index}"
             if pair.coding is None
-            else f"{ids} are not among the ids that {pair.coding} annotations have, nor in data.label_map"
+            else f"{ids} are neither {pair.coding} label ids nor in data.label_map"
         )
         raise PairError(
             f"annotation {pair.label_uri}: {problem}; add the classes to data.classes, or map the ids with "
-            f"data.label_map (such as {outside[0]}: {data.ignore_index})",
+            f"data.label_map (for example {outside[0]}: {data.ignore_index})",
             DatasetFinding("ids outside the classes", pair.label_uri, problem),
         )
 
 
 def label_counts(label_HW: NDArray[np.int32]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-    """The label ids in a file, ascending, and how many pixels each has."""
-    # A table for every id would take gigabytes for a 32-bit file that is no label map.
+    """Return the label ids in a file in ascending order, and the number of pixels of each."""
+    # bincount allocates up to the largest id: gigabytes for a 32-bit file that is not a label map.
     if label_HW.min() >= 0 and label_HW.max() < 2**16:
         counts = np.bincount(label_HW.ravel())
         return np.flatnonzero(counts), counts[counts > 0]
@@ -90,7 +91,7 @@ def label_counts(label_HW: NDArray[np.int32]) -> tuple[NDArray[np.integer], NDAr
 
 
 def class_ids_of(raw_ids: Iterable[int], pair: Pair, data: DataConfig) -> NDArray[np.int64]:
-    """What label ids of a pair's file stand for: a class id, ignore_index, or OUTSIDE."""
+    """Map label ids of a pair's annotation to class ids, ignore_index or OUTSIDE."""
     return np.array([_class_id(int(raw_id), pair, data) for raw_id in raw_ids], np.int64)
 
 
@@ -116,7 +117,7 @@ def _replaced(
 
 
 def _colors(pair: Pair, data: DataConfig) -> dict[Color, int]:
-    """Colour -> label id, for an annotation in colour; black is void unless a class is black."""
+    """Return color -> label id for color-coded annotations. Black is void unless a class is black."""
     if pair.coding is not None:
         return coding(pair.coding).colors
     colors = [entry.color for entry in data.classes]

@@ -1,4 +1,4 @@
-"""What a dataset's listing is made of: pairs of image and annotation, and what is wrong with it."""
+"""Parts of a dataset listing: pairs of image and annotation, and findings (problems)."""
 
 import hashlib
 import posixpath
@@ -11,20 +11,20 @@ from pipeline.config.data import DataFolder
 from pipeline.errors import UserError
 from pipeline.storage.places import Places
 
-SHOWN = 5  # examples in an error message
+SHOWN = 5  # examples per error message
 NOWHERE = Places((), "data.allow")
 OUTSIDE = "outside the places allowed"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A place in a Parquet file that holds a file's bytes."""
+    """Cell of a Parquet file that holds the bytes of an image or annotation file."""
 
     file: str
     row_group: int
     row: int  # in the file, from 0
     column: str
-    places: Places = field(default=NOWHERE, compare=False)  # that it may name, where it has a path in place of bytes
+    places: Places = field(default=NOWHERE, compare=False)  # allowed for a cell that holds a path instead of bytes
 
     def __str__(self) -> str:
         return f"{self.file}#row={self.row}&column={self.column}"
@@ -32,27 +32,30 @@ class Cell:
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its annotation: URIs, or cells of a Parquet file."""
+    """Image and its annotation, each a URI or a cell of a Parquet file."""
 
     image: str | Cell
     label: str | Cell
-    coding: str | None = None  # of the annotation, see dataset_formats.coding; None: label ids are class ids
-    ignored: tuple[int, ...] = ()  # label ids of this annotation that are not trusted
-    stamp: str = field(default="", compare=False)  # sizes and ETags when it was listed, where storage tells them
+    coding: str | None = None  # annotation encoding, see dataset_formats.coding; None: label ids are class ids
+    ignored: tuple[int, ...] = ()  # label ids of this annotation with too low confidence
+    stamp: str = field(default="", compare=False)  # sizes and ETags when listed, if the storage reports them
 
     @property
     def image_uri(self) -> str:
-        """The image's name in messages."""
+        """Name of the image in messages."""
         return str(self.image)
 
     @property
     def label_uri(self) -> str:
-        """The annotation's name in messages."""
+        """Name of the annotation in messages."""
         return str(self.label)
 
 
 def fingerprint(pairs: Iterable[Pair]) -> str:
-    """Short hash of a listing; it changes when a file is added, removed, renamed, resized or, on S3, written anew."""
+    """Return a short hash of a listing.
+
+    It changes when a file is added, removed, renamed, changes its size, or, on S3, is overwritten.
+    """
     hashed = hashlib.sha256()
     for pair in pairs:
         entry = (pair.image_uri, pair.label_uri, pair.coding, pair.ignored, pair.stamp)
@@ -61,37 +64,37 @@ def fingerprint(pairs: Iterable[Pair]) -> str:
 
 
 class FindingKind(NamedTuple):
-    """A kind of thing that can be wrong with a dataset."""
+    """Kind of problem that a dataset can have."""
 
-    is_error: bool  # or a warning
+    is_error: bool  # False: a warning
     remedy: str
 
 
 FINDING_KINDS = {
-    "no images": FindingKind(True, "check the folder, data.format and the split's name"),
-    "unreadable list": FindingKind(True, "mend the lines"),
-    OUTSIDE: FindingKind(True, "add a prefix to data.allow if what the row names is meant to be opened"),
-    "missing image": FindingKind(True, "add the images or take them off the list"),
+    "no images": FindingKind(True, "check data.root, data.format and the name of the split"),
+    "unreadable list": FindingKind(True, "fix these lines"),
+    OUTSIDE: FindingKind(True, "if these files are part of the dataset, add their prefix to data.allow"),
+    "missing image": FindingKind(True, "add the images or remove them from the list"),
     "missing annotation": FindingKind(True, "add the annotations or remove the images"),
     "two files for one name": FindingKind(True, "keep one of them"),
-    "unreadable image": FindingKind(True, "repair or remove it and its annotation"),
-    "unreadable annotation": FindingKind(True, "repair or remove it and its image"),
-    "sizes differ": FindingKind(True, "make image and annotation of one size"),
+    "unreadable image": FindingKind(True, "repair the image, or remove it and its annotation"),
+    "unreadable annotation": FindingKind(True, "repair the annotation, or remove it and its image"),
+    "sizes differ": FindingKind(True, "make image and annotation the same size"),
     "ids outside the classes": FindingKind(True, "add the classes to data.classes or map the ids with data.label_map"),
-    "duplicate between splits": FindingKind(True, "keep the image in one split"),
-    "duplicate within a split": FindingKind(False, "keep it once, unless it is meant to count more"),
+    "duplicate between splits": FindingKind(True, "keep each image in only one split"),
+    "duplicate within a split": FindingKind(False, "keep one copy, unless the image should have more weight"),
     "annotation without image": FindingKind(False, "add the image or remove the annotation"),
-    "nothing labelled": FindingKind(False, "check ignore_index and label_map if this is not meant"),
-    "class that never occurs": FindingKind(False, "add images of it, or take it out of data.classes"),
+    "nothing labelled": FindingKind(False, "if this is not intended, check ignore_index and label_map"),
+    "class that never occurs": FindingKind(False, "add images of the class, or remove it from data.classes"),
 }
 
 
 @dataclass(frozen=True)
 class DatasetFinding:
-    """One thing that is wrong, of one of KINDS."""
+    """One problem found in a dataset."""
 
-    kind: str
-    where: str  # file, and row or line in it
+    kind: str  # a key of FINDING_KINDS
+    where: str  # file, and row or line within it
     message: str
 
     @property
@@ -100,7 +103,7 @@ class DatasetFinding:
 
 
 class PairError(UserError):
-    """A pair that cannot be used; `finding` says the same for a report."""
+    """Error for a pair that cannot be used; `finding` is the same problem as an entry of a report."""
 
     def __init__(self, message: str, finding: DatasetFinding) -> None:
         super().__init__(message, finding)
@@ -112,7 +115,7 @@ class PairError(UserError):
 
 @dataclass
 class Listing:
-    """A split: its pairs in order, and everything that keeps other files from being pairs."""
+    """Pairs of a split in order, and the problems found while listing it."""
 
     pairs: list[Pair] = field(default_factory=list)
     findings: list[DatasetFinding] = field(default_factory=list)
@@ -121,7 +124,10 @@ class Listing:
         self.findings.append(DatasetFinding(kind, where, message))
 
     def check_places(self, places: Places, where: str, *sources: str | Cell) -> bool:
-        """Return whether a row's URIs lie in the places; a finding says which do not. Cells are checked when read."""
+        """Return True if all URIs of a row are in allowed places, and add a finding otherwise.
+
+        Cells are checked when they are read.
+        """
         uris = [source for source in sources if isinstance(source, str)]
         refused = [f"{uri} {refusal}" for uri in uris if (refusal := places.refusal(uri))]
         if refused:
@@ -130,6 +136,6 @@ class Listing:
 
 
 def places_of(data: DataFolder, file: str) -> Places:
-    """Return what the rows of a list or table may name: what lies in root or in the file's folder, or is allowed."""
+    """Return the places that rows of a list or table may refer to: root, the file's own folder, and data.allow."""
     places = [storage.absolute(data.root), posixpath.dirname(file), *data.allow]
     return Places([one if one.endswith("://") else storage.absolute(one) for one in places], "data.allow")

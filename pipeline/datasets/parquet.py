@@ -1,7 +1,7 @@
-"""Datasets in Parquet: a table of images and annotations, or the masks that segment_bucket.py has written.
+"""Datasets in Parquet: a table of images and annotations, or the masks that segment_bucket.py wrote.
 
-Bytes stay in the table until they are needed: a pair names their cells. Training asks for rows in a random order and
-gets the row group of each, so row groups should be small (docs/datasets.md).
+Bytes are loaded lazily: a pair only refers to their cells. Training reads rows in random order, and each access reads
+a whole row group, so row groups should be small (docs/datasets.md).
 """
 
 import functools
@@ -26,20 +26,20 @@ from pipeline.errors import UserError
 from pipeline.storage.parquet_files import FileMetaData, ParquetFile, open_parquet
 from pipeline.storage.places import Places
 
-READERS = 16  # footers and columns that are read at once
-CACHED_BYTES = 256_000_000  # of row groups, in each process
-OWN = b"sceneparse.schema_version"  # a key of the metadata of every table that a segmentation writes
+READERS = 16  # concurrent reads of footers and columns
+CACHED_BYTES = 256_000_000  # of row groups, per process
+OWN = b"sceneparse.schema_version"  # metadata key of every table that segment_bucket.py writes
 
 
 def list_tables(data: DataConfig, split: str) -> Listing:
-    """The rows of a table's files in name order; of a segmentation's output, those of the images that went well.
+    """List the rows of a table's files in name order. Of a segmentation's output, lists the images with status ok.
 
-    Raises: UserError for a table that is missing, unreadable or lacks a column.
+    Raises: UserError if the table cannot be read or a column is missing.
     """
     files = _table_files(storage.absolute(under(data.root, split)))
     listing = Listing()
     if not files:
-        listing.add("no images", under(data.root, split), "no Parquet file there, nor one of that name with .parquet")
+        listing.add("no images", under(data.root, split), "found no Parquet file here or at this path with .parquet")
         return listing
     with ThreadPoolExecutor(READERS) as pool:
         tables = list(pool.map(lambda file: _Table.open(file, files[file]), files))
@@ -48,7 +48,7 @@ def list_tables(data: DataConfig, split: str) -> Listing:
         pairs_of = _own_pairs
     elif data.min_confidence is not None:
         raise UserError(
-            f"{tables[0].uri}: was not written by segment_bucket.py, so it says nothing of confidence; "
+            f"{tables[0].uri}: was not written by segment_bucket.py, so it has no confidence values; "
             "remove data.min_confidence"
         )
     else:
@@ -61,7 +61,7 @@ def list_tables(data: DataConfig, split: str) -> Listing:
 
 
 def read_cell(cell: Cell) -> bytes:
-    """The bytes in a cell, or of the file that it names by its path. Raises UserError."""
+    """Return the bytes in a cell, or those of the file whose path the cell holds. Raises UserError."""
     value: Any = _row_groups.column(cell)[cell.row - _first_rows(cell.file)[cell.row_group]].as_py()
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
     if content is None and path:
@@ -70,18 +70,18 @@ def read_cell(cell: Cell) -> bytes:
             raise UserError(f"{cell}: {uri} {refusal}")
         return storage.read_bytes(uri)
     if content is None:
-        raise UserError(f"{cell}: is null, but must hold a file's bytes")
+        raise UserError(f"{cell}: the cell is null; it must hold the bytes of a file")
     return content
 
 
 @dataclass(frozen=True)
 class _Table:
-    """One Parquet file, its footer read."""
+    """Parquet file with its footer."""
 
     uri: str
     stamp: str
     schema: pa.Schema
-    row_groups: list[int]  # their numbers of rows
+    row_groups: list[int]  # number of rows of each
 
     @staticmethod
     def open(uri: str, details: dict[str, Any]) -> "_Table":
@@ -93,11 +93,14 @@ class _Table:
             return file.read(columns)
 
     def sources(self, column: str, places: Places) -> Sequence[str | Cell | None]:
-        """A URI or cell for each row; None where the table has neither. Cells may name what lies in the places."""
+        """Return a URI or cell for each row, None for nulls. Cells with paths may only refer to `places`.
+
+        Raises: UserError if the column is missing or of an unsupported type.
+        """
         if column not in self.schema.names:
             raise UserError(
-                f"{self.uri}: has no column {column!r}, only {', '.join(self.schema.names)}; set data.image_column and "
-                "data.label_column"
+                f"{self.uri}: column {column!r} is missing; set data.image_column and data.label_column to columns of "
+                f"this table: {', '.join(self.schema.names)}"
             )
         kind = self.schema.field(column).type
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
@@ -105,15 +108,15 @@ class _Table:
         names = {kind.field(index).name for index in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or "bytes" in names):
             raise UserError(
-                f"{self.uri}: column {column!r} holds {kind}; image files (binary, or struct<bytes, path>) or their "
-                "URIs (string) are needed"
+                f"{self.uri}: column {column!r} has type {kind}; it must hold image files (binary, or "
+                "struct<bytes, path>) or their URIs (string)"
             )
         groups = (group for group, rows in enumerate(self.row_groups) for _ in range(rows))
         return [Cell(self.uri, group, row, column, places) for row, group in enumerate(groups)]
 
 
 def _table_files(place: str) -> dict[str, dict[str, Any]]:
-    """The Parquet files of a table: one file, or those of a folder; of a segmentation's output, its masks."""
+    """Return the Parquet files of a table: one file, those of a folder, or the masks of a segmentation's output."""
     found = storage.find(place) or storage.find(f"{place}.parquet")
     tables = {uri: details for uri, details in found.items() if uri.endswith(".parquet")}
     return {uri: details for uri, details in tables.items() if uri.startswith(f"{place}/masks/")} or tables
@@ -135,7 +138,10 @@ def _plain_pairs(table: _Table, data: DataConfig) -> Listing:
 
 
 def _own_pairs(table: _Table, data: DataConfig) -> Listing:
-    """Pairs of a part of a segmentation's output; images of which no class is trusted are left out."""
+    """List the pairs of one part of a segmentation's output.
+
+    Skips failed images, and images in which no class reaches `min_confidence`.
+    """
     ignored = _untrusted(table.uri, data.min_confidence) if data.min_confidence is not None else {}
     rows = table.read(["image_id", "status", "class_ids"]).to_pylist()
     places = places_of(data, table.uri)
@@ -153,7 +159,7 @@ def _own_pairs(table: _Table, data: DataConfig) -> Listing:
 
 
 def _untrusted(masks_part: str, min_confidence: float) -> dict[bytes, tuple[int, ...]]:
-    """image_id -> the classes whose mean confidence in that image is below the threshold."""
+    """Return image_id -> classes whose mean confidence in that image is below the threshold (or null)."""
     uri = storage.join(_output_of(masks_part), "class_stats", posixpath.basename(masks_part))
     with _opened(uri) as file:
         statistics = file.read(["image_id", "class_id", "mean_confidence"])
@@ -165,7 +171,7 @@ def _untrusted(masks_part: str, min_confidence: float) -> dict[bytes, tuple[int,
 
 
 def _check_classes(output: str, data: DataConfig) -> None:
-    """Refuse an output whose ids mean other classes than data.classes, but for those that label_map names."""
+    """Raise UserError if the output's class ids differ from data.classes, except for ids that label_map maps."""
     uri = storage.join(output, "classes.parquet")
     if not storage.exists(uri):
         return
@@ -173,15 +179,15 @@ def _check_classes(output: str, data: DataConfig) -> None:
         names = {row["class_id"]: row["class_name"] for row in file.read().to_pylist()}
     ours = dict(enumerate(entry.name for entry in data.classes))
     other = [
-        f"{class_id} is {name!r} there and {ours.get(class_id, 'no class')!r} here"
+        f"{class_id} is {name!r} in the masks but {ours.get(class_id, 'no class')!r} in data.classes"
         for class_id, name in sorted(names.items())
         if class_id not in data.label_map and ours.get(class_id) != name
     ]
     if other:
         raise UserError(
-            f"{uri}: the masks have other classes than data.classes: {'; '.join(other[:SHOWN])}"
-            f"{' ...' if len(other) > SHOWN else ''}; give data.classes as they are there, or say with data.label_map "
-            "which class each of these ids is here"
+            f"{uri}: the classes of the masks differ from data.classes: {'; '.join(other[:SHOWN])}"
+            f"{' ...' if len(other) > SHOWN else ''}; set data.classes to the classes of the masks, or map these ids "
+            "with data.label_map"
         )
 
 
@@ -190,12 +196,12 @@ def _output_of(part: str) -> str:
 
 
 def _beside(file: str, path: str) -> str:
-    """A path that a Parquet file names: absolute, a URI, or relative to the file's folder."""
+    """Resolve a path from a Parquet file, which is absolute, a URI, or relative to the file's folder."""
     return storage.absolute(under(posixpath.dirname(file), path))
 
 
 class _RowGroups:
-    """The columns of row groups that were read last, up to CACHED_BYTES; one for the process."""
+    """LRU cache of row group columns, up to CACHED_BYTES. One instance per process."""
 
     def __init__(self) -> None:
         self._columns: OrderedDict[tuple[str, int, str], pa.ChunkedArray] = OrderedDict()
@@ -218,7 +224,7 @@ _row_groups = _RowGroups()
 
 @functools.lru_cache(maxsize=1024)
 def _first_rows(uri: str) -> list[int]:
-    """The number of each row group's first row."""
+    """Return the number of the first row of each row group."""
     with _opened(uri) as file:
         return list(itertools.accumulate(_rows(file.metadata), initial=0))
 
@@ -229,10 +235,10 @@ def _rows(metadata: FileMetaData) -> list[int]:
 
 @contextmanager
 def _opened(uri: str) -> Iterator[ParquetFile]:
-    """An open Parquet file; what fails with it in the block becomes a UserError."""
+    """Open a Parquet file. Raises UserError if opening it, or reading it in the block, fails."""
     with storage.explained(uri):
         try:
             with storage.open_file(uri) as file:
                 yield open_parquet(file)
         except pa.ArrowInvalid as error:
-            raise UserError(f"{uri}: is not a Parquet file that can be read: {error}") from None
+            raise UserError(f"{uri}: cannot be read as Parquet: {error}") from None

@@ -1,4 +1,4 @@
-"""The built-in scenes as files, in the layout that training reads."""
+"""Writing of the built-in scenes as a dataset in the `folder` layout."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,8 +9,8 @@ from pipeline.datasets.scenes import CLASSES, CUES_RIGHT, scene
 from pipeline.images.codec import encode_image, encode_mask
 
 PALETTE = np.array([entry.color for entry in CLASSES], np.uint8)
-FIRST_VAL = 100_000  # index of the first validation scene: more are not trained on
-WRITES = 8  # at once
+FIRST_VAL = 100_000  # index of the first validation scene; training scenes have smaller indices
+WRITES = 8  # concurrent writes
 
 
 def write_scenes(

@@ -1,21 +1,22 @@
-"""Built-in data: small synthetic scenes, a pure function of (seed, index), for demos, tests and ablations.
+"""Built-in dataset of small synthetic scenes, a pure function of (seed, index), for demos, tests and ablations.
 
-Every scene is a town cut by hedges into one or more regions side by side. Context decides three pairs of
-classes, each pair drawn by the same code with the same random draws: no pixel of theirs tells them apart.
+Each scene is a town, divided by hedges into one or more regions side by side. Three pairs of classes can be
+distinguished only by context: both classes of a pair are drawn by the same code with the same random draws, so their
+pixels look the same.
 
     road  / water        the wet, streaked surface of a region
-    car   / boat         what stands or floats on it
+    car   / boat         the vehicles on that surface
     house / skyscraper   the facades along its horizon
 
-Cues all over a region say which of a pair it is. They contradict each other: unless more is asked for, six of ten are
+Cues spread over a region indicate the class of each pair. They contradict each other: by default, six out of ten are
 right.
 
-    above    birds: white ones over skyscrapers and black ones over houses, mostly
-    below    flowers: yellow ones along water and red ones along roads, mostly
+    above    birds: mostly white over skyscrapers, mostly black over houses
+    below    flowers: mostly yellow along water, mostly red along roads
 
-So a network that sees a window counts the few cues in it and is often wrong, one that averages the whole picture
-counts those of other regions too, and adjacent regions mostly disagree; one that pools by region can tell. Sky,
-grass, tree, person and tower are plain from nearby. A crop loses cues: train on whole scenes.
+A network that sees a small window counts the few cues in it and is often wrong. A network that averages the whole
+image also counts cues of other regions, and adjacent regions mostly disagree. A network that pools by region gets it
+right. Sky, grass, tree, person and tower are recognizable locally. Crops lose cues, so train on whole scenes.
 """
 
 import math
@@ -33,7 +34,7 @@ Color = tuple[int, int, int]
 
 
 class SceneClass(NamedTuple):
-    """A class of the built-in data; its id is its position in `CLASSES`."""
+    """Class of the built-in data; its id is its position in `CLASSES`."""
 
     name: str
     color: Color
@@ -56,10 +57,11 @@ SKY, GRASS, TREE, PERSON, TOWER, ROAD, WATER, CAR, BOAT, HOUSE, SKYSCRAPER = ran
 
 AMBIGUOUS_PAIRS = (("road", "water"), ("car", "boat"), ("house", "skyscraper"))
 
-# Rows, as fractions of the height: the feet of spires, facades and the green bank; then the surface.
+# Rows as fractions of the height: the base of the spires, the base of the facades, the lower edge of the grass bank;
+# then the first lane of vehicles and the lower edge of the surface.
 NECK, HORIZON, SHORE, FIRST_LANE, VERGE = 0.145, 0.46, 0.59, 0.76, 0.91
 
-# Birds, and flowers, in a stretch of a region as wide as the canvas's shorter side, and the share that is right.
+# Number of birds (and of flowers) per region width of one shorter canvas side, and the fraction that is right.
 NUM_CUES, CUES_RIGHT = 15, 0.6
 
 SKIES = (
@@ -78,7 +80,7 @@ LAMP, BARK, LAWN, MOWN = (250, 224, 110), (98, 72, 50), (118, 166, 74), (78, 124
 
 
 class Dice:
-    """Random draws of the kinds that painting needs."""
+    """Random number generator with the draws that painting needs."""
 
     def __init__(self, seed: int, index: int) -> None:
         self.bits = np.random.PCG64(np.random.SeedSequence([seed, index]))
@@ -88,7 +90,7 @@ class Dice:
         return low + (high - low) * float(self.rng.random())
 
     def whole(self, low: int, high: int) -> int:
-        """Both ends included."""
+        """Return a random integer from `low` to `high`, both inclusive."""
         return int(self.rng.integers(low, high + 1))
 
     def chance(self, probability: float) -> bool:
@@ -99,7 +101,7 @@ class Dice:
 
 
 class Border(NamedTuple):
-    """The edge of a region, upright above the horizon and slanted below; x as fractions of the width."""
+    """Edge of a region, vertical above the horizon and slanted below it. x is a fraction of the width."""
 
     top: float
     bottom: float
@@ -109,7 +111,7 @@ class Border(NamedTuple):
 
 
 class Region(NamedTuple):
-    """A strip of the scene with a context of its own."""
+    """Strip of the scene with its own context."""
 
     left: Border
     right: Border
@@ -119,7 +121,7 @@ class Region(NamedTuple):
 
 
 class Canvas:
-    """An image and its labels, painted together. `unit`, the shorter side in pixels, sizes objects."""
+    """Image and its labels, painted together. Object sizes scale with `unit`, the shorter side in pixels."""
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width, self.unit = height, width, min(height, width)
@@ -127,7 +129,7 @@ class Canvas:
         self.label_HW = np.zeros((height, width), np.uint8)
 
     def quad(self, region: Region, top: float, bottom: float, color: Color, class_id: int) -> None:
-        """Fills a region between two rows, which are fractions of the height."""
+        """Fill a region between two rows, given as fractions of the height."""
         edges = ((region.left, top), (region.right, top), (region.right, bottom), (region.left, bottom))
         points = [(border.at(y) * self.width, y * self.height) for border, y in edges]
         Brush(self, 0, 0, 1, class_id).polygon([(x, -y) for x, y in points], color)
@@ -135,7 +137,10 @@ class Canvas:
 
 @dataclass
 class Brush:
-    """Paints one object: x to the right and y up from a foot point in pixels, in units of `scale` pixels."""
+    """Brush that paints one object.
+
+    Coordinates are in units of `scale` pixels, x to the right and y upward from a foot point in pixels.
+    """
 
     canvas: Canvas
     x: float
@@ -166,12 +171,13 @@ class Brush:
 def scene(
     seed: int, index: int, height: int = 129, width: int = 129, cues_right: float = CUES_RIGHT
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scene `index` of the endless data set `seed`: image_HW3 uint8 RGB and label_HW uint8.
+    """Return scene `index` of the infinite dataset `seed`: image_HW3 uint8 RGB and label_HW uint8.
 
-    Labels are positions in `CLASSES`, or IGNORE_INDEX on the outlines of vehicles. The same arguments give
-    the same bytes everywhere: the random bits are PCG64's and pixels are computed in integers. Raises
-    ValueError for sides below 64 pixels, where cues are no longer seen. Of the cues the share `cues_right` is right:
-    with all of them a glance tells, and about a half tell nothing.
+    Labels are positions in `CLASSES`, or IGNORE_INDEX on the outlines of vehicles. The same arguments give the same
+    bytes on every machine: the random bits come from PCG64, and pixels are computed in integers. `cues_right` is the
+    fraction of cues that are right: at 1 a single cue identifies the class, and at 0.5 the cues carry no information.
+
+    Raises: ValueError if a side is below 64 pixels, where cues are too small to see.
     """
     if min(height, width) < 64:
         raise ValueError(f"scene: height {height} and width {width} must both be at least 64 pixels")
@@ -180,7 +186,7 @@ def scene(
 
 
 def plan(dice: Dice, height: int, width: int, cues_right: float = CUES_RIGHT) -> list[Region]:
-    """Cuts the scene into regions and gives each its context."""
+    """Divide the scene into regions and draw the context of each."""
     num_regions = (1, 2, 2, 3)[dice.whole(0, 3)] * max(1, round(0.6 * width / height))
     cuts = [(i + dice.real(-0.1, 0.1)) / num_regions for i in range(1, num_regions)]
     slants = [dice.real(-0.15, 0.15) / num_regions for _ in cuts]
@@ -189,15 +195,15 @@ def plan(dice: Dice, height: int, width: int, cues_right: float = CUES_RIGHT) ->
     regions = []
     for left, right in pairwise([Border(0, 0), *inner, Border(1, 1)]):
         regions.append(Region(left, right, harbour, city, cues_right))
-        # Neighbours mostly disagree: were they alike, one average over the whole picture would do.
+        # Adjacent regions mostly disagree; otherwise an average over the whole image would be enough.
         harbour, city = harbour ^ dice.chance(0.75), city ^ dice.chance(0.75)
     return regions
 
 
 def paint(regions: list[Region], dice: Dice, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Paints a plan, back to front, as image_HW3 and label_HW.
+    """Paint a plan from back to front and return image_HW3 and label_HW.
 
-    No throw of the dice depends on a context, so nothing but the colours of cues shows it.
+    No random draw depends on the context, so only the colors of the cues reveal it.
     """
     canvas = Canvas(height, width)
     paint_sky(canvas, dice)
@@ -230,7 +236,7 @@ def paint_sky(canvas: Canvas, dice: Dice) -> None:
 
 
 def paint_surface(canvas: Canvas, dice: Dice, region: Region) -> None:
-    """Rain-wet asphalt or still water: nobody can tell from the streaks."""
+    """Paint wet asphalt or still water; the streaks look the same for both."""
     class_id, shade = WATER if region.harbour else ROAD, dice.whole(112, 140)
     canvas.quad(region, SHORE, VERGE, (shade, shade + 8, shade + 16), class_id)
     area = (region.right.top - region.left.top) * canvas.width * canvas.height / canvas.unit**2
@@ -245,7 +251,7 @@ def paint_surface(canvas: Canvas, dice: Dice, region: Region) -> None:
 
 
 def paint_tower(canvas: Canvas, dice: Dice, region: Region) -> None:
-    """A plain shaft with a spire."""
+    """Paint a plain shaft with a spire."""
     x = region.left.top + (region.right.top - region.left.top) * dice.real(0.3, 0.7)
     brush = Brush(canvas, x * canvas.width, NECK * canvas.height, canvas.unit, TOWER)
     foot = (NECK - HORIZON) * canvas.height / canvas.unit
@@ -255,9 +261,10 @@ def paint_tower(canvas: Canvas, dice: Dice, region: Region) -> None:
 
 
 def cues(canvas: Canvas, dice: Dice, region: Region, top: float, bottom: float) -> Iterator[tuple[bool, float, float]]:
-    """Yields, for each cue of a region, whether it is right, and its place in pixels.
+    """Yield (is_right, x, y) for each cue of a region, x and y in pixels.
 
-    An exact share is right, so that all cues together leave no doubt; they lie evenly along the region.
+    The fraction of right cues is exact, so all cues together are unambiguous. They are spread evenly along the
+    region.
     """
     span = (region.right.top - region.left.top) * canvas.width / canvas.unit
     count = max(3, round(NUM_CUES * span))
@@ -270,7 +277,7 @@ def cues(canvas: Canvas, dice: Dice, region: Region, top: float, bottom: float) 
 
 
 def paint_birds(canvas: Canvas, dice: Dice, region: Region) -> None:
-    """The cue for facades: gulls over a city and crows over a village, mostly."""
+    """Paint the cue for facades: mostly gulls over a city, mostly crows over a village."""
     for is_right, x, y in cues(canvas, dice, region, 0.03, 0.19):
         color = GULL if is_right == region.city else CROW
         brush = Brush(canvas, x, y, canvas.unit, SKY)
@@ -279,7 +286,7 @@ def paint_birds(canvas: Canvas, dice: Dice, region: Region) -> None:
 
 
 def paint_skyline(canvas: Canvas, dice: Dice, region: Region) -> None:
-    """Facades side by side along a green bank, and trees on it."""
+    """Paint facades side by side along a grass bank, and trees on it."""
     x, end = (border.top * canvas.width / canvas.unit for border in (region.left, region.right))
     x += 0.02
     canvas.quad(region, HORIZON, SHORE, LAWN, GRASS)
@@ -319,7 +326,7 @@ def paint_tree(brush: Brush, dice: Dice) -> None:
 
 
 def paint_verge(canvas: Canvas, dice: Dice, region: Region) -> None:
-    """Grass with the cue for surfaces: daisies along a harbour and poppies along a street, mostly."""
+    """Paint grass with the cue for surfaces: mostly daisies along a harbor, mostly poppies along a street."""
     canvas.quad(region, VERGE, 1, LAWN, GRASS)
     for is_right, x, y in cues(canvas, dice, region, VERGE + 0.02, 0.98):
         brush = Brush(canvas, x, y, canvas.unit, GRASS)
@@ -327,7 +334,7 @@ def paint_verge(canvas: Canvas, dice: Dice, region: Region) -> None:
 
 
 def paint_hedge(canvas: Canvas, dice: Dice, border: Border) -> None:
-    """Bushes from the horizon to the bottom, so that everyone sees where a region ends."""
+    """Paint bushes from the horizon to the bottom, which make the border between regions visible."""
     num_bushes = round(16 * canvas.height / canvas.unit)
     for i in range(num_bushes + 1):
         y, radius, green = (
@@ -341,7 +348,7 @@ def paint_hedge(canvas: Canvas, dice: Dice, border: Border) -> None:
 
 
 def paint_vehicles(canvas: Canvas, dice: Dice, region: Region) -> None:
-    """Lanes of vehicles, the nearer ones larger and last, as they hide those behind them."""
+    """Paint lanes of vehicles; nearer ones are larger and painted last because they occlude those behind."""
     last_lane = max(1, round((VERGE - FIRST_LANE) * canvas.height / (0.16 * canvas.unit)))
     for lane in range(last_lane + 1):
         y = FIRST_LANE + (VERGE - 0.02 - FIRST_LANE) * lane / last_lane
@@ -358,7 +365,7 @@ def paint_vehicles(canvas: Canvas, dice: Dice, region: Region) -> None:
 
 
 def paint_vehicle(brush: Brush, dice: Dice) -> None:
-    """A body with a cabin, a pennant and two dark rounds: a car, or a boat with its fenders out."""
+    """Paint a body with a cabin, a pennant and two dark discs: the wheels of a car or the fenders of a boat."""
     brush.box(-0.27, 0.3, -0.24, 0.72, DARK)
     brush.polygon([(-0.25, 0.74), (-0.02, 0.65), (-0.25, 0.56)], dice.pick(HULLS))
     brush.polygon([(-0.3, 0.3), (-0.22, 0.52), (0.12, 0.52), (0.26, 0.3)], STONE)
@@ -372,7 +379,7 @@ def paint_vehicle(brush: Brush, dice: Dice) -> None:
 
 
 def paint_people(canvas: Canvas, dice: Dice, region: Region) -> None:
-    """Passers-by on the verge."""
+    """Paint people on the verge."""
     span = (region.right.bottom - region.left.bottom) * canvas.width / canvas.unit
     for _ in range(dice.whole(1, 1 + max(1, round(2 * span)))):
         y = dice.real(0.945, 0.985)
@@ -384,7 +391,7 @@ def paint_people(canvas: Canvas, dice: Dice, region: Region) -> None:
 
 
 def mark_outlines(label_HW: np.ndarray) -> None:
-    """Sets the outermost pixels of vehicles to IGNORE_INDEX, as people who label photographs do."""
+    """Set the outermost pixels of vehicles to IGNORE_INDEX, as in hand-labeled datasets."""
     inside_HW = np.isin(label_HW, (CAR, BOAT))
     core_HW = np.pad(inside_HW, 1, mode="edge")
     core_HW = core_HW[:-2, 1:-1] & core_HW[2:, 1:-1] & core_HW[1:-1, :-2] & core_HW[1:-1, 2:]
@@ -392,13 +399,13 @@ def mark_outlines(label_HW: np.ndarray) -> None:
 
 
 def photograph(image_HW3: np.ndarray, dice: Dice) -> np.ndarray:
-    """A soft lens, the day's exposure and colour cast, and a sensor's noise, all in integers."""
+    """Apply lens blur, exposure, a color cast and sensor noise, all in integer arithmetic."""
     wide = np.pad(image_HW3, ((1, 1), (1, 1), (0, 0)), mode="edge").astype(np.int16)
     wide = wide[:-2] + 2 * wide[1:-1] + wide[2:]
     soft_HW3 = (wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:]) >> 4
     gain, grain = dice.whole(90, 146), dice.whole(6, 22)
     cast = np.array([dice.whole(-6, 6) for _ in range(3)], np.int16)
-    # The difference of two random bytes is near enough to a bell, and the same on every machine.
+    # The difference of two random bytes is close enough to a Gaussian, and the same on every machine.
     noise = dice.bits.random_raw(image_HW3.size // 4 + 1).astype("<u8").view(np.uint8).astype(np.int16)
     noise_HW3 = (noise[: image_HW3.size] - noise[image_HW3.size :][: image_HW3.size]).reshape(image_HW3.shape)
     exposed_HW3 = (soft_HW3.astype(np.int32) * gain >> 7) + cast + (noise_HW3 * grain >> 8)

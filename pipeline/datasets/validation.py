@@ -1,6 +1,7 @@
-"""Reading a whole dataset before a GPU is paid for: tasks read and reduce, the driver adds up.
+"""Validation of a whole dataset before training: Ray tasks read and reduce, the driver adds up.
 
-What a task sends to the driver grows with the number of images (16 bytes each) and classes, not with their pixels.
+The results that tasks send to the driver grow with the number of images (16 bytes each) and of classes, not with the
+number of pixels.
 """
 
 import hashlib
@@ -37,24 +38,24 @@ from pipeline.datasets.loading import (
 from pipeline.datasets.pairs import FINDING_KINDS, SHOWN, DatasetFinding
 from pipeline.errors import UserError, user_error
 
-PAIRS_PER_BLOCK = 32  # and as many more as stand in the row group of a table, which is read as a whole
+PAIRS_PER_BLOCK = 32  # plus the rest of a table's row group, which is read as a whole
 MAX_PER_BLOCK = 256
-EXAMPLES = 100  # of each kind that are kept
+EXAMPLES = 100  # kept per kind of finding
 SECONDS_BETWEEN_LINES = 10.0
 HASH_BYTES = 16
-UNREAD = bytes(HASH_BYTES)  # in the place of the hash of an image that cannot be read
+UNREAD = bytes(HASH_BYTES)  # stands in for the hash of an image that cannot be read
 
 BLOCK = pa.schema([("split", pa.string()), ("start", pa.int64()), ("pairs", pa.binary())])
 READ = pa.schema(
     [
         ("split", pa.string()),
         ("start", pa.int64()),  # number of the first pair
-        ("hashes", pa.large_binary()),  # HASH_BYTES for each pair
-        ("images", pa.int64()),  # that were read with their annotations and fit
+        ("hashes", pa.large_binary()),  # HASH_BYTES per pair
+        ("images", pa.int64()),  # number of pairs without an error
         ("pixels", pa.list_(pa.int64())),  # K
         ("images_with", pa.list_(pa.int64())),  # K
         ("ignored", pa.int64()),  # pixels
-        ("sides", pa.list_(pa.int32())),  # smallest and largest width, smallest and largest height; empty: no image
+        ("sides", pa.list_(pa.int32())),  # smallest and largest width, then height; empty if no image was read
         ("findings", pa.list_(pa.struct([(name, pa.string()) for name in ("kind", "where", "message")]))),
     ]
 )
@@ -62,7 +63,7 @@ READ = pa.schema(
 
 @dataclass
 class SplitCheck:
-    """A split's images and what their annotations hold."""
+    """Statistics of a split's images and annotations."""
 
     listed: int  # pairs
     fingerprint: str
@@ -75,7 +76,7 @@ class SplitCheck:
 
 @dataclass
 class DatasetCheck:
-    """A dataset as it was found."""
+    """Result of validating a dataset."""
 
     data: DataConfig
     splits: dict[str, SplitCheck]
@@ -100,15 +101,15 @@ class DatasetCheck:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds that were found, errors first."""
+        """Kinds of findings that occur, errors first."""
         return sorted(self.totals, key=lambda kind: (not FINDING_KINDS[kind].is_error, list(FINDING_KINDS).index(kind)))
 
 
 def check_dataset(config: ValidateDatasetConfig) -> tuple[DatasetCheck, dict[str, list[Pair]]]:
-    """List and read every pair of the splits once; everything that is wrong is found, not the first alone.
+    """List and read every pair of the splits once, and collect all problems instead of stopping at the first.
 
     Returns: the check, and the pairs of each split.
-    Raises: UserError where storage or a table cannot be used at all.
+    Raises: UserError if storage or a table cannot be used at all.
     """
     started = time.monotonic()
     data = config.data
@@ -134,7 +135,7 @@ def check_dataset(config: ValidateDatasetConfig) -> tuple[DatasetCheck, dict[str
 
 
 def _read_all(check: DatasetCheck, pairs: dict[str, list[Pair]], verbose: bool) -> dict[str, NDArray[np.uint8]]:
-    """Fill in what reading tells. Returns the hashes of each split's images, N x HASH_BYTES."""
+    """Read all pairs and add the results to `check`. Return the image hashes of each split, N x HASH_BYTES."""
     connection.connect(verbose)
     hashes = {split: np.zeros((len(listed), HASH_BYTES), np.uint8) for split, listed in pairs.items()}
     total, done = sum(map(len, pairs.values())), 0
@@ -169,13 +170,13 @@ def _blocks(pairs: dict[str, list[Pair]]) -> Iterator[pa.Table]:
 
 
 def _in_one_row_group(pairs: list[Pair]) -> bool:
-    """Whether what these pairs have in a table is read at once."""
+    """Return True if all cells of these pairs are in the same row group."""
     cells = [source for pair in pairs for source in (pair.image, pair.label) if isinstance(source, Cell)]
     return len(cells) >= len(pairs) and len({(cell.file, cell.row_group) for cell in cells}) == 1
 
 
 def read_block(blocks: pa.Table, data: DataConfig) -> Iterator[pa.Table]:
-    """Task: read a BLOCK's pairs and reduce them to one READ row."""
+    """Read the pairs of a BLOCK and reduce them to one READ row (a Ray task)."""
     yield pa.Table.from_pylist([_read_pairs(row, data) for row in blocks.to_pylist()], READ)
 
 
@@ -201,7 +202,10 @@ def _read_pairs(block: dict[str, Any], data: DataConfig) -> dict[str, Any]:
 
 
 def _content(source: str | Cell) -> bytes | UserError:
-    """A file's bytes or why there are none; storage that cannot be reached says nothing of any one file."""
+    """Return a file's bytes, or the error of reading it.
+
+    Raises: UserError if storage cannot be reached, because then the file itself may be fine.
+    """
     try:
         return read(source)
     except UserError as error:
@@ -212,7 +216,7 @@ def _content(source: str | Cell) -> bytes | UserError:
 
 @dataclass
 class _Seen:
-    """What one pair holds."""
+    """Statistics and findings of one pair."""
 
     pixels_K: NDArray[np.int64]
     image_hash: bytes = UNREAD
@@ -222,7 +226,7 @@ class _Seen:
 
     @contextmanager
     def noted(self, what: str, uri: str) -> Iterator[None]:
-        """Turn an error in the block into a finding about the image or annotation."""
+        """Turn an error in the block into a finding about the image or annotation `uri`."""
         try:
             yield
         except PairError as error:
@@ -262,7 +266,7 @@ def _given(content: bytes | UserError) -> bytes:
 
 
 def _pixel_hash(image_HW3: NDArray[np.uint8]) -> bytes:
-    """Hash of what the image shows, so that a copy is found in another lossless format or with other metadata too."""
+    """Return a hash of the decoded pixels, which finds copies in another lossless format or with other metadata too."""
     hashed = hashlib.blake2b(repr(image_HW3.shape).encode(), digest_size=HASH_BYTES)
     hashed.update(np.ascontiguousarray(image_HW3).data)
     return hashed.digest()
@@ -283,7 +287,7 @@ def _add(check: DatasetCheck, row: dict[str, Any]) -> None:
 
 
 def _duplicates(hashes: dict[str, NDArray[np.uint8]], pairs: dict[str, list[Pair]]) -> Iterator[DatasetFinding]:
-    """A finding for each group of images with the same pixels, in the order of the listing."""
+    """Yield a finding for each group of images with the same pixels, in the order of the listing."""
     if not hashes:
         return
     all_N = np.concatenate(list(hashes.values())).view(f"V{HASH_BYTES}").ravel()

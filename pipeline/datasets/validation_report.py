@@ -1,4 +1,4 @@
-"""What a dataset check found, for a terminal, a program (dataset.json) and a browser (dataset.html)."""
+"""Reports of a dataset check: terminal summary, dataset.json and dataset.html."""
 
 import json
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ from pipeline.html import charts
 from pipeline.html.page import data_uri, render
 from pipeline.images.codec import overlay, shrink
 
-TERMINAL_CLASSES = 40  # with more, the rarest alone are printed
+TERMINAL_CLASSES = 40  # if there are more, only the rarest are printed
 TERMINAL_EXAMPLES = 5
 PICTURES = 6
 PICTURE_SIDE = 480  # pixels
 
 
 def summary(check: DatasetCheck) -> Iterator[str]:
-    """The lines that a person reads in a terminal."""
+    """Yield the lines of the terminal summary."""
     data = check.data
     yield f"Dataset     {data.root} ({data.format}, {len(data.classes)} classes, ignore_index {data.ignore_index})"
     for split, found in check.splits.items():
@@ -34,9 +34,9 @@ def summary(check: DatasetCheck) -> Iterator[str]:
     shares = {split: _shares(check.splits[split]) for split in splits}
     rarest = sorted(range(len(data.classes)), key=lambda k: shares[splits[0]][k])
     shown = sorted(rarest[:TERMINAL_CLASSES])
-    yield "Classes     share of the labelled pixels, and images with the class"
+    yield "Classes     fraction of the labeled pixels, and number of images with the class"
     if len(shown) < len(data.classes):
-        yield f"            the {len(shown)} rarest of {len(data.classes)}; dataset.json has them all"
+        yield f"            only the {len(shown)} rarest of {len(data.classes)} classes; dataset.json lists all of them"
     yield f"  {'id':>3}  {'name':<20}" + "".join(f"{split[:22]:>24}" for split in splits)
     for k in shown:
         columns = [f"{shares[split][k]:>12.4%}{check.splits[split].images_with_K[k]:>12,}" for split in splits]
@@ -61,7 +61,7 @@ def write_report(check: DatasetCheck, pairs: dict[str, list[Pair]], output: str)
 
 
 def as_json(check: DatasetCheck) -> dict[str, Any]:
-    """Everything that was found; examples of each kind of finding up to dataset_check.EXAMPLES."""
+    """Return the whole check as JSON values, with up to validation.EXAMPLES examples per kind of finding."""
     data = check.data
     return {
         "root": data.root,
@@ -107,7 +107,7 @@ def as_json(check: DatasetCheck) -> dict[str, Any]:
 
 
 def _shares(found: SplitCheck) -> NDArray[np.float64]:
-    """Share of each class in the labelled pixels, K."""
+    """Return the fraction of the labeled pixels that each class has, K."""
     return found.pixels_K / max(1, found.pixels_K.sum())
 
 
@@ -118,7 +118,7 @@ def _images(found: SplitCheck) -> str:
 
 def _size(found: SplitCheck) -> str:
     if found.sides is None:
-        return "no image was read"
+        return "no image could be read"
     narrow, wide, low, high = found.sides
     if (narrow, low) == (wide, high):
         return f"{wide} x {high} pixels"
@@ -126,7 +126,10 @@ def _size(found: SplitCheck) -> str:
 
 
 def _chart(check: DatasetCheck) -> str | None:
-    """Bars of the classes' shares, the most frequent in the first split on top; None if no pixel is labelled."""
+    """Return a bar chart of class frequencies as SVG, or None if no pixel is labeled.
+
+    Classes are sorted by their frequency in the first split, the most frequent at the top.
+    """
     splits = {split: _shares(found) for split, found in check.splits.items()}
     present = [100 * share for shares_K in splits.values() for share in shares_K if share]
     if not present:
@@ -143,16 +146,19 @@ def _chart(check: DatasetCheck) -> str | None:
         axes.set_yticks(np.arange(len(names)), names)
         axes.set_ylim(-0.6, len(names) - 0.4)
         axes.set_xscale("log")
-        axes.set_xlim(left=min(present) / 2)  # so that the rarest class has a bar
+        axes.set_xlim(left=min(present) / 2)  # keeps the bar of the rarest class visible
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.set_xlabel("share of the labelled pixels, percent (logarithmic)")
+        axes.set_xlabel("percentage of the labeled pixels (log scale)")
         axes.grid(visible=False, axis="y")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(splits))
     return charts.svg(drawn)
 
 
 def _pictures(check: DatasetCheck, pairs: dict[str, list[Pair]]) -> list[dict[str, str]]:
-    """Some images of the first split with their annotations laid over them, evenly spread; unreadable ones are not."""
+    """Return some images of the first split, evenly spread, each next to its annotation overlay.
+
+    Skips images that cannot be read.
+    """
     palette = np.array([entry.color for entry in check.data.classes], np.uint8)
     listed = next(iter(pairs.values()))
     pictures = []
@@ -161,8 +167,8 @@ def _pictures(check: DatasetCheck, pairs: dict[str, list[Pair]]) -> list[dict[st
         try:
             image_HW3, label_HW = load_pair(pair, check.data)
         except UserError:
-            continue  # the findings tell of it
-        # An id beyond the palette leaves the image as it is.
+            continue  # already reported as a finding
+        # overlay() leaves pixels whose id is beyond the palette unchanged.
         shown_HW = np.where(label_HW == check.data.ignore_index, len(palette), label_HW)
         mixed_HW3 = overlay(image_HW3, shown_HW, palette)
         both_HW3 = np.concatenate([shrink(image_HW3, PICTURE_SIDE), shrink(mixed_HW3, PICTURE_SIDE)], axis=1)

@@ -1,1 +1,1 @@
-"""The demo job: an S3 server on this machine, and every other job against it; its face is run.py."""
+"""Demo job: start an S3 server on this machine and run the main jobs against it. Its entry point is run.py."""

@@ -1,7 +1,7 @@
-"""An S3 server on this machine, for demonstrations and tests without a cloud account.
+"""S3 server on this machine, for demonstrations and tests without a cloud account.
 
-It is moto's server: up in about a second, and everything it holds is gone when it ends. It accepts any
-credentials, so it shows nothing about access rights.
+It is moto's server: it starts in about a second, and loses all its objects when it stops. It accepts any
+credentials, so it cannot test access rights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class LocalS3:
-    """A running S3 server: its address, and the environment variables with which S3 clients find it."""
+    """Running S3 server: its address, and the environment variables with which S3 clients find it."""
 
     endpoint: str
     environment: dict[str, str]
@@ -29,16 +29,16 @@ class LocalS3:
 
 @contextlib.contextmanager
 def local_s3(folder: Path | None = None) -> Iterator[LocalS3]:
-    """Run an empty S3 server in a process of its own, on a free port of the loopback interface.
+    """Run an empty S3 server in a separate process, on a free port of the loopback interface.
 
-    It ends with the `with` block, or with this process if that ends first, and takes its objects with it.
+    It stops, and loses its objects, at the end of the `with` block, or when this process ends.
 
     Args:
-        folder: for the server's log and temporary files. By default a temporary folder, removed at the end.
+        folder: for the server's log and temporary files (default: a temporary folder, removed at the end).
 
     Raises:
         UserError: moto is not installed.
-        RuntimeError: its server did not start. The message has the server's last output.
+        RuntimeError: the server did not start. The message contains its last output.
     """
     if importlib.util.find_spec("moto") is None:
         raise UserError('The local S3 server needs moto, which is not installed: pip install "moto[server]"')
@@ -63,20 +63,20 @@ def local_s3(folder: Path | None = None) -> Iterator[LocalS3]:
 
 
 def s3_environment(endpoint: str, key: str, secret: str) -> dict[str, str]:
-    """Environment variables that lead s3fs, boto3 and the AWS tools to the S3 server at `endpoint`.
+    """Return the environment variables that direct s3fs, boto3 and the AWS tools to the S3 server at `endpoint`.
 
-    The host must be an IP address: that is what makes these clients put the bucket into the path of a URL
-    instead of its host name. pyarrow's own S3FileSystem takes the keys from here but needs the address as
-    `endpoint_override`.
+    The host must be an IP address, because only then do these clients put the bucket into the path of a URL
+    instead of its host name. pyarrow's own S3FileSystem reads the keys from these variables, but needs the address
+    as `endpoint_override`.
     """
     no_proxy = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), LOOPBACK]))
     return {
         "AWS_ENDPOINT_URL": endpoint,
-        # The service's own variable wins over the general one, so one that is set already must not stay.
+        # The service-specific variable takes precedence, so an existing value must be overwritten.
         "AWS_ENDPOINT_URL_S3": endpoint,
         "AWS_ACCESS_KEY_ID": key,
         "AWS_SECRET_ACCESS_KEY": secret,
-        # Empty: a token of the user's own AWS session does not belong to these keys.
+        # Cleared, because a token of the user's own AWS session does not belong to these keys.
         "AWS_SESSION_TOKEN": "",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",

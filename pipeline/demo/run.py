@@ -1,4 +1,4 @@
-"""The main job on one machine: scenes into a bucket, a PSPNet trained on them, a second prefix labelled and queried."""
+"""Demo on one machine: write scenes to a bucket, train a PSPNet on them, label and query a second prefix."""
 
 import os
 import shutil
@@ -23,19 +23,19 @@ from pipeline.query import engine
 CONFIG = "configs/scenes_pspnet18.yaml"
 BUCKET = "s3://sceneparse-demo"
 SEED = 0
-CUES_RIGHT = 0.9  # more than by default: to learn to weigh contradictory cues takes longer than a demo
-FIRST_PHOTO = 2 * FIRST_VAL  # so that no photo is a scene that was trained or validated on
-# Landscape, portrait and square, as a bucket of photos has them.
+CUES_RIGHT = 0.9  # higher than the default, because learning from contradictory cues takes longer than a demo
+FIRST_PHOTO = 2 * FIRST_VAL  # so that no photo is a training or validation scene
+# Landscape, portrait and square, as in a typical bucket of photos.
 PHOTO_SIZES = [(129, 193), (193, 129), (129, 129)]
-NUM_SHOWN = 4  # photos in the picture
+NUM_SHOWN = 4  # photos in the contact sheet
 REPORT = "report.html"
-RESULTS = ("runs/scenes/best", "labels")  # folders of the bucket that are copied
+RESULTS = ("runs/scenes/best", "labels")  # folders of the bucket to copy
 
 Job = Callable[[list[str]], object]
 
 
 class Jobs(NamedTuple):
-    """The jobs that the demo runs, each called with its command line."""
+    """Jobs that the demo runs, each called with its command-line options."""
 
     train: Job
     segment_bucket: Job
@@ -44,8 +44,8 @@ class Jobs(NamedTuple):
 
 
 def run_demo(folder: Path, num_train: int, num_val: int, num_photos: int, train_options: list[str], jobs: Jobs) -> None:
-    """Run the demo and leave copies of checkpoint, tables and report in `folder`, in place of an earlier demo's."""
-    for name in RESULTS:  # and nothing else: the folder may be anyone's
+    """Run the demo and copy checkpoint, tables and report to `folder`, replacing those of an earlier demo."""
+    for name in RESULTS:  # nothing else is deleted, because the folder may contain the user's files
         if (folder / name).exists():
             shutil.rmtree(folder / name)
     with local_s3() as server:
@@ -56,7 +56,7 @@ def run_demo(folder: Path, num_train: int, num_val: int, num_photos: int, train_
         filesystem.mkdir(bucket)
         write_scenes(f"{BUCKET}/scenes", num_train, num_val, SEED, 129, 129, CUES_RIGHT)
         _write_photos(num_photos)
-        log(f"{num_train} scenes to train on, {num_val} to validate, {num_photos} photos and 3 broken files to label")
+        log(f"{num_train} training and {num_val} validation scenes, {num_photos} photos and 3 broken files to label")
         try:
             options = ["--config", CONFIG, "--data.root", f"{BUCKET}/scenes", "--output", f"{BUCKET}/runs/scenes"]
             _run("jobs/train.py", jobs.train, options + train_options)
@@ -93,15 +93,13 @@ def _show_results(num_photos: int, folder: Path) -> None:
     picture = folder / "photos.jpg"
     picture.write_bytes(encode_image(_contact_sheet(masks)))
 
-    _heading("Where everything lies")
-    log(
-        f"mIoU of the bucket's masks against the truth: {metrics.miou:.3f}, pixel accuracy {metrics.pixel_accuracy:.3f}"
-    )
-    log(f"The bucket {BUCKET} ends with this demo. Copies:")
+    _heading("Results")
+    log(f"mIoU of the masks against the ground truth: {metrics.miou:.3f}, pixel accuracy {metrics.pixel_accuracy:.3f}")
+    log(f"The bucket {BUCKET} is deleted at the end of this demo. Copies:")
     log(f"  {folder / 'runs/scenes/best'}  the checkpoint")
     log(f"  {folder / 'labels'}  the tables masks, class_stats and classes, for jobs/query.py")
-    log(f"  {folder / REPORT}  the report, for a browser: totals, charts, and photos with their masks")
-    log(f"  {picture}  photos, the truth, and the masks")
+    log(f"  {folder / REPORT}  the report (open it in a browser): totals, charts, and photos with their masks")
+    log(f"  {picture}  photos, ground truth and masks")
 
 
 def _photos(count: int) -> Iterator[tuple[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]]:
@@ -112,7 +110,7 @@ def _photos(count: int) -> Iterator[tuple[str, tuple[NDArray[np.uint8], NDArray[
 
 def _write_photos(num_photos: int) -> None:
     files = {uri: encode_image(image_HW3) for uri, (image_HW3, _) in _photos(num_photos)}
-    # What every large bucket has somewhere.
+    # Broken files, as in every large bucket.
     files[f"{BUCKET}/photos/broken-empty.jpg"] = b""
     files[f"{BUCKET}/photos/broken-half.jpg"] = files[f"{BUCKET}/photos/photo-0000.jpg"][:2000]
     files[f"{BUCKET}/photos/broken-text.jpg"] = b"This is not an image."
@@ -121,7 +119,7 @@ def _write_photos(num_photos: int) -> None:
 
 
 def _contact_sheet(masks: dict[str, NDArray[np.uint8] | NDArray[np.uint16]]) -> NDArray[np.uint8]:
-    """Rows of photo, truth and mask, twice their size."""
+    """Draw rows of photo, ground truth and mask, at twice their size."""
     rows = []
     for uri, (image_HW3, truth_HW) in _photos(NUM_SHOWN * len(PHOTO_SIZES)):
         if image_HW3.shape[:2] != PHOTO_SIZES[0]:

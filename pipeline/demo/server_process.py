@@ -1,11 +1,11 @@
-"""Servers in processes of their own that never outlive whoever started them.
+"""Server processes that never outlive the process that started them.
 
-Each server runs under a small guard: this file, run as a script. The guard holds one end of a pipe and ends
-the server when the other end closes. The operating system closes it when the owner ends, SIGKILL included.
-Nothing here depends on an exit handler, or on Linux's parent-death signal, which would also fire when only
-the thread that started the server ends.
+Each server runs under a small guard process: this file, run as a script. The guard holds one end of a pipe and
+stops the server when the other end closes. The operating system closes it when the owner ends, even by SIGKILL.
+This does not depend on an exit handler, or on Linux's parent-death signal, which would also fire when only the
+thread that started the server ends.
 
-Only the standard library is imported here: the guard starts without site-packages.
+This module imports only the standard library, because the guard starts without site-packages.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 LOOPBACK = "127.0.0.1"
-# Below the ports that Linux and macOS give to outgoing connections, so that a stopped server finds its port
-# free when it starts again, and above the ones that Ray gives to its workers.
+# Below the ephemeral ports of Linux and macOS, so that a restarted server finds its port free, and above the
+# ports of Ray's workers.
 PORTS = range(20_000, 32_768)
 SECONDS_TO_END_IN_PEACE = 5.0
 
 
 def free_ports(count: int) -> list[int]:
-    """Choose `count` different ports of the loopback interface on which nothing listens."""
+    """Return `count` different free ports of the loopback interface. Raises RuntimeError if there are too few."""
     with contextlib.ExitStack() as held_until_all_are_found:
         found: list[int] = []
-        # Not from the global generator: processes that seed it alike would all choose the same ports.
+        # Not the global generator, because processes with the same seed would all choose the same ports.
         for port in random.SystemRandom().sample(PORTS, len(PORTS)):
             if len(found) == count:
                 return found
@@ -43,17 +43,17 @@ def free_ports(count: int) -> list[int]:
             with contextlib.suppress(OSError):
                 probe.bind((LOOPBACK, port))
                 found.append(port)
-    raise RuntimeError(f"no {count} free ports on {LOOPBACK} between {PORTS.start} and {PORTS.stop - 1}")
+    raise RuntimeError(f"fewer than {count} free ports on {LOOPBACK} between {PORTS.start} and {PORTS.stop - 1}")
 
 
 class ServerProcess:
-    """One HTTP server: start it, wait until it answers, stop or kill it, start it again.
+    """HTTP server in a process that can be started, stopped or killed, and started again.
 
     Args:
-        name: what error messages call it.
+        name: name in error messages.
         command: program and arguments.
         url: address that answers a GET once the server is ready.
-        log: file that its output is appended to.
+        log: file to which the server's output is appended.
         environment: added to this process's environment variables.
     """
 
@@ -73,33 +73,33 @@ class ServerProcess:
         self._guard: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the process and return at once; `wait_until_it_answers` comes next."""
+        """Start the process and return immediately; call `wait_until_it_answers` next."""
         if self._guard is not None:
-            raise RuntimeError(f"{self.name} has been started already")
+            raise RuntimeError(f"{self.name} is already started")
         with self.log.open("ab") as output:
             self._guard = subprocess.Popen(
-                # -I and -S: neither this folder nor site-packages on the path; the guard is ready in 50 ms.
+                # -I and -S keep this folder and site-packages off the path, so the guard is ready in 50 ms.
                 [sys.executable, "-I", "-S", __file__, *self.command],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 bufsize=0,
                 env={**os.environ, **self.environment},
-                # Ctrl-C in a terminal reaches the owner, which then ends the server in its own time.
+                # Ctrl-C in a terminal must reach only the owner, which then stops the server itself.
                 start_new_session=True,
             )
 
     def wait_until_it_answers(self, seconds: float = 30.0) -> None:
-        """Return when a GET of `url` is answered.
+        """Wait until the server answers a GET of `url`.
 
         Raises:
-            RuntimeError: the process ended, or nothing answered within `seconds`. The message has its last
+            RuntimeError: the process ended, or did not answer within `seconds`. The message contains its last
                 output.
         """
         deadline = time.monotonic() + seconds
         while True:
             answered = _answers(self.url)
-            # Asked after the request: if the process is gone, whatever answered there is another server.
+            # Checked after the request: if the process has ended, the answer came from another server.
             status = self._guard.poll() if self._guard else None
             if self._guard is None or status is not None:
                 raise RuntimeError(self._failure(f"ended with status {status} before it answered"))
@@ -110,11 +110,11 @@ class ServerProcess:
             time.sleep(0.03)
 
     def stop(self) -> None:
-        """End the process (SIGTERM, then SIGKILL) and wait until it is gone. Does nothing if stopped."""
+        """Stop the process (SIGTERM, then SIGKILL) and wait until it has ended. No effect if already stopped."""
         self._end(b"")
 
     def kill(self) -> None:
-        """End the process with SIGKILL, as a crash or a lack of memory would, and wait until it is gone."""
+        """Kill the process with SIGKILL, like a crash or the OOM killer, and wait until it has ended."""
         self._end(b"k")
 
     def _end(self, request: bytes) -> None:
@@ -122,7 +122,7 @@ class ServerProcess:
         if guard is None:
             return
         assert guard.stdin is not None
-        # A broken pipe: the server has ended by itself.
+        # A broken pipe means that the server has already ended.
         with contextlib.suppress(BrokenPipeError):
             guard.stdin.write(request)
         guard.stdin.close()
@@ -134,7 +134,7 @@ class ServerProcess:
 
 
 def _answers(url: str) -> bool:
-    """Whether an HTTP server answers a GET of `url`, whatever it says. Never goes through an HTTP proxy."""
+    """Return True if an HTTP server answers a GET of `url` with any status. Never uses an HTTP proxy."""
     address = urlsplit(url)
     assert address.hostname is not None
     connection = http.client.HTTPConnection(address.hostname, address.port, timeout=5)
@@ -149,12 +149,12 @@ def _answers(url: str) -> bool:
 
 
 def _guard(command: Sequence[str]) -> int:
-    """Run `command` until it ends or standard input does, and return its exit status as a shell would."""
-    # A group of its own: what the server may have started ends with it.
+    """Run `command` until it ends or standard input closes, and return its exit status as a shell would."""
+    # A separate process group, so that the server's child processes end with it.
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def end_with_owner() -> None:
-        # os.read and not sys.stdin: the interpreter aborts at exit if a thread holds sys.stdin's lock.
+        # os.read instead of sys.stdin, because the interpreter aborts at exit if a thread holds sys.stdin's lock.
         if not os.read(0, 1):
             _signal_group(server, signal.SIGTERM)
             time.sleep(SECONDS_TO_END_IN_PEACE)
@@ -166,7 +166,7 @@ def _guard(command: Sequence[str]) -> int:
 
 
 def _signal_group(server: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    # Not once the server has been waited for: its id may belong to another process by then.
+    # Only before the server has been waited for: afterwards, its id may belong to another process.
     if server.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(server.pid, number)

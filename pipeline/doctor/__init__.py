@@ -1,4 +1,4 @@
-"""Checks of a Ray cluster before work goes to it, in families: each measures on the nodes, then judges what it saw.
+"""Checks of a Ray cluster before jobs run on it. Each module measures on the nodes, then judges the measurements.
 
-`findings` says what a check finds, `nodes` asks all nodes in bounded time, `run` runs the checks one by one.
+`findings` defines the results of a check, `nodes` queries all nodes in bounded time, `run` runs the checks in order.
 """

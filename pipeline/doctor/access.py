@@ -1,4 +1,4 @@
-"""Who gets in: whoever reaches a Ray cluster that asks for no token can run any code on it."""
+"""Access checks: anyone who can reach a Ray cluster without token authentication can run any code on it."""
 
 import http.client
 import ipaddress
@@ -17,10 +17,12 @@ from pipeline.doctor.nodes import Answer, Roll
 
 LIMIT = 30.0  # seconds
 REQUEST_TIMEOUT = 5.0  # seconds
-# Some page that is shown to whoever has the token.
+# Any page that requires the token.
 PAGE = "/api/jobs/"
-TURN_ON = "make a token (ray get-auth-token --generate), bring it to all nodes, set RAY_AUTH_MODE=token there, restart"
-# A process of its own that asks the head something: the token is read once in a process's life.
+TURN_ON = (
+    "create a token (ray get-auth-token --generate), copy it to all nodes, set RAY_AUTH_MODE=token there, restart Ray"
+)
+# Runs in a separate process, because Ray reads the token only once per process.
 ASK_HEAD = """
 import sys
 from ray._raylet import GcsClient
@@ -36,7 +38,7 @@ else:
 
 @dataclass(frozen=True)
 class Dashboard:
-    """What is seen of the dashboard; statuses are those of HTTP, for a request without a token, None: no answer."""
+    """Address of the dashboard, and HTTP statuses of requests without a token. A status is None without an answer."""
 
     host: str
     port: int
@@ -53,14 +55,14 @@ class Dashboard:
 
 
 def token_mode() -> bool:
-    """Whether this process shows a token and asks for one."""
+    """Return True if this process uses token authentication."""
     return is_token_auth_enabled()
 
 
 def is_let_in(address: str, stranger: bool = False) -> bool | None:
-    """Whether the head at HOST:PORT answers, to this process's token or to a stranger without one.
+    """Return True if the head at HOST:PORT accepts this process's token or, for a `stranger`, no token.
 
-    None if it says nothing in LIMIT seconds.
+    None if it does not answer within LIMIT seconds.
     """
     without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     try:
@@ -77,7 +79,7 @@ def is_let_in(address: str, stranger: bool = False) -> bool | None:
 
 
 def look_at_dashboard(roll: Roll) -> Dashboard | None:
-    """Ask for a page without a token, on the head and from another node; None where no dashboard runs."""
+    """Request a page without a token, on the head and from another node. Return None if no dashboard is running."""
     node = ray._private.worker._global_node
     address = node.webui_url if node is not None else None
     if not address:
@@ -88,14 +90,14 @@ def look_at_dashboard(roll: Roll) -> Dashboard | None:
     heads = [node for node in roll.nodes if node.is_head]
     others = [node for node in roll.nodes if not node.is_head and heads and node.address != heads[0].address][:1]
     at_head = roll.ask(status_of, parts.hostname, parts.port, limit=LIMIT, nodes=heads)
-    # Also where it is said to be on loopback: what matters is what others get.
+    # Even if it reports a loopback address: what matters is what other nodes can reach.
     elsewhere = roll.ask(status_of, heads[0].address, parts.port, limit=LIMIT, nodes=others) if others else []
     statuses = [[reply.value for _, reply in replies if isinstance(reply, Answer)] for replies in (at_head, elsewhere)]
     return Dashboard(parts.hostname, parts.port, *(found[0] if found else None for found in statuses))
 
 
 def status_of(host: str, port: int) -> int | None:
-    """HTTP status of a request without a token; None where nothing answers."""
+    """Return the HTTP status of a request without a token; None if nothing answers."""
     connection = http.client.HTTPConnection(host, port, timeout=REQUEST_TIMEOUT)
     try:
         connection.request("GET", PAGE)
@@ -109,57 +111,57 @@ def status_of(host: str, port: int) -> int | None:
 def judge_authentication(
     let_in: bool | None, own_mode: bool, modes: dict[str, bool], private: bool
 ) -> list[CheckResult]:
-    """Judge whether a token is asked for.
+    """Judge token authentication.
 
     Args:
-        let_in: what `is_let_in` said of a stranger.
+        let_in: result of `is_let_in` for a stranger.
         own_mode: `token_mode` of the driver.
-        modes: the same by node.
-        private: whether this Ray is the driver's own, on this machine, and ends with it.
+        modes: `token_mode` by node.
+        private: the driver started this Ray itself, on this machine, and it ends with the driver.
     """
     without = [name for name, on in modes.items() if not on]
     if private:
-        return [CheckResult(OK, "this Ray is on this machine alone, and ends with this job")]
+        return [CheckResult(OK, "this Ray runs on this machine only, and ends with this job")]
     if let_in or (let_in is None and not own_mode):
-        return [CheckResult(FAIL, f"the cluster lets in whoever reaches it, without a token; {TURN_ON}")]
+        return [CheckResult(FAIL, f"anyone who can reach the cluster can use it without a token; {TURN_ON}")]
     if without:
         return [
-            CheckResult(WARN, f"RAY_AUTH_MODE is not token there, though the head wants one; {TURN_ON}", n)
+            CheckResult(WARN, f"RAY_AUTH_MODE is not token there, although the head requires a token; {TURN_ON}", n)
             for n in without
         ]
     if let_in is None:
-        return [CheckResult(OK, "RAY_AUTH_MODE is token; whether strangers are refused could not be tried")]
-    return [CheckResult(OK, "a token is required, and who has none is refused")]
+        return [CheckResult(OK, "RAY_AUTH_MODE is token; a request without a token got no answer")]
+    return [CheckResult(OK, "a token is required; requests without one are rejected")]
 
 
 def judge_dashboard(seen: Dashboard | None) -> list[CheckResult]:
-    """Judge whom the dashboard, through which jobs are submitted, lets in."""
+    """Judge who can access the dashboard, which also accepts job submissions."""
     if seen is None:
-        return [CheckResult(OK, "none runs")]
+        return [CheckResult(OK, "not running")]
     address = f"{seen.host}:{seen.port}"
     if seen.open and not seen.local:
         return [
             CheckResult(
                 FAIL,
-                f"{address} serves whoever reaches it, without a token; start the head with "
+                f"{address} serves anyone who can reach it, without a token; start the head with "
                 "--dashboard-host=127.0.0.1, and turn authentication on",
             )
         ]
     if seen.open:
         return [CheckResult(WARN, f"{address} serves every user of the head's machine without a token; {TURN_ON}")]
     if seen.local:
-        return [CheckResult(OK, f"on the head's loopback address alone ({address}), and wants the token")]
+        return [CheckResult(OK, f"only on the head's loopback address ({address}), and requires the token")]
     if _is_public(seen.host):
         return [
             CheckResult(
                 WARN,
-                f"{address} is a public address; a token is asked for, but start the head with "
+                f"{address} is a public address; although it requires a token, start the head with "
                 "--dashboard-host=127.0.0.1 and forward the port (ray dashboard cluster.yaml)",
             )
         ]
     if seen.at_head is None and seen.elsewhere is None:
-        return [CheckResult(WARN, f"{address} does not answer; look at dashboard.log on the head")]
-    return [CheckResult(OK, f"{address} is a private address, and wants the token")]
+        return [CheckResult(WARN, f"{address} does not answer; see dashboard.log on the head")]
+    return [CheckResult(OK, f"{address} is a private address, and requires the token")]
 
 
 def _is_loopback(host: str) -> bool:
@@ -173,5 +175,5 @@ def _is_public(host: str) -> bool:
 def _property(host: str, name: str) -> bool:
     try:
         return bool(getattr(ipaddress.ip_address(host), name))
-    except ValueError:  # a name
+    except ValueError:  # a host name
         return False

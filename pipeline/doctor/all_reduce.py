@@ -1,4 +1,4 @@
-"""Whether nodes can train together: an all-reduce between two of them, right and at what rate."""
+"""All-reduce check: an all-reduce between two nodes must give the correct sum, and its bandwidth is measured."""
 
 import os
 import time
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 Backend = Literal["gloo", "nccl"]
 
 ELEMENTS = 8_000_000  # float32
-MEET_TIMEOUT = 60.0  # seconds that a rank waits for the other
-LIMIT = 180.0  # seconds of a round of pairs: both ranks import torch, meet, reduce
-MAX_SECONDS, MAX_TIMES = 2.0, 20  # of the timed all-reduces
-UNEVEN = 0.5  # of the median rate
+MEET_TIMEOUT = 60.0  # seconds that a rank waits for the other one
+LIMIT = 180.0  # seconds for a round of pairs, in which both ranks import torch, connect and reduce
+MAX_SECONDS, MAX_TIMES = 2.0, 20  # limits of the timed all-reduces
+UNEVEN = 0.5  # share of the median rate below which a pair is reported
 PORTS = "open all TCP ports between the nodes (security group, firewall, network policy)"
 INTERFACES: dict[Backend, str] = {"gloo": "GLOO_SOCKET_IFNAME", "nccl": "NCCL_SOCKET_IFNAME"}
 
 
 class Host:
-    """Rank 0, an actor: the port on which it waits is open before anybody is told of it."""
+    """Rank 0, an actor. Its port is open before the other rank learns of it."""
 
     def __init__(self) -> None:
         self._store: dist.TCPStore | None = None
 
     def open(self, meet_timeout: float = MEET_TIMEOUT) -> tuple[str, int]:
-        """Address and port where rank 1 finds it."""
+        """Open a store and return the address and port to which rank 1 connects."""
         import torch.distributed as dist
 
         address = ray.util.get_node_ip_address()
@@ -48,37 +48,38 @@ class Host:
 
     def reduce(self, backend: Backend, meet_timeout: float = MEET_TIMEOUT) -> float:
         assert self._store is not None, "not open"
-        return _reduce(0, backend, self._store, "rank 1, which should come here", meet_timeout)
+        return _reduce(0, backend, self._store, "rank 1, which should connect to this node", meet_timeout)
 
 
 def reduce_with(backend: Backend, address: str, port: int, meet_timeout: float = MEET_TIMEOUT) -> float:
-    """Be rank 1, and all-reduce with the Host at that address. Returns as `_reduce`; raises UserError."""
+    """All-reduce as rank 1 with the Host at that address. Return the result of `_reduce`. Raises UserError."""
     import torch.distributed as dist
 
     other = f"rank 0 at {address}:{port}"
     try:
         store = dist.TCPStore(address, port, 2, is_master=False, timeout=timedelta(seconds=meet_timeout))
     except RuntimeError as error:
-        raise UserError(f"{backend} does not reach {other} ({_first_line(error)}); {PORTS}") from None
+        raise UserError(f"{backend} cannot reach {other} ({_first_line(error)}); {PORTS}") from None
     return _reduce(1, backend, store, other, meet_timeout)
 
 
 def _reduce(rank: int, backend: Backend, store: "dist.TCPStore", other: str, meet_timeout: float) -> float:
     """All-reduce ELEMENTS numbers with the other rank.
 
-    Returns bus bandwidth, MB/s: 2 (n - 1) / n of the message's bytes a second, for n = 2 ranks. Raises UserError.
+    Returns: bus bandwidth in MB/s, that is 2 (n - 1) / n of the message's bytes per second, for n = 2 ranks.
+    Raises: UserError.
     """
-    # So that a message which never comes raises, and does not end the process.
+    # Makes a timeout raise an exception instead of ending the process.
     os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
     import torch
     import torch.distributed as dist
 
     if backend == "nccl" and not torch.cuda.is_available():
-        raise UserError("torch sees no GPU there, as the line about GPUs says")
+        raise UserError("torch does not see a GPU there; see the GPUs check")
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=2, timeout=timedelta(seconds=meet_timeout))
     except RuntimeError as error:
-        raise UserError(f"{backend} does not meet {other} ({_first_line(error)}); {_remedy(backend)}") from None
+        raise UserError(f"{backend} cannot connect to {other} ({_first_line(error)}); {_remedy(backend)}") from None
     try:
         device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")
         return _rate(rank, device)
@@ -100,10 +101,10 @@ def _rate(rank: int, device: "torch.device") -> float:
     message = pattern * (rank + 1)
     dist.all_reduce(message)
     if not torch.equal(message, pattern * 3):
-        raise UserError("all-reduce gives a wrong sum; replace one of the two machines")
+        raise UserError("all-reduce returned a wrong sum; replace one of the two machines")
     message = torch.zeros(ELEMENTS, device=device)
     once = torch.tensor([_seconds(message, 1)], device=device)
-    dist.all_reduce(once, dist.ReduceOp.MAX)  # so that both ranks do it as often
+    dist.all_reduce(once, dist.ReduceOp.MAX)  # so that both ranks repeat it equally often
     times = int(min(max(MAX_SECONDS / once.item(), 1), MAX_TIMES))
     return ELEMENTS * 4 * times / _seconds(message, times) / 1e6
 
@@ -125,7 +126,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def rounds_of_pairs(nodes: Sequence[Node]) -> list[list[tuple[Node, Node]]]:
-    """Pairs of neighbours, each node in one; an odd one comes in a second round, a single one is its own partner."""
+    """Return rounds of neighboring pairs. An odd node is in a second round; a single node pairs with itself."""
     if len(nodes) < 2:
         return [[(node, node)] for node in nodes]
     pairs = [(nodes[first], nodes[first + 1]) for first in range(0, len(nodes) - 1, 2)]
@@ -133,7 +134,7 @@ def rounds_of_pairs(nodes: Sequence[Node]) -> list[list[tuple[Node, Node]]]:
 
 
 def check_gloo(roll: Roll) -> list[CheckResult]:
-    """All-reduce over CPUs between the nodes that compute."""
+    """All-reduce over CPUs between the compute nodes."""
     return _check(roll, "gloo", roll.computing)
 
 
@@ -141,13 +142,15 @@ def check_nccl(roll: Roll) -> list[CheckResult]:
     """All-reduce over GPUs between the nodes that have a free one."""
     with_gpus = [node for node in roll.nodes if node.gpus]
     if not with_gpus:
-        return [CheckResult(OK, "not tried, since there are no GPUs")]
+        return [CheckResult(OK, "not checked, since there are no GPUs")]
     free = free_gpus()
     ready = [node for node in with_gpus if free.get(node.id, 0) > 0]
     if len(ready) == 1 and free[ready[0].id] < 2:
-        told = f"not tried: {len(with_gpus)} node(s) with GPUs, and two free GPUs are wanted"
+        told = f"not checked: needs two free GPUs, on {len(with_gpus)} node(s) with GPUs"
         return [CheckResult(OK if len(with_gpus) == 1 else WARN, told)]
-    busy = [CheckResult(WARN, "not tried, since all its GPUs are in use", n.name) for n in with_gpus if n not in ready]
+    busy = [
+        CheckResult(WARN, "not checked, since all its GPUs are in use", n.name) for n in with_gpus if n not in ready
+    ]
     return busy + _check(roll, "nccl", ready)
 
 
@@ -180,22 +183,22 @@ def _check(roll: Roll, backend: Backend, nodes: Sequence[Node]) -> list[CheckRes
 
 
 def _sentence(one: Reply, other: Reply) -> str:
-    """The more telling one of two replies: what failed before what ran out of time, rank 1 before rank 0."""
+    """Return the more informative of two replies: an error rather than a timeout, rank 1 rather than rank 0."""
     silent = [reply for reply in (other, one) if isinstance(reply, Silence)]
     return min(silent, key=lambda reply: reply.timed_out).sentence
 
 
 def judge_rates(backend: Backend, rates: dict[str, float], alone: bool) -> list[CheckResult]:
-    """Tell the bus bandwidth by pair, MB/s, and which pairs are much slower than the others."""
+    """Report the bus bandwidth of the pairs, MB/s, and the pairs that are much slower than the others."""
     if not rates:
         return []
     usual = median(rates.values())
     slow = [
-        CheckResult(WARN, f"{rate:.0f} MB/s where other pairs have {usual:.0f}; compare type, zone and network", name)
+        CheckResult(WARN, f"{rate:.0f} MB/s, but the median is {usual:.0f}; check type, zone and network", name)
         for name, rate in rates.items()
         if len(rates) > 2 and rate < UNEVEN * usual
     ]
-    told = "two processes on the one node that there is" if alone else f"{len(rates)} pair(s) of nodes"
+    told = "two processes on the only node" if alone else f"{len(rates)} pair(s) of nodes"
     size = f"{ELEMENTS * 4 / 1e6:.0f} MB"
     speed = spread(rates.values(), lambda rate: f"{rate:.0f} MB/s")
-    return [CheckResult(OK, f"{backend}, {told}, {size}: the sum is right, bus bandwidth {speed}"), *slow]
+    return [CheckResult(OK, f"{backend}, {told}, {size}: the sum is correct, bus bandwidth {speed}"), *slow]

@@ -1,4 +1,4 @@
-"""Whether clocks agree: S3 refuses requests that are signed more than 15 minutes off its own time."""
+"""Clock check: S3 rejects requests whose signing time differs from its own by more than 15 minutes."""
 
 import time
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from pipeline.storage import s3_client
 
 REFUSED = 15 * 60  # seconds
 DOUBTFUL = 60  # seconds
-ROUNDS = 3  # of which the quickest counts
-LIMIT = 30.0  # seconds of a round
+ROUNDS = 3  # the fastest one counts
+LIMIT = 30.0  # seconds per round
 STORAGE = "storage"
-REMEDY = "set the clock, and let chrony or systemd-timesyncd keep it"
+REMEDY = "set the clock, and keep it synchronized with chrony or systemd-timesyncd"
 
 
 @dataclass(frozen=True)
 class Skew:
-    """How far a clock is ahead of the driver's, and how surely that is known; seconds."""
+    """Time by which a clock is ahead of the driver's, and its uncertainty (±); both in seconds."""
 
     ahead: float
     uncertainty: float
@@ -32,13 +32,13 @@ def now() -> float:
 
 
 def skew_of(answer: Answer) -> Skew:
-    """Skew of a node from its answer to `now`, read at some moment between question and answer."""
+    """Return a node's skew from its answer to `now`, which it read at some moment between question and answer."""
     middle, half = (answer.sent + answer.received) / 2, (answer.received - answer.sent) / 2
     return Skew(answer.value - middle, half)
 
 
 def measure_skews(roll: Roll) -> list[tuple[Node, Reply]]:
-    """Replies whose values are each node's Skew."""
+    """Measure the clock of each node; the values of the replies are Skew objects."""
     best: dict[Node, Reply] = {}
     for _ in range(ROUNDS):
         for node, reply in roll.ask(now, limit=LIMIT, nodes=[n for n in roll.nodes if _quick(best.get(n))]):
@@ -57,16 +57,16 @@ def _quick(known: Reply | None) -> bool:
 
 
 def storage_skew(uri: str) -> Skew | None:
-    """Skew of the S3 server by its answer's date, which has whole seconds; None where it tells none.
+    """Return the skew of the S3 server from the Date header of a response, in whole seconds; None without a header.
 
-    Raises UserError.
+    Raises: UserError.
     """
     bucket = uri.split("/")[2]
     sent = time.time()
     with storage.explained(uri):
         try:
             answer = s3_client.current().client.head_bucket(Bucket=bucket)
-        except botocore.exceptions.ClientError as error:  # a refusal has the date, too
+        except botocore.exceptions.ClientError as error:  # an error response has a Date header, too
             answer = error.response
     received = time.time()
     date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
@@ -77,7 +77,7 @@ def storage_skew(uri: str) -> Skew | None:
 
 
 def judge_skews(nodes: dict[str, Skew], of_storage: Skew | None = None) -> list[CheckResult]:
-    """Judge the clocks of nodes, by name, and the storage's against the driver's."""
+    """Compare the clocks of the nodes, by name, and of storage with the driver's clock."""
     findings = []
     for name, skew in {**nodes, **({STORAGE: of_storage} if of_storage else {})}.items():
         off = abs(skew.ahead)
@@ -86,18 +86,16 @@ def judge_skews(nodes: dict[str, Skew], of_storage: Skew | None = None) -> list[
         if off + skew.uncertainty <= DOUBTFUL:
             continue
         if off <= DOUBTFUL:
-            findings.append(
-                CheckResult(WARN, f"its clock cannot be told to better than ± {_span(skew.uncertainty)}", name)
-            )
+            findings.append(CheckResult(WARN, f"its clock could only be measured to ± {_span(skew.uncertainty)}", name))
         elif off - skew.uncertainty >= REFUSED:
-            findings.append(CheckResult(FAIL, f"{told}, and S3 refuses what is signed 15 min off; {REMEDY}", name))
+            findings.append(CheckResult(FAIL, f"{told}; S3 rejects requests that are 15 min off: {REMEDY}", name))
         else:
-            findings.append(CheckResult(WARN, f"{told}; S3 refuses from 15 min on: {REMEDY}", name))
+            findings.append(CheckResult(WARN, f"{told}; S3 rejects requests from 15 min on: {REMEDY}", name))
     if findings or not nodes:
         return findings
     worst = max(nodes.values(), key=lambda skew: abs(skew.ahead) + skew.uncertainty)
-    told = f"nodes within {_told(worst)} of the driver's"
-    return [CheckResult(OK, f"{told}, storage's within {_told(of_storage)}" if of_storage else told)]
+    told = f"nodes within {_told(worst)} of the driver"
+    return [CheckResult(OK, f"{told}, storage within {_told(of_storage)}" if of_storage else told)]
 
 
 def _told(skew: Skew) -> str:

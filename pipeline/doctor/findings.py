@@ -1,15 +1,15 @@
-"""What a check finds, and how it is told: one line for a check, more only where nodes differ."""
+"""Results of a check and their output: one line per check, more only if nodes differ."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-SHOWN = 8  # different findings of a check that are told, and nodes of one finding that are named
+SHOWN = 8  # maximum number of different findings per check, and of named nodes per finding
 CHECK_WIDTH = 14
 
 
 class Level(StrEnum):
-    """How bad a finding is; only FAIL gives exit code 1."""
+    """Severity of a finding. Only FAIL results in exit code 1."""
 
     OK = "ok"
     WARN = "warn"
@@ -21,18 +21,18 @@ OK, WARN, FAIL = Level
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One thing that a check found; a message of something wrong ends with what to do."""
+    """Single finding of a check. The message of a problem ends with the remedy."""
 
     level: Level
     message: str
-    node: str | None = None  # None: about the cluster
+    node: str | None = None  # None: the whole cluster
 
 
 def lines(check: str, findings: Iterable[CheckResult], nodes: int) -> Iterator[str]:
-    """The lines of a check, the worst first; nodes with the same finding share a line.
+    """Yield the lines of a check, the most severe first. Nodes with the same finding share a line.
 
     Args:
-        nodes: how many were checked, so that a finding of every one says so.
+        nodes: number of checked nodes, so that a finding on all of them can be printed as such.
     """
     where: dict[tuple[Level, str], list[str]] = {}
     for finding in findings:
@@ -54,12 +54,12 @@ def _named(found: list[str], nodes: int) -> str:
 
 
 def size(count: float) -> str:
-    """`12.3 GB` of so many bytes."""
+    """Format a number of bytes, for example `12.3 GB`."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def spread(values: Iterable[float], shown: Callable[[float], str]) -> str:
-    """`least to most`, or the one value that all have."""
+    """Format a range as `minimum to maximum`, or as one value if both are equal."""
     ordered = sorted(values)
     low, high = shown(ordered[0]), shown(ordered[-1])
     return low if low == high else f"{low} to {high}"

@@ -1,4 +1,4 @@
-"""Processors: whether Ray, the driver and torch see the same GPUs, and whether bfloat16 arithmetic is right."""
+"""Processor checks: Ray, the driver and torch must see the same GPUs, and bfloat16 arithmetic must be correct."""
 
 import csv
 import subprocess
@@ -15,15 +15,15 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-LIMIT = 150.0  # seconds: torch's import, and for GPUs CUDA's start
-SIDE = 256  # of the matrices that are multiplied
-TOLERANCE = 0.02  # of the largest value; bfloat16 has 8 bits
+LIMIT = 150.0  # seconds, for importing torch and, on GPUs, initializing CUDA
+SIDE = 256  # of the multiplied matrices
+TOLERANCE = 0.02  # relative to the largest value; bfloat16 has 8 significant bits
 SMI_TIMEOUT = 30.0  # seconds
 
 
 @dataclass(frozen=True)
 class Installed:
-    """A GPU that the driver shows, whoever may use it."""
+    """GPU that the NVIDIA driver reports, whether or not Ray uses it."""
 
     name: str
     driver: str
@@ -31,19 +31,19 @@ class Installed:
 
 @dataclass(frozen=True)
 class Tried:
-    """What torch said on a node of the GPUs that were reserved, or of its CPUs."""
+    """Results from torch on a node, for its reserved GPUs or its CPUs."""
 
     torch: str
-    cuda: str | None  # which torch was built for
-    names: tuple[str, ...] = ()  # as far as torch sees them
-    native_bfloat16: bool = True  # of all of them
+    cuda: str | None  # that torch was built for
+    names: tuple[str, ...] = ()  # of the GPUs that torch sees
+    native_bfloat16: bool = True  # on all of them
     nccl: str | None = None
 
 
 def installed_gpus() -> list[Installed] | None:
-    """The GPUs of this machine by nvidia-smi, none if it finds no driver; None where there is no nvidia-smi.
+    """Return the GPUs that nvidia-smi lists: empty if it finds no driver, None if there is no nvidia-smi.
 
-    Raises UserError if it hangs, as it does when a GPU has failed.
+    Raises: UserError if nvidia-smi hangs, as it does when a GPU has failed.
     """
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
@@ -51,7 +51,7 @@ def installed_gpus() -> list[Installed] | None:
     except FileNotFoundError:
         return None
     except subprocess.TimeoutExpired:
-        raise UserError(f"nvidia-smi hangs (for {SMI_TIMEOUT:.0f} s); restart the machine, or replace it") from None
+        raise UserError(f"nvidia-smi hangs ({SMI_TIMEOUT:.0f} s); restart the machine, or replace it") from None
     if done.returncode:
         return []
     return [Installed(name.strip(), driver.strip()) for name, driver in csv.reader(done.stdout.splitlines())]
@@ -98,21 +98,21 @@ def _multiply(device: "torch.device") -> None:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"bfloat16 does not compute on {device} ({reason}); look at its driver, or replace it"
+            f"bfloat16 multiplication failed on {device} ({reason}); check its driver, or replace it"
         ) from None
     off = float((found - wanted).abs().max() / wanted.abs().max())
     if not off < TOLERANCE:
-        raise UserError(f"bfloat16 on {device} computes wrong results (off by {off:.1%}); replace the machine")
+        raise UserError(f"bfloat16 multiplication on {device} is wrong (off by {off:.1%}); replace the machine")
 
 
 def free_gpus() -> dict[str, int]:
-    """Whole GPUs that nobody uses now, by node id."""
+    """Return the number of free whole GPUs by node id."""
     available = ray._private.state.available_resources_per_node()
     return {node: int(resources.get("GPU", 0)) for node, resources in available.items()}
 
 
 def check_gpus(roll: Roll, installed: Mapping[Node, list[Installed] | None]) -> list[CheckResult]:
-    """Compare what Ray offers, what the driver shows and what torch sees and computes."""
+    """Compare the GPUs that Ray offers, the driver reports and torch sees, and check bfloat16 on the free ones."""
     free = free_gpus()
     questions: list[Question] = []
     for node in roll.nodes:
@@ -131,89 +131,92 @@ def check_gpus(roll: Roll, installed: Mapping[Node, list[Installed] | None]) -> 
             tried[node] = reply.value
             findings += judge_tried(node.name, count, reply.value, installed.get(node))
         if count < node.gpus:
-            busy = f"{node.gpus - count} of {node.gpus} GPU(s) are in use and were not tried"
+            busy = f"{node.gpus - count} of {node.gpus} GPU(s) are in use and were not checked"
             findings.append(CheckResult(WARN, f"{busy}; run this again when they are free", node.name))
     drivers = {gpu.driver for node in roll.nodes if node.gpus for gpu in installed.get(node) or ()}
     findings += judge_uniform(drivers, {its.cuda or "none" for its in tried.values()})
     if findings:
         return findings
     if not tried:
-        return [CheckResult(OK, "none; training and labelling will run on CPUs")]
+        return [CheckResult(OK, "none; training and labeling will run on CPUs")]
     some = next(iter(tried.values()))
-    told = f"{sum(len(its.names) for its in tried.values())} as Ray says ({', '.join(sorted(set(some.names)))})"
+    told = f"{sum(len(its.names) for its in tried.values())} as offered by Ray ({', '.join(sorted(set(some.names)))})"
     driver = f", driver {', '.join(drivers)}" if drivers else ""
-    return [CheckResult(OK, f"{told}{driver}, torch for CUDA {some.cuda}; bfloat16 is right and native")]
+    return [CheckResult(OK, f"{told}{driver}, torch for CUDA {some.cuda}; bfloat16 is correct and native")]
 
 
 def _unused(reply: Silence) -> str:
     if reply.timed_out:
         return (
-            f"its GPUs did not answer within {LIMIT:.0f} s: taken by other work meanwhile, or stuck (nvidia-smi there)"
+            f"its GPUs did not answer within {LIMIT:.0f} s: another job has taken them, or they hang; run nvidia-smi "
+            "there"
         )
     return reply.sentence
 
 
 def judge_offer(name: str, offered: int, installed: list[Installed] | None) -> list[CheckResult]:
-    """Hold what Ray offers against what the driver shows."""
+    """Compare the number of GPUs that Ray offers with the driver's."""
     if installed is None:
         return []
     if offered > len(installed):
         return [
             CheckResult(
                 FAIL,
-                f"Ray offers {offered} GPU(s), nvidia-smi finds {len(installed)}; start Ray there with "
+                f"Ray offers {offered} GPU(s), but nvidia-smi lists {len(installed)}; start Ray there with "
                 f"--num-gpus={len(installed)}, or install the NVIDIA driver",
                 name,
             )
         ]
     if offered < len(installed):
-        told = f"{len(installed)} GPU(s) ({installed[0].name}) are there, Ray offers {offered}"
+        told = f"{len(installed)} GPU(s) ({installed[0].name}) are installed, but Ray offers {offered}"
         return [CheckResult(WARN, f"{told}; start Ray there with --num-gpus={len(installed)} to use them", name)]
     return []
 
 
 def judge_tried(name: str, reserved: int, tried: Tried, installed: list[Installed] | None) -> list[CheckResult]:
-    """Hold what torch sees and can do against what was reserved."""
+    """Compare the GPUs that torch sees, and what they support, with the reserved ones."""
     if len(tried.names) < reserved:
-        told = f"Ray offers {reserved} GPU(s), torch {tried.torch} sees {len(tried.names)}"
+        told = f"Ray offers {reserved} GPU(s), but torch {tried.torch} sees {len(tried.names)}"
         if tried.cuda is None:
-            return [CheckResult(FAIL, f"{told}, since it is built for CPUs alone; install torch for CUDA", name)]
+            return [CheckResult(FAIL, f"{told}, since it is built for CPUs only; install torch for CUDA", name)]
         if not installed:
             return [
-                CheckResult(FAIL, f"{told} and there is no driver; install it, or start Ray with --num-gpus=0", name)
+                CheckResult(FAIL, f"{told}, since there is no driver; install it, or start Ray with --num-gpus=0", name)
             ]
-        told += f"; it is for CUDA {tried.cuda}, and driver {installed[0].driver} may be too old for that"
-        return [CheckResult(FAIL, f"{told}: update the driver, or install torch for an older CUDA", name)]
+        told += f"; it is built for CUDA {tried.cuda}, for which driver {installed[0].driver} may be too old"
+        return [CheckResult(FAIL, f"{told}: update the driver, or install torch for an older CUDA version", name)]
     findings = []
     if not tried.native_bfloat16:
-        told = f"{', '.join(sorted(set(tried.names)))} does not compute in bfloat16"
-        findings.append(CheckResult(WARN, f"{told}; predictors take float32 there, several times slower", name))
+        told = f"{', '.join(sorted(set(tried.names)))} has no native bfloat16"
+        findings.append(CheckResult(WARN, f"{told}; predictors use float32 there, several times slower", name))
     if reserved and tried.nccl is None:
         findings.append(
-            CheckResult(FAIL, f"torch {tried.torch} has no NCCL, so GPUs cannot train together; install another", name)
+            CheckResult(
+                FAIL, f"torch {tried.torch} has no NCCL, which training on several GPUs needs; install another", name
+            )
         )
     return findings
 
 
 def judge_uniform(drivers: set[str], cudas: set[str]) -> list[CheckResult]:
-    """Versions that should be equal on all nodes with GPUs."""
+    """Report driver and CUDA versions that differ between nodes with GPUs."""
     findings = []
     if len(drivers) > 1:
         told = f"NVIDIA drivers differ between nodes: {', '.join(sorted(drivers))}"
-        findings.append(CheckResult(WARN, f"{told}; use one image for all"))
+        findings.append(CheckResult(WARN, f"{told}; use the same image everywhere"))
     if len(cudas) > 1:
-        told = f"torch is for different CUDAs: {', '.join(sorted(cudas))}"
+        told = f"torch is built for different CUDA versions: {', '.join(sorted(cudas))}"
         findings.append(CheckResult(FAIL, f"{told}; install the same torch everywhere"))
     return findings
 
 
 def check_cpus(roll: Roll) -> list[CheckResult]:
-    """Multiply in bfloat16 on the CPUs of every node that computes."""
+    """Multiply in bfloat16 on the CPUs of every compute node."""
     tried, findings = answered(roll.ask(try_cpu, limit=LIMIT, nodes=roll.computing, fresh=True))
     if findings or not tried:
         return findings or [CheckResult(OK, "no node offers CPUs or GPUs")]
     native = sum(its.native_bfloat16 for its in tried.values())
     if native == len(tried):
-        return [CheckResult(OK, "right, and native on the CPUs of every node that computes")]
-    told = f"right; {len(tried) - native} of {len(tried)} node(s) have no bfloat16 in their CPUs"
-    return [CheckResult(OK, f"{told} (predictors on CPUs take float32 there)")]
+        return [CheckResult(OK, "correct, and native on the CPUs of every compute node")]
+    told = f"correct; the CPUs of {len(tried) - native} of {len(tried)} node(s) have no native bfloat16"
+    return [CheckResult(OK, f"{told} (predictors on CPUs use float32 there)")]

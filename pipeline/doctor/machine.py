@@ -1,4 +1,4 @@
-"""What a node gives to Ray beside processors: disk, shared memory, open files."""
+"""Checks of a node's disk space, shared memory and open-file limit."""
 
 import os
 import resource
@@ -11,14 +11,14 @@ import ray._private.worker
 from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult, size, spread
 
 SHARED_MEMORY = "/dev/shm"
-# Ray spills no object to a disk that is fuller than this, and fails the tasks that need it.
+# Ray does not spill objects to a disk that is fuller than this, and tasks that need to spill fail.
 FULL, NEARLY_FULL = 0.95, 0.85
 FEW_FILES, TOO_FEW_FILES = 8192, 1024
 
 
 @dataclass(frozen=True)
 class Disk:
-    """A file system that Ray writes to; bytes."""
+    """File system that Ray writes to; sizes in bytes."""
 
     path: str
     use: str
@@ -32,20 +32,20 @@ class Disk:
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured on a node; bytes."""
+    """Measurements of a node; sizes in bytes."""
 
     disks: tuple[Disk, ...]
-    shared_memory: int | None  # None where there is no such thing
-    store_folder: str | None  # where the object store lies; None where the raylet does not show it
+    shared_memory: int | None  # size of /dev/shm; None if it does not exist
+    store_folder: str | None  # of the object store; None if the raylet's options do not show it
     open_files: int
 
 
 def measure_machine() -> Machine:
-    """Measure the node that this process, a worker of Ray's, runs on."""
+    """Measure the node on which this process, a Ray worker, runs."""
     options = _raylet_options()
     node = ray._private.worker._global_node
     assert node is not None, "not in a worker"
-    logs = node.get_temp_dir_path()  # which holds the session's folder
+    logs = node.get_temp_dir_path()  # contains the session folder
     spill = options.get("fallback_directory", logs)
     if Path(spill).is_relative_to(logs):
         disks = [_disk(logs, "logs and spilled objects")]
@@ -65,7 +65,7 @@ def _disk(path: str, use: str) -> Disk:
 
 
 def _raylet_options() -> dict[str, str]:
-    """Options of the raylet, this process's parent; empty where the system does not show them."""
+    """Return the options of the raylet, this process's parent; empty if the system does not show them."""
     command = Path(f"/proc/{os.getppid()}/cmdline")
     arguments = command.read_bytes().decode(errors="replace").split("\0") if command.exists() else []
     pairs = [argument.removeprefix("--").partition("=") for argument in arguments if argument.startswith("--")]
@@ -73,7 +73,7 @@ def _raylet_options() -> dict[str, str]:
 
 
 def judge_disks(machines: dict[str, Machine]) -> list[CheckResult]:
-    """Judge by node where Ray spills and logs."""
+    """Judge, by node, the disks where Ray spills objects and writes logs."""
     findings = []
     for name, machine in machines.items():
         for disk in machine.disks:
@@ -81,36 +81,32 @@ def judge_disks(machines: dict[str, Machine]) -> list[CheckResult]:
             if disk.used >= FULL:
                 findings.append(
                     CheckResult(
-                        FAIL, f"{told}; Ray spills nothing beyond {FULL:.0%}: make room or take a larger disk", name
+                        FAIL, f"{told}; Ray stops spilling at {FULL:.0%}: free space or use a larger disk", name
                     )
                 )
             elif disk.used >= NEARLY_FULL:
                 findings.append(
-                    CheckResult(
-                        WARN, f"{told}; Ray spills nothing beyond {FULL:.0%}: make room before a long run", name
-                    )
+                    CheckResult(WARN, f"{told}; Ray stops spilling at {FULL:.0%}: free space before a long run", name)
                 )
     least = min((disk for machine in machines.values() for disk in machine.disks), key=lambda disk: disk.free)
-    return findings or [
-        CheckResult(OK, f"{size(least.free)} free at the least where Ray spills and logs ({least.path})")
-    ]
+    return findings or [CheckResult(OK, f"at least {size(least.free)} free where Ray spills and logs ({least.path})")]
 
 
 def judge_shared_memory(machines: dict[str, Machine], stores: dict[str, int]) -> list[CheckResult]:
-    """Judge /dev/shm by node against the object store's size, bytes."""
+    """Compare the size of /dev/shm with that of the object store, by node; sizes in bytes."""
     findings = []
     remedy = "give the container more (docker run --shm-size, or an emptyDir of medium Memory at /dev/shm), restart Ray"
     for name, machine in machines.items():
         shared, store = machine.shared_memory, stores[name]
         if machine.store_folder is not None and not machine.store_folder.startswith(SHARED_MEMORY):
-            told = f"the object store ({size(store)}) lies on a disk, in {machine.store_folder}, which is slow"
+            told = f"the object store ({size(store)}) is on a disk, in {machine.store_folder}, which is slow"
             has = f"{SHARED_MEMORY} has {size(shared)}" if shared is not None else f"there is no {SHARED_MEMORY}"
             findings.append(CheckResult(WARN, f"{told}; {has}: {remedy}", name))
         elif shared is not None and shared < store:
             told = (
-                f"{SHARED_MEMORY} has {size(shared)} for an object store of {size(store)}, and what does not fit kills"
+                f"{SHARED_MEMORY} has {size(shared)} for an object store of {size(store)}; a process that writes more"
             )
-            findings.append(CheckResult(FAIL, f"{told} its writer; {remedy}", name))
+            findings.append(CheckResult(FAIL, f"{told} is killed: {remedy}", name))
     told = f"object stores of {spread(stores.values(), size)}"
     sizes = [machine.shared_memory for machine in machines.values() if machine.shared_memory is not None]
     return findings or [CheckResult(OK, f"{told} in {SHARED_MEMORY} of {spread(sizes, size)}" if sizes else told)]
@@ -120,11 +116,11 @@ def judge_open_files(machines: dict[str, Machine]) -> list[CheckResult]:
     """Judge `ulimit -n` by node."""
     findings = []
     for name, machine in machines.items():
-        told = f"{machine.open_files:,} files may be open at once (ulimit -n)"
+        told = f"the limit of open files (ulimit -n) is {machine.open_files:,}"
         remedy = "raise it to 65536 before ray start (ulimit -n 65536; docker run --ulimit nofile=65536)"
         if machine.open_files < TOO_FEW_FILES:
-            findings.append(CheckResult(FAIL, f"{told}, too few for Ray's connections; {remedy}", name))
+            findings.append(CheckResult(FAIL, f"{told}, too low for Ray's connections; {remedy}", name))
         elif machine.open_files < FEW_FILES:
-            findings.append(CheckResult(WARN, f"{told}, few for a large cluster; {remedy}", name))
+            findings.append(CheckResult(WARN, f"{told}, low for a large cluster; {remedy}", name))
     least = min(machine.open_files for machine in machines.values())
-    return findings or [CheckResult(OK, f"{least:,} at once (ulimit -n)")]
+    return findings or [CheckResult(OK, f"limit {least:,} (ulimit -n)")]

@@ -1,4 +1,4 @@
-"""The nodes of a cluster, and questions to all of them at once that end in bounded time."""
+"""Nodes of a cluster, and queries to all of them in parallel, in bounded time."""
 
 import threading
 import time
@@ -13,18 +13,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult
 from pipeline.errors import user_error
 
-HELLO_LIMIT = 90.0  # seconds for a node's first answer: its worker starts, and unpacks the job's working directory
-ROLL_CALL_LIMIT = 20.0  # seconds for a sign of life from a node that has not answered a question
-HEAD = "node:__internal_head__"  # a resource that the head alone has
-LOST = "was lost during the checks; look at its logs and at the provider's console (a spot node taken back?)"
+HELLO_LIMIT = 90.0  # seconds for a node's first answer: it starts a worker and unpacks the job's working directory
+ROLL_CALL_LIMIT = 20.0  # seconds for a sign of life from a node that has not answered a query
+HEAD = "node:__internal_head__"  # a resource that only the head has
+LOST = "was lost during the checks; check its logs and the provider's console (a preempted spot node?)"
 
 
 @dataclass(frozen=True)
 class Node:
-    """A living node, and what Ray says that it has."""
+    """Live node with the resources that Ray reports."""
 
     id: str
-    name: str  # what it is called in findings
+    name: str  # in findings
     address: str
     cpus: float
     gpus: int
@@ -38,7 +38,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a node said, and when, by this process's clock, seconds since the epoch."""
+    """Answer of a node, with times by this process's clock in seconds since the epoch."""
 
     value: Any
     sent: float
@@ -47,7 +47,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Silence:
-    """Why there is no answer."""
+    """Reason for a missing answer."""
 
     sentence: str
     timed_out: bool = False
@@ -58,7 +58,7 @@ Reply = Answer | Silence
 
 @dataclass(frozen=True)
 class Question:
-    """A task that was sent to a node."""
+    """Task that was sent to a node."""
 
     node: Node
     reference: Any
@@ -66,7 +66,7 @@ class Question:
 
 
 def living_nodes() -> list[Node]:
-    """Nodes that are alive now, the head first; of several at one address the names have a piece of their ids."""
+    """Return the live nodes, the head first. Names of nodes that share an address include a part of the node id."""
     found = [node for node in ray.nodes() if node["Alive"]]
     addresses = [node["NodeManagerAddress"] for node in found]
     nodes = [_node(node, unique=addresses.count(node["NodeManagerAddress"]) == 1) for node in found]
@@ -88,24 +88,24 @@ def _node(node: dict[str, Any], unique: bool) -> Node:
 
 
 def send(function: Callable[..., Any], node: Node, *arguments: Any, gpus: int = 0, fresh: bool = False) -> Question:
-    """Run a function on a node, and on no other, beside whatever work the node has.
+    """Run a function on this node only, concurrently with any other work on the node.
 
     Args:
-        gpus: to reserve for it; without any, nothing is reserved, so that busy nodes and a head without CPUs answer.
-        fresh: whether its process ends with it.
+        gpus: number of GPUs to reserve. Nothing else is reserved, so that busy nodes and a head without CPUs answer.
+        fresh: end the worker process after the task.
     """
     task = ray.remote(max_retries=0, max_calls=1 if fresh else 0, **on(node, gpus))(function)
     return Question(node, task.remote(*arguments), time.time())
 
 
 def on(node: Node, gpus: int = 0) -> dict[str, Any]:
-    """Ray's options for a task or actor on this node and no other, that reserves GPUs alone."""
+    """Return the Ray options of a task or actor that runs only on this node and reserves only GPUs."""
     strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
     return {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": strategy}
 
 
 def collect(questions: Sequence[Question], limit: float) -> list[tuple[Node, Reply]]:
-    """Replies in the order of the questions; what has none after `limit` seconds is given up."""
+    """Return the replies in the order of the questions. Tasks without a reply after `limit` seconds are canceled."""
     end = time.monotonic() + limit
     replies: dict[Any, Reply] = {}
     sent = {question.reference: question.sent for question in questions}
@@ -119,7 +119,7 @@ def collect(questions: Sequence[Question], limit: float) -> list[tuple[Node, Rep
             replies[reference] = _reply(reference, sent[reference], received)
     for reference in waiting:
         ray.cancel(reference, force=True)
-        replies[reference] = Silence(f"gave no answer within {limit:.0f} s", timed_out=True)
+        replies[reference] = Silence(f"no answer within {limit:.0f} s", timed_out=True)
     return [(question.node, replies[question.reference]) for question in questions]
 
 
@@ -131,7 +131,7 @@ def _reply(reference: Any, sent: float, received: float) -> Reply:
 
 
 def here(function: Callable[..., Any], *arguments: Any, limit: float) -> Reply:
-    """The same for a function in this process; a thread that hangs is left behind."""
+    """Call a function in this process, with a time limit. A thread that hangs is abandoned."""
     replies: list[Reply] = []
     sent = time.time()
 
@@ -145,29 +145,29 @@ def here(function: Callable[..., Any], *arguments: Any, limit: float) -> Reply:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(limit)
-    return replies[0] if replies else Silence(f"gave no answer within {limit:.0f} s", timed_out=True)
+    return replies[0] if replies else Silence(f"no answer within {limit:.0f} s", timed_out=True)
 
 
 def sentence_of(error: Exception) -> str:
-    """One line about a task that failed, with what to do where that is known."""
+    """Describe a failed task in one line, with the remedy if it is known."""
     if known := user_error(error):
         return str(known)
     if isinstance(error, ray.exceptions.NodeDiedError | ray.exceptions.TaskUnschedulableError):
         return LOST
     if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return "its worker was killed for lack of memory; stop other work there, or take a node with more"
+        return "its worker was killed because memory ran out; stop other work there, or use a node with more memory"
     if isinstance(error, ray.exceptions.WorkerCrashedError):
-        return f"its worker process died (out of memory, or a library's crash); {_look_at_logs()}"
+        return f"its worker process crashed (out of memory, or a bug in a native library); {_look_at_logs()}"
     if isinstance(error, ray.exceptions.RuntimeEnvSetupError):
-        return f"the job's runtime environment cannot be set up there: {_last_line(error)}"
+        return f"the job's runtime environment could not be set up there: {_last_line(error)}"
     if "No module named 'pipeline'" in str(error) or "No module named 'models'" in str(error):
-        return "has not this program's code; submit the job with --working-dir . or install the package there"
+        return "Sceneparse is not installed there; submit the job with --working-dir . or install the package there"
     cause = getattr(error, "cause", None) or error
     return f"{type(cause).__name__}: {_last_line(cause)}"
 
 
 def _look_at_logs() -> str:
-    return "look at /tmp/ray/session_latest/logs there"
+    return "see /tmp/ray/session_latest/logs there"
 
 
 def _last_line(error: BaseException) -> str:
@@ -176,7 +176,7 @@ def _last_line(error: BaseException) -> str:
 
 
 class Roll:
-    """The nodes that are asked; those that are lost or fall silent are struck off, so that no one waits again."""
+    """List of nodes to query. Lost or unresponsive nodes are removed, so that no later check waits for them."""
 
     def __init__(self, nodes: Iterable[Node]) -> None:
         self.nodes = list(nodes)
@@ -194,7 +194,7 @@ class Roll:
         nodes: Sequence[Node] | None = None,
         fresh: bool = False,
     ) -> list[tuple[Node, Reply]]:
-        """Ask nodes, all if none are given, the same question at once."""
+        """Run a function on the given nodes (default: all) in parallel."""
         asked = self.nodes if nodes is None else nodes
         return self.collect([send(function, node, *arguments, fresh=fresh) for node in asked], limit)
 
@@ -204,7 +204,7 @@ class Roll:
         return replies
 
     def call(self) -> list[CheckResult]:
-        """Strike off the nodes that are gone, and those that do not answer any more."""
+        """Remove the nodes that are lost or no longer answer, and return a finding for each."""
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         lost = [node for node in self.nodes if node.id not in alive]
         doubtful = [node for node in self.nodes if node.id in self._silent and node.id in alive]
@@ -212,7 +212,7 @@ class Roll:
         replies = collect([send(hello, node) for node in doubtful], ROLL_CALL_LIMIT)
         mute = [node for node, reply in replies if isinstance(reply, Silence)]
         self.nodes = [node for node in self.nodes if node not in lost and node not in mute]
-        hangs = f"does not answer any more, and is not asked again; restart it, or {_look_at_logs()}"
+        hangs = f"no longer answers, and is skipped from now on; restart it, or {_look_at_logs()}"
         return [CheckResult(FAIL, LOST, node.name) for node in lost] + [
             CheckResult(FAIL, hangs, node.name) for node in mute
         ]
@@ -223,26 +223,26 @@ def hello() -> bool:
 
 
 def answered(replies: Iterable[tuple[Node, Reply]]) -> tuple[dict[Node, Any], list[CheckResult]]:
-    """What nodes said, and a finding for each that said nothing."""
+    """Return the values by node, and a finding for each node without an answer."""
     values = {node: reply.value for node, reply in replies if isinstance(reply, Answer)}
     findings = [CheckResult(FAIL, reply.sentence, node.name) for node, reply in replies if isinstance(reply, Silence)]
     return values, findings
 
 
 def judge_nodes(nodes: Sequence[Node], silent: list[CheckResult], private: bool = False) -> list[CheckResult]:
-    """Which nodes there are, and which of them compute; `private`: whether the Ray is the driver's own."""
+    """Report the nodes and their resources. `private`: the driver started this Ray itself."""
     computing = [node for node in nodes if node.computes]
     has = f"{sum(node.cpus for node in nodes):g} CPUs, {sum(node.gpus for node in nodes)} GPUs"
-    # A local Ray is told of more CPUs than there may be (pipeline/cluster/connection.py).
-    own = f"this machine alone, since RAY_ADDRESS names no cluster; a Ray of its own counts {has}"
+    # A local Ray may be started with more CPUs than the machine has (pipeline/cluster/connection.py).
+    own = f"only this machine, since RAY_ADDRESS is not set; a local Ray with {has}"
     told = own if private else f"{len(nodes)} {'answers' if len(nodes) == 1 else 'answer'}, {has}"
     if nodes and not computing:
         return [
             *silent,
             CheckResult(
                 WARN,
-                f"{told}: no node computes yet, and what is not up is not checked; start one of each kind first, by a "
-                "task that asks for it (docs/doctor.md)",
+                f"{told}: no compute node is running, and only running nodes are checked; start one of each kind "
+                "first, with a task that requests it (docs/doctor.md)",
             ),
         ]
     return [*silent, CheckResult(OK, told)] if nodes else silent

@@ -1,4 +1,4 @@
-"""Whether objects get from each node to the next, as batches and weights do: through the ports between nodes."""
+"""Object store check: each node must be able to read objects from another node, as training and labeling do."""
 
 import hashlib
 import os
@@ -14,37 +14,40 @@ from pipeline.doctor.nodes import Node, Roll, answered, send
 from pipeline.errors import UserError
 
 MEGABYTES = 16
-READ_LIMIT = 45.0  # seconds, for which the rate would be a third of a megabyte a second
+READ_LIMIT = 45.0  # seconds; corresponds to a third of a megabyte per second
 LIMIT = 60.0
 
 
 def make_object() -> np.ndarray:
-    """Bytes that begin with their own hash."""
+    """Return random bytes, preceded by their hash."""
     content = os.urandom(MEGABYTES * 1_000_000)
     return np.frombuffer(hashlib.sha256(content).digest() + content, np.uint8)
 
 
 def read_object(held: list[Any]) -> float:
-    """Get the object that a reference (in a list, so that it comes here as one) is of; returns seconds.
+    """Get an object and return the time it took, in seconds.
 
-    Raises: UserError.
+    Args:
+        held: the reference, in a list so that Ray passes the reference and not the object.
+
+    Raises: UserError if the object does not arrive in time, or is corrupt.
     """
     start = time.perf_counter()
     try:
         found = ray.get(held[0], timeout=READ_LIMIT)
     except ray.exceptions.GetTimeoutError:
         raise UserError(
-            f"{MEGABYTES} MB of another node's object store did not come within {READ_LIMIT:.0f} s; open all ports "
-            "between the nodes (security group, firewall, network policy)"
+            f"{MEGABYTES} MB from another node's object store did not arrive within {READ_LIMIT:.0f} s; open all "
+            "TCP ports between the nodes (security group, firewall, network policy)"
         ) from None
     seconds = time.perf_counter() - start
     if hashlib.sha256(found[32:]).digest() != found[:32].tobytes():
-        raise UserError("what came from another node's object store is not what was put there; replace the node")
+        raise UserError("an object from another node's object store arrived corrupted; replace the node")
     return seconds
 
 
 def check_objects(roll: Roll) -> list[CheckResult]:
-    """Each node reads an object of the next one's."""
+    """Let each node read an object of the next node."""
     nodes = roll.nodes
     made = {node: send(make_object, node).reference for node in nodes}
     questions = [send(read_object, node, [made[source]]) for node, source in zip(nodes, _next(nodes), strict=True)]
@@ -54,9 +57,9 @@ def check_objects(roll: Roll) -> list[CheckResult]:
     if findings or not seconds:
         return findings
     if len(nodes) == 1:
-        return [CheckResult(OK, f"the one node reads {MEGABYTES} MB of its own")]
+        return [CheckResult(OK, f"the only node reads {MEGABYTES} MB from its own store")]
     rates = spread((MEGABYTES / max(took, 1e-6) for took in seconds.values()), lambda rate: f"{rate:.0f} MB/s")
-    return [CheckResult(OK, f"each node reads {MEGABYTES} MB of the next one's: {rates}")]
+    return [CheckResult(OK, f"each node reads {MEGABYTES} MB from the next node: {rates}")]
 
 
 def _next(nodes: list[Node]) -> list[Node]:

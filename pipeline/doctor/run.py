@@ -1,4 +1,4 @@
-"""All checks of a cluster, one by one; none of them hides another, and none waits for ever."""
+"""All checks of a cluster, one after another. A failed check does not stop the next one, and no check waits forever."""
 
 import os
 import socket
@@ -33,17 +33,17 @@ from pipeline.errors import UserError
 from pipeline.storage import S3_SCHEMES
 
 CONNECT_LIMIT = 90.0  # seconds
-TOTAL_LIMIT = 1200.0  # seconds of all checks together
-HEAD_SILENCE = 20.0  # seconds without an answer from the head; Ray's own core would end this process after 60
+TOTAL_LIMIT = 1200.0  # seconds for all checks together
+HEAD_SILENCE = 20.0  # seconds without an answer from the head; after 60, Ray's core would end this process
 CLEANUP_LIMIT = 60.0  # seconds
-# What Ray says of a lost node, with the last lines of its log; the checks have a sentence for it.
+# Ray's log messages about a lost node, with the last lines of its log. The checks report the loss themselves.
 NOTICES_OF_LOSS = ("Raylet is terminated", "has been marked dead")
-NO_NODES = "not checked, since no node answers"
+NO_NODES = "not checked, because no node answers"
 
 
 @dataclass(frozen=True)
 class Introduction:
-    """What a node says of itself first, without importing torch."""
+    """First information about a node, collected without importing torch."""
 
     versions: dict[str, str | None]
     machine: machine.Machine
@@ -55,13 +55,13 @@ def introduce() -> Introduction:
 
 
 def examine(config: DoctorConfig) -> int:
-    """Run all checks and print a line for each. Returns the exit code: 1 if something has to be mended.
+    """Run all checks and print a line for each. Return the exit code: 0 if none failed, otherwise 1.
 
     Raises: UserError if there is no cluster to check.
     """
     start = time.monotonic()
     _connect(config.verbose)
-    with _bounded(TOTAL_LIMIT, f"the checks together took more than {TOTAL_LIMIT:.0f} s; what is missing above hangs"):
+    with _bounded(TOTAL_LIMIT, f"the checks took more than {TOTAL_LIMIT:.0f} s; the one missing above hangs"):
         examination = Examination(config)
         found = dict.fromkeys(Level, 0)
         for check, findings in examination.run():
@@ -70,38 +70,36 @@ def examine(config: DoctorConfig) -> int:
             for level in {finding.level for finding in findings}:
                 found[level] += 1
         log(
-            f"\n{found[FAIL]} to mend, {found[WARN]} to look at, {found[OK]} fine; {time.monotonic() - start:.0f} s"
+            f"\n{found[FAIL]} failed, {found[WARN]} with warnings, {found[OK]} ok; {time.monotonic() - start:.0f} s"
             if found[FAIL] or found[WARN]
-            else f"\nall {found[OK]} are fine; {time.monotonic() - start:.0f} s"
+            else f"\nall {found[OK]} ok; {time.monotonic() - start:.0f} s"
         )
     return 1 if found[FAIL] else 0
 
 
 def _connect(verbose: bool) -> None:
-    """Connect to the cluster, and say why where that fails. Raises UserError."""
+    """Connect to the cluster. Raises UserError with the reason if that fails."""
     address = os.environ.get("RAY_ADDRESS")
-    what = f"RAY_ADDRESS {address}" if address else "a Ray of this machine's own"
-    hangs = (
-        f"{what}: something listens there, but no Ray answers; correct the address, or look at the head (ray status)"
-    )
+    what = f"RAY_ADDRESS {address}" if address else "a local Ray on this machine"
+    hangs = f"{what}: the port is open, but no Ray cluster answers; correct the address, or check the head (ray status)"
     if address and address.startswith("ray://"):
-        raise UserError(f"{what}: Ray Client is not enough for the checks; submit this job (ray job submit)")
+        raise UserError(f"{what}: the checks do not work over Ray Client; use ray job submit instead")
     if address and address.rpartition(":")[2].isdigit():
-        # First by a process of its own: Ray itself would try for long, and tell of it in many lines.
+        # Checked in a separate process first, because Ray itself would retry for long and print many lines.
         connection.require_listener(address)
         let_in = access.is_let_in(address)
         if let_in is None:
             raise UserError(hangs)
         if not let_in:
             raise UserError(
-                f"{what}: the cluster wants another token than this process shows; set RAY_AUTH_MODE=token, and "
-                "RAY_AUTH_TOKEN (or ~/.ray/auth_token) to the cluster's own"
+                f"{what}: the cluster rejects this process's token; set RAY_AUTH_MODE=token, and set RAY_AUTH_TOKEN "
+                "(or ~/.ray/auth_token) to the cluster's token"
             )
     with _bounded(CONNECT_LIMIT, hangs, code=2):
         try:
             connection.connect(verbose)
-        except (ConnectionError, RuntimeError, ValueError) as error:  # as ray.init tells of what it cannot use
-            raise UserError(f"{what}: {sentence_of(error)}; look at the head (ray status)") from None
+        except (ConnectionError, RuntimeError, ValueError) as error:  # raised by ray.init
+            raise UserError(f"{what}: {sentence_of(error)}; check the head (ray status)") from None
     if not verbose:
         for notice in NOTICES_OF_LOSS:
             connection.leave_out(notice)
@@ -109,7 +107,7 @@ def _connect(verbose: bool) -> None:
 
 @contextmanager
 def _bounded(limit: float, sentence: str, code: int = 1) -> Iterator[None]:
-    """End the process with a sentence if the block takes longer: what hangs below Ray's calls cannot be interrupted."""
+    """Print a message and end the process if the block takes longer, because hanging Ray calls are uninterruptible."""
 
     def give_up() -> None:
         log(f"{FAIL:<4}  {sentence}")
@@ -125,7 +123,7 @@ def _bounded(limit: float, sentence: str, code: int = 1) -> Iterator[None]:
 
 
 def _watch_head(address: str) -> None:
-    """End the process with a sentence once the head does not answer any more."""
+    """Print a message and end the process when the head stops answering."""
     host, _, port = address.rpartition(":")
     answered = time.monotonic()
     while time.monotonic() - answered < HEAD_SILENCE:
@@ -137,12 +135,12 @@ def _watch_head(address: str) -> None:
         if not ray.is_initialized():
             return
         answered = time.monotonic()
-    log(f"{FAIL:<4}  the head at {address} does not answer any more; restart the cluster, its state is lost")
+    log(f"{FAIL:<4}  the head at {address} no longer answers; restart the cluster, its state is lost")
     os._exit(1)
 
 
 class Examination:
-    """The checks of one cluster."""
+    """Checks of one cluster."""
 
     def __init__(self, config: DoctorConfig) -> None:
         self._config = config
@@ -153,14 +151,14 @@ class Examination:
         self._introductions: dict[Node, Introduction] = {}
         self._folder = storage.join(config.storage, f"doctor-{os.urandom(6).hex()}") if config.storage else None
         self._with_storage: list[Node] = []
-        self._wrote = False  # whether something may lie in the folder
+        self._wrote = False  # True if there may be files in the folder
 
     @property
     def asked(self) -> int:
         return len(self._roll.nodes)
 
     def run(self) -> Iterator[tuple[str, list[CheckResult]]]:
-        """Each check's name and findings, as they are known."""
+        """Yield the name and findings of each check as it finishes."""
         yield "nodes", self._guarded(self._nodes)
         checks: dict[str, Callable[[], list[CheckResult]]] = {
             "authentication": self._authentication,
@@ -195,7 +193,7 @@ class Examination:
         except Exception as error:
             if self._config.verbose:
                 traceback.print_exc()
-            return [CheckResult(FAIL, f"this check itself failed: {sentence_of(error)}; --verbose shows where")]
+            return [CheckResult(FAIL, f"the check itself failed: {sentence_of(error)}; use --verbose for a traceback")]
 
     @property
     def _machines(self) -> dict[str, machine.Machine]:
@@ -220,7 +218,7 @@ class Examination:
         of_storage = None
         if self._config.storage and self._config.storage.startswith(S3_SCHEMES):
             reply = here(clock.storage_skew, self._config.storage, limit=clock.LIMIT)
-            if isinstance(reply, Answer):  # else the check of storage tells why
+            if isinstance(reply, Answer):  # otherwise the storage check reports the reason
                 of_storage = reply.value
         return findings + clock.judge_skews({node.name: skew for node, skew in skews.items()}, of_storage)
 
@@ -234,7 +232,7 @@ class Examination:
 
     def _storage(self) -> list[CheckResult]:
         if self._folder is None:
-            return [CheckResult(WARN, "not checked; give --storage a folder or URI that the jobs will write to")]
+            return [CheckResult(WARN, "not checked; set --storage to a folder or URI that the jobs will write to")]
         its = transfers.check_access(self._roll, self._folder)
         self._with_storage, self._wrote = its.nodes, its.wrote
         return its.findings
@@ -244,7 +242,7 @@ class Examination:
         if self._folder is None:
             return []
         if not nodes:
-            return [CheckResult(WARN, "not measured, since no node has access")]
+            return [CheckResult(WARN, "not measured, because no node has access")]
         return transfers.check_bandwidth(self._roll, self._folder, nodes, self._config.storage_megabytes)
 
     def _clean_up(self) -> list[CheckResult]:
@@ -252,5 +250,5 @@ class Examination:
             return []
         reply = here(storage.remove_folder, self._folder, limit=CLEANUP_LIMIT)
         if isinstance(reply, Silence):
-            return [CheckResult(WARN, f"{self._folder}: could not be deleted, delete it by hand: {reply.sentence}")]
+            return [CheckResult(WARN, f"{self._folder}: could not be deleted ({reply.sentence}); delete it manually")]
         return []

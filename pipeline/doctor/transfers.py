@@ -1,4 +1,4 @@
-"""Storage as every node sees it: whether it writes, reads back and deletes there, and how fast."""
+"""Storage checks: every node writes, reads back and deletes files in the storage, and its bandwidth is measured."""
 
 import os
 import time
@@ -12,45 +12,45 @@ from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult, spread
 from pipeline.doctor.nodes import Answer, Node, Roll, Silence, answered, here, send
 from pipeline.errors import UserError
 
-OBJECT = 8_000_000  # bytes of each object whose transfer is timed
+OBJECT = 8_000_000  # bytes per timed object
 SMALL = 64_000  # bytes
-AT_ONCE = 8  # objects that a node writes at the same time
-# Storage tells by itself of a server that hangs, within two minutes (docs/storage.md).
+AT_ONCE = 8  # concurrent writes per node
+# The storage layer itself reports a hanging server within two minutes (docs/storage.md).
 ACCESS_LIMIT = 150.0  # seconds
-TRANSFER_LIMIT = 90.0  # seconds of one node, or of all at once
-ALONE, ALONE_SECONDS = 8, 120.0  # nodes that are timed one after another, and for how long in all
-UNEVEN = 0.5  # of the median rate
+TRANSFER_LIMIT = 90.0  # seconds for one node, or for all in parallel
+ALONE, ALONE_SECONDS = 8, 120.0  # maximum number of nodes timed one after another, and total seconds for them
+UNEVEN = 0.5  # share of the median rate below which a node is reported
 MARKER = "marker"
-STORAGE_FAILED = ": storage failed: "  # as pipeline/storage/files.py tells of what it has no remedy for
+STORAGE_FAILED = ": storage failed: "  # in errors of pipeline/storage/files.py without a specific remedy
 S3_REMEDY = "check AWS_ENDPOINT_URL, the region and the network there"
 
 
 @dataclass(frozen=True)
 class Access:
-    """What came of a new folder of the storage."""
+    """Result of the access check in a new folder of the storage."""
 
     findings: list[CheckResult]
-    nodes: list[Node]  # those that have full access
-    wrote: bool  # whether anybody is known to have written there
+    nodes: list[Node]  # with full access
+    wrote: bool  # True if the driver or a node has written to the folder
 
 
 @dataclass(frozen=True)
 class Rates:
-    """MB/s of one node."""
+    """Rates of one node, MB/s."""
 
     up: float
     down: float
 
 
 def write_marker(folder: str) -> bytes:
-    """Write the file that every node must find. Raises UserError."""
+    """Write the file that every node must find, and return its content. Raises UserError."""
     content = os.urandom(SMALL)
     storage.write_bytes(storage.join(folder, MARKER), content)
     return content
 
 
 def round_trip(folder: str, name: str, marker: bytes | None) -> None:
-    """Write a small file, read it back, compare and delete it, and read the marker that the driver wrote.
+    """Write a small file, read it back, compare and delete it; then read the marker that the driver wrote.
 
     Raises: UserError.
     """
@@ -60,26 +60,26 @@ def round_trip(folder: str, name: str, marker: bytes | None) -> None:
     try:
         storage.remove(uri)
     except UserError as error:
-        raise UserError(f"is written and read, but not deleted: {error}") from None
+        raise UserError(f"writing and reading work, but deleting fails: {error}") from None
     if storage.exists(uri):
-        raise UserError(f"{uri}: is still there after it was deleted; allow s3:DeleteObject")
+        raise UserError(f"{uri}: still exists after it was deleted; allow s3:DeleteObject")
     if marker is not None:
         place = storage.join(folder, MARKER)
         if not storage.exists(place):
             raise UserError(
-                f"{place}: what the driver wrote there is not found, so this is another place; use a bucket, or a "
-                "folder that all nodes share"
+                f"{place}: the file that the driver wrote is not found, so this is not the same storage; use a bucket, "
+                "or a folder that all nodes share"
             )
         _expect(place, marker)
 
 
 def _expect(uri: str, content: bytes) -> None:
     if storage.read_bytes(uri) != content:
-        raise UserError(f"{uri}: what is read is not what was written; this storage cannot be used")
+        raise UserError(f"{uri}: the content read differs from what was written; use another storage")
 
 
 def transfer(folder: str, name: str, megabytes: int) -> Rates:
-    """Write and read back so many megabytes, in objects of OBJECT bytes at most, and delete them. Raises UserError."""
+    """Write, read back and delete `megabytes` MB in objects of at most OBJECT bytes. Raises UserError."""
     count = max(1, round(megabytes * 1_000_000 / OBJECT))
     contents = [os.urandom(min(OBJECT, megabytes * 1_000_000)) for _ in range(count)]
     uris = [storage.join(folder, f"{name}-{number}") for number in range(count)]
@@ -95,20 +95,20 @@ def transfer(folder: str, name: str, megabytes: int) -> Rates:
                 with storage.explained(uri):
                     raise its
             if its != content:
-                raise UserError(f"{uri}: what is read is not what was written; this storage cannot be used")
+                raise UserError(f"{uri}: the content read differs from what was written; use another storage")
         list(pool.map(storage.remove, uris))
     return Rates(size / (written - start), size / (read - written))
 
 
 def check_access(roll: Roll, folder: str) -> Access:
-    """Have the driver and every node use a new folder of the storage."""
+    """Check access from the driver and from every node, in a new folder of the storage."""
     own = here(write_marker, folder, limit=ACCESS_LIMIT)
     marker = own.value if isinstance(own, Answer) else None
     questions = [send(round_trip, node, folder, _file_name(node), marker) for node in roll.nodes]
     done, findings = answered(roll.collect(questions, ACCESS_LIMIT))
     if isinstance(own, Silence):
         findings.insert(0, CheckResult(FAIL, own.sentence, "the driver"))
-    # Of the folder in place of each one's own file, so that nodes with the same fault share a line.
+    # Messages name the folder instead of each node's own file, so that nodes with the same problem share a line.
     files = [MARKER, *(_file_name(node) for node in roll.nodes)]
     for name in files:
         findings = [replace(f, message=f.message.replace(f"/{name}", "")) for f in findings]
@@ -125,7 +125,7 @@ def _file_name(node: Node) -> str:
 
 
 def check_bandwidth(roll: Roll, folder: str, nodes: Sequence[Node], megabytes: int) -> list[CheckResult]:
-    """Time the nodes one after another (some of them, where there are many), then all at once."""
+    """Time up to ALONE nodes one after another, then all nodes in parallel."""
     findings: list[CheckResult] = []
     alone: dict[Node, Rates] = {}
     end = time.monotonic() + ALONE_SECONDS
@@ -153,20 +153,20 @@ def _timed_out(silent: list[CheckResult], megabytes: int) -> list[CheckResult]:
 
 
 def judge_rates(alone: dict[str, Rates], together: dict[str, Rates], megabytes: int) -> list[CheckResult]:
-    """Tell how fast storage was, and which nodes are much slower than the others."""
+    """Report the rates of the storage, and the nodes that are much slower than the others."""
     findings = []
     if alone:
         told = f"one node, {megabytes} MB: {_told(alone)}"
         if together:
             up, down = (sum(getattr(rates, way) for rates in together.values()) for way in ("up", "down"))
-            told += f"; {len(together)} at once: {_told(together)} each, {up:.0f} up and {down:.0f} down in all"
+            told += f"; {len(together)} in parallel: {_told(together)} each, {up:.0f} up and {down:.0f} down in total"
         findings.append(CheckResult(OK, told))
     for way in ("up", "down"):
         usual = median(getattr(rates, way) for rates in alone.values()) if alone else 0.0
         for name, rates in alone.items():
             rate = getattr(rates, way)
             if len(alone) > 2 and rate < UNEVEN * usual:
-                told = f"{way} {rate:.0f} MB/s where others have {usual:.0f}"
+                told = f"{way} {rate:.0f} MB/s, but the median is {usual:.0f}"
                 findings.append(
                     CheckResult(WARN, f"{told}; compare its type, zone and route to storage, or replace it", name)
                 )

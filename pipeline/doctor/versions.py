@@ -1,4 +1,4 @@
-"""Whether the driver and all nodes run the same: what is pickled on one must be understood on the others."""
+"""Version check: the driver and all nodes must run the same versions, because they exchange pickled objects."""
 
 import platform
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from pipeline.cluster.packages import code, packages
 from pipeline.doctor.findings import FAIL, OK, SHOWN, CheckResult
 
 COMPARED = ("ray", "torch", "torchvision", "pyarrow")
-# Told alone: a checkout keeps the version of the day when it was installed, and may be a job's working directory.
+# Reported but not compared: a checkout keeps the version of its installation, and may be a job's working directory.
 OURS = "sceneparse"
 CODE = "code"
 DRIVER = "the driver"
 
 
 def versions() -> dict[str, str | None]:
-    """Versions in this process; `code` is a hash of this program's sources. Imports none of the packages."""
+    """Return the versions in this process, without importing the packages; `code` is a hash of Sceneparse's sources."""
     found = packages()
     return {
         "Python": platform.python_version(),
@@ -24,10 +24,10 @@ def versions() -> dict[str, str | None]:
 
 
 def judge_versions(found: Mapping[str, Mapping[str, str | None]]) -> list[CheckResult]:
-    """Compare versions.
+    """Compare the versions of all nodes.
 
     Args:
-        found: place (the driver, or a node's name) -> what `versions` said there.
+        found: place (the driver, or a node's name) -> result of `versions` there.
     """
     findings = []
     names = next(iter(found.values())).keys()
@@ -54,5 +54,5 @@ def _places(places: list[str]) -> str:
 
 def _remedy(name: str) -> str:
     if name == CODE:
-        return "submit the job with --working-dir . so that all run the same code, or install the same everywhere"
-    return "install the same everywhere, as constraints.txt pins it"
+        return "submit the job with --working-dir . so that all nodes run the same code, or install the same code there"
+    return "install the version that constraints.txt pins on all nodes"

@@ -1,1 +1,1 @@
-"""The evaluation job: predict a labeled split, count, and report mIoU and its like; its face is run.py."""
+"""Evaluation job: predict an annotated split, count pixels, and report mIoU and other metrics. Entry point: run.py."""

@@ -1,4 +1,4 @@
-"""The page of an evaluation, OUTPUT/evaluation.html, and its charts."""
+"""HTML report of an evaluation, OUTPUT/evaluation.html, and its charts."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ from pipeline.html.pictures import kept, views
 from pipeline.metrics.calibration_error import BINS, ConfidenceCounts
 
 PAGE = "evaluation.html"
-NUMBERED = 24  # classes up to which a confusion matrix has its numbers in the cells
-LARGEST_CELL, SMALLEST_CELL = 0.42, 0.16  # inches; names of the smallest are still 8 points high
+NUMBERED = 24  # maximum number of classes for which the cells of a confusion matrix show numbers
+LARGEST_CELL, SMALLEST_CELL = 0.42, 0.16  # inches; labels of the smallest cells are still 8 points high
 CONFUSIONS = 12  # rows of the table of the most frequent mistakes
-PIXELS_PER_INCH = 72  # of an SVG
+PIXELS_PER_INCH = 72  # in SVG files
 BLUES = LinearSegmentedColormap.from_list("blues", ["#f4f7fa", COLORS[0]]).with_extremes(bad="#c9ced4")
-DARK = "#1d2430"  # on the light cells
+DARK = "#1d2430"  # text on light cells
 
 Row = dict[str, Any]
 
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 def evaluation_page(
     evaluation: Evaluation, about: dict[str, Any], palette: NDArray[np.uint8], before: ConfidenceCounts | None = None
 ) -> bytes:
-    """The page as HTML. `about` is what metrics.json holds; `before` are the confidences of the former temperature."""
+    """Render the page as HTML. `about` is the content of metrics.json; `before`, the confidences before calibration."""
     names = [row["name"] for row in about["classes"]]
     confusion = confusion_figure(evaluation.confusion_KK, names)
     confidence = evaluation.confidence
@@ -47,9 +47,9 @@ def evaluation_page(
 
 
 def confusion_figure(confusion_KK: NDArray[np.int64], names: list[str]) -> Figure:
-    """Each cell is a share of its row's true pixels, gray where there are none.
+    """Draw the confusion matrix. A cell is a share of its row's true pixels; rows without any are gray.
 
-    Colours grow with the share's root, so that rare mistakes show.
+    The color scale follows the square root of the share, so that rare errors are visible.
     """
     num_classes = len(names)
     cell = float(np.clip(8 / num_classes, SMALLEST_CELL, LARGEST_CELL))
@@ -58,7 +58,7 @@ def confusion_figure(confusion_KK: NDArray[np.int64], names: list[str]) -> Figur
     with style(), matplotlib.rc_context({"axes.grid": False, "font.size": min(9, 0.7 * 72 * cell)}):
         drawn = figure(num_classes * cell + margin + 0.6, num_classes * cell + margin)
         axes = drawn.subplots()
-        # "none": cells keep their edges at any size.
+        # Without interpolation, cells keep sharp edges at any size.
         image = axes.imshow(share_KK, BLUES, PowerNorm(0.5, 0, 1), interpolation="none", aspect="equal")
         short = [name if len(name) <= 24 else name[:23] + "…" for name in names]
         axes.set_xticks(range(num_classes), short, rotation=90)
@@ -82,7 +82,7 @@ def confusion_figure(confusion_KK: NDArray[np.int64], names: list[str]) -> Figur
 
 
 def reliability_figure(confidence: ConfidenceCounts, before: ConfidenceCounts | None = None) -> Figure:
-    """Accuracy by confidence, where honest confidences lie on the diagonal, above the pixels' distribution."""
+    """Draw accuracy over confidence (calibrated confidences lie on the diagonal), and the pixels' distribution."""
     centers_B, width = (np.arange(BINS) + 0.5) / BINS, 1 / BINS
     mean_B = np.divide(
         confidence.confidence_B, confidence.pixels_B, out=centers_B.copy(), where=confidence.pixels_B > 0
@@ -91,15 +91,15 @@ def reliability_figure(confidence: ConfidenceCounts, before: ConfidenceCounts | 
     with style():
         drawn = figure(5.6, 4.6)
         axes, below = drawn.subplots(2, sharex=True, height_ratios=[3, 1])
-        axes.bar(centers_B, accuracy_B, 0.92 * width, color=COLORS[0], label="right")
+        axes.bar(centers_B, accuracy_B, 0.92 * width, color=COLORS[0], label="correct")
         gap_B = mean_B - accuracy_B
         axes.bar(centers_B, gap_B, 0.92 * width, accuracy_B, color=COLORS[4], alpha=0.35, label="gap to confidence")
         if before is not None:
-            label = f"before the temperature, error {before.error:.4f}"
+            label = f"before calibration, error {before.error:.4f}"
             axes.plot(centers_B, before.accuracy_B, color=COLORS[1], marker="o", markersize=3, label=label)
         axes.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1)
         axes.set_ylim(0, 1)
-        axes.set_ylabel("share of right pixels")
+        axes.set_ylabel("share of correct pixels")
         axes.set_title(f"Expected calibration error {confidence.error:.4f}")
         axes.legend(loc="upper left", fontsize=8)
         below.bar(centers_B, confidence.pixels_B / max(1, confidence.pixels_B.sum()), 0.92 * width, color=INK)
@@ -110,7 +110,7 @@ def reliability_figure(confidence: ConfidenceCounts, before: ConfidenceCounts | 
 
 
 def frequent_confusions(confusion_KK: NDArray[np.int64], names: list[str]) -> list[Row]:
-    """The mistakes that cost the most pixels."""
+    """Return the confusions with the most pixels, the most frequent first."""
     mistakes_KK = confusion_KK.copy()
     np.fill_diagonal(mistakes_KK, 0)
     share_KK = _shares(confusion_KK)
@@ -128,7 +128,7 @@ def frequent_confusions(confusion_KK: NDArray[np.int64], names: list[str]) -> li
 
 
 def _shares(confusion_KK: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Each row's parts of 1; nan for a class without true pixels."""
+    """Normalize each row to a sum of 1; nan for a class without true pixels."""
     true_K1 = confusion_KK.sum(1, keepdims=True)
     return np.divide(confusion_KK, true_K1, out=np.full(confusion_KK.shape, np.nan), where=true_K1 > 0)
 
@@ -143,4 +143,4 @@ def _tiles(about: dict[str, Any]) -> list[tuple[str, str]]:
         ("expected_calibration_error", "expected calibration error"),
     ]
     tiles = [(f"{about[key]:.4f}", label) for key, label in ratios if about.get(key) is not None]
-    return [*tiles, (f"{about['images']:,}", "images"), (f"{about['labelled_pixels']:,}", "labelled pixels")]
+    return [*tiles, (f"{about['images']:,}", "images"), (f"{about['labelled_pixels']:,}", "labeled pixels")]

@@ -1,4 +1,4 @@
-"""What jobs/evaluate.py does: evaluate a checkpoint, fit its temperature if asked, and write down what was found."""
+"""Driver of jobs/evaluate.py: evaluate a checkpoint, optionally fit its temperature, and write the results."""
 
 import json
 import time
@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from pipeline.checkpoints.predictor import PredictorSpec
 from pipeline.cluster import connection
-from pipeline.cluster.sizing import size_actor_pool
+from pipeline.cluster.sizing import Reservation, size_actor_pool
 from pipeline.config.data import DataConfig
 from pipeline.config.jobs import EvaluateConfig
 from pipeline.console import duration, log
@@ -19,6 +20,7 @@ from pipeline.datasets import list_pairs
 from pipeline.errors import UserError
 from pipeline.evaluate.evaluation import Evaluation, evaluate
 from pipeline.evaluate.report import PAGE, confusion_figure, evaluation_page, reliability_figure
+from pipeline.evaluate.stages import EvalOptions
 from pipeline.html.charts import png
 from pipeline.metrics.calibration_error import BINS, ConfidenceCounts
 from pipeline.storage.parquet_files import parquet_bytes
@@ -28,17 +30,17 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended; of a fitted temperature, the evaluation is the one with it."""
+    """Result of the job. If a temperature was fitted, the evaluation uses it."""
 
     evaluation: Evaluation
-    about: dict[str, Any]  # as in metrics.json
-    before: Evaluation | None  # with the former temperature
+    about: dict[str, Any]  # content of metrics.json
+    before: Evaluation | None  # evaluation with the previous temperature; None if none was fitted
 
 
 def evaluate_checkpoint(config: EvaluateConfig) -> Outcome:
     """Evaluate a checkpoint on the validation split of a dataset.
 
-    Raises: UserError, for everything that can be known before an actor starts within seconds.
+    Raises: UserError, within seconds if the error can be detected before an actor starts.
     """
     model = Checkpoint.load(config.checkpoint, long_side=None)
     model.require_precision(config.checkpoint, config.precision)
@@ -54,28 +56,25 @@ def evaluate_checkpoint(config: EvaluateConfig) -> Outcome:
     log(f"Evaluating {config.checkpoint} on {len(pairs):,} images of {data.root}, split {data.val_split}")
 
     def evaluated(uri: str, fit_temperature: bool) -> Evaluation:
-        return evaluate(
-            uri,
-            pairs,
-            data,
-            config.protocol,
-            gpu=config.gpu,
-            predictors=stages.predictors,
-            predictor_cpus=stages.predictor_cpus,
-            threads=stages.predictor_threads,
+        spec = PredictorSpec(
+            checkpoint=storage.absolute(uri),
+            protocol=config.protocol,
+            device="cuda" if config.gpu else "cpu",
             precision=config.precision,
-            boundary=config.boundary,
-            fit_temperature=fit_temperature,
-            worst=config.worst if config.output else 0,
-            on_progress=_Line(),
+            threads=stages.predictor_threads,
         )
+        options = EvalOptions(
+            boundary=config.boundary, fit_temperature=fit_temperature, worst=config.worst if config.output else 0
+        )
+        predictors = Reservation("predictors", stages.predictors, stages.predictor_cpus, config.gpu)
+        return evaluate(spec, pairs, data, predictors, options, _Line())
 
     evaluation, before = evaluated(config.checkpoint, bool(config.fit_temperature)), None
     if config.fit_temperature:
         assert evaluation.temperature_factor is not None
         temperature = model.metadata.temperature * evaluation.temperature_factor
         write_checkpoint(config.fit_temperature, model.network, replace(model.metadata, temperature=temperature))
-        log(f"Temperature {temperature:.4f} written to {config.fit_temperature}; evaluating that")
+        log(f"Temperature {temperature:.4f} written to {config.fit_temperature}; evaluating the new checkpoint")
         model = Checkpoint.load(config.fit_temperature, long_side=None)
         evaluation, before = evaluated(config.fit_temperature, False), evaluation
     about = describe(config, model, data, evaluation)
@@ -87,10 +86,10 @@ def evaluate_checkpoint(config: EvaluateConfig) -> Outcome:
 
 
 def summary_lines(outcome: Outcome) -> list[str]:
-    """The figures as a user reads them, the classes' IoU from high to low."""
+    """Return the metrics as text lines, with the classes sorted by IoU, the highest first."""
     about, before = outcome.about, outcome.before
     lines = [
-        f"Images                 {about['images']:,} with {about['labelled_pixels']:,} labelled pixels, in "
+        f"Images                 {about['images']:,} with {about['labelled_pixels']:,} labeled pixels, in "
         f"{duration(outcome.evaluation.seconds)}",
         f"mIoU                   {_text(about['miou'])}",
         f"Mean class accuracy    {_text(about['mean_accuracy'])}",
@@ -112,11 +111,11 @@ def summary_lines(outcome: Outcome) -> list[str]:
         columns = [text.rjust(places) for text, places in zip(ratios, (6, 8, 9, 12), strict=True)]
         lines.append(f"  {row['name']:<{width}}  {'  '.join(columns)}  {share:>15.2%}")
     absent = [row["name"] for row in about["classes"] if row["iou"] is None]
-    return [*lines, f"  neither true nor predicted: {', '.join(absent)}"] if absent else lines
+    return [*lines, f"  neither annotated nor predicted: {', '.join(absent)}"] if absent else lines
 
 
 def describe(config: EvaluateConfig, model: Checkpoint, data: DataConfig, evaluation: Evaluation) -> dict[str, Any]:
-    """What metrics.json says: JSON types, null for a ratio of nothing."""
+    """Return the content of metrics.json: JSON types, null for a ratio with a zero denominator."""
     metrics, confusion_KK, boundary = evaluation.metrics, evaluation.confusion_KK, evaluation.boundary
     values: dict[str, Any] = {
         "checkpoint": storage.absolute(config.fit_temperature or config.checkpoint),
@@ -172,7 +171,7 @@ def describe(config: EvaluateConfig, model: Checkpoint, data: DataConfig, evalua
 def write_results(
     output: str, evaluation: Evaluation, about: dict[str, Any], model: Checkpoint, before: ConfidenceCounts | None
 ) -> None:
-    """Write metrics.json, tables, pictures and the page to the output, in place of earlier ones."""
+    """Write metrics.json, tables, pictures and the page to the output; existing files are overwritten."""
     names = model.class_names
     files = {
         "metrics.json": json.dumps(about, indent=1, allow_nan=False).encode(),
@@ -188,7 +187,7 @@ def write_results(
 
 
 def confusion_table(evaluation: Evaluation, names: list[str]) -> pa.Table:
-    """One row for each pair of classes."""
+    """Return the confusion matrix as a table with one row per pair of classes."""
     rows = [
         {
             "true_id": true_id,
@@ -204,7 +203,7 @@ def confusion_table(evaluation: Evaluation, names: list[str]) -> pa.Table:
 
 
 class _Line:
-    """Prints a progress line every so often."""
+    """Progress line, printed every SECONDS_BETWEEN_LINES."""
 
     def __init__(self) -> None:
         self._start = self._last = time.monotonic()
@@ -218,19 +217,19 @@ class _Line:
 
 
 def _check_no_evaluation(uri: str) -> None:
-    """Raise UserError where a checkpoint, or a part of one, is."""
+    """Raise UserError if the folder contains a checkpoint, or a part of one."""
     from models.weights.checkpoint import CONFIG, WEIGHTS
 
     found = [name for name in (WEIGHTS, CONFIG) if storage.exists(storage.join(uri, name))]
     if found:
         raise UserError(
-            f"fit_temperature {uri}: holds {' and '.join(found)} already, and a temperature makes another model; "
-            "choose another folder, or delete this one first"
+            f"fit_temperature {uri}: already contains {' and '.join(found)}, which would be overwritten by a different "
+            "model; choose another folder, or delete this one first"
         )
 
 
 def _number(value: float) -> float | None:
-    """The ratio as JSON has it, None for nan."""
+    """Round a ratio for JSON; None for nan."""
     return None if value != value else round(float(value), 6)
 
 

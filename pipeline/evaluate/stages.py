@@ -1,6 +1,6 @@
-"""What the stages of an evaluation do with one block of pairs: tasks load, actors predict and count.
+"""Stages of an evaluation, each for one block of pairs: tasks load, actors predict and count.
 
-Does not import torch, which would cost every loading process seconds; the actors load it with their model.
+This module does not import torch, which would cost every loading process seconds. The actors import it with the model.
 """
 
 import pickle
@@ -15,9 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.checkpoints.predictor import is_out_of_memory, use_threads, with_protocol
+from pipeline.checkpoints.predictor import PredictorActor, PredictorSpec, is_out_of_memory
 from pipeline.config.data import DataConfig
-from pipeline.config.training import ProtocolConfig
 from pipeline.datasets import Pair, load_pair
 from pipeline.errors import UserError
 from pipeline.images.codec import decode_image, decode_label, encode_image, encode_mask, shrink
@@ -25,38 +24,38 @@ from pipeline.metrics.boundary_iou import BoundaryCounts, boundary_counts
 from pipeline.metrics.calibration_error import ConfidenceCounts, confidence_counts
 from pipeline.metrics.confusion import Metrics, confusion_matrix
 
-# Decoded pixels are handed on in pieces of about this size, so that large images do not pile up in a task.
+# Decoded pixels are yielded in pieces of about this size, so that large images do not pile up in a task.
 LOADED_BYTES = 64_000_000
-DOWNLOADS = 4  # at once, by one task
-SAMPLED_PIXELS = 2000  # of an image, for the temperature
-PICTURE_SIDE = 320  # pixels, of what is kept to look at
+DOWNLOADS = 4  # concurrent downloads per task
+SAMPLED_PIXELS = 2000  # per image, to fit the temperature
+PICTURE_SIDE = 320  # longer side of the pictures in the report, pixels
 
-LISTED = pa.schema([("number", pa.int64()), ("pair", pa.binary())])  # a Pair, pickled
+LISTED = pa.schema([("number", pa.int64()), ("pair", pa.binary())])  # a pickled Pair
 LOADED = pa.schema(
     [
         *LISTED,
         *((name, pa.int32()) for name in ("height", "width", "input_height", "input_width")),
-        ("pixels", pa.large_binary()),  # uint8 RGB of the input's size
-        ("label", pa.large_binary()),  # uint16 ids of the image's size
+        ("pixels", pa.large_binary()),  # uint8 RGB, input_height x input_width x 3
+        ("label", pa.large_binary()),  # uint16 ids, height x width
     ]
 )
-COUNTED = pa.schema([("part", pa.large_binary())])  # a Part, pickled
+COUNTED = pa.schema([("part", pa.large_binary())])  # pickled EvalCounts
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What is to be counted, beside the confusion matrix."""
+    """Results that an evaluation computes in addition to the confusion matrix."""
 
-    boundary: bool
-    calibration: bool
-    slopes: bool  # for the temperature
-    panel: int  # the first so many images are kept to look at
-    all_pictures: bool  # or all of them
+    boundary: bool = False  # Boundary IoU
+    calibration: bool = True  # expected calibration error
+    fit_temperature: bool = False
+    panel: int = 0  # number of images, the first by URI, that are kept to look at
+    worst: int = 0  # number of images with the lowest mIoU that are kept to look at
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, its truth and its prediction at PICTURE_SIDE, encoded."""
+    """Encoded image, ground truth and prediction, shrunk to PICTURE_SIDE."""
 
     image: bytes
     truth: bytes
@@ -74,7 +73,7 @@ class Picture:
         return cls(encode_image(small_HW3, quality=90), truth, predicted)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """'image' H x W x 3 uint8, 'truth' and 'predicted' H x W class ids."""
+        """Return the decoded 'image' H x W x 3 uint8, and 'truth' and 'predicted' H x W class ids."""
         return {
             "image": decode_image(self.image),
             "truth": decode_label(self.truth),
@@ -84,9 +83,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image's part; the ratios are nan where no pixel is labelled."""
+    """Results of one image; the ratios are nan if no pixel is annotated."""
 
-    number: int  # among the evaluated pairs
+    number: int  # position among the evaluated pairs
     pair: Pair
     labelled_pixels: int
     miou: float
@@ -97,7 +96,7 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class EvalCounts:
-    """The counts of some images; what is not wanted stays zero."""
+    """Counts of a set of images; those not requested stay zero."""
 
     confusion_KK: NDArray[np.int64]
     boundary: BoundaryCounts
@@ -119,13 +118,13 @@ class EvalCounts:
 
 
 def listed_block(first: int, pairs: list[Pair]) -> pa.Table:
-    """LISTED rows of pairs with consecutive numbers."""
+    """Return a LISTED table of pairs with consecutive numbers from `first` on."""
     rows = [{"number": first + index, "pair": pickle.dumps(pair)} for index, pair in enumerate(pairs)]
     return pa.Table.from_pylist(rows, LISTED)
 
 
 def load(listed: pa.Table, data: DataConfig) -> Iterator[pa.Table]:
-    """Download and decode a block of LISTED pairs into LOADED rows. Raises UserError naming the file."""
+    """Download and decode a block of LISTED pairs into LOADED rows. Raises UserError that names the file."""
     cv2.setNumThreads(1)
     rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(DOWNLOADS) as pool:
@@ -139,47 +138,27 @@ def load(listed: pa.Table, data: DataConfig) -> Iterator[pa.Table]:
 
 
 def counts_of(counted: pa.Table) -> list[EvalCounts]:
-    """The parts in a table of COUNTED rows."""
+    """Return the counts in a COUNTED table."""
     return [pickle.loads(content) for content in counted["part"].to_pylist()]
 
 
-class Evaluator:
-    """Actor that predicts LOADED rows and counts them into one COUNTED row for each block; holds one predictor."""
+class Evaluator(PredictorActor):
+    """Actor with one predictor: it predicts LOADED rows and counts them in one COUNTED row per block."""
 
-    def __init__(
-        self,
-        checkpoint: str,
-        data: DataConfig,
-        protocol: ProtocolConfig,
-        device: str,
-        precision: str,
-        threads: int,
-        eval_options: EvalOptions,
-    ) -> None:
-        use_threads(device, threads)
+    def __init__(self, spec: PredictorSpec, data: DataConfig, eval_options: EvalOptions) -> None:
         self._data, self._eval_options = data, eval_options
-        self._problem: UserError | None = None
-        try:
-            self._single = self._ready(checkpoint, device, precision)
-            self._predictor = with_protocol(self._single, protocol)
-        except UserError as error:
-            # Raised by the first call: what an actor raises while it is made reaches the driver as text alone.
-            self._problem = error
+        super().__init__(spec)
 
-    def _ready(self, checkpoint: str, device: str, precision: str) -> Any:
-        """The checkpoint's predictor. Raises UserError."""
-        # Not kept: the predictor has packed its own weights.
-        model = Checkpoint.load(checkpoint, None)
+    def check_model(self, spec: PredictorSpec, model: Checkpoint) -> None:
+        """Check that the checkpoint has the dataset's classes. Raises: UserError."""
         if model.class_names != [entry.name for entry in self._data.classes]:
             raise UserError(
-                f"checkpoint {checkpoint}: its classes are not those of data.classes in their order; evaluate it with "
-                "the classes that it was trained on"
+                f"checkpoint {spec.checkpoint}: its classes differ from data.classes, or their order does; evaluate it "
+                "with the classes that it was trained on"
             )
-        return model.predictor(device, precision)
 
     def __call__(self, loaded: pa.Table) -> pa.Table:
-        if self._problem is not None:
-            raise self._problem
+        self.require_ready()
         total = EvalCounts.none(len(self._data.classes))
         for row in loaded.to_pylist():
             total += self._part(row)
@@ -192,14 +171,16 @@ class Evaluator:
         image_HW3 = np.frombuffer(row["pixels"], np.uint8).reshape(row["input_height"], row["input_width"], 3)
         truth_HW = np.frombuffer(row["label"], np.uint16).reshape(row["height"], row["width"])
         try:
-            # One by one: in a batch, results would depend in their last bits on what else is in it.
-            prediction = self._predictor.predict(image_HW3[None], truth_HW.shape, eval_options.calibration)
-            slopes_T = self._slopes(image_HW3, truth_HW) if eval_options.slopes else None
+            # One image at a time: in a batch, the last bits of a result would depend on the other images.
+            prediction = self.submit(
+                self.predictor.predict, image_HW3[None], truth_HW.shape, eval_options.calibration
+            ).result()
+            slopes_T = self._slopes(image_HW3, truth_HW) if eval_options.fit_temperature else None
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             raise UserError(
-                f"image {pair.image_uri}: too little memory to label its {row['input_width']} x {row['input_height']} "
+                f"image {pair.image_uri}: not enough memory to label its {row['input_width']} x {row['input_height']} "
                 f"pixels ({error}); lower data.long_side, or use a larger machine"
             ) from None
         predicted_HW = prediction.class_ids_NHW[0]
@@ -210,7 +191,7 @@ class Evaluator:
             boundary = boundary_counts(truth_HW, predicted_HW, num_classes, ignore_index)
         if eval_options.calibration:
             confidence = confidence_counts(truth_HW, predicted_HW, prediction.confidence_NHW[0], ignore_index)
-        shown = eval_options.all_pictures or row["number"] < eval_options.panel
+        shown = eval_options.worst > 0 or row["number"] < eval_options.panel
         result = ImageResult(
             row["number"],
             pair,
@@ -223,7 +204,7 @@ class Evaluator:
         return EvalCounts(confusion_KK, boundary, confidence, [result])
 
     def _slopes(self, image_HW3: NDArray[np.uint8], truth_HW: NDArray[np.uint16]) -> NDArray[np.float64]:
-        """The cross-entropy's slopes at some labelled pixels, the same ones each time."""
+        """Return the slopes of the cross-entropy at a fixed random sample of the annotated pixels."""
         from models.inference.temperature import TEMPERATURES, slopes
 
         labelled = np.flatnonzero(truth_HW != self._data.ignore_index)
@@ -232,7 +213,7 @@ class Evaluator:
         if len(labelled) > SAMPLED_PIXELS:
             labelled = np.random.default_rng(0).choice(labelled, SAMPLED_PIXELS, replace=False)
         rows_P, columns_P = np.divmod(labelled, truth_HW.shape[1])
-        logits_PK = self._single.logits_at(image_HW3, truth_HW.shape, rows_P, columns_P)
+        logits_PK = self.submit(self.single.logits_at, image_HW3, truth_HW.shape, rows_P, columns_P).result()
         return slopes(logits_PK, truth_HW[rows_P, columns_P])
 
 

@@ -1,1 +1,1 @@
-"""An output's masks in the formats of other programs; docs/exports.md. Each format has a file here."""
+"""Export of an output's masks to the formats of other tools (docs/exports.md). Each format has its own module here."""

@@ -1,4 +1,4 @@
-"""Format cityscapes: gtFine's labelIds and labelTrainIds, as the user's mapping or the classes' names say."""
+"""Format cityscapes: gtFine's labelIds and labelTrainIds, mapped by the user or by class name."""
 
 from dataclasses import dataclass
 
@@ -10,29 +10,32 @@ from pipeline.errors import UserError
 from pipeline.export_masks.labelled_image import Classes, Labelled, Made
 from pipeline.images.codec import encode_png
 
-IMAGE = "_leftImg8bit"  # the end of Cityscapes' own image names
+IMAGE = "_leftImg8bit"  # suffix of Cityscapes' own image names
 NOT_TRAINED_ON = 255
 
 
 @dataclass(frozen=True)
 class Mapping:
-    """What takes the place of each class id."""
+    """Mapping from class id to Cityscapes' label id and train id."""
 
     label_ids_K: NDArray[np.uint8]
     train_ids_K: NDArray[np.uint8]
 
     @classmethod
     def of(cls, classes: Classes, label_ids: dict[str, int]) -> "Mapping":
-        """By class name; of the 19 names that Cityscapes trains on, the ids are known. Raises UserError."""
+        """Map classes by name, using `label_ids` and the known ids of the 19 training classes of Cityscapes.
+
+        Raises: UserError if a class has no label id.
+        """
         known = {entry.name: entry.label_id for entry in classes_of("cityscapes")}
         train_ids = {entry.label_id: entry.class_id for entry in classes_of("cityscapes")}
-        classes.ids("label_ids", label_ids)  # no other name
+        classes.ids("label_ids", label_ids)  # raises if a name is not a class
         ids = known | label_ids
         missing = [name for name in classes.names if name not in ids]
         if missing:
             shown = ", ".join(missing[:8]) + ", ..." * (len(missing) > 8)
             raise UserError(
-                f"label_ids: Cityscapes has no class named {shown}; say which label id each becomes, 0 for unlabeled: "
+                f"label_ids: Cityscapes has no class named {shown}; set the label id of each, 0 for unlabeled: "
                 f"--label-ids '{{\"{missing[0]}\": 0, ...}}'"
             )
         found = [ids[name] for name in classes.names]
@@ -41,7 +44,7 @@ class Mapping:
 
 
 def cityscapes(image: Labelled, split: str, mapping: Mapping) -> Made:
-    """Two PNGs of 8-bit ids and, if it is there, the image."""
+    """Make two PNGs of 8-bit ids, and a copy of the image if it was fetched."""
     name = image.name.removesuffix(IMAGE)
     files = {
         f"gtFine/{split}/{name}_gtFine_labelIds.png": encode_png(mapping.label_ids_K[image.class_ids_HW]),

@@ -1,4 +1,4 @@
-"""Formats coco-panoptic and coco-rle, as cocodataset.org describes them. Category ids are class ids + 1."""
+"""Formats coco-panoptic and coco-rle (cocodataset.org). Category ids are class ids + 1."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 from pipeline.export_masks.labelled_image import Cannot, Classes, Labelled, Made
 from pipeline.images.codec import encode_png
 
-PANOPTIC = "panoptic"  # folder of its PNG files
+PANOPTIC = "panoptic"  # folder of the PNG files
 MAX_SEGMENTS = 2**24 - 1
-# Of a run-length string: five bits in each character, from "0" on; the sixth says that more follow.
+# Characters of a run-length string hold five bits each, starting at "0". The sixth bit means that more follow.
 BITS, MORE, FIRST = 5, 32, 48
 
 
 def panoptic(image: Labelled, things: frozenset[int]) -> Made:
-    """A PNG of segment ids (red + 256 green + 65536 blue): of things one for each connected region, else for a class.
+    """Make a PNG of segment ids (red + 256 green + 65536 blue).
 
     Args:
-        things: class ids.
+        things: ids of classes with one segment per connected region; other classes have one segment per image.
 
     Raises: Cannot.
     """
@@ -40,16 +40,16 @@ def panoptic(image: Labelled, things: frozenset[int]) -> Made:
             box = [x, y, width, height]
             segments.append({"id": len(segments) + 1, "category_id": k + 1, "area": area, "bbox": box, "iscrowd": 0})
     if len(segments) > MAX_SEGMENTS:
-        raise Cannot(f"it has {len(segments):,} segments; the colours of a panoptic PNG stand for {MAX_SEGMENTS:,}")
+        raise Cannot(f"it has {len(segments):,} segments, more than the {MAX_SEGMENTS:,} of a panoptic PNG")
     channels = [segment_ids_HW >> shift & 255 for shift in (0, 8, 16)]
     content = encode_png(np.stack(channels, axis=-1).astype(np.uint8))
-    # In the file beside the folder names begin below the folder.
+    # Names in panoptic.json are relative to the folder panoptic/.
     record = {"image": _entry(image), "file_name": f"{image.name}.png", "segments_info": segments}
     return Made({f"{PANOPTIC}/{image.name}.png": content}, record)
 
 
 def rle(image: Labelled) -> Made:
-    """For each class that is there one annotation: its pixels as compressed run lengths."""
+    """Make one annotation per class in the image, with its pixels as compressed run lengths."""
     height, width = image.class_ids_HW.shape
     annotations = []
     for k, (counts, area, box) in run_lengths(image.class_ids_HW).items():
@@ -59,7 +59,10 @@ def rle(image: Labelled) -> Made:
 
 
 def run_lengths(ids_HW: NDArray[Any]) -> dict[int, tuple[NDArray[np.int64], int, list[int]]]:
-    """Class id -> lengths of runs without and with it, column by column; its area; its box as x, y, width, height."""
+    """Return class id -> (run lengths, area in pixels, box as [x, y, width, height]).
+
+    Run lengths alternate between pixels without and with the class, in column-major order.
+    """
     height = ids_HW.shape[0]
     ids_P = ids_HW.ravel(order="F")
     starts_R = np.concatenate([[0], np.flatnonzero(np.diff(ids_P)) + 1])
@@ -73,7 +76,7 @@ def run_lengths(ids_HW: NDArray[Any]) -> dict[int, tuple[NDArray[np.int64], int,
         if edges[-1] < len(ids_P):
             counts = np.append(counts, len(ids_P) - edges[-1])
         first, last = int(starts[0] // height), int((ends[-1] - 1) // height)
-        # A run that goes on in the next column has all rows between the image's edges.
+        # A run that crosses into the next column touches both the bottom and the top edge of the image.
         crosses = starts // height != (ends - 1) // height
         top = 0 if crosses.any() else int((starts % height).min())
         bottom = height - 1 if crosses.any() else int(((ends - 1) % height).max())
@@ -82,14 +85,14 @@ def run_lengths(ids_HW: NDArray[Any]) -> dict[int, tuple[NDArray[np.int64], int,
 
 
 def compressed(counts: NDArray[np.int64]) -> str:
-    """Run lengths as COCO's string: from the fourth on each as its difference to the one two before it."""
+    """Encode run lengths as COCO's string. From the fourth on, each is stored relative to the one two before it."""
     values = counts.astype(np.int64)
     values[3:] -= counts[1:-2]
     characters = bytearray()
     for value in values.tolist():
         while True:
             digit, value = value & (MORE - 1), value >> BITS
-            # The last digit's highest bit is the sign.
+            # The highest bit of the last digit is the sign.
             is_last = value == (-1 if digit & (MORE >> 1) else 0)
             characters.append(FIRST + (digit if is_last else digit | MORE))
             if is_last:
@@ -98,7 +101,7 @@ def compressed(counts: NDArray[np.int64]) -> str:
 
 
 def categories(classes: Classes, things: frozenset[int] | None = None) -> list[dict[str, Any]]:
-    """COCO's list of categories; with `isthing` and colours if `things` are known."""
+    """Return COCO's list of categories, with `isthing` and colors if `things` is given."""
     rows = []
     for k, name in enumerate(classes.names):
         row: dict[str, Any] = {"id": k + 1, "name": name, "supercategory": name}
@@ -109,6 +112,6 @@ def categories(classes: Classes, things: frozenset[int] | None = None) -> list[d
 
 
 def _entry(image: Labelled) -> dict[str, Any]:
-    """COCO's entry of an image but for its id."""
+    """Return COCO's entry of an image, without its id."""
     height, width = image.class_ids_HW.shape
     return {"file_name": image.file_name, "coco_url": image.uri, "width": width, "height": height}

@@ -1,4 +1,4 @@
-"""COCO's JSON file, written as the records of the parts are read: never whole in memory."""
+"""Streaming writer of COCO's JSON files, which are never in memory as a whole."""
 
 import json
 import shutil
@@ -20,18 +20,18 @@ def write_coco(
     images: Iterable[tuple[dict[str, Any], Objects]],
     numbered: bool = True,
 ) -> None:
-    """Write a file of COCO's.
+    """Write a COCO JSON file.
 
     Args:
-        images: each with its annotations; images get their ids here, in order, from 1.
-        numbered: whether annotations get ids, too; those of panoptic files have none.
+        images: images with their annotations. Image ids are assigned here, in order, from 1.
+        numbered: assign ids to annotations too. Annotations of panoptic files have none.
 
     Raises: UserError.
     """
     with ExitStack() as at_exit:
         folder = Path(at_exit.enter_context(tempfile.TemporaryDirectory(prefix="sceneparse-")))
         file = at_exit.enter_context(open(folder / "coco.json", "w+b"))
-        beside = at_exit.enter_context(open(folder / "images.json", "w+b"))  # the file's last list, gathered meanwhile
+        beside = at_exit.enter_context(open(folder / "images.json", "w+b"))  # buffers the file's last list
         file.write(b'{"info":' + _json(info) + b',"categories":' + _json(categories) + b',"annotations":[')
         num_annotations = 0
         for image_id, (image, annotations) in enumerate(images, 1):

@@ -1,4 +1,4 @@
-"""Format dataset: images/ and annotations/ to train on, uncertain pixels ignored."""
+"""Format dataset: images/ and annotations/ for training, with low-confidence pixels ignored."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,11 @@ from pipeline.export_masks.labelled_image import Cannot, Classes, Labelled, Made
 from pipeline.images.codec import encode_mask
 
 Relabel = Callable[[NDArray[np.uint8]], tuple[NDArray[np.integer], NDArray[np.floating]]]
-MAX_DIFFERENT = 0.1  # of the pixels, between the output's mask and the image labelled anew
+MAX_DIFFERENT = 0.1  # fraction of pixels that may differ between the output's mask and the new prediction
 
 
 def ignore_index_of(num_classes: int) -> int:
-    """255 or, where that is a class, the last of 16 bits."""
+    """Return 255, or 65535 if 255 is a class id."""
     return 255 if num_classes <= 255 else 65535
 
 
@@ -25,11 +25,12 @@ def dataset(
     relabel: Relabel | None = None,
     min_confidence: float = 0.0,
 ) -> Made:
-    """The image and its mask as annotation, the ignore index where the model is unsure.
+    """Make the image and its annotation, with low-confidence pixels set to the ignore index.
 
     Args:
-        relabel: image -> class ids and confidence of its pixels; None: every pixel is kept.
-        min_confidence: what a pixel needs to be kept. One that gets another label this time is not kept either.
+        relabel: image -> class ids and confidence per pixel; None: keep every pixel.
+        min_confidence: minimum confidence of a pixel to keep. Pixels that get another label than in the output are
+            ignored too.
 
     Raises: Cannot.
     """
@@ -40,8 +41,8 @@ def dataset(
         is_other_HW = again_HW != ids_HW
         if is_other_HW.mean() > MAX_DIFFERENT:
             raise Cannot(
-                f"{is_other_HW.mean():.0%} of its pixels get another label than in the output: the image has changed "
-                "since, or was labelled in another precision (--precision)"
+                f"{is_other_HW.mean():.0%} of its pixels get a different label than in the output; the image has "
+                "changed since, or it was labeled with another precision (see --precision)"
             )
         unsure_HW = is_other_HW | (confidence_HW < min_confidence)
         ids_HW[unsure_HW] = ignored
@@ -52,7 +53,7 @@ def dataset(
 
 
 def dataset_yaml(classes: Classes, target: str, split: str) -> bytes:
-    """The section `data` of a training's recipe."""
+    """Return the `data` section of a training recipe as YAML."""
     entries = [
         {"name": name, "color": color} for name, color in zip(classes.names, classes.palette.tolist(), strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Format fiftyone: FiftyOne's ImageSegmentationDirectory, data/ and labels/ with the same names."""
+"""Format fiftyone: FiftyOne's ImageSegmentationDirectory, with the same names in data/ and labels/."""
 
 import json
 
@@ -9,8 +9,8 @@ from pipeline.images.codec import encode_png
 
 
 def fiftyone(image: Labelled) -> Made:
-    """A gray PNG of class ids + 1, since FiftyOne shows no 0, and, if it is there, the image."""
-    # Without a palette, which its reader would take for the colours of an RGB mask.
+    """Make a grayscale PNG of class ids + 1, because FiftyOne hides 0, and a copy of the image if it was fetched."""
+    # No palette, because FiftyOne would read a palette image as an RGB mask.
     values_HW = narrowest(image.class_ids_HW.astype(np.int32) + 1, image.num_classes + 1)
     files = {f"labels/{image.name}.png": encode_png(values_HW)}
     if image.file is not None:
@@ -19,5 +19,5 @@ def fiftyone(image: Labelled) -> Made:
 
 
 def mask_targets(classes: Classes) -> bytes:
-    """What the masks' values mean, as FiftyOne's `default_mask_targets` takes it."""
+    """Return the class names of the mask values as JSON, for FiftyOne's `default_mask_targets`."""
     return json.dumps({k + 1: name for k, name in enumerate(classes.names)}, indent=1, ensure_ascii=False).encode()

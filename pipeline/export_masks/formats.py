@@ -1,4 +1,4 @@
-"""What each format makes of an image, and what is written beside in the end."""
+"""Registry of the formats: what each makes of an image, and the files that it writes at the end."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ Records = Iterator[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Format:
-    """How one image is exported (in tasks), and all of them finished (in the driver)."""
+    """Functions of a format: `make` exports one image (in tasks), `finish` writes common files (in the driver)."""
 
     num_classes: int
     make: Callable[[Labelled], Made]
     finish: Callable[[Records], None]
-    needs_images: bool  # whether image files are fetched
-    predicts: bool = False  # whether images are labelled again, which takes all of a node's CPUs
+    needs_images: bool  # image files are fetched
+    predicts: bool = False  # images are labeled again, which uses all CPUs of a node
 
 
 def format_of(config: ExportMasksConfig, classes: Classes, target: str, model_id: str) -> Format:
-    """The format that the configuration asks for. Raises UserError where it does not fit the output."""
+    """Return the configured format. Raises UserError if its options do not match the output."""
     split, of_classes = config.split, partial(Format, len(classes))
 
     def beside(files: dict[str, bytes]) -> Callable[[Records], None]:

@@ -1,7 +1,7 @@
-"""Regions of a mask as polygons that have no holes, as YOLO's label files want them.
+"""Conversion of mask regions to polygons without holes, as YOLO's label files require.
 
-Points are pixels. `cv2.fillPoly` of the points, which is how such files are read for training, gives the region's
-pixels again, every one: a hole is reached over a bridge along a row of the region, there and back.
+Points are pixels. `cv2.fillPoly` of the points, which is how training reads such files, reproduces the region exactly:
+the outline is connected to each hole by a bridge along a row of the region, traversed there and back.
 """
 
 import cv2
@@ -13,7 +13,7 @@ Point = tuple[int, int]
 
 
 def polygons(region_HW: NDArray[np.uint8], min_area: int = 1) -> list[Points]:
-    """One closed polygon for each connected (8) region of at least `min_area` pixels; of three points at the least."""
+    """Return one closed polygon, of at least three points, per 8-connected region of at least `min_area` pixels."""
     count, regions_HW, statistics, _ = cv2.connectedComponentsWithStats(region_HW, connectivity=8)
     found = []
     for n in range(1, count):
@@ -31,8 +31,8 @@ def _without_holes(region_HW: NDArray[np.uint8]) -> Points:
         return _closed(contours[0][:, 0].astype(np.int32))
     paths = [[(int(x), int(y)) for x, y in contour[:, 0]] for contour in contours]
     outer = next(n for n in range(len(paths)) if hierarchy[0][n][3] < 0)
-    # Holes hang on the contour that lies to the left of their leftmost point: of the outline or of another hole,
-    # which reaches farther left. So the outline is where all of them end up, taken up from the right.
+    # Attach each hole to the contour left of its leftmost point: the outline, or another hole that extends farther
+    # left. So following the attachments leftward always ends at the outline.
     holes = sorted((n for n in range(len(paths)) if n != outer), key=lambda n: min(paths[n]))
     reached = {*paths[outer]}
     hanging: dict[Point, list[int]] = {}
@@ -46,7 +46,7 @@ def _without_holes(region_HW: NDArray[np.uint8]) -> Points:
 
 
 def _walk(outer: int, paths: list[list[Point]], hanging: dict[Point, list[int]]) -> list[Point]:
-    """Along the outline, and from every point on which holes hang around them and back."""
+    """Walk along the outline, with a detour around each hole at the point that it is attached to."""
     walked: list[Point] = []
     steps = list(reversed(paths[outer]))
     while steps:
@@ -55,13 +55,13 @@ def _walk(outer: int, paths: list[list[Point]], hanging: dict[Point, list[int]])
         for n in hanging.pop(point, ()):
             path = paths[n]
             start = path.index(min(path))
-            # There, around, and back to the point that it hangs on.
+            # Go to the hole, around it, and back to the point that it is attached to.
             steps += [point, *reversed([*path[start:], *path[: start + 1]])]
     return walked
 
 
 def _closed(points: Points) -> Points:
-    """Without points that lie on the straight way between their neighbours; at least three of them."""
+    """Remove points on a straight line between their neighbors, but return at least three points."""
     if len(points) > 2:
         before, after = np.roll(points, 1, axis=0), np.roll(points, -1, axis=0)
         points = points[((points - before) != (after - points)).any(axis=1)]

@@ -1,4 +1,4 @@
-"""Labelling images once more, for the confidence of each pixel, which an output does not hold."""
+"""Repeated prediction of images, for the confidence of each pixel, which an output does not contain."""
 
 import functools
 import json
@@ -20,7 +20,7 @@ from pipeline.query import engine
 
 @dataclass(frozen=True)
 class Relabel:
-    """Labels an image as the output was labelled; the model is loaded once in each process that does."""
+    """Callable that labels an image with the output's settings. Each process loads the model once."""
 
     checkpoint: str
     long_side: int | None
@@ -36,20 +36,20 @@ class Relabel:
 
 
 def relabel_as(output: str, model_id: str, checkpoint: str, precision: str | None) -> Relabel:
-    """How to label again, as the output's runs say. Raises UserError where the checkpoint is another model."""
+    """Return a Relabel with the settings of the output's last run. Raises UserError if the model is a different one."""
     latest: dict[str, Any] = {}
     for run in sorted(engine.read_runs(output).to_pylist(), key=lambda run: run["run_id"]):
         latest = json.loads(run["record"]).get("configuration") or {}
     try:
         protocol = ProtocolConfig.model_validate(latest.get("protocol") or {})
     except ValidationError as error:
-        raise UserError(f"output {output}: its last run had a protocol that is unknown here: {error}") from None
+        raise UserError(f"output {output}: the protocol of its last run is not supported: {error}") from None
     relabel = Relabel(checkpoint, latest.get("long_side"), protocol, precision or latest.get("precision") or "auto")
     model = Checkpoint.load(checkpoint, relabel.long_side, protocol)
     if model.model_id != model_id:
         raise UserError(
-            f"checkpoint {checkpoint}: is another model ({model.model_id}) than the output's ({model_id}), so it "
-            "cannot say how sure that was; give the checkpoint that the images were labelled with"
+            f"checkpoint {checkpoint}: model {model.model_id} differs from the output's model {model_id}, so its "
+            "confidence does not apply; use the checkpoint that the images were labeled with"
         )
     model.require_precision(checkpoint, relabel.precision)
     return relabel
@@ -57,7 +57,7 @@ def relabel_as(output: str, model_id: str, checkpoint: str, precision: str | Non
 
 @functools.cache
 def _predictor(relabel: Relabel) -> tuple[Any, int | None]:
-    """What labels whole images, and the long side that it gets them with."""
+    """Return a predictor for whole images, and the long side of its inputs."""
     use_threads("cpu", os.cpu_count() or 1)
     model = Checkpoint.load(relabel.checkpoint, relabel.long_side, relabel.protocol)
     return with_protocol(model.predictor("cpu", relabel.precision), relabel.protocol), model.long_side

@@ -1,4 +1,4 @@
-"""What jobs/export_masks.py does: chooses images, exports them part by part, and writes the files about all of them."""
+"""Mask export: select images, export them part by part, and write the files that cover all of them."""
 
 import json
 import posixpath
@@ -22,32 +22,32 @@ from pipeline.query import engine
 from pipeline.storage.places import place_prefix
 
 SETTINGS = ".export/settings.json"
-# Options that change no file.
+# Options that do not affect the exported files.
 BESIDE_THE_POINT = {"config", "verbose", "target", "labels"}
-# Images that are exported in this process, where Ray would take longer to start; and to be labelled again.
+# Up to this many images (or images to label again) are exported in this process, because starting Ray takes longer.
 FEW, FEW_TO_PREDICT = 2000, 50
-WAVE = 1_000_000  # images whose names the driver holds
+WAVE = 1_000_000  # images whose names the driver holds in memory
 SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass
 class MaskExportSummary:
-    """How an export ended."""
+    """Result of an export."""
 
     target: str
-    folder: str = ""  # left out of the names
+    folder: str = ""  # prefix that is stripped from the names
     notes: list[str] = field(default_factory=list)
     done_before: int = 0  # images
     exported: int = 0  # in this run
     failed: int = 0
-    failures: list[str] = field(default_factory=list)  # the first
+    failures: list[str] = field(default_factory=list)  # the first few
 
 
 def export_masks(config: ExportMasksConfig) -> MaskExportSummary:
-    """Export an output's masks, or what is left of that. Raises UserError."""
+    """Export an output's masks, or resume an earlier export. Raises UserError."""
     output, target = storage.absolute(config.labels), storage.absolute(config.target)
     if place_prefix(target).startswith(place_prefix(output)):
-        raise UserError(f"target {target}: lies in the output {output} itself; choose a folder apart from it")
+        raise UserError(f"target {target}: is inside the output {output}; choose a folder outside of it")
     with MaskSelection(output, config.where) as selection:
         summary = MaskExportSummary(target, notes=engine.warnings(output))
         selection.require_apart(target)
@@ -55,7 +55,7 @@ def export_masks(config: ExportMasksConfig) -> MaskExportSummary:
         classes = Classes.of(read_table(storage.join(output, "classes.parquet"), schema=CLASSES))
         model_ids = selection.model_ids()
         if len(model_ids) > 1:
-            raise UserError(f"output {output}: holds labels of several models; python jobs/verify.py says more")
+            raise UserError(f"output {output}: contains masks of several models; run python jobs/verify.py for details")
         summary.folder = selection.choose(target, config.strip, before["folder"] if before else None)
         format = format_of(config, classes, target, model_ids[0])
         _claim(target, config, before, summary.folder, model_ids[0])
@@ -80,7 +80,7 @@ def _export(
     target: str,
     format: Format,
 ) -> Iterator[dict[str, Any]]:
-    """EXPORTED rows, as parts are done."""
+    """Yield EXPORTED rows as parts are completed."""
     few = sum(part.images for part in todo) <= (FEW_TO_PREDICT if format.predicts else FEW)
     for wave in _waves(todo):
         tables = selection.tables(wave)
@@ -102,7 +102,7 @@ def _on_ray(
 
     connection.connect(config.verbose)
     have = connection.resources()
-    # A task that predicts computes with all of its node's processors, whatever it reserves.
+    # A task that predicts uses all CPUs of its node, so it reserves all of them.
     num_cpus = max(1, have.node_cpus) if format.predicts else 1
     exported = map_tables(
         export_part,
@@ -134,7 +134,7 @@ def _waves(todo: list[SelectedPart]) -> Iterator[list[SelectedPart]]:
 
 
 def _watched(rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
-    """The same rows; says now and then how far it is."""
+    """Yield the same rows, and print the progress from time to time."""
     started = last = time.monotonic()
     done = 0
     for row in rows:
@@ -147,23 +147,26 @@ def _watched(rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, A
 
 
 def _settings_before(target: str) -> dict[str, Any] | None:
-    """What an earlier export noted; None in an empty target. Raises UserError where others' files are there."""
+    """Return the settings of an earlier export; None for an empty target.
+
+    Raises: UserError if the target contains other files.
+    """
     uri = storage.join(target, SETTINGS)
     if storage.exists(uri):
         try:
             before = json.loads(storage.read_bytes(uri))
             return {"folder": str(before["folder"]), "settings": dict(before["settings"])}
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{uri}: is not what an export writes there; choose another target") from None
+            raise UserError(f"{uri}: not a settings file of an export; choose another target") from None
     for page in storage.listed(target):
         raise UserError(
-            f"target {target}: holds files that no export has made, such as {page[0].uri}; choose an empty folder"
+            f"target {target}: contains files not written by an export, such as {page[0].uri}; choose an empty folder"
         )
     return None
 
 
 def _claim(target: str, config: ExportMasksConfig, before: dict[str, Any] | None, folder: str, model_id: str) -> None:
-    """Note what the target is an export of. Raises UserError where it is one of something else."""
+    """Write the settings of this export to the target. Raises UserError if it has an export with other settings."""
     settings = {
         **config.model_dump(mode="json", exclude=BESIDE_THE_POINT),
         "output": storage.absolute(config.labels),
@@ -179,18 +182,21 @@ def _claim(target: str, config: ExportMasksConfig, before: dict[str, Any] | None
         name = changed[0] if changed else "strip"
         old, new = (was.get(name), settings.get(name)) if changed else (before["folder"], folder)
         raise UserError(
-            f"target {target}: was exported with {name} {old!r}, not {new!r}; choose another target, or give the same "
-            "options to go on"
+            f"target {target}: was exported with {name} {old!r}, not {new!r}; choose another target, or use the same "
+            "options to resume"
         )
 
 
 def _fragments(target: str) -> set[str]:
-    """Names of what parts have left, whole or not."""
+    """Return the names of all fragments in the target, complete or not."""
     return {posixpath.basename(uri) for uri in storage.find(storage.join(target, FRAGMENTS)) if uri.endswith(".jsonl")}
 
 
 def _tidy(target: str, chosen: list[SelectedPart]) -> list[str]:
-    """The one fragment of each part; removes those of parts that are no more, or of which other images were chosen."""
+    """Return the one fragment of each part.
+
+    Removes fragments of parts that no longer exist, or that were exported with another selection of images.
+    """
     found = _fragments(target)
     best = [
         next(name for name in (part.fragment + COMPLETE, part.fragment + INCOMPLETE) if name in found)
@@ -202,7 +208,7 @@ def _tidy(target: str, chosen: list[SelectedPart]) -> list[str]:
 
 
 def _records(target: str, fragments: list[str]) -> Iterator[dict[str, Any]]:
-    """Records of all images, a part at a time."""
+    """Yield the records of all images, loading one part at a time."""
     for fragment in fragments:
         for line in storage.read_bytes(storage.join(target, FRAGMENTS, fragment)).splitlines():
             yield json.loads(line)

@@ -1,4 +1,4 @@
-"""Which images of an output are exported, part by part, and under which names: found out by DuckDB, on disk."""
+"""Selection of the images to export, by part, and of their file names. Uses a DuckDB database on disk."""
 
 import tempfile
 from collections.abc import Iterator
@@ -15,29 +15,29 @@ from pipeline.export_masks.target_names import cleaned, common_folder
 from pipeline.query import engine
 from pipeline.storage.places import place_prefix
 
-ROWS = 100_000  # that are named together
-SHOWN = 5  # collisions in a message
+ROWS = 100_000  # per batch of names
+SHOWN = 5  # collisions per error message
 NAMED = pa.schema([("part", pa.string()), ("image_uri", pa.string()), ("name", pa.string())])
-CHOSEN = NAMED.append(pa.field("fragment", pa.string()))  # what a task gets
+CHOSEN = NAMED.append(pa.field("fragment", pa.string()))  # input of a task
 
 
 class SelectedPart(NamedTuple):
-    """A part of masks as far as it is exported."""
+    """Part of an output with selected images."""
 
     name: str
-    digest: str  # of its chosen images and their names
+    digest: str  # of its selected images and their names
     images: int
 
     @property
     def fragment(self) -> str:
-        """Name of what its export leaves in the target, without its ending."""
+        """Name of the part's fragment in the target, without its extension."""
         return f"{self.name.removesuffix('.parquet')}-{self.digest}"
 
 
 class MaskSelection:
-    """The chosen images of an output; a context manager, since they lie in a temporary database.
+    """Selected images of an output, in a temporary database; use it as a context manager.
 
-    Raises, from every method: UserError.
+    All methods raise UserError.
     """
 
     def __init__(self, output: str, where: str | None) -> None:
@@ -58,23 +58,23 @@ class MaskSelection:
         self._folder.cleanup()
 
     def require_apart(self, target: str) -> None:
-        """Raise UserError where an image of the output lies in the target, which would be written over."""
+        """Raise UserError if an image of the output is inside the target, where the export could overwrite it."""
         found = self._ask(
             "SELECT image_uri FROM masks WHERE starts_with(image_uri, $place) LIMIT 1", place=place_prefix(target)
         )
         if found:
             raise UserError(
-                f"target {target}: {found[0][0]} lies there, an image of the output, which must not be written over; "
-                "choose a folder apart from the images"
+                f"target {target}: contains {found[0][0]}, an image of the output that the export could overwrite; "
+                "choose a folder without such images"
             )
 
     def choose(self, target: str, strip: str | None, folder_before: str | None) -> str:
-        """Choose and name the images; returns the folder that is left out of their names.
+        """Select and name the images. Return the folder that is stripped from their names.
 
         Args:
-            target: where they are exported to.
-            strip: what the user says of that folder; None: the longest that all of them lie in.
-            folder_before: what it was in an export that goes on.
+            target: of the export.
+            strip: the folder to strip; None: the longest folder that contains all images.
+            folder_before: the folder that was stripped by an earlier export that this one resumes.
         """
         where = f"status = 'ok' AND (\n{self._where}\n)" if self._where else "status = 'ok'"
         engine.run(
@@ -90,8 +90,8 @@ class MaskSelection:
         if not strip and folder_before is not None and folder != folder_before:
             if not folder.startswith(folder_before):
                 raise UserError(
-                    f"target {target}: its names begin below {folder_before}, but by now some images lie outside that; "
-                    "choose another target, with --strip if more are to come"
+                    f"target {target}: its names are relative to {folder_before}, but now some images are not in it; "
+                    "choose another target, and set --strip if more images will be added"
                 )
             folder = folder_before
         self._require_inside(folder)
@@ -100,7 +100,7 @@ class MaskSelection:
         return folder
 
     def parts(self) -> list[SelectedPart]:
-        """The parts that have chosen images, in name order."""
+        """Return the parts with selected images, in name order."""
         rows = self._ask(
             "SELECT part, printf('%016x', bit_xor(md5_number_lower(image_uri || chr(10) || name))), count(*) "
             "FROM work.chosen GROUP BY part ORDER BY part"
@@ -108,7 +108,7 @@ class MaskSelection:
         return [SelectedPart(*row) for row in rows]
 
     def tables(self, parts: list[SelectedPart]) -> list[pa.Table]:
-        """For each of the parts its CHOSEN images."""
+        """Return a table of CHOSEN images for each of the parts."""
         found = self._connection.sql(
             "SELECT part, image_uri, name FROM work.chosen WHERE part IN (SELECT unnest($parts)) ORDER BY part",
             params={"parts": [part.name for part in parts]},
@@ -123,12 +123,12 @@ class MaskSelection:
         ]
 
     def model_ids(self) -> list[str]:
-        """Models of the labelled images."""
+        """Return the models that the images were labeled with."""
         rows = self._ask("SELECT DISTINCT model_id FROM masks WHERE status = 'ok' ORDER BY ALL")
         return [model_id for (model_id,) in rows]
 
     def _masks(self) -> str:
-        """The view masks once more, by itself, since a view does not hand on the names of its files."""
+        """Return SQL that reads the files of the view `masks` directly, because a view does not expose file names."""
         source = engine.files(self.output, engine.VIEWS["masks"])
         return f"read_parquet({source}, hive_partitioning = false, filename = true)"
 
@@ -139,12 +139,12 @@ class MaskSelection:
         )
         if outside:
             raise UserError(
-                f"strip {folder}: {outside[0][0]} does not begin with it; give a folder that all chosen images lie "
-                "in, or choose images with --where"
+                f"strip {folder}: {outside[0][0]} is outside of it; use a folder that contains all selected images, or "
+                "select images with --where"
             )
 
     def _name(self, folder: str) -> None:
-        """Fill work.chosen; the names are made here, some at a time."""
+        """Fill work.chosen with names, batch by batch."""
         self._connection.execute("CREATE TABLE work.chosen (part VARCHAR, image_uri VARCHAR, name VARCHAR)")
         beside = self._connection.cursor()
         for batch in self._connection.sql("SELECT part, image_uri FROM work.images").to_arrow_reader(ROWS):
@@ -166,13 +166,13 @@ class MaskSelection:
         twice = next((first for _, first, last in found if first == last), None)
         if twice is not None:
             raise UserError(
-                f"output {self.output}: {twice} has two rows; python jobs/verify.py --repair keeps the newer one"
+                f"output {self.output}: {twice} has two rows; run python jobs/verify.py --repair to keep the newer one"
             )
         lines = [f"  {name}: {first} and {last}" for name, first, last in found[:SHOWN]]
         lines += ["  ..."] * (len(found) > SHOWN)
         raise UserError(
-            "images whose files would have one name, since endings are left out and odd characters replaced; export "
-            "some of them to another target, with --where:\n" + "\n".join(lines)
+            "images that would be exported under the same name, because extensions are removed and special characters "
+            "replaced; export some of them to another target with --where:\n" + "\n".join(lines)
         )
 
     def _ask(self, sql: str, **values: Any) -> list[tuple]:
@@ -181,16 +181,14 @@ class MaskSelection:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn what DuckDB cannot read into a UserError."""
+        """Turn DuckDB errors into a UserError."""
         try:
             yield
         except duckdb.Error as error:
-            raise UserError(
-                f"output {self.output}: {error}\npython jobs/verify.py says what is wrong with it"
-            ) from error
+            raise UserError(f"output {self.output}: {error}\nrun python jobs/verify.py to check it") from error
 
 
 def _nothing(labelled: int, where: str | None) -> str:
     if not labelled:
-        return "has no labelled image; python jobs/query.py OUTPUT failures says why"
-    return f"--where {where}: is true of none of its {labelled:,} labelled images"
+        return "has no labeled images; run python jobs/query.py OUTPUT failures to see why"
+    return f"--where {where}: matches none of its {labelled:,} labeled images"

@@ -1,7 +1,7 @@
-"""Where an image's files go below the target: its key's folders and stem, so written that no name leads elsewhere.
+"""Safe file names below the target, made from an image's key without its extension.
 
-A bucket's keys are any text. What a file system, a web server or Windows would take for more than a name is
-replaced by underscores; nothing is decoded first.
+Keys of a bucket can be any text. Underscores replace everything that has a special meaning for a file system, a web
+server or Windows, so names cannot escape the target. Nothing is decoded first.
 """
 
 import hashlib
@@ -11,12 +11,12 @@ import re
 import pyarrow as pa
 import pyarrow.compute as pc
 
-MAX_NAME_BYTES = 200  # bytes of a name between slashes; file systems allow 255, of which formats add some
-# Control characters; separators and drives of Windows; % for %2e, in case someone decodes it; what shells expand.
+MAX_NAME_BYTES = 200  # per path component; file systems allow 255, and formats append suffixes
+# Control characters; Windows separators and drives; % because of %2e, in case a program decodes it; shell wildcards.
 UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\\:*?"<>|%]')
 DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(?:\..*)?", re.IGNORECASE | re.DOTALL)
 ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,7}")
-# Stems that `clean` may change, for a fast look at many; all others are names already.
+# Stems that `clean` may change, for a fast check of many. All others are valid names already.
 ODD = (
     r'(?is)[^ -~]|[\\:*?"<>|%]|[. ](?:/|$)|(?:^|/)(?:[./]|$|(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:[./]|$))'
     rf"|[^/]{{{MAX_NAME_BYTES + 1}}}"
@@ -24,13 +24,13 @@ ODD = (
 
 
 def common_folder(first: str, last: str) -> str:
-    """The longest folder, with its slash, of all URIs between the two in order; empty where they share none."""
+    """Return the longest common folder, with its slash, of all URIs sorted between the two; empty if there is none."""
     above, slash, _ = posixpath.commonprefix([first, last]).rpartition("/")
     return above + slash
 
 
 def cleaned(uris: pa.Array, folder: str) -> pa.Array:
-    """Names below the target of images in the folder, without the ending of their files."""
+    """Return the names of images relative to the folder, made safe, without the extensions of their files."""
     keys = pc.utf8_slice_codeunits(uris, len(folder))
     stems = pc.replace_substring_regex(keys, rf"{ENDING.pattern}$", "")
     has_other_dot = pc.and_not(
@@ -42,26 +42,26 @@ def cleaned(uris: pa.Array, folder: str) -> pa.Array:
 
 
 def clean(key: str) -> str:
-    """One name, as `cleaned` makes it."""
+    """Make one name safe, without its extension."""
     stem, ending = split_ending(key)
-    if not ending:  # else readers would take what follows the last dot for one, and find no pair of that name
+    if not ending:  # otherwise readers take the text after the last dot for an extension and find no matching pair
         above, slash, name = stem.rpartition("/")
         stem = above + slash + name.replace(".", "_")
     return "/".join(_clean_part(part) for part in stem.split("/"))
 
 
 def split_ending(key: str) -> tuple[str, str]:
-    """`a/b.jpg` -> `a/b`, `.jpg`; the second is empty where what follows the last dot is no ending."""
+    """Split off the extension: `a/b.jpg` -> `a/b`, `.jpg`; it is empty if the last dot begins no plausible one."""
     stem, dot, ending = key.rpartition(".")
     return (stem, dot + ending) if ENDING.fullmatch(dot + ending) else (key, "")
 
 
 def _clean_part(part: str) -> str:
-    """What stands between two slashes."""
+    """Make one path component safe."""
     part = UNSAFE.sub("_", part)
-    end = part.rstrip(". ")  # Windows drops them; of ".." it leaves nothing
+    end = part.rstrip(". ")  # Windows strips them; ".." becomes empty
     part = end + "_" * (len(part) - len(end)) or "_"
-    if part.startswith(".") or DEVICE.fullmatch(part):  # hidden names are passed over by most readers
+    if part.startswith(".") or DEVICE.fullmatch(part):  # most readers skip hidden files
         part = "_" + part.removeprefix(".")
     encoded = part.encode()
     if len(encoded) > MAX_NAME_BYTES:

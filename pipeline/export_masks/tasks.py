@@ -1,7 +1,7 @@
-"""What a task does with one part: reads its masks, exports the chosen images, and notes that in a file of the target.
+"""Task that exports one part: read its masks, export the selected images, and write a fragment to the target.
 
-That file, a fragment, is the part's commit, as in an output the masks file is. Its lines are the records that the
-files about all images are made of.
+The fragment is the commit of the part, like the masks file in an output. Its lines are the records for the files that
+cover all images.
 """
 
 import json
@@ -21,33 +21,33 @@ from pipeline.export_masks.formats import Format
 from pipeline.export_masks.labelled_image import Cannot, Labelled
 from pipeline.storage.parquet_files import open_parquet
 
-THREADS = 8  # images at once; much of the work is waiting for storage
+THREADS = 8  # concurrent images; most of the time is spent waiting for storage
 MASKS_AT_ONCE = 32  # in memory
 FRAGMENTS = ".export/parts"
 COMPLETE = ".jsonl"
-# Of a part in which images could not be exported: its records count, but it is tried again.
+# For a part with failed images: its records are used, but the next run retries the part.
 INCOMPLETE = ".incomplete.jsonl"
-SHOWN = 10  # failed images that a part tells of
+SHOWN = 10  # failed images listed per part
 
 EXPORTED = pa.schema(
     [
         ("fragment", pa.string()),  # name of the file
         ("exported", pa.int64()),
         ("failed", pa.int64()),
-        ("failures", pa.list_(pa.string())),  # the first
+        ("failures", pa.list_(pa.string())),  # the first few
     ]
 )
 
 
 def export_part(chosen: pa.Table, output: str, target: str, format: Format) -> Iterator[pa.Table]:
-    """Export a part's images, selection.CHOSEN rows; yields one EXPORTED row. Raises UserError."""
+    """Export the images of a part, selection.CHOSEN rows, and yield one EXPORTED row. Raises UserError."""
     cv2.setNumThreads(1)
     part, fragment = chosen["part"][0].as_py(), chosen["fragment"][0].as_py()
     names = dict(zip(chosen["image_uri"].to_pylist(), chosen["name"].to_pylist(), strict=True))
     export = partial(_exported, target=target, format=format)
     lines: list[bytes] = []
     failures: list[str] = []
-    # One that predicts has all of the processor as it is.
+    # Prediction uses all CPUs already.
     with ThreadPoolExecutor(1 if format.predicts else THREADS) as pool:
         for images in _read(storage.join(output, "masks", part), names, format.num_classes):
             for record, failure in pool.map(export, images):
@@ -62,7 +62,7 @@ def export_part(chosen: pa.Table, output: str, target: str, format: Format) -> I
 
 
 def _exported(image: Labelled, target: str, format: Format) -> tuple[dict[str, Any] | None, str | None]:
-    """Export one image; its record if the format has one, and what kept it from being exported."""
+    """Export one image. Return (its record if the format has records, the reason if it could not be exported)."""
     if format.needs_images:
         (file,) = storage.fetch([image.uri])
         if isinstance(file, Exception):
@@ -78,7 +78,7 @@ def _exported(image: Labelled, target: str, format: Format) -> tuple[dict[str, A
 
 
 def _read(uri: str, names: dict[str, str], num_classes: int) -> Iterator[list[Labelled]]:
-    """The images of a masks file that are named, some at a time; of row groups without any, the masks are not read."""
+    """Yield batches of the images in `names` from a masks file. Skips the masks of row groups without such images."""
     source = storage.open_file(uri)
     wanted = pa.array(names, pa.string())
     try:
@@ -105,6 +105,6 @@ def _read(uri: str, names: dict[str, str], num_classes: int) -> Iterator[list[La
             with storage.explained(uri):
                 raise source.failure from None
         raise UserError(
-            f"{uri}: is damaged or cut off: {error}; python jobs/verify.py --repair removes such parts, and the next "
-            "run of jobs/segment_bucket.py makes them anew"
+            f"{uri}: is damaged or truncated: {error}; run python jobs/verify.py --repair to remove such parts, and "
+            "jobs/segment_bucket.py to label their images again"
         ) from error

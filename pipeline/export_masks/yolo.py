@@ -1,4 +1,4 @@
-"""Format yolo-seg: a text file for each image, a line for each region: class id and polygon, in shares of the sides."""
+"""Format yolo-seg: a text file per image with a line per region: class id, and polygon in relative coordinates."""
 
 import numpy as np
 import yaml
@@ -8,10 +8,10 @@ from pipeline.export_masks.polygons import Points, polygons
 
 
 def yolo(image: Labelled, split: str, min_area: int) -> Made:
-    """The polygons and, if it is there, the image.
+    """Make the label file, and a copy of the image if it was fetched.
 
     Args:
-        min_area: smaller regions are left out, pixels.
+        min_area: minimum size of a region, in pixels; smaller ones are skipped.
     """
     ids_HW = image.class_ids_HW
     height, width = ids_HW.shape
@@ -27,12 +27,12 @@ def yolo(image: Labelled, split: str, min_area: int) -> Made:
 
 
 def data_yaml(classes: Classes, split: str) -> bytes:
-    """The file that a training is started with; it lies beside images/."""
-    # Both must be there; whoever has another split to validate on writes it in.
+    """Return the file that YOLO training starts from, which is next to images/."""
+    # Both keys are required. Users with another split for validation edit the file.
     about = {"train": f"images/{split}", "val": f"images/{split}", "names": dict(enumerate(classes.names))}
     return yaml.safe_dump(about, sort_keys=False, allow_unicode=True).encode()
 
 
 def _shares(points: Points, width: int, height: int) -> str:
-    """Centres of pixels: cut down to whole pixels again, as readers do, they are the same pixels."""
+    """Format points as relative coordinates of pixel centers, which readers truncate to the same pixels again."""
     return " ".join(f"{(x + 0.5) / width:.7g} {(y + 0.5) / height:.7g}" for x, y in points.tolist())

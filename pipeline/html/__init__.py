@@ -1,1 +1,1 @@
-"""The page shell, charts and pictures that the HTML reports share."""
+"""Page templates, charts and pictures shared by the HTML reports."""

@@ -1,4 +1,4 @@
-"""Charts in one style, as SVG that stands inline in a page and adapts to its dark or light colours."""
+"""Charts in a common style, as inline SVG that fits dark and light pages."""
 
 import io
 from typing import Any
@@ -10,13 +10,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-# Distinct on white and on dark gray, and to eyes that confuse red and green (Okabe and Ito, 2008).
+# Distinct on white and on dark gray, also with red-green color blindness (Okabe and Ito, 2008).
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
-INK = "#808890"  # lines and letters, legible on both backgrounds
+INK = "#808890"  # lines and text, legible on both backgrounds
 
 STYLE: Any = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "sceneparse",  # the same chart is the same file
+    "svg.hashsalt": "sceneparse",  # makes the SVG deterministic
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.prop_cycle": cycler.cycler(color=COLORS),
@@ -33,17 +33,17 @@ STYLE: Any = {
 
 
 def figure(width: float = 6.0, height: float = 3.0) -> Figure:
-    """A new figure of so many inches; make its axes and draw on them inside `with style():`."""
+    """Return a new figure with this size in inches; create its axes and draw on them inside `with style():`."""
     return Figure(figsize=(width, height), layout="constrained", facecolor="none")
 
 
 def style() -> Any:
-    """Context in which the project's style holds."""
+    """Return a context manager that applies the project's style."""
     return matplotlib.rc_context(STYLE)
 
 
 def svg(drawn: Figure) -> Markup:
-    """The figure as an <svg> element, safe to put into a page: matplotlib escapes all text."""
+    """Return the figure as an <svg> element, safe to embed in a page because matplotlib escapes all text."""
     buffer = io.StringIO()
     with style():
         FigureCanvasSVG(drawn).print_svg(buffer, metadata={"Date": None})
@@ -52,7 +52,7 @@ def svg(drawn: Figure) -> Markup:
 
 
 def png(drawn: Figure, dots_per_inch: int = 150) -> bytes:
-    """The figure as a PNG file on white."""
+    """Return the figure as a PNG file with a white background."""
     buffer = io.BytesIO()
     with style():
         FigureCanvasAgg(drawn).print_figure(buffer, dpi=dots_per_inch, facecolor="white", format="png")

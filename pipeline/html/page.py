@@ -1,4 +1,4 @@
-"""Renders a report's template; whatever is put into it is escaped."""
+"""Rendering of report templates; all inserted values are escaped."""
 
 import base64
 import functools
@@ -17,27 +17,27 @@ _TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render(template: str, **values: Any) -> bytes:
-    """HTML of one of the templates beside this file, which extend base.html (title, then body)."""
+    """Render one of the templates in templates/, which extend base.html (title, then body), to HTML."""
     return _environment().get_template(template).render(**values).encode()
 
 
 def data_uri(image_HW3: NDArray[np.uint8], quality: int = 85) -> str:
-    """An RGB image as the `src` of an <img>."""
+    """Return an RGB image as a JPEG data URI for the `src` of an <img>."""
     return "data:image/jpeg;base64," + base64.b64encode(encode_image(image_HW3, quality)).decode()
 
 
 def png_uri(content: bytes) -> str:
-    """A PNG file as the `src` of an <img>."""
+    """Return a PNG file as a data URI for the `src` of an <img>."""
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
 def _script(name: str) -> markupsafe.Markup:
-    """Return a script that lies beside the templates, as the text between <script> and </script>."""
+    """Return a script from templates/ as the text between <script> and </script>."""
     return markupsafe.Markup((_TEMPLATES / name).read_text("utf-8"))
 
 
 def _script_source(name: str) -> str:
-    """Return the source expression with which a Content-Security-Policy allows that script alone: its SHA-256."""
+    """Return the source expression by which a Content-Security-Policy allows only this script, its SHA-256."""
     return f"sha256-{base64.b64encode(hashlib.sha256(_script(name).encode()).digest()).decode()}"
 
 

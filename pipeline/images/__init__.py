@@ -1,1 +1,1 @@
-"""Decoding and encoding of images and masks; nothing of Ray."""
+"""Decoding and encoding of images and masks, independent of Ray."""

@@ -1,4 +1,4 @@
-"""Decoding and encoding of images, label maps and masks, on plain arrays. The only place that does either."""
+"""Decoding and encoding of images, label maps and masks as NumPy arrays. No other module decodes or encodes."""
 
 import io
 import math
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-# Shapes of shrunk images between the square and that of twice its length.
+# Number of shapes of shrunk images between a square and an aspect ratio of 2.
 SHAPES = 32
 
 
@@ -39,14 +39,14 @@ def decode_image(
 ) -> NDArray[np.uint8]:
     """Decode an image file as a viewer shows it.
 
-    EXIF orientation is applied, 16-bit samples are scaled to 8, transparency lies on white, and of an
-    animation the first frame counts. ICC profiles are left alone. docs/images.md has every rule.
+    EXIF orientation is applied, 16-bit samples are scaled to 8 bits, transparency is composited on white, and only the
+    first frame of an animation is decoded. ICC profiles are ignored. docs/images.md has every rule.
 
     Args:
         content: the file.
-        max_pixels: larger images are refused before they are decoded.
-        max_bytes: so are larger files.
-        seconds: CPU time after which decoding is given up, where it can be (see image_formats.deadline).
+        max_pixels: larger images are rejected before decoding.
+        max_bytes: larger files are rejected before decoding.
+        seconds: limit of the CPU time for decoding, best effort (see formats.deadline).
 
     Returns: H x W x 3 uint8, RGB.
     Raises: ImageError.
@@ -63,12 +63,12 @@ def decode_image(
 def decode_label(
     content: bytes, colors: Mapping[tuple[int, int, int], int] | None = None, max_pixels: int | None = None
 ) -> NDArray[np.int32]:
-    """Decode an annotation whose samples (or palette indices) are label ids, or whose colours stand for them.
+    """Decode an annotation whose samples (or palette indices) are label ids, or whose colors encode them.
 
     Args:
         content: the file.
-        colors: red, green, blue -> label id; without it a colour image is refused, since its samples are no ids.
-        max_pixels: larger ones are refused before they are decoded.
+        colors: (red, green, blue) -> label id; without it a color image is rejected, since its samples are not ids.
+        max_pixels: larger annotations are rejected before decoding.
 
     Returns: H x W int32.
     Raises: ImageError.
@@ -82,16 +82,17 @@ def decode_label(
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise ImageError(
             "NotALabelMap",
-            f"has mode {image.mode}, but label ids need one channel (8-bit, 16-bit or palette)",
+            f"has mode {image.mode}, but label ids require a single channel (8-bit, 16-bit or palette)",
         )
     return np.ascontiguousarray(turned(np.asarray(image), turn), np.int32)
 
 
 def decode_mask(content: bytes, max_pixels: int | None = None) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Decode a mask of ours: class ids, H x W, in a byte or two each, since a scene may have billions of pixels.
+    """Decode a mask written by Sceneparse.
 
-    Larger ones than `max_pixels` are refused before they are decoded.
+    Masks larger than `max_pixels` are rejected before decoding.
 
+    Returns: H x W class ids with one or two bytes each, since a scene may have billions of pixels.
     Raises: ImageError.
     """
     with quiet():
@@ -107,15 +108,16 @@ def encode_mask(class_ids_HW: NDArray[np.integer], palette: NDArray[np.uint8]) -
 
     Args:
         class_ids_HW: H x W uint8 or uint16.
-        palette: K x 3 uint8, the colour of each class.
+        palette: K x 3 uint8, the color of each class.
     """
     if class_ids_HW.dtype == np.uint8:
         image = Image.fromarray(class_ids_HW)
-        # All 256 entries: with fewer, Pillow would pack several pixels into a byte and cut off the ignore index.
+        # The palette needs all 256 entries: with fewer, Pillow packs several pixels into a byte and truncates the
+        # ignore index.
         image.putpalette(np.pad(palette, ((0, 256 - len(palette)), (0, 0))).astype(np.uint8).tobytes())
     else:
         image = Image.fromarray(class_ids_HW.astype(np.uint16))
-    # Masks are large areas of one value: level 1 is within a few percent of the best size at a fraction of the time.
+    # Masks have large areas of one value: level 1 is within a few percent of the best size in a fraction of the time.
     return _saved(image, "PNG", compress_level=1)
 
 
@@ -125,7 +127,7 @@ def encode_image(image_HW3: NDArray[np.uint8], quality: int = 95) -> bytes:
 
 
 def encode_png(samples: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
-    """Encode H x W (8 or 16 bits, gray) or H x W x 3 samples (8 bits) as PNG, as they are."""
+    """Encode H x W (8- or 16-bit gray) or H x W x 3 (8-bit) samples as PNG without conversion."""
     return _saved(Image.fromarray(samples), "PNG", compress_level=1)
 
 
@@ -135,18 +137,18 @@ def overlay(
     palette: NDArray[np.uint8],
     opacity: float = 0.5,
 ) -> NDArray[np.uint8]:
-    """Image with its mask's colours laid over it; ids beyond the palette leave the image as it is."""
+    """Return the image blended with the colors of its mask; pixels with ids beyond the palette do not change."""
     colors_HW3 = palette[np.minimum(class_ids_HW, len(palette) - 1)]
     mixed_HW3 = (image_HW3 * (1 - opacity) + colors_HW3 * opacity).round().astype(np.uint8)
     return np.where((class_ids_HW < len(palette))[..., None], mixed_HW3, image_HW3)
 
 
 def shrink(image_HW3: NDArray[np.uint8], long_side: int | None) -> NDArray[np.uint8]:
-    """Image with its long side at most `long_side` pixels, averaging what it drops; None leaves it alone.
+    """Shrink the image by area averaging to a long side of at most `long_side` pixels; None returns it unchanged.
 
-    The short side becomes a multiple of 1/32 of the long one (of a strip: 1/64, 1/128 ...), so that images of many
-    shapes have few sizes and fill batches: 4:3 and 16:9 stay what they are, no side changes by more than 3%.
-    docs/segmentation.md says what that does to labels.
+    The short side is rounded to a multiple of 1/32 of the long one (1/64, 1/128 ... for narrow strips), so that images
+    of many shapes have few sizes and fill batches. 4:3 and 16:9 keep their aspect ratio, and no side changes by more
+    than 3%. docs/segmentation.md reports the effect on labels.
     """
     height, width = image_HW3.shape[:2]
     return _resized(image_HW3, _shrunk_size(height, width, long_side))
@@ -178,8 +180,8 @@ def _ids_of_colors(colored_HW3: NDArray[np.uint8], colors: Mapping[tuple[int, in
         red, green, blue = colored_HW3[y, x]
         raise ImageError(
             "UnknownColor",
-            f"is in colour, and its colour ({red}, {green}, {blue}) at column {x}, row {y}, "
-            "is that of no class, or of two",
+            f"is a color image, and its color ({red}, {green}, {blue}) at column {x}, row {y}, "
+            "belongs to no class, or to two",
         )
     return ids_C[places_HW]
 

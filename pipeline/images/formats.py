@@ -1,4 +1,4 @@
-"""What an image file says of itself before its pixels are decoded: format, size, and what decoding may cost."""
+"""Checks of an image file before decoding its pixels: format, size and decoding cost."""
 
 import io
 import logging
@@ -24,22 +24,22 @@ from PIL import (
 )
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
-# Size limits are our own and apply before decoding; Pillow's would warn or raise at another size.
+# Our own size limits apply before decoding; Pillow's limit would warn or raise at a different size.
 Image.MAX_IMAGE_PIXELS = None
-# Pillow's own reader of uncompressed TIFF takes 16-bit planes for 8-bit ones; libtiff reads all that it can.
+# Pillow's own reader of uncompressed TIFFs mistakes 16-bit planes for 8-bit ones, so libtiff reads them.
 TiffImagePlugin.READ_LIBTIFF = True
-logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of damaged files is in the ImageError
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # the ImageError already describes the damage
 
-# Kind of ImageError -> what it tells. Tables are grouped by these words, so they stay few.
+# Kind of ImageError -> description. Tables are grouped by these kinds, so keep them few.
 IMAGE_ERRORS = {
     "Empty": "the file has no bytes",
-    "NotAnImage": "the file begins as no image format does",
-    "Unsupported": "an image, but of a format or of samples that are not decoded here",
-    "Corrupt": "a known format, but damaged or cut off",
-    "TooLarge": "more pixels or bytes than the limits allow, or than there is memory for",
+    "NotAnImage": "the file does not begin like any image format",
+    "Unsupported": "an image of a format or sample type that is not decoded",
+    "Corrupt": "a known format, but damaged or truncated",
+    "TooLarge": "more pixels or bytes than the limits allow, or than fit into memory",
     "TooSlow": "decoding took, or would take, longer than allowed",
-    "NotALabelMap": "an annotation whose samples are no label ids",
-    "UnknownColor": "an annotation with a colour that stands for no class",
+    "NotALabelMap": "an annotation whose samples are not label ids",
+    "UnknownColor": "an annotation with a color that belongs to no class",
 }
 
 _SIGNATURES = {
@@ -70,7 +70,7 @@ _UNSUPPORTED = {
     "Windows icon": rb"\0\0\x01\0[^\0]",
 }
 
-# What Pillow says of files that it could read if it knew more.
+# Phrases in Pillow's errors for valid files with features that it does not support.
 UNSUPPORTED_SAMPLES = (
     "unknown pixel mode",
     "unknown data organization",
@@ -80,7 +80,7 @@ UNSUPPORTED_SAMPLES = (
     "not supported",
     "not yet supported",
 )
-# A progressive JPEG has about ten scans. Each costs a pass over all coefficients, and may be a few bytes long.
+# A progressive JPEG has about ten scans. Each scan costs a pass over all coefficients, even if it has only a few bytes.
 MAX_JPEG_SCANS = 100
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 ALARM_EVERY = 0.1  # s
@@ -89,7 +89,7 @@ _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 
 @dataclass(eq=False)
 class ImageError(Exception):
-    """An image that cannot be used; `kind` is one of KINDS."""
+    """Error of an image that cannot be used; `kind` is a key of IMAGE_ERRORS."""
 
     kind: str
     message: str
@@ -105,7 +105,7 @@ class ImageError(Exception):
 
 
 def format_of(content: bytes) -> str:
-    """Pillow's name of the file's format. Raises ImageError."""
+    """Return Pillow's name of the file's format. Raises ImageError."""
     if not content:
         raise ImageError("Empty", "the file has no bytes")
     for format, signature in _SIGNATURES.items():
@@ -114,11 +114,11 @@ def format_of(content: bytes) -> str:
     for name, signature in _UNSUPPORTED.items():
         if re.match(signature, content, re.DOTALL):
             raise ImageError("Unsupported", f"{name} is not supported; convert it to JPEG or PNG")
-    raise ImageError("NotAnImage", f"not in a known image format; it starts with {content[:16]!r}")
+    raise ImageError("NotAnImage", f"not a known image format; the file starts with {content[:16]!r}")
 
 
 def webp_size(content: bytes) -> tuple[int, int]:
-    """Width and height of a WebP, which Pillow makes room for as soon as it opens one. Raises ImageError."""
+    """Return width and height of a WebP, since Pillow allocates its memory when opening it. Raises ImageError."""
     chunk, head = content[12:16], content[20:30]
     if len(head) == 10 and chunk == b"VP8X":
         return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")
@@ -127,7 +127,7 @@ def webp_size(content: bytes) -> tuple[int, int]:
     if len(head) >= 5 and chunk == b"VP8L":
         bits = int.from_bytes(head[1:5], "little")
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    raise ImageError("Corrupt", "damaged header: a WebP without a size")
+    raise ImageError("Corrupt", "damaged header: the WebP has no size")
 
 
 def check_pixels(width: int, height: int, max_pixels: int | None, what: str = "") -> None:
@@ -137,8 +137,8 @@ def check_pixels(width: int, height: int, max_pixels: int | None, what: str = ""
 
 
 def check_scans(content: bytes) -> None:
-    """Raise ImageError for a JPEG of so many scans that one call of its decoder would last for minutes."""
-    # Counted roughly first: these two bytes also occur in metadata and behind the image.
+    """Raise ImageError if a JPEG has so many scans that a single call of its decoder would take minutes."""
+    # This cheap count is an upper bound: the two bytes also occur in metadata and after the image.
     if content.count(b"\xff\xda") <= MAX_JPEG_SCANS:
         return
     position, scans = 2, 0
@@ -146,12 +146,12 @@ def check_scans(content: bytes) -> None:
         scans += content[marker.end() - 1] == _START_OF_SCAN
         position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
     if scans > MAX_JPEG_SCANS:
-        raise ImageError("TooSlow", f"a JPEG of {scans} scans; the limit is {MAX_JPEG_SCANS}")
+        raise ImageError("TooSlow", f"the JPEG has {scans} scans; the limit is {MAX_JPEG_SCANS}")
 
 
 def check_tiles(image: TiffImagePlugin.TiffImageFile, max_pixels: int | None) -> None:
-    """Raise ImageError for a TIFF whose tiles reach so far beyond it that they exceed the limit."""
-    width, height = image._tile_size  # before it is turned
+    """Raise ImageError if the tiles of a TIFF extend so far beyond the image that they exceed the limit."""
+    width, height = image._tile_size  # before the EXIF orientation is applied
     tile_width = image.tag_v2.get(TiffImagePlugin.TILEWIDTH)
     tile_height = image.tag_v2.get(TiffImagePlugin.TILELENGTH)
     if tile_width is None or tile_height is None:
@@ -163,7 +163,7 @@ def check_tiles(image: TiffImagePlugin.TiffImageFile, max_pixels: int | None) ->
 
 
 def opened(content: bytes, max_pixels: int | None = None, max_bytes: int | None = None) -> ImageFile.ImageFile:
-    """An image whose header is read and within the limits."""
+    """Return the image with its header read and checked against the limits; its pixels are not decoded yet."""
     if max_bytes is not None and len(content) > max_bytes:
         raise ImageError("TooLarge", f"the file has {len(content)} bytes; the limit is {max_bytes}")
     format = format_of(content)
@@ -179,36 +179,36 @@ def opened(content: bytes, max_pixels: int | None = None, max_bytes: int | None 
 
 @contextmanager
 def failures(what: str) -> Iterator[None]:
-    """Every way to fail becomes an ImageError: Pillow raises whatever its parsing runs into."""
+    """Convert every exception to an ImageError, since Pillow passes on arbitrary exceptions of its parsers."""
     try:
         yield
     except MemoryError:
-        raise ImageError("TooLarge", f"{what}: there is not enough memory") from None
+        raise ImageError("TooLarge", f"{what}: not enough memory") from None
     except Exception as error:
         message = str(error)[:200]
         if any(phrase in message.lower() for phrase in UNSUPPORTED_SAMPLES):
-            raise ImageError("Unsupported", f"its samples or compression are not supported: {message}") from None
+            raise ImageError("Unsupported", f"samples or compression not supported: {message}") from None
         raise ImageError("Corrupt", f"{what}: {message}") from None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Damaged metadata is no reason to print."""
+    """Suppress warnings about damaged metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 class _Expired(BaseException):
-    """Not an Exception, so that no library takes it for damage of the file."""
+    """Expired deadline; not an Exception, so that no library handles it as a damaged file."""
 
 
 @contextmanager
 def deadline(seconds: float | None) -> Iterator[None]:
-    """Raise ImageError after so many seconds of this process's CPU time; None is no deadline.
+    """Raise ImageError after `seconds` of this process's CPU time; None sets no deadline.
 
-    CPU time, so that a busy machine makes no image fail. It ends Python code and what calls C in steps, not
-    one call in C. Signals reach the main thread alone, in which Ray runs its tasks: in any other there is no deadline.
+    CPU time is used so that images do not fail on a busy machine. The deadline interrupts Python code, but not a
+    single call into C. Signals reach only the main thread, in which Ray runs its tasks; other threads have no deadline.
     """
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -219,7 +219,7 @@ def deadline(seconds: float | None) -> Iterator[None]:
 
     before = signal.signal(signal.SIGPROF, expire)
     try:
-        # Again and again, since an exception in the midst of a callback from C is lost.
+        # The timer repeats, since an exception raised inside a callback from C is lost.
         signal.setitimer(signal.ITIMER_PROF, seconds, ALARM_EVERY)
         try:
             yield

@@ -1,4 +1,4 @@
-"""What libtiff finds wrong with a file: it would print that on standard error, and decode some damage as if whole."""
+"""Errors reported by libtiff, which would otherwise print them to stderr and decode some damaged files anyway."""
 
 import ctypes
 import threading
@@ -13,7 +13,7 @@ _thread = threading.local()
 
 @_Handler
 def _hear(function: bytes | None, text: bytes | None, _values: int | None) -> None:
-    """libtiff's error handler: a name, a format of printf, and its values."""
+    """Handle an error of libtiff, given a function name, a printf format and its values."""
     if hasattr(_thread, "errors"):
         words = (text or b"").decode(errors="replace").split("%")[0].strip()
         _thread.errors.append(f"{(function or b'libtiff').decode(errors='replace')}: {words}")
@@ -21,7 +21,7 @@ def _hear(function: bytes | None, text: bytes | None, _values: int | None) -> No
 
 @contextmanager
 def collected() -> Iterator[list[str]]:
-    """The errors that libtiff reports in this thread meanwhile."""
+    """Yield a list that collects the errors that libtiff reports in this thread."""
     _thread.errors = []
     try:
         yield _thread.errors
@@ -30,7 +30,7 @@ def collected() -> Iterator[list[str]]:
 
 
 def _install() -> None:
-    # Pillow's module leads to the libtiff that it was linked with, wherever that lies.
+    # Symbols resolve through Pillow's module to the libtiff that it was linked with, wherever that is.
     libtiff = ctypes.CDLL(Image.core.__file__)
     libtiff.TIFFSetErrorHandler(_hear)
     libtiff.TIFFSetWarningHandler(None)

@@ -1,6 +1,6 @@
-"""The first directory of a TIFF or BigTIFF, and small TIFFs with the same tags made of some of its tiles.
+"""First directory of a TIFF or BigTIFF, and small TIFFs with the same tags built from some of its tiles.
 
-Tags are copied as they are, not understood: what decodes a small TIFF treats its samples as it would the whole file's.
+Tags are copied without interpretation, so a decoder treats the samples of a small TIFF like those of the whole file.
 """
 
 import struct
@@ -17,25 +17,25 @@ SAMPLES, PLANES, SAMPLE_FORMAT, XMP = 277, 284, 339, 700
 STRIP_OFFSETS, ROWS_PER_STRIP, STRIP_BYTES = 273, 278, 279
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
 LAYOUT = (WIDTH, LENGTH, STRIP_OFFSETS, ROWS_PER_STRIP, STRIP_BYTES, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES)
-# How samples are stored and shown; the numbers: fill order, two options of faxes, predictor, palette, inks, extra
-# samples, JPEG's tables, YCbCr's coefficients, subsampling and positions, black and white.
+# Tags that define how samples are stored and shown. The numbers are fill order, two fax options, predictor, palette,
+# inks, extra samples, JPEG tables, YCbCr coefficients, subsampling and positions, and reference black and white.
 OF_SAMPLES = (
     *(BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANES, SAMPLE_FORMAT),
     *(266, 292, 293, 317, 320, 332, 338, 347, 529, 530, 531, 532),
 )
 NEEDED = {*LAYOUT, *OF_SAMPLES, ORIENTATION, XMP}
 
-# Letters of struct; the last four are BigTIFF's.
+# Format characters of struct for each TIFF type; 16 to 18 are BigTIFF's.
 TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d"}
 TYPES |= {13: "I", 16: "Q", 17: "q", 18: "Q"}
 LONG = 4
 MAX_TAGS = 4096
-MAX_TAG_BYTES = 64 * 2**20  # a list of eight million tiles
-READ_AHEAD = 1 << 16  # bytes; the tags mostly lie together
+MAX_TAG_BYTES = 64 * 2**20  # enough to list eight million tiles
+READ_AHEAD = 1 << 16  # bytes; most tags are close together
 
 
 class Readable(Protocol):
-    """What is needed of a file."""
+    """File interface that Directory needs."""
 
     def seek(self, offset: int, /) -> int: ...
 
@@ -43,7 +43,7 @@ class Readable(Protocol):
 
 
 class Tag(NamedTuple):
-    """An entry of a directory: type, length in values, and their bytes as they lie in the file."""
+    """Directory entry: type, number of values, and their bytes as stored in the file."""
 
     kind: int
     length: int
@@ -51,16 +51,16 @@ class Tag(NamedTuple):
 
 
 class Directory:
-    """What a TIFF says of its first page, and the file itself. Raises ImageError, and what reading the file raises."""
+    """First directory of a TIFF file, and access to the file. Raises ImageError, and errors of reading the file."""
 
     def __init__(self, file: Readable, size: int) -> None:
         self._file, self._size = file, size
-        self._ahead = 0, b""  # where these bytes lie in the file
+        self._ahead = 0, b""  # bytes read ahead, with their offset in the file
         head = self._header(0, 16)
         self._order = {b"II": "<", b"MM": ">"}.get(head[:2], "")
         self._is_big = head[2:4] in (b"+\0", b"\0+")
         if not self._order or not (self._is_big or head[2:4] in (b"*\0", b"\0*")):
-            raise ImageError("Corrupt", f"no TIFF; it starts with {head[:4]!r}")
+            raise ImageError("Corrupt", f"not a TIFF; the file starts with {head[:4]!r}")
         start = self._unpack("Q", head[8:]) if self._is_big else self._unpack("I", head[4:8])
         self._tags = dict(self._entries(start))
         self._ahead = 0, b""
@@ -69,20 +69,22 @@ class Directory:
         return tag in self._tags
 
     def read(self, start: int, length: int) -> bytes:
-        """Bytes of the file."""
+        """Read `length` bytes of the file at `start`."""
         if start + length > self._size:
-            raise ImageError("Corrupt", f"cut off: it has {self._size} bytes, and byte {start + length} is missing")
+            raise ImageError(
+                "Corrupt", f"truncated: the file has {self._size} bytes, and byte {start + length} is missing"
+            )
         self._file.seek(start)
         content = bytearray()
         while len(content) < length:
             piece = self._file.read(length - len(content))
             if not piece:
-                raise ImageError("Corrupt", f"cut off: byte {start + len(content)} is missing")
+                raise ImageError("Corrupt", f"truncated: byte {start + len(content)} is missing")
             content += piece
         return bytes(content)
 
     def number(self, tag: int, default: int | None = None) -> int:
-        """The tag's first value; without the tag the default."""
+        """Return the tag's first value, or the default if the tag is missing."""
         if tag not in self._tags:
             if default is None:
                 raise ImageError("Corrupt", f"damaged header: tag {tag} is missing")
@@ -90,18 +92,18 @@ class Directory:
         return int(self.numbers(tag)[0])
 
     def numbers(self, tag: int) -> NDArray[np.unsignedinteger]:
-        """The tag's values."""
+        """Return the tag's values."""
         kind, _, content = self._tags[tag]
         if TYPES[kind] not in "BHIQ" or not content:
-            raise ImageError("Corrupt", f"damaged header: tag {tag} has no whole numbers")
+            raise ImageError("Corrupt", f"damaged header: tag {tag} has no integer values")
         return np.frombuffer(content, f"{self._order}u{struct.calcsize('<' + TYPES[kind])}")
 
     def small_tiff(
         self, pieces: Sequence[bytes], layout: Mapping[int, int | Sequence[int]], kept: Sequence[int] = OF_SAMPLES
     ) -> bytes:
-        """A TIFF of these tiles or strips, with the `kept` tags of this one.
+        """Return a TIFF with these tiles or strips and the `kept` tags of this file.
 
-        `layout` has the other tags; which of STRIP_BYTES and TILE_BYTES it has says what the pieces are.
+        `layout` has the other tags; the pieces are tiles if it has TILE_BYTES, otherwise strips.
         """
         entries = {tag: self._tags[tag] for tag in kept if tag in self._tags}
         body, offsets = bytearray(8), []
@@ -129,7 +131,7 @@ class Directory:
         head, entry = struct.calcsize("<" + count_letter), struct.Struct(self._order + letters)
         count = self._unpack(count_letter, self._header(start, head))
         if count > MAX_TAGS:
-            raise ImageError("Corrupt", f"damaged header: {count} tags")
+            raise ImageError("Corrupt", f"damaged header: {count} tags; the limit is {MAX_TAGS}")
         for tag, kind, values, inline in entry.iter_unpack(self._header(start + head, count * entry.size)):
             if tag not in NEEDED or kind not in TYPES:
                 continue
@@ -144,7 +146,7 @@ class Directory:
             yield tag, Tag(kind, values, content)
 
     def _header(self, start: int, length: int) -> bytes:
-        """As `read`, with the bytes that follow, in case that they are wanted next."""
+        """Read like `read`, but read ahead, since the following bytes are probably needed next."""
         place, content = self._ahead
         if not place <= start <= start + length <= place + len(content):
             content = self.read(start, min(max(length, READ_AHEAD), max(length, self._size - start)))

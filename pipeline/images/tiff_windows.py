@@ -1,7 +1,7 @@
-"""TIFF read window by window: the pixels of pipeline/images/codec.py, with a few tiles of the file in memory.
+"""TIFFs read window by window: the same pixels as pipeline/images/codec.py, with a few tiles of the file in memory.
 
-The tiles (or strips) of a window become a small TIFF of their own, which `decode_image` decodes. So every rule about
-samples, colours and damage is that of whole images. docs/decisions/0005-windows.md tells why.
+The tiles (or strips) of a window are copied to a small TIFF, which `decode_image` decodes. So the rules for samples,
+colors and damage are those of whole images. docs/decisions/0005-windows.md gives the reasons.
 """
 
 import io
@@ -17,62 +17,63 @@ from pipeline.images.codec import decode_image
 from pipeline.images.formats import OPENERS, ImageError, failures, quiet
 from pipeline.images.pixels import turned
 
-# Not the big-endian BigTIFF, which is not decoded whole either.
+# Without big-endian BigTIFF, which is not supported for whole images either.
 SIGNATURE = re.compile(rb"II[*+]\0|MM\0\*")
 SIGNATURE_BYTES = 4
-MAX_TILE_PIXELS = 32 * 2**20  # a tile is decoded whole, which takes up to 20 bytes a pixel
-MAX_TILE_BYTES = 256 * 2**20  # of the file, read together
-DECODED_TOGETHER = 4 * 2**20  # pixels of neighbouring tiles
-GAP = 1 << 16  # between two tiles, bytes that are rather read than skipped
+MAX_TILE_PIXELS = 32 * 2**20  # a tile is decoded as a whole, which takes up to 20 bytes per pixel
+MAX_TILE_BYTES = 256 * 2**20  # of the file, per read
+DECODED_TOGETHER = 4 * 2**20  # pixels of neighboring tiles
+GAP = 1 << 16  # bytes; a gap between two tiles up to this size is read rather than skipped
 OLD_JPEG, FLOAT = 6, 3  # values of COMPRESSION and SAMPLE_FORMAT
 
 
 def is_tiff(head: bytes) -> bool:
-    """Whether a file that begins so is a TIFF that can be decoded here."""
+    """Return True if `head` is the start of a TIFF that Sceneparse can decode."""
     return SIGNATURE.match(head) is not None
 
 
 class TiffWindows:
-    """A TIFF of which windows are decoded; `height` and `width` as a viewer shows it, pixels.
+    """TIFF that is decoded window by window; `height` and `width` are in pixels, as a viewer shows the image.
 
     Args:
-        file: the file; what its reading raises passes through.
-        size: of the file, bytes.
-        max_pixels: of the largest tile or strip; beyond MAX_TILE_PIXELS it has no effect.
+        file: the file; its read errors are passed on.
+        size: of the file in bytes.
+        max_pixels: limit of the largest tile or strip; values above MAX_TILE_PIXELS have no effect.
 
-    Raises: ImageError; TooLarge where tiles or strips are beyond `max_pixels`, as that of an image in one strip is,
-    and Unsupported where a part cannot be decoded as the whole would be.
+    Raises: ImageError; TooLarge if tiles or strips exceed `max_pixels`, as with a large image in a single strip, and
+    Unsupported if a part cannot be decoded like the whole.
     """
 
     def __init__(self, file: tiff_directory.Readable, size: int, max_pixels: int = MAX_TILE_PIXELS) -> None:
         self._directory = directory = tiff_directory.Directory(file, size)
-        # As stored, rows and columns; and so for tiles.
+        # Rows and columns as stored, before the EXIF orientation; the same holds for tiles.
         self._size = directory.number(tiff_directory.LENGTH), directory.number(tiff_directory.WIDTH)
         if min(self._size) < 1:
             raise ImageError("Corrupt", f"damaged header: {self._size[1]} x {self._size[0]} pixels")
         if directory.number(tiff_directory.COMPRESSION, 1) == OLD_JPEG:
-            raise ImageError("Unsupported", "a TIFF with JPEG of the old kind cannot be read by window")
+            raise ImageError("Unsupported", "a TIFF with old-style JPEG compression cannot be read by window")
         if directory.number(tiff_directory.SAMPLE_FORMAT, 1) == FLOAT:
             raise ImageError(
-                "Unsupported", "float samples cannot be read by window: the largest of all decides on white"
+                "Unsupported",
+                "a TIFF with float samples cannot be read by window, because white depends on the largest sample",
             )
         self._lay_out(min(max_pixels, MAX_TILE_PIXELS))
         self._turn = _orientation(directory)
         if self._turn >= 5 and not self._is_tiled:
-            raise ImageError("Unsupported", "a TIFF in strips that lies on its side cannot be read by window")
+            raise ImageError("Unsupported", "a TIFF in strips that is rotated by 90 degrees cannot be read by window")
         self.height, self.width = self._size if self._turn < 5 else self._size[::-1]
-        # A row of tiles from one column of them to another: the next window mostly begins in it.
+        # The last decoded tiles of a row of tiles: the next window usually starts in them.
         self._kept: tuple[tuple[int, int, int], NDArray[np.uint8]] | None = None
 
     def read(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
-        """Pixels of rows `top` to `bottom` and columns `left` to `right`, half open: rows x columns x 3.
+        """Return the pixels of rows `top` to `bottom` and columns `left` to `right`, half open: rows x columns x 3.
 
-        Raises: ImageError, and what reading the file raises.
+        Raises: ImageError, and errors of reading the file.
         """
         assert 0 <= top < bottom <= self.height
         assert 0 <= left < right <= self.width
         rows, columns = (top, bottom), (left, right)
-        # `turned` backwards.
+        # Apply the inverse of `turned`.
         if self._turn >= 5:
             rows, columns = columns, rows
         if self._turn in (3, 4, 6, 7):
@@ -82,7 +83,7 @@ class TiffWindows:
         return np.ascontiguousarray(turned(self._stored(rows, columns), self._turn))
 
     def _lay_out(self, max_pixels: int) -> None:
-        """Find the tiles; a strip is a tile as wide as the image."""
+        """Locate the tiles; a strip is a tile as wide as the image."""
         directory, (height, width) = self._directory, self._size
         self._is_tiled = tiff_directory.TILE_OFFSETS in directory
         if self._is_tiled:
@@ -95,7 +96,7 @@ class TiffWindows:
             raise ImageError(
                 "TooLarge",
                 f"{width} x {height} is {width * height} pixels in {'tiles' if self._is_tiled else 'strips'} of "
-                f"{self._tile[1]} x {self._tile[0]}, too large to be read by window; write it in tiles of 512 x 512",
+                f"{self._tile[1]} x {self._tile[0]}, too large to be read by window; save it with tiles of 512 x 512",
             )
         self._tiles = -(-height // self._tile[0]), -(-width // self._tile[1])
         self._planes = (
@@ -107,14 +108,14 @@ class TiffWindows:
             else (tiff_directory.STRIP_OFFSETS, tiff_directory.STRIP_BYTES)
         )
         if not all(tag in directory for tag in tags):
-            raise ImageError("Unsupported", "a TIFF that does not say where its strips end cannot be read by window")
+            raise ImageError("Unsupported", "a TIFF without the lengths of its strips cannot be read by window")
         self._offsets, self._lengths = (directory.numbers(tag) for tag in tags)
         needed = self._planes * self._tiles[0] * self._tiles[1]
         if min(len(self._offsets), len(self._lengths)) < needed:
             raise ImageError("Corrupt", f"damaged header: it has {len(self._offsets)} tiles or strips of {needed}")
 
     def _stored(self, rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[np.uint8]:
-        """Pixels as the file has them, not turned."""
+        """Return pixels as stored in the file, without the EXIF orientation."""
         window_HW3 = np.empty((rows[1] - rows[0], columns[1] - columns[0], 3), np.uint8)
         tile_height, tile_width = self._tile
         first, last = columns[0] // tile_width, -(-columns[1] // tile_width)
@@ -127,10 +128,10 @@ class TiffWindows:
         return window_HW3
 
     def _row_of_tiles(self, row: int, first: int, last: int) -> NDArray[np.uint8]:
-        """Pixels of tiles `first` to `last`, half open, of a row of tiles."""
+        """Return the pixels of tiles `first` to `last`, half open, of a row of tiles."""
         place = row, first, last
         if self._kept is None or self._kept[0] != place:
-            self._kept = None  # before there is room for the next
+            self._kept = None  # free its memory before allocating the next
             (height, width), (tile_height, tile_width) = self._size, self._tile
             left, right = first * tile_width, min(last * tile_width, width)
             tiles_HW3 = np.empty((min(tile_height, height - row * tile_height), right - left, 3), np.uint8)
@@ -142,7 +143,7 @@ class TiffWindows:
         return self._kept[1]
 
     def _decoded(self, row: int, start: int, stop: int, size: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Pixels of neighbouring tiles of a row, of which `size` rows and columns are in the image."""
+        """Decode neighboring tiles of a row, of which `size` rows and columns are inside the image."""
         in_plane = self._tiles[0] * self._tiles[1]
         begin = row * self._tiles[1]
         numbers = [plane * in_plane + begin + column for plane in range(self._planes) for column in range(start, stop)]
@@ -160,12 +161,12 @@ class TiffWindows:
         return decode_image(self._directory.small_tiff(pieces, layout))
 
     def _read_pieces(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Bytes of tiles by offset and length, in as few readings as their places allow."""
+        """Return the bytes of tiles, given by offset and length, with as few reads as possible."""
         pieces = [b""] * len(spans)
         for group in _neighbours(spans):
             begin, end = spans[group[0]][0], max(sum(spans[index]) for index in group)
             if end - begin > MAX_TILE_BYTES:
-                raise ImageError("TooLarge", f"a tile or strip of {end - begin} bytes; the limit is {MAX_TILE_BYTES}")
+                raise ImageError("TooLarge", f"a tile or strip has {end - begin} bytes; the limit is {MAX_TILE_BYTES}")
             content = self._directory.read(begin, end - begin)
             for index in group:
                 offset, length = spans[index]
@@ -174,7 +175,7 @@ class TiffWindows:
 
 
 def _neighbours(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
-    """Groups of indices of spans (offset, length) that lie near each other, each in order of the offsets."""
+    """Yield groups of indices of spans (offset, length) that are close to each other, each sorted by offset."""
     group: list[int] = []
     end = 0
     for index in sorted(range(len(spans)), key=lambda index: spans[index]):
@@ -188,7 +189,7 @@ def _neighbours(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
 
 
 def _orientation(directory: tiff_directory.Directory) -> int:
-    """EXIF orientation, 1 to 8, as Pillow finds it in a whole file with these tags."""
+    """Return the EXIF orientation, 1 to 8, that Pillow finds in a file with these tags."""
     gray = {tiff_directory.WIDTH: 1, tiff_directory.LENGTH: 1, tiff_directory.BITS: 8, tiff_directory.PHOTOMETRIC: 1}
     content = directory.small_tiff(
         [b"\0"], {**gray, tiff_directory.STRIP_BYTES: [1]}, kept=(tiff_directory.ORIENTATION, tiff_directory.XMP)

@@ -1,4 +1,4 @@
-"""Which images there are to label: all sources, one after the other, as streams."""
+"""Listing of the images to label, streamed from all sources one after the other."""
 
 from collections.abc import Iterator
 from itertools import chain, pairwise
@@ -18,12 +18,13 @@ __all__ = ["check_no_output_inside_input", "list_images"]
 
 
 def list_images(config: InputConfig) -> Iterator[pa.Table]:
-    """LISTED tables of at most 10,000 images: inputs, lists, manifests, inventories; each image once.
+    """List the images of all inputs, lists, manifests and inventories as LISTED tables of at most 10,000 rows.
 
-    The call itself looks at the beginning of every source, so that what is missing or unreadable is known at once;
-    the rest is read as it is asked for. A row that names no image or one out of bounds has an error.
+    Each image occurs once. The call itself reads the beginning of every source, so missing or unreadable sources fail
+    immediately; the rest is read lazily. Rows that do not name an image, or name one outside the allowed places, have
+    an error.
 
-    Raises: UserError, in the call or while it goes on.
+    Raises: UserError, from the call or during iteration.
     """
     check_no_output_inside_input(config, config.output)
     selection = ImageSelection(config, _may_repeat(config))
@@ -37,7 +38,7 @@ def list_images(config: InputConfig) -> Iterator[pa.Table]:
 
 
 def check_no_output_inside_input(config: InputConfig, output: str) -> None:
-    """Raise UserError where the next run would take this run's output for images."""
+    """Raise UserError if the output is inside an input, where the next run would list it as images."""
     for uri in config.input:
         prefixes.check_no_output_inside_input(uri, output)
 
@@ -54,14 +55,14 @@ def _selected(tables: Iterator[pa.Table], selection: ImageSelection) -> Iterator
 
 def _prefix(uri: str) -> Iterator[pa.Table]:
     prefixes.check_no_bare_scheme(uri)
-    message = f"input {uri}: no files there; check the prefix or pattern"
-    # The first match of a glob may be a long way off.
+    message = f"input {uri}: no files found; check the prefix or pattern"
+    # Finding the first match of a glob may take a long listing.
     return _not_empty(prefixes.read(uri), message, at_once=not is_glob(uri))
 
 
 def _list(uri: str, config: InputConfig) -> Iterator[pa.Table]:
     resolver = _resolver(config, home_of(folder_above(uri)))
-    return _not_empty(_resolved(list_files.read(uri), resolver), f"list_file {uri}: names no images")
+    return _not_empty(_resolved(list_files.read(uri), resolver), f"list_file {uri}: contains no image URIs")
 
 
 def _manifest(uri: str, config: InputConfig) -> Iterator[pa.Table]:
@@ -74,18 +75,18 @@ def _manifest(uri: str, config: InputConfig) -> Iterator[pa.Table]:
 def _inventory(uri: str, config: InputConfig) -> Iterator[pa.Table]:
     loaded = inventory.load(uri)
     home = f"s3://{loaded.bucket}"
-    # Whoever writes the manifest names the bucket, too.
+    # The bucket comes from the manifest.json, so it is only as trustworthy as the author of that file.
     trusted = [folder_above(uri), *(storage.absolute(folder_of(one)) for one in config.input)]
     if not config.allow and home not in map(home_of, trusted):
         raise UserError(
-            f"inventory {uri}: lists the bucket {loaded.bucket!r}, which is neither the inventory's own nor one of "
-            f"--input; if that bucket is meant, add --allow {home}/"
+            f"inventory {uri}: lists the bucket {loaded.bucket!r}, which is neither the inventory's own bucket nor "
+            f"an --input; to read images from it, add --allow {home}/"
         )
-    return _not_empty(_resolved(inventory.read(loaded), _resolver(config, home)), f"inventory {uri}: lists no objects")
+    return _not_empty(_resolved(inventory.read(loaded), _resolver(config, home)), f"inventory {uri}: lists nothing")
 
 
 def _resolver(config: InputConfig, home: str) -> Resolver:
-    # What is labelled anyway may be named, too.
+    # Images under --input are labeled anyway, so lists may name them too.
     inputs = [uri for uri in config.input if not is_glob(uri)]
     return Resolver([*(config.allow or [home]), *inputs], config.output)
 
@@ -96,7 +97,11 @@ def _resolved(rows: Iterator[Names], resolver: Resolver) -> Iterator[pa.Table]:
 
 
 def _not_empty(tables: Iterator[pa.Table], message: str, at_once: bool = True) -> Iterator[pa.Table]:
-    """The same tables; raises UserError if they have no row, at once or when they are asked for."""
+    """Return the same tables, but raise UserError if they have no rows.
+
+    Args:
+        at_once: read the first table in this call, so that it raises; otherwise the iteration raises.
+    """
     some = _or_error(tables, message)
     return chain([next(some)], some) if at_once else some
 
@@ -112,7 +117,7 @@ def _or_error(tables: Iterator[pa.Table], message: str) -> Iterator[pa.Table]:
 
 
 def _may_repeat(config: InputConfig) -> bool:
-    """Whether an image may come twice: not from prefixes apart from each other, nor from one inventory."""
+    """Return True if the sources may repeat an image. Disjoint prefixes and a single inventory cannot."""
     if config.list_file or config.manifest or len(config.inventory) > 1 or (config.inventory and config.input):
         return True
     folders = sorted(place_prefix(folder_of(uri)) for uri in config.input)

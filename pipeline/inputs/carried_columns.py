@@ -1,4 +1,4 @@
-"""Columns of manifests that go into the output as they are, as text."""
+"""Conversion of manifest columns to text, to carry them into the output."""
 
 import json
 import re
@@ -10,28 +10,32 @@ import pyarrow.compute as pc
 
 from pipeline.output.schema import CARRIED
 
-NO_TEXT = (ValueError, OverflowError, KeyError, pa.ArrowException)  # of times of unknown zones, and of far ones
+NO_TEXT = (ValueError, OverflowError, KeyError, pa.ArrowException)  # from times in unknown zones or out of range
 
 
 def carried(columns: dict[str, pa.Array]) -> pa.ListArray:
-    """Entries of key and value for each row; NULL values are left out, and a row without any value has no list."""
+    """Return a list of (key, value) entries for each row, without NULL values; null for rows with only NULLs."""
     texts = [_texts(column) for column in columns.values()]
     count, rows = len(texts), len(texts[0])
-    # Row by row: the values of the first row, of the second ...
+    # Interleave the columns: all values of the first row, then those of the second, and so on.
     order = np.arange(count * rows).reshape(count, rows).T.ravel()
     values = pa.concat_arrays(texts).take(pa.array(order))
     keys = pa.array(list(columns), pa.string()).take(pa.array(np.tile(np.arange(count), rows)))
     valid = pc.is_valid(values)
     in_row = np.asarray(valid).reshape(rows, count).sum(axis=1)
     offsets = np.concatenate([[0], np.cumsum(in_row)]).astype(np.int32)
-    is_null = np.append(in_row == 0, False)  # of a row without values
+    is_null = np.append(in_row == 0, False)  # rows without values
     starts = pa.array(offsets, pa.int32(), mask=is_null)
     entries = pa.StructArray.from_arrays([keys.filter(valid), values.filter(valid)], fields=list(CARRIED.value_type))
     return pa.ListArray.from_arrays(starts, entries, type=CARRIED)
 
 
 def _texts(column: pa.Array) -> pa.StringArray:
-    """Each value as text; what has none, such as a time beyond the year 9999 in a list, as Arrow shows it."""
+    """Convert each value to text.
+
+    Values that as_text cannot convert, such as a time beyond the year 9999 in a list, are formatted by Arrow's
+    to_string.
+    """
     try:
         return as_text(column)
     except NO_TEXT:
@@ -41,7 +45,7 @@ def _texts(column: pa.Array) -> pa.StringArray:
 
 
 def as_text(column: pa.Array) -> pa.StringArray:
-    """Values as Arrow writes them; binary in hexadecimal, nested values as JSON."""
+    """Cast values to strings as Arrow does, but binary as hexadecimal and nested values as JSON."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         return as_text(column.dictionary_decode())
@@ -50,7 +54,7 @@ def as_text(column: pa.Array) -> pa.StringArray:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return pa.array([None if value is None else value.hex() for value in column.to_pylist()], pa.string())
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        # Parquet files may hold text that is not UTF-8, which no reader of the output could show.
+        # Strings in Parquet files may be invalid UTF-8, which readers of the output could not display.
         content = column.cast(pa.large_binary() if pa.types.is_large_string(kind) else pa.binary())
         try:
             return content.cast(pa.string())

@@ -1,4 +1,4 @@
-"""Images that an S3 Inventory lists: a manifest.json, and data files in CSV or Parquet."""
+"""Images listed by an S3 Inventory: a manifest.json, and data files in CSV or Parquet."""
 
 import hashlib
 import json
@@ -19,8 +19,8 @@ from pipeline.errors import UserError
 from pipeline.inputs import table_files
 from pipeline.inputs.uris import Names
 
-COPIED = 1 << 22  # bytes at a time
-# Columns as CSV inventories name them, and as Parquet ones do.
+COPIED = 1 << 22  # bytes per read
+# Column names of CSV inventories, and those of Parquet inventories.
 PARQUET_NAMES = {
     "Bucket": "bucket",
     "Key": "key",
@@ -33,17 +33,21 @@ PARQUET_NAMES = {
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a manifest.json says."""
+    """Content of a manifest.json."""
 
     uri: str
-    bucket: str  # whose objects are listed
+    bucket: str  # the bucket whose objects are listed
     file_format: str  # 'csv' or 'parquet'
     columns: list[str] | None  # of CSV files, which have no header
-    files: list[tuple[str, str]]  # URI and MD5 in hexadecimal
+    files: list[tuple[str, str]]  # URI and hexadecimal MD5
 
 
 def load(uri: str) -> Inventory:
-    """Read a manifest.json. Raises UserError if it is none, names files that are not there, or a format not served."""
+    """Read a manifest.json.
+
+    Raises: UserError if it is not the manifest.json of an S3 Inventory, if a data file is missing, or if the data
+        format is not supported.
+    """
     try:
         content = json.loads(storage.read_bytes(uri))
         kind = content["fileFormat"].lower()
@@ -51,7 +55,7 @@ def load(uri: str) -> Inventory:
         bucket = content["sourceBucket"].rpartition(":")[2]
         named = [(file["key"], file["MD5checksum"].lower()) for file in content["files"]]
         for text in (bucket, schema, kind, *chain.from_iterable(named)):
-            if not text.encode():  # raises for what is no text, too
+            if not text.encode():  # encode also raises if the value is not a string
                 raise ValueError("a value is empty")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
@@ -59,23 +63,23 @@ def load(uri: str) -> Inventory:
         ) from error
     if kind not in ("csv", "parquet"):
         raise UserError(
-            f"inventory {uri}: its data files are {content['fileFormat']}, which is not read; set the inventory's "
-            "output format to CSV or Apache Parquet"
+            f"inventory {uri}: data format {content['fileFormat']} is not supported; set the inventory's output format "
+            "to CSV or Apache Parquet"
         )
     columns = [name.strip() for name in schema.split(",")] if kind == "csv" else None
     if columns is not None and "Key" not in columns:
-        raise UserError(f"inventory {uri}: its fileSchema has no Key, only {', '.join(columns)}")
+        raise UserError(f"inventory {uri}: fileSchema has no Key column, only {', '.join(columns)}")
     return Inventory(uri, bucket, kind, columns, [(_data_file(uri, key), md5) for key, md5 in named])
 
 
 def read(inventory: Inventory) -> Iterator[Names]:
-    """Current objects: without delete markers, older versions and the markers of folders. Raises UserError."""
+    """Yield the current objects: no delete markers, older versions or folder markers. Raises UserError."""
     for uri, md5 in inventory.files:
         with _checked_copy(inventory, uri, md5) as copy:
             try:
                 yield from _read_file(inventory, uri, copy)
             except UserError as error:
-                # Names the data file, not its copy here, which is gone.
+                # Name the data file instead of its temporary copy.
                 raise UserError(str(error).replace(copy, uri)) from error
 
 
@@ -84,10 +88,10 @@ def _read_file(inventory: Inventory, uri: str, copy: str) -> Iterator[Names]:
     names = {name: name if inventory.columns else PARQUET_NAMES[name] for name in PARQUET_NAMES}
     wanted = {name: column for name, column in names.items() if column in present}
     if "Key" not in wanted:
-        raise UserError(f"inventory {uri}: has no column {names['Key']}, only {', '.join(sorted(present))}")
+        raise UserError(f"inventory {uri}: no column {names['Key']}, only {', '.join(sorted(present))}")
     if repeated := [column for column in wanted.values() if present.count(column) > 1]:
         raise UserError(
-            f"inventory {uri}: has more than one column {repeated[0]}; its columns are {', '.join(present)}"
+            f"inventory {uri}: more than one column is named {repeated[0]}; its columns are {', '.join(present)}"
         )
     types = {wanted["Key"]: pa.binary()} | ({wanted["Size"]: pa.int64()} if "Size" in wanted else {})
     first = 1
@@ -111,18 +115,18 @@ def _read_file(inventory: Inventory, uri: str, copy: str) -> Iterator[Names]:
 
 
 def _values(uri: str, name: str, column: str, values: pa.Array) -> pa.Array:
-    """A column in the type that it has in every inventory. Raises UserError."""
+    """Cast a column to the type that it must have. Raises UserError."""
     try:
         if name == "Size":
             return values.cast(pa.int64())
         if pa.types.is_boolean(values.type) and name in ("IsLatest", "IsDeleteMarker"):
             return values
         content = values.cast(pa.binary())
-        # From bytes to text, since Parquet files may hold text that is not UTF-8.
+        # Cast by way of binary, because strings in Parquet files may be invalid UTF-8.
         return content if name in ("Bucket", "Key") else content.cast(pa.string())
     except pa.ArrowException as error:
         raise UserError(
-            f"inventory {uri}: its column {column} holds {values.type} that cannot be read as {name} ({error})"
+            f"inventory {uri}: column {column} of type {values.type} cannot be read as {name} ({error})"
         ) from error
 
 
@@ -141,7 +145,7 @@ def _is_current(columns: dict[str, pa.Array], keys: pa.Array) -> pa.BooleanArray
 
 
 def _url_decoded(keys: pa.Array) -> pa.Array:
-    """Keys of CSV inventories: %41 is A, and + a space."""
+    """URL-decode the keys of a CSV inventory: %41 is A, and + is a space."""
     encoded = pc.fill_null(pc.match_substring_regex(keys, "[%+]"), False)
     if not pc.any(encoded).as_py():
         return keys
@@ -154,7 +158,10 @@ def _unquoted(key: bytes) -> bytes:
 
 
 def _data_file(manifest: str, key: str) -> str:
-    """Where a data file lies: in the manifest's bucket, or beside a manifest that was copied with its data."""
+    """Return the URI of a data file: in the manifest's bucket, or relative to a manifest copied with its data.
+
+    Raises: UserError if it is in neither place.
+    """
     folder = storage.absolute(manifest).rsplit("/", 2)[0]  # destination-prefix/source-bucket/config-ID
     beside = storage.join(folder, "data", posixpath.basename(key))
     places = [beside]
@@ -168,7 +175,7 @@ def _data_file(manifest: str, key: str) -> str:
 
 @contextmanager
 def _checked_copy(inventory: Inventory, uri: str, md5: str) -> Iterator[str]:
-    """A data file on this machine, complete and as the manifest says. Raises UserError."""
+    """Download a data file to a temporary path and check its MD5. Raises UserError."""
     ending = ".parquet" if inventory.file_format == "parquet" else ".csv.gz" if uri.endswith(".gz") else ".csv"
     with tempfile.TemporaryDirectory(prefix="sceneparse-") as folder:
         path = Path(folder, f"data{ending}")
@@ -179,7 +186,7 @@ def _checked_copy(inventory: Inventory, uri: str, md5: str) -> Iterator[str]:
                 copy.write(block)
         if digest.hexdigest() != md5:
             raise UserError(
-                f"inventory {inventory.uri}: {uri} has the MD5 {digest.hexdigest()}, and should have {md5}; "
-                "it is damaged or of another day"
+                f"inventory {inventory.uri}: {uri} has the MD5 {digest.hexdigest()}, but the manifest lists {md5}; "
+                "the file is damaged or belongs to another day's inventory"
             )
         yield str(path)

@@ -1,4 +1,4 @@
-"""Images that a text file names, one on each line."""
+"""Images named by a text file, one per line."""
 
 from collections.abc import Iterator
 
@@ -8,13 +8,13 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.inputs.uris import Names, folder_above
 
-BYTES = 1 << 20  # read at once, and the longest line
+BYTES = 1 << 20  # per read, and the maximum length of a line
 ROWS = 10_000
 BOM = b"\xef\xbb\xbf"
 
 
 def read(uri: str) -> Iterator[Names]:
-    """The names of a list; empty lines and lines that begin with # are none. gzip is read, too.
+    """Yield the names in a list file, which may be compressed with gzip. Skips empty lines and lines that begin with #.
 
     Raises: UserError if the file cannot be read.
     """
@@ -38,15 +38,15 @@ def _names(uri: str, names: list[bytes], numbers: list[int]) -> Names:
 
 
 def _lines(uri: str) -> Iterator[bytes]:
-    """Lines without their ends, from a file of any size."""
+    """Yield the lines of a file of any size, without line endings."""
     with storage.explained(uri), storage.open_stream(uri) as file:
         rest = file.read(len(BOM))
         if rest.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise UserError(f"{uri}: is text in UTF-16; save it as UTF-8")
+            raise UserError(f"{uri}: the file is encoded as UTF-16; save it as UTF-8")
         rest = rest.removeprefix(BOM)
         while block := file.read(BYTES):
             *lines, rest = (rest + block).split(b"\n")
             yield from (line.removesuffix(b"\r") for line in lines)
             if len(rest) > BYTES:
-                raise UserError(f"{uri}: has a line of more than {BYTES:,} bytes; is it a list of names?")
+                raise UserError(f"{uri}: a line is longer than {BYTES:,} bytes; check that this is a list of URIs")
         yield rest.removesuffix(b"\r")

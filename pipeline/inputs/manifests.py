@@ -1,4 +1,4 @@
-"""Images that a table names, in Parquet or CSV, one file or many."""
+"""Images named by a table in Parquet or CSV, of one or more files."""
 
 import posixpath
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,11 @@ from pipeline.inputs.uris import Names, folder_above
 
 
 def files_of(uri: str) -> list[str]:
-    """The files of a manifest: one, all of a folder, or those that match a glob; hidden ones (_SUCCESS) are none.
+    """Return the files of a manifest: one file, all files of a folder, or all matches of a glob.
 
-    Raises: UserError if there are none, or one of unknown format.
+    Skips hidden files such as _SUCCESS.
+
+    Raises: UserError if there are no files, or if the format of one is unknown.
     """
     folder = storage.absolute(folder_of(uri))
     files = [file.uri for page in storage.listed(folder) for file in page]
@@ -27,11 +29,11 @@ def files_of(uri: str) -> list[str]:
     if files != [folder]:
         files = [file for file in files if not _is_hidden(file[len(folder) :])]
     if not files:
-        raise UserError(f"manifest {uri}: no files there; check the path or pattern")
+        raise UserError(f"manifest {uri}: no files found; check the path or pattern")
     for file in files:
         if table_files.file_format(file) is None:
             endings = ", ".join(table_files.FORMATS)
-            raise UserError(f"manifest {file}: unknown format; the name of a manifest ends in one of {endings}")
+            raise UserError(f"manifest {file}: unknown format; the file name must end in one of {endings}")
     return files
 
 
@@ -40,25 +42,25 @@ def is_one_file(uri: str, files: Sequence[str]) -> bool:
 
 
 def require_columns(file: str, columns: Sequence[str], uri_column: str) -> None:
-    """Raise UserError if a file of a manifest lacks a column."""
+    """Raise UserError if a column is missing from a file of a manifest, or occurs twice."""
     found = table_files.column_names(file)
     for column in columns:
         if column not in found:
             option = "--uri-column" if column == uri_column else "--carry"
             raise UserError(
-                f"manifest {file}: has no column {column!r} ({option}); its columns are {', '.join(map(repr, found))}"
+                f"manifest {file}: no column {column!r} ({option}); its columns are {', '.join(map(repr, found))}"
             )
         if found.count(column) > 1:
-            raise UserError(f"manifest {file}: has more than one column {column!r}; rename all but one of them")
+            raise UserError(f"manifest {file}: more than one column is named {column!r}; rename all but one of them")
 
 
 def read(files: Sequence[str], uri_column: str, carry: Sequence[str]) -> Iterator[Names]:
-    """The names in a manifest's files, and the columns to carry. Raises UserError."""
+    """Yield the names in a manifest's files, with the columns to carry. Raises UserError."""
     columns = list(dict.fromkeys([uri_column, *carry]))
     for file in files:
         require_columns(file, columns, uri_column)
         first = 1
-        # Binary, so that a name that is no UTF-8 spoils its own row alone.
+        # Read names as binary, so that a name in invalid UTF-8 affects only its own row.
         for batch in table_files.read(file, columns, {uri_column: pa.binary()}):
             numbers = pa.array(range(first, first + batch.num_rows), pa.int64())
             first += batch.num_rows
@@ -79,7 +81,7 @@ def _names(column: pa.Array, file: str, uri_column: str) -> pa.Array:
         return column.cast(pa.large_binary() if pa.types.is_large_string(kind) else pa.string()).cast(pa.binary())
     if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return column.cast(pa.binary())
-    raise UserError(f"manifest {file}: column {uri_column!r} holds {kind}, not text; name another with --uri-column")
+    raise UserError(f"manifest {file}: column {uri_column!r} has type {kind}, not text; set --uri-column to another")
 
 
 def _is_hidden(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""Globs, as --input, --include and --exclude take them."""
+"""Glob patterns of --input, --include, --exclude and --manifest."""
 
 import posixpath
 import re
@@ -17,13 +17,13 @@ def is_glob(uri: str) -> bool:
 
 
 def expression(pattern: str, option: str) -> str:
-    """The glob as a regular expression (RE2's) for whole URIs.
+    """Translate a glob to an RE2 regular expression for whole URIs.
 
-    `*` and `?` stop at a slash, `**` as a whole folder stands for any number of them, `[ab]` and `[!ab]` for one
-    character. A pattern with a scheme, or one that begins with a slash, is a whole URI or path; any other may begin
-    in any folder, so that `*.jpg` means all of them.
+    `*` and `?` do not match a slash, `**` as a whole path component matches any number of folders, and `[ab]` and
+    `[!ab]` match one character. A pattern with a scheme or a leading slash must match the whole URI or path; any
+    other pattern may start in any folder, so `*.jpg` matches all .jpg files.
 
-    Raises: UserError naming the option.
+    Raises: UserError that names the option.
     """
     if pattern.startswith("/"):
         pattern = "file://" + pattern
@@ -36,18 +36,18 @@ def expression(pattern: str, option: str) -> str:
             parts.append(".*" if last else "(?:.*/)?")
             continue
         if "**" in name:
-            raise UserError(f"{option} {pattern}: ** must stand alone between slashes, as in photos/**/*.jpg")
+            raise UserError(f"{option} {pattern}: ** must be a whole path component, as in photos/**/*.jpg")
         parts.append(_name(name) + ("" if last else "/"))
     found = ("(?s)^" if anchored else "(?s)(?:^|/)") + "".join(parts) + r"\z"
     try:
         matches(pa.array([""]), [found])
     except pa.ArrowInvalid as error:
-        raise UserError(f"{option} {pattern}: no pattern: {error}") from error
+        raise UserError(f"{option} {pattern}: invalid pattern: {error}") from error
     return found
 
 
 def matches(uris: pa.Array, expressions: list[str]) -> pa.BooleanArray:
-    """Which URIs match at least one of the expressions."""
+    """Return True for each URI that matches at least one of the expressions."""
     found = pa.repeat(False, len(uris))
     for one in expressions:
         found = pc.or_(found, pc.match_substring_regex(uris, one))
@@ -55,13 +55,13 @@ def matches(uris: pa.Array, expressions: list[str]) -> pa.BooleanArray:
 
 
 def _name(glob: str) -> str:
-    """The expression of one name between slashes."""
+    """Translate one path component of a glob."""
     parts = []
     position = 0
     while position < len(glob):
         character = glob[position]
         position += 1
-        # "]" right after the opening bracket is one of the characters.
+        # A "]" right after the opening bracket is one of the characters, not the end of the set.
         closing = glob.find("]", position + (2 if glob[position : position + 1] == "!" else 1))
         if character == "*":
             parts.append("[^/]*")
@@ -78,11 +78,11 @@ def _name(glob: str) -> str:
 
 
 def _range(inside: str) -> str:
-    """`a-z_` as it stands in an expression, with all that is special there but the hyphen between two letters."""
+    """Escape the characters of a set such as `a-z_`, except for the hyphen of a range."""
     return re.sub(r"([\\\[\]^&~|])", r"\\\1", inside)
 
 
 def folder_of(uri: str) -> str:
-    """The folder that holds everything a prefix or glob names."""
+    """Return the deepest folder that contains everything a prefix or glob can match."""
     first = min((uri.index(character) for character in GLOB_CHARACTERS if character in uri), default=None)
     return uri if first is None else posixpath.dirname(uri[:first])

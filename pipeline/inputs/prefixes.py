@@ -1,4 +1,4 @@
-"""Images under a prefix, or all that match a glob."""
+"""Images under a prefix, or all matches of a glob."""
 
 from collections.abc import Iterator
 
@@ -11,10 +11,10 @@ from pipeline.inputs.uris import named_table
 
 
 def read(uri: str) -> Iterator[pa.Table]:
-    """NAMED tables of every file under a prefix, or of every match of a glob, in name order, as storage lists them.
+    """Yield NAMED tables of every file under a prefix, or of every match of a glob, in name order, as storage lists.
 
-    All files count as images: one that is none becomes a row that says so, and nothing is left out silently.
-    Only the markers that stand for folders in object stores are no files.
+    Every file counts as an image, so that none is skipped silently: a file that is not an image becomes an error row
+    later. Only folder markers of object stores are skipped.
     """
     pattern = [expression(_absolute_pattern(uri), "--input")] if is_glob(uri) else []
     for page in storage.listed(folder_of(uri)):
@@ -29,19 +29,19 @@ def read(uri: str) -> Iterator[pa.Table]:
 
 
 def check_no_bare_scheme(uri: str) -> None:
-    """Raise UserError for `s3://`."""
+    """Raise UserError for `s3://` without a bucket."""
     if uri.startswith("s3") and storage.open_filesystem(uri)[1] == "/":
-        raise UserError(f"input {uri}: names no bucket; give s3://BUCKET or s3://BUCKET/PREFIX")
+        raise UserError(f"input {uri}: the bucket is missing; use s3://BUCKET or s3://BUCKET/PREFIX")
 
 
 def check_no_output_inside_input(input_uri: str, output_uri: str) -> None:
-    """Raise UserError where the next run would take this run's output for images."""
+    """Raise UserError if the output is inside the input, where the next run would list it as images."""
     prefix = storage.absolute(folder_of(input_uri)).rstrip("/") + "/"
     if (storage.absolute(output_uri) + "/").startswith(prefix):
-        raise UserError(f"output {output_uri} lies inside input {input_uri}; choose a place outside of it")
+        raise UserError(f"output {output_uri} is inside input {input_uri}; choose an output outside of it")
 
 
 def _absolute_pattern(uri: str) -> str:
-    """The glob with the scheme and folder that listed files have."""
+    """Return the glob with the same scheme and absolute folder as the URIs of listed files."""
     folder = folder_of(uri)
     return storage.join(storage.absolute(folder), uri[len(folder) :].lstrip("/"))

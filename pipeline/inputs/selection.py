@@ -1,4 +1,4 @@
-"""Which of the images that the sources name are labelled, each once."""
+"""Selection of the images to label, each once, from those that the sources name."""
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +12,10 @@ from pipeline.output.schema import IMAGE_ID_BYTES, LISTED, image_id
 
 
 class ImageSelection:
-    """Applies --include, --exclude, --sample, --shard and --limit, and leaves out what came before.
+    """Stateful filter that applies --include, --exclude, --sample, --shard and --limit, and drops repeated images.
 
     Args:
-        may_repeat: whether an image may come twice; only then is anything remembered of each.
+        may_repeat: remember the id of each image to drop repeated ones; otherwise nothing is stored per image.
     """
 
     def __init__(self, config: InputConfig, may_repeat: bool) -> None:
@@ -28,11 +28,11 @@ class ImageSelection:
 
     @property
     def is_complete(self) -> bool:
-        """Whether --limit is reached."""
+        """True once --limit is reached."""
         return self._left == 0
 
     def of(self, named: pa.Table) -> pa.Table:
-        """The LISTED rows that NAMED rows become."""
+        """Return the selected NAMED rows as LISTED rows."""
         self.named += len(named)
         named = named.filter(self._matches(named))
         self.matched += len(named)
@@ -42,14 +42,14 @@ class ImageSelection:
         if self._seen is not None:
             listed = listed.filter(self._seen.add(listed["image_id"]))
         if self._left is not None:
-            listed = listed.slice(0, min(self._left, len(listed)))  # Arrow counts with 64 bits
+            listed = listed.slice(0, min(self._left, len(listed)))  # slice only takes 64-bit integers
             self._left -= len(listed)
         return listed
 
     def check_not_empty(self) -> None:
-        """Raise UserError if the patterns left nothing of something."""
+        """Raise UserError if there were images, but none matched the patterns."""
         if self.named and not self.matched:
-            raise UserError(f"include, exclude: none of the {self.named:,} images is left; correct the patterns")
+            raise UserError(f"include, exclude: none of the {self.named:,} images matches; check the patterns")
 
     def _matches(self, named: pa.Table) -> pa.BooleanArray | pa.ChunkedArray:
         uris = named["image_uri"].combine_chunks()
@@ -58,18 +58,18 @@ class ImageSelection:
             kept = matches(uris, self._include)
         if self._exclude:
             kept = pc.and_(kept, pc.invert(matches(uris, self._exclude)))
-        # A row that names nothing has no name to match, and should not go unseen.
+        # BadURI rows have no name to match. Keep them, so that they are reported.
         return pc.or_(kept, pc.fill_null(pc.equal(named["error_type"], "BadURI"), False))
 
 
 def image_ids(uris: pa.ChunkedArray) -> pa.FixedSizeBinaryArray:
-    """The ids of many images."""
+    """Return the image ids of many URIs."""
     content = b"".join(map(image_id, uris.to_pylist()))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(IMAGE_ID_BYTES), len(uris), [None, pa.py_buffer(content)])
 
 
 def chosen(ids: pa.FixedSizeBinaryArray, sample: float | None, shard: str | None) -> pa.BooleanArray:
-    """Which images are in the sample (by the first half of their ids) and in the shard (by the second)."""
+    """Return True for each image in both the sample (by the first half of its id) and the shard (by the second)."""
     halves = np.frombuffer(ids.buffers()[1], ">u8", 2 * len(ids)).reshape(-1, 2)
     kept = np.ones(len(ids), bool)
     if sample is not None and sample < 1:

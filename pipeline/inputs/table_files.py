@@ -1,4 +1,4 @@
-"""Parquet and CSV files of any size, read batch by batch, only the columns that are wanted."""
+"""Batchwise reading of selected columns from Parquet and CSV files of any size."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,19 +13,19 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.storage.parquet_files import FileMetaData, open_parquet, read_metadata
 
-ROWS = 10_000  # of a batch, at the most
-PIECE = 1 << 24  # bytes of text that a batch is cut at
-BUFFER = 1 << 22  # bytes of a column that are read ahead
+ROWS = 10_000  # maximum per batch
+PIECE = 1 << 24  # bytes of text after which a batch is split
+BUFFER = 1 << 22  # bytes of a column to read ahead
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".csv.gz": "csv"}
 
 
 def file_format(uri: str) -> str | None:
-    """'parquet' or 'csv' by the end of the name; None for any other."""
+    """Return 'parquet' or 'csv' by the file extension; None for any other."""
     return next((kind for ending, kind in FORMATS.items() if uri.lower().endswith(ending)), None)
 
 
 def column_names(uri: str) -> list[str]:
-    """The columns of a file. Raises UserError if it cannot be read."""
+    """Return the column names of a file. Raises UserError if it cannot be read."""
     with _explained(uri):
         if file_format(uri) == "parquet":
             with storage.open_file(uri) as file:
@@ -37,11 +37,12 @@ def column_names(uri: str) -> list[str]:
 def read(
     uri: str, columns: Sequence[str], types: dict[str, pa.DataType], names: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of some columns.
+    """Yield record batches of some columns.
 
     Args:
-        types: of columns of a CSV file; any other is text.
-        names: the columns of a CSV file without a header, in which empty quotes are no value either.
+        types: column types of a CSV file; columns without one are read as text.
+        names: all column names of a CSV file without a header. If given, quoted empty strings are null too.
+
     Raises: UserError if the file cannot be read.
     """
     read_file = _read_parquet if file_format(uri) == "parquet" else _read_csv
@@ -56,7 +57,7 @@ def _read_parquet(
 ) -> Iterator[pa.RecordBatch]:
     with storage.open_file(uri) as source:
         metadata = read_metadata(source)
-        # Without a buffer, whole columns of a row group would be in memory.
+        # Without a buffer, pyarrow would hold whole columns of a row group in memory.
         file = open_parquet(
             source, metadata=metadata, read_dictionary=_texts(metadata, columns), buffer_size=BUFFER, pre_buffer=False
         )
@@ -65,7 +66,7 @@ def _read_parquet(
 
 
 def _texts(metadata: FileMetaData, columns: Sequence[str]) -> list[str]:
-    """Which of the columns hold text or bytes."""
+    """Return those of the columns that hold text or bytes."""
     leaves = [metadata.schema.column(number) for number in range(metadata.num_columns)]
     return [
         leaf.path
@@ -75,7 +76,10 @@ def _texts(metadata: FileMetaData, columns: Sequence[str]) -> list[str]:
 
 
 def _unfolded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """A batch without its dictionaries, in pieces: a file of a few hundred bytes can have a megabyte in every row."""
+    """Decode the dictionary columns of a batch, in pieces.
+
+    The pieces bound memory: with dictionaries, a file of a few hundred bytes can have a megabyte of text in every row.
+    """
     sizes = np.zeros(batch.num_rows, np.int64)
     folded = [column for column in batch.columns if pa.types.is_dictionary(column.type)]
     for column in folded:
@@ -109,7 +113,7 @@ def _read_csv(
 
 @contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    """Faults of storage and of the file's content as UserErrors that tell them apart."""
+    """Turn storage errors and errors in the file's content into different UserErrors."""
     kind = {"parquet": "Parquet", "csv": "CSV"}[file_format(uri) or "csv"]
     with storage.explained(uri):
         try:
@@ -117,8 +121,8 @@ def _explained(uri: str) -> Iterator[None]:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise UserError(f"{uri}: cannot be read as {kind}: {error}") from error
         except UnicodeDecodeError as error:
-            raise UserError(f"{uri}: has names of columns that are not UTF-8 ({error}); save it as UTF-8") from error
+            raise UserError(f"{uri}: column names are not valid UTF-8 ({error}); save the file as UTF-8") from error
         except OSError as error:
-            if error.errno is None and type(error) is OSError:  # Arrow's own, of what it read
+            if error.errno is None and type(error) is OSError:  # raised by Arrow about the content
                 raise UserError(f"{uri}: cannot be read as {kind}: {error}") from error
             raise

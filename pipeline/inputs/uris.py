@@ -1,7 +1,7 @@
-"""From what a list or a table says to the one URI of an image, inside the places that may be named.
+"""Resolution of names in lists and tables to canonical image URIs within the allowed places.
 
-A list may come from someone else. A row that would lead out of the allowed places becomes an error row, and what is
-allowed is decided on the very text that is opened later.
+Lists may come from untrusted sources. A row that points outside the allowed places becomes an error row. The check is
+done on the exact URI that is opened later.
 """
 
 from collections.abc import Sequence
@@ -16,26 +16,26 @@ from pipeline.output.schema import LISTED
 from pipeline.storage.places import MAX_URI_BYTES, Places, canonical, place_prefix
 from pipeline.url_credentials import credentials_refusal, masked
 
-# What is no canonical URI for sure, or might be none: looked at one by one.
+# Matches URIs that are not, or may not be, canonical. These are checked one by one.
 ODD = r"(?s)/\.{0,2}$|/\.{1,2}/|\x00|^file://.*//|^https?:|^[A-Za-z0-9+.-]+://[^/@]*:[^/@]*@"
 WITH_SCHEME = rf"^{storage.SCHEME.pattern}"
-# An image without its id, which is known after this.
+# LISTED without the image id, which is computed later.
 NAMED = pa.schema([column for column in LISTED if column.name != "image_id"])
 
 
 @dataclass(frozen=True)
 class Names:
-    """Rows of a list or table, of which each names an image."""
+    """Rows of a list or table, each naming an image."""
 
     text: pa.Array  # binary or string
-    numbers: pa.Array  # int64, of the rows or lines, from 1
-    origin: str  # such as s3://bucket/list.txt#line=
-    folder: str  # where names without a scheme begin
-    details: dict[str, pa.Array]  # columns of LISTED that the source knows
+    numbers: pa.Array  # int64, row or line numbers, from 1
+    origin: str  # prefix of the row numbers, for example s3://bucket/list.txt#line=
+    folder: str  # base of names without a scheme
+    details: dict[str, pa.Array]  # columns of LISTED that the source provides
 
 
 class Verdict(NamedTuple):
-    """The URI of a row; an error where it may not be opened."""
+    """URI of a row, and an error if it must not be opened."""
 
     uri: str | None
     kind: str | None = None
@@ -43,14 +43,14 @@ class Verdict(NamedTuple):
 
 
 class Resolver:
-    """Knows the prefixes that rows may name, and the output that they may not."""
+    """Resolver of names, with the prefixes that rows may refer to and the output that they must not."""
 
     def __init__(self, allowed: Sequence[str], output: str) -> None:
         self._places = Places(allowed, "--allow")
         self._output = place_prefix(output)
 
     def resolve(self, names: Names) -> pa.Table:
-        """NAMED rows, each with its canonical URI or an error (BadURI, NotAllowed, InsideOutput)."""
+        """Return NAMED rows, each with its canonical URI or an error (BadURI, NotAllowed, InsideOutput)."""
         uris = _with_scheme(_texts(names.text), names.folder)
         plain = pc.and_(self._allows(uris), pc.invert(pc.match_substring_regex(uris, ODD)))
         plain = pc.and_(plain, pc.less_equal(pc.binary_length(uris), MAX_URI_BYTES))
@@ -73,9 +73,9 @@ class Resolver:
         return named_table(columns, len(uris))
 
     def verdict(self, text: str | None) -> Verdict:
-        """What becomes of one name that has its scheme."""
+        """Return the canonical URI or the error for one name with a scheme."""
         if text is None:
-            return Verdict(None, "BadURI", "the name is missing, or is no text in UTF-8")
+            return Verdict(None, "BadURI", "the name is missing or is not valid UTF-8")
         if refusal := credentials_refusal(text):
             return Verdict(None, "BadURI", f"{_shown(text)} {refusal}")
         try:
@@ -85,7 +85,7 @@ class Resolver:
         if refusal := self._places.refusal(uri):
             return Verdict(uri, "NotAllowed", refusal)
         if (uri + "/").startswith(self._output):
-            return Verdict(uri, "InsideOutput", f"lies inside the output {self._output}")
+            return Verdict(uri, "InsideOutput", f"is inside the output {self._output}")
         return Verdict(uri)
 
     def _allows(self, uris: pa.Array) -> pa.BooleanArray:
@@ -96,7 +96,7 @@ class Resolver:
 
 
 def named_table(columns: dict[str, pa.Array], length: int) -> pa.Table:
-    """NAMED rows; columns that are not given are null."""
+    """Return NAMED rows; columns that are not given are null."""
     return pa.Table.from_arrays(
         [columns[column.name] if column.name in columns else pa.nulls(length, column.type) for column in NAMED],
         schema=NAMED,
@@ -104,18 +104,18 @@ def named_table(columns: dict[str, pa.Array], length: int) -> pa.Table:
 
 
 def folder_above(uri: str) -> str:
-    """The folder of a file, without a slash at its end."""
+    """Return the folder of a file, without a trailing slash."""
     return storage.absolute(uri).rpartition("/")[0]
 
 
 def _shown(text: str) -> str:
-    """Return a name as messages show it: without credentials, and shortened."""
-    text = masked(text)  # before it is cut, since half of a URL may not look like one
+    """Return a name for use in messages, with credentials masked, and shortened."""
+    text = masked(text)  # before shortening, because a truncated URL may not be recognized
     return repr(text if len(text) < 200 else f"{text[:200]}...")
 
 
 def _texts(names: pa.Array) -> pa.StringArray:
-    """Names as text, null where they are none or not UTF-8."""
+    """Convert names to strings; null for empty names and invalid UTF-8."""
     if not pa.types.is_binary(names.type):
         names = names.cast(pa.binary())
     names = pc.if_else(pc.equal(pc.binary_length(names), 0), None, names)
@@ -133,7 +133,7 @@ def _decoded(name: bytes | None) -> str | None:
 
 
 def _with_scheme(texts: pa.StringArray, folder: str) -> pa.StringArray:
-    """URIs: paths get file://, names without a scheme begin in the folder, s3a:// is s3://."""
+    """Add a scheme: file:// for paths, `folder` for relative names, and s3:// instead of s3a://."""
     texts = pc.replace_substring_regex(texts, "^s3a://", "s3://")
     if pc.all(pc.match_substring_regex(texts, WITH_SCHEME)).as_py():
         return texts

@@ -1,1 +1,1 @@
-"""Confusion matrix, boundary IoU and calibration error, on NumPy arrays."""
+"""Confusion matrix, boundary IoU and calibration error of NumPy arrays."""

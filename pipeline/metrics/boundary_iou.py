@@ -1,9 +1,9 @@
-"""Boundary IoU: how well the outlines of the classes are met, from counts that add up over images.
+"""Boundary IoU, which measures the quality of class outlines, from counts that can be added over images.
 
-Of each class only the pixels count that are within d of its outline, inside it, in the truth and in the prediction;
-Boundary IoU is the IoU of the two. The edge of the image is an outline too. Where the truth is to be ignored, so is the
-prediction: neither has any class there. Source: Cheng et al. 2021, "Boundary IoU: Improving Object-Centric Image
-Segmentation Evaluation".
+The boundary region of a class is the set of its pixels within distance d of its outline. Boundary IoU is the IoU of
+the boundary regions of the truth and the prediction. The edge of the image is an outline too. Where the truth is
+ignored, so is the prediction: neither has a class there. Source: Cheng et al. 2021, "Boundary IoU: Improving
+Object-Centric Image Segmentation Evaluation".
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from pipeline.metrics.confusion import mean_of_known, ratio
 
-WIDTH = 0.02  # of the image's diagonal: the d of the paper
+WIDTH = 0.02  # d in the paper, as a share of the image diagonal
 NO_CLASS = 2**16 - 1
 
 
 @dataclass(frozen=True)
 class BoundaryCounts:
-    """Pixels of boundary regions by class, of any number of images."""
+    """Pixel counts of boundary regions by class, over any number of images."""
 
     intersection_K: NDArray[np.int64]
     union_K: NDArray[np.int64]
@@ -34,7 +34,7 @@ class BoundaryCounts:
 
     @property
     def iou_K(self) -> NDArray[np.float64]:
-        """Boundary IoU of each class, nan where it never occurs."""
+        """Boundary IoU of each class; nan if it never occurs."""
         return ratio(self.intersection_K, self.union_K)
 
     @property
@@ -64,10 +64,10 @@ def boundary_counts(
 
 
 def near_outline(ids_HW: NDArray[np.uint16], distance: int) -> NDArray[np.bool_]:
-    """Return whether a pixel of another id, or the outside of the image, is within `distance` steps, diagonal ones too.
+    """Return a mask of the pixels that have another id or the image edge within `distance` steps, including diagonals.
 
-    For each class that is what its eroded mask leaves of it, found for all classes at once: the ids in the window
-    around a pixel are all its own if their least and their largest are.
+    This is each class's mask minus its erosion, computed for all classes at once: all ids in the window around a pixel
+    are equal to its id if their minimum and maximum are.
     """
     padded = cv2.copyMakeBorder(ids_HW, distance, distance, distance, distance, cv2.BORDER_CONSTANT, value=(NO_CLASS,))
     window = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)

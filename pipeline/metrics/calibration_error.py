@@ -1,8 +1,8 @@
-"""How honest a model's confidences are: expected calibration error, from counts that add up over images.
+"""Expected calibration error of a model's confidences, from counts that can be added over images.
 
-Pixels fall into bins by their confidence; in each bin the share of pixels with the right class should be their mean
-confidence. The error is the mean gap between the two over all pixels. Source: Guo et al. 2017, "On Calibration of
-Modern Neural Networks", section 2.
+Pixels are binned by confidence; in each bin the share of correct pixels should equal their mean confidence. The error
+is the mean gap between the two over all pixels. Source: Guo et al. 2017, "On Calibration of Modern Neural Networks",
+section 2.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ BINS = 15
 
 @dataclass(frozen=True)
 class ConfidenceCounts:
-    """Labelled pixels by confidence: bin b of B is from b / B up to, not including, (b + 1) / B; the last has 1 too.
+    """Labeled pixels by confidence: bin b of B covers [b / B, (b + 1) / B); the last bin includes 1.
 
-    The sum of float16 confidences is exact, whatever the order, up to half a billion pixels in a bin: each is a whole
-    number of 2**-24, of which a float64 holds 2**53. Beyond that the last bits depend on the order.
+    The sum of float16 confidences is exact in any order for up to half a billion pixels in a bin: each confidence is a
+    multiple of 2**-24, of which a float64 holds 2**53. Beyond that, the last bits depend on the order.
     """
 
     pixels_B: NDArray[np.int64]
@@ -38,18 +38,18 @@ class ConfidenceCounts:
 
     @property
     def error(self) -> float:
-        """Expected calibration error, 0 to 1; nan without a pixel."""
+        """Expected calibration error, 0 to 1; nan without pixels."""
         total = self.pixels_B.sum()
         return float(np.abs(self.correct_B - self.confidence_B).sum() / total) if total else float("nan")
 
     @property
     def accuracy_B(self) -> NDArray[np.float64]:
-        """Share of right pixels, nan for an empty bin."""
+        """Share of correct pixels in each bin; nan for an empty bin."""
         return ratio(self.correct_B, self.pixels_B)
 
     @property
     def mean_confidence(self) -> float:
-        """Over all pixels; nan without one."""
+        """Mean confidence over all pixels; nan without pixels."""
         total = self.pixels_B.sum()
         return float(self.confidence_B.sum() / total) if total else float("nan")
 
@@ -60,7 +60,7 @@ def confidence_counts(
     confidence: NDArray[np.float16],
     ignore_index: int,
 ) -> ConfidenceCounts:
-    """Count the pixels of arrays of one shape; those whose truth is `ignore_index` do not count."""
+    """Count the pixels of arrays of the same shape, ignoring pixels whose truth is `ignore_index`."""
     counted = truth != ignore_index
     confidence_P = confidence[counted].astype(np.float32)
     bin_P = np.minimum((confidence_P * BINS).astype(np.int64), BINS - 1)

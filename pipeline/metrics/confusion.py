@@ -1,4 +1,4 @@
-"""Segmentation metrics from one confusion matrix, in exact integer counts."""
+"""Segmentation metrics from a confusion matrix of exact integer counts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ def confusion_matrix(
     """Count pixels by (true class, predicted class).
 
     Args:
-        truth: class ids of any shape; pixels equal to `ignore_index` do not count.
+        truth: class ids of any shape; pixels equal to `ignore_index` are not counted.
         predicted: class ids below `num_classes`, of the same shape.
 
     Returns: K x K int64, rows are the truth.
@@ -25,15 +25,15 @@ def confusion_matrix(
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a confusion matrix says. Ratios from 0 to 1; nan where nothing was counted."""
+    """Metrics of a confusion matrix, from 0 to 1; nan if nothing was counted."""
 
     iou_K: NDArray[np.float64]
-    accuracy_K: NDArray[np.float64]  # share of a class's true pixels that are found; nan without any
-    precision_K: NDArray[np.float64]  # share of a class's predicted pixels that are true; nan without any
+    accuracy_K: NDArray[np.float64]  # share of a class's true pixels that are predicted correctly; nan without any
+    precision_K: NDArray[np.float64]  # share of a class's predicted pixels that are correct; nan without any
     miou: float  # over the classes that occur in the truth or the prediction
     mean_accuracy: float  # over the classes that occur in the truth
     pixel_accuracy: float
-    frequency_weighted_iou: float  # each class as often as it occurs in the truth
+    frequency_weighted_iou: float  # weighted by the frequency of each class in the truth
 
     @classmethod
     def of(cls, confusion_KK: NDArray[np.int64]) -> "Metrics":
@@ -54,7 +54,7 @@ class Metrics:
         )
 
     def as_dict(self, class_names: list[str]) -> dict[str, Any]:
-        """For a checkpoint's config.json; a class that never occurred has no IoU."""
+        """Return the metrics for a checkpoint's config.json; a class that never occurs has no IoU."""
         ious = {name: round(float(iou), 4) for name, iou in zip(class_names, self.iou_K, strict=True) if iou == iou}
         return {
             "miou": rounded(self.miou),
@@ -66,16 +66,16 @@ class Metrics:
 
 
 def ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return part / whole, nan where the whole is 0."""
+    """Return part / whole, or nan if the whole is 0."""
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
 def mean_of_known(values: NDArray[np.float64]) -> float:
-    """Return the mean of those that are not nan; nan if all are."""
+    """Return the mean of the values that are not nan, or nan if all are."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
 
 
 def rounded(value: float) -> float | None:
-    """Return the ratio as JSON has it: four digits, None for nan."""
+    """Return the ratio for JSON: rounded to four digits, None for nan."""
     return None if value != value else round(float(value), 4)

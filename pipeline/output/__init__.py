@@ -1,1 +1,1 @@
-"""The tables of an output: schema, parts, the commit protocol, the lease, and the images that are completed."""
+"""Output tables: schema, parts, commit protocol, lease, and the set of completed images."""

@@ -1,4 +1,4 @@
-"""Which images of an output need nothing more. Of a hundred million it holds the ids, 16 bytes each."""
+"""Set of the images of an output that need no more work. Memory: 16 bytes per image id, also for 100 million ids."""
 
 from collections.abc import Sequence
 
@@ -11,21 +11,21 @@ from pipeline.output.schema import IMAGE_ID_BYTES, image_id
 
 
 class CompletedImages:
-    """The images that have a row, but for those that are to be labelled again.
+    """Set of the images that have a row, except those that are to be labeled again.
 
     Args:
-        retry_errors: kinds of failures to try again; 'all' is every kind.
-        relabel_changed: whether an image with another ETag than its row is to be labelled again.
+        retry_errors: error types whose images are retried; 'all' means every error type.
+        relabel_changed: label an image again if its ETag differs from the ETag in its row.
     """
 
     def __init__(self, retry_errors: Sequence[str] = (), relabel_changed: bool = False) -> None:
         self._retry_errors = tuple(retry_errors)
         self._relabel_changed = relabel_changed
         self._images = IdSet()
-        self._settled = IdSet() if retry_errors else self._images  # images without those to try again
+        self._settled = IdSet() if retry_errors else self._images  # without the images to retry
         self._versions = IdSet()
-        self.num_without_etag = 0  # listed images that have a row and, with `relabel_changed`, no ETag to compare
-        # Of masks, what `add` wants to see.
+        self.num_without_etag = 0  # with `relabel_changed`: listed images with a row but no ETag
+        # The columns of masks that `add` needs.
         self.columns = ["image_id"]
         self.columns += ["status", "error_type"] if retry_errors else []
         self.columns += ["etag"] if relabel_changed else []
@@ -34,7 +34,7 @@ class CompletedImages:
         return len(self._settled)
 
     def add(self, rows: pa.Table) -> pa.BooleanArray:
-        """Count rows of masks, at least their `columns`; returns whose image had no row before."""
+        """Add rows of masks (at least the `columns`) and return, for each row, True if its image had no row before."""
         is_first = self._images.add(rows["image_id"])
         if self._retry_errors:
             again = pc.equal(rows["status"], "error")
@@ -47,7 +47,7 @@ class CompletedImages:
         return is_first
 
     def contains(self, listed: pa.Table) -> pa.Array:
-        """Of a LISTED table, which images need nothing more."""
+        """Return, for each row of a LISTED table, True if its image needs no more work."""
         known = self._settled.contains(listed["image_id"])
         if not self._relabel_changed:
             return known
@@ -58,6 +58,6 @@ class CompletedImages:
 
 
 def _versions(images: pa.Table) -> pa.Array:
-    """An id for each image and ETag together."""
+    """Return one id for each pair of image id and ETag."""
     pairs = zip(images["image_id"].to_pylist(), images["etag"].to_pylist(), strict=True)
     return pa.array([image_id(f"{name.hex()} {etag}") for name, etag in pairs], pa.binary(IMAGE_ID_BYTES))

@@ -1,4 +1,4 @@
-"""A set of image ids that holds tens of millions of them in little more than their 16 bytes each."""
+"""Compact set of image ids: tens of millions of ids in little more than their 16 bytes each."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from pipeline.output.schema import IMAGE_ID_BYTES
 
 Numbers = NDArray[np.uint64]
 
-LEAF = 1 << 17  # ids that are rewritten together
-FEW = 1 << 16  # ids that wait for the leaves at the least
-SHARE = 16  # and at the most: one in so many
+LEAF = 1 << 17  # ids per sorted leaf, which is rewritten as a whole
+FEW = 1 << 16  # new ids are merged into the leaves once there are more than this many
+SHARE = 16  # and more than 1/SHARE of the ids in the leaves
 
 
 class _Run(NamedTuple):
-    """Ids as pairs of numbers, sorted by the first; those that share the first are in no order."""
+    """Ids as pairs of numbers, sorted by the first; ids with the same first number are in no particular order."""
 
     first: Numbers
     second: Numbers
@@ -30,7 +30,7 @@ _EMPTY = _Run(np.empty(0, np.uint64), np.empty(0, np.uint64))
 
 
 class IdSum(NamedTuple):
-    """How many ids there are, and their sum, modulo 2^64: if one is another, or comes twice for it, a different one."""
+    """Count of ids and their sum modulo 2^64; the sum changes if an id is replaced by another one or by a duplicate."""
 
     num_ids: int = 0
     total: int = 0
@@ -45,38 +45,39 @@ class IdSum(NamedTuple):
 
 
 class IdSet:
-    """An exact set of 16-byte ids, added and looked up by the array.
+    """Exact set of 16-byte ids; ids are added and looked up by the array.
 
-    Most ids lie in sorted leaves that divide the range of ids between them; the newest wait in a few sorted runs
-    until there are enough to go through all leaves. A leaf is rewritten alone, so nothing is ever held twice.
-    Any ids are right; ids that are hashes, which rarely share their first eight bytes, are fast.
+    Most ids are in sorted leaves, each of which covers one range of ids. The newest ids are in a few sorted runs until
+    there are enough of them to justify a merge into all leaves. The merge rewrites one leaf at a time, so it never
+    holds a second copy of all ids. The set is correct for any ids, and fast for hashes, which rarely share their first
+    eight bytes.
     """
 
     def __init__(self) -> None:
         self._leaves: list[_Run] = []
-        self._starts: Numbers = np.empty(0, np.uint64)  # first number of each leaf but the first
-        self._new: list[_Run] = []  # each at least four times as long as the next
+        self._starts: Numbers = np.empty(0, np.uint64)  # first number of each leaf except the first leaf
+        self._new: list[_Run] = []  # each run is at least four times as long as the next
 
     def __len__(self) -> int:
         return sum(len(run.first) for run in (*self._leaves, *self._new))
 
     @property
     def nbytes(self) -> int:
-        """Memory of the ids, bytes."""
+        """Memory that the ids take, in bytes."""
         return sum(run.first.nbytes + run.second.nbytes for run in (*self._leaves, *self._new))
 
     def contains(self, ids: pa.Array | pa.ChunkedArray) -> pa.BooleanArray:
-        """Which ids are in the set."""
+        """Return, for each id, True if it is in the set."""
         query = _numbers(ids)
-        order = np.argsort(query.first)  # sorted questions go through the leaves once
+        order = np.argsort(query.first)  # a sorted query passes over the leaves once
         found = np.empty(len(order), bool)
         found[order] = self._find(_Run(query.first[order], query.second[order]))
         return pa.array(found)
 
     def add(self, ids: pa.Array | pa.ChunkedArray) -> pa.BooleanArray:
-        """Put ids into the set; returns which were not in it, of equal ones among them the first."""
+        """Add ids and return, for each, True if it was not in the set; of equal new ids only the first is True."""
         given = _numbers(ids)
-        order = np.lexsort((given.second, given.first))  # stable: of equal ids the first stays first
+        order = np.lexsort((given.second, given.first))  # stable: equal ids keep their order
         query = _Run(given.first[order], given.second[order])
         fresh = np.ones(len(order), bool)
         fresh[1:] = (query.first[1:] != query.first[:-1]) | (query.second[1:] != query.second[:-1])
@@ -87,7 +88,7 @@ class IdSet:
         return pa.array(added)
 
     def _find(self, query: _Run) -> NDArray[np.bool_]:
-        """Which ids of a sorted query are in the set."""
+        """Return, for each id of a sorted query, True if it is in the set."""
         found = np.zeros(len(query.first), bool)
         edges = [0, *np.searchsorted(query.first, self._starts).tolist(), len(query.first)]
         for leaf, start, stop in zip(self._leaves, edges, edges[1:], strict=False):
@@ -117,18 +118,18 @@ class IdSet:
         leaves: list[_Run] = []
         for position, (start, stop) in enumerate(pairwise(edges)):
             leaf = self._leaves[position]
-            self._leaves[position] = _EMPTY  # so that the old leaf can go at once
+            self._leaves[position] = _EMPTY  # frees the old leaf as soon as it is merged
             leaves += _split(_merged(leaf, run.part(start, stop)) if start < stop else leaf)
         self._leaves = leaves
         self._starts = np.array([leaf.first[0] for leaf in leaves[1:]], np.uint64)
 
 
 def _numbers(ids: pa.Array | pa.ChunkedArray) -> _Run:
-    """Ids as two numbers each, in the order given."""
+    """Return ids as pairs of numbers, in the given order. Raises: ValueError for another type, or a null id."""
     if ids.type != pa.binary(IMAGE_ID_BYTES):
-        raise ValueError(f"ids are {ids.type}, not binary({IMAGE_ID_BYTES})")
+        raise ValueError(f"ids have the type {ids.type}, not binary({IMAGE_ID_BYTES})")
     if ids.null_count:
-        raise ValueError("an id is null")
+        raise ValueError("ids contain a null")
     if isinstance(ids, pa.ChunkedArray):
         ids = ids.combine_chunks()
     if not len(ids):
@@ -145,7 +146,7 @@ def _find_in(run: _Run, query: _Run) -> NDArray[np.bool_]:
     at = np.minimum(place, last)
     alike = run.first[at] == query.first
     found = alike & (run.second[at] == query.second)
-    # The next one may share the first number, too: nearly never for hashes.
+    # The next id may have the same first number; for hashes this almost never happens.
     after = np.minimum(at + 1, last)
     for n in np.flatnonzero(alike & ~found & (after > at) & (run.first[after] == query.first)):
         stop = np.searchsorted(run.first, query.first[n], side="right")
@@ -154,7 +155,7 @@ def _find_in(run: _Run, query: _Run) -> NDArray[np.bool_]:
 
 
 def _merged(one: _Run, other: _Run) -> _Run:
-    """Both in one sorted run."""
+    """Merge two runs into one sorted run."""
     places = np.searchsorted(one.first, other.first) + np.arange(len(other.first))
     first, second = (np.empty(len(one.first) + len(other.first), np.uint64) for _ in range(2))
     from_one = np.ones(len(first), bool)
@@ -166,12 +167,12 @@ def _merged(one: _Run, other: _Run) -> _Run:
 
 
 def _split(leaf: _Run) -> list[_Run]:
-    """The leaf, or several that are shorter; ids that share their first number stay in one."""
+    """Split a leaf that is too long; ids with the same first number stay in one leaf."""
     if len(leaf.first) <= 2 * LEAF:
         return [leaf]
     wanted = leaf.first[LEAF : len(leaf.first) - LEAF // 2 : LEAF]
     edges = [0, *np.unique(np.searchsorted(leaf.first, wanted)).tolist(), len(leaf.first)]
-    # Copies, since a view would keep the whole leaf.
+    # Copies, because a view would keep the whole leaf in memory.
     return [
         _Run(leaf.first[start:stop].copy(), leaf.second[start:stop].copy())
         for start, stop in pairwise(edges)

@@ -1,13 +1,13 @@
-"""One run writes an output at a time: a lease, which conditional writes decide, and no clock.
+"""Lease of an output: one run writes to an output at a time, as decided by conditional writes and not by clocks.
 
-OUTPUT/_leases/ has a file for every run, numbered from 1. Whoever creates the next number holds the output: of two
-that try, storage refuses one. The holder alone writes to its file, to show that it lives and how it ended, and files
-are never removed. So the numbers are the order of the runs: they are their sequence numbers, as in Iceberg.
+OUTPUT/_leases/ has one file per run, numbered from 1. The run that creates the next number holds the lease: if two
+runs try, storage refuses one of them. Only the holder writes to its file, to show that it is alive and how it ended.
+Files are never removed, so the numbers are the order of the runs: they are sequence numbers, as in Apache Iceberg.
 
-A run that lives is not disturbed. One whose file has not changed for a while, or whose process is gone, is taken over
-by creating the next number. It may not know of that yet: each of its tasks asks, after it has written the statistics
-of a part and before it commits the masks. So whatever it can still commit afterwards has its statistics there when
-the next run looks, which waits for it (`parts.reconcile`).
+A live run is not disturbed. If the file of a run has not changed for a while, or its process is gone, the next run
+takes over by creating the next number. The former run may not know that yet, so each of its tasks checks the lease
+after it has written the statistics of a part and before it commits the masks. Whatever it can still commit afterwards
+therefore has its statistics in the output when the next run looks, and that run waits for it (`Reconciled.in_doubt`).
 """
 
 import os
@@ -33,28 +33,29 @@ FOLDER = "_leases"
 NAME = re.compile(r"(\d{8})\.json")
 RENEW_EVERY = 5.0  # seconds
 EXPIRES_AFTER = 30.0  # seconds without a change
-# Seconds until a file that another run has written at the same moment is there. OpenStack Swift looks whether there is
-# one before it writes, so that two may succeed; other stores ignore the condition, and then a run may be far behind.
+# Seconds until a lease that another run writes at the same moment is visible. OpenStack Swift checks for an existing
+# object before it writes, so two runs may both succeed. Stores that ignore the condition need more time, because the
+# other run may be far behind.
 SETTLES_IN, SETTLES_WITHOUT_CONDITIONS = 0.5, 5.0
 LOOK_EVERY = 1.0  # seconds
 
-_held: set[str] = set()  # nonces of the leases of this process
+_held: set[str] = set()  # nonces of the leases that this process holds
 
 
 class LeaseLost(UserError):
-    """Another run has taken the output over."""
+    """Error of a run whose output another run has taken over."""
 
 
 class Record(BaseModel):
-    """The content of a lease file."""
+    """Content of a lease file."""
 
     run_id: str
     nonce: str
     host: str
-    machine: str | None  # since its last start, and its process ids' namespace; None: it does not tell
+    machine: str | None  # boot id and PID namespace; None if unknown
     pid: int
-    started: str | None  # when the process was, in ticks of that machine
-    began_at: datetime  # for people; nothing is decided by it
+    started: str | None  # start time of the process, in clock ticks since that machine booted
+    began_at: datetime  # only for display: no decision depends on a clock
     renewals: int = 0
     state: Literal["held", "ended", "failed"] = "held"
 
@@ -64,30 +65,30 @@ class Record(BaseModel):
 
 @dataclass(frozen=True)
 class Claim:
-    """Identifies a run's lease, so that the run's tasks can check that it is still held."""
+    """Identity of a run's lease, with which the tasks of the run check that it is still held."""
 
     output: str
     sequence: int
     nonce: str
 
     def require(self) -> None:
-        """Ask storage whether the lease is still this run's.
+        """Check with storage that this run still holds the lease.
 
-        Raises: LeaseLost; UserError where storage does not answer.
+        Raises: LeaseLost if it does not; UserError if storage cannot be read.
         """
         own, following = _read(self.output, self.sequence, self.sequence + 1)
         if following is not None:
             raise LeaseLost(f"output {self.output} was taken over by {following}; this run has stopped writing to it")
         if own is None or own.nonce != self.nonce:
-            other = f"was written by {own}" if own else "is gone"
+            other = f"was overwritten by {own}" if own else "is missing"
             raise LeaseLost(
-                f"{_uri(self.output, self.sequence)}, this run's lease, {other}; this run has stopped writing to the "
-                "output; run the same command again when no other run writes to it"
+                f"{_uri(self.output, self.sequence)}: this run's lease {other}; this run has stopped writing to the "
+                "output. Run the same command again when no other run is writing to it"
             )
 
 
 class Lease:
-    """A lease that this process holds, and renews from a thread. Made by `hold`."""
+    """Lease that this process holds and renews from a thread; created by `hold`."""
 
     def __init__(self, claim: Claim, record: Record) -> None:
         self.claim, self._record = claim, record
@@ -99,26 +100,26 @@ class Lease:
         self._thread.start()
 
     def look(self) -> None:
-        """Raise LeaseLost if the renewing thread has found that out; asks nobody."""
+        """Raise LeaseLost if the renewing thread has noticed the loss; does not access storage."""
         if self._lost is not None:
             raise self._lost
 
     def require(self) -> None:
-        """Ask storage, as Claim does; for the driver, before it deletes anything and before it says how it ended."""
+        """Check with storage, as Claim does; for the driver, before it deletes anything or reports how it ended."""
         self.look()
         self.claim.require()
 
     def end(self, state: Literal["ended", "failed"]) -> None:
-        """Renew no more, and say so to the next run, which need not wait then. Not being able to is no failure."""
+        """Stop renewing and release the lease (best effort), so that the next run need not wait for it to expire."""
         self._ending.set()
         self._thread.join()
         try:
             self.require()
             self._write(state)
         except LeaseLost:
-            pass  # whoever has taken over knows
+            pass  # the run that took over does not wait for this one
         except UserError as error:
-            log(f"the lease of run {self.run_id} was not given back; the next run waits for it to expire: {error}")
+            log(f"could not release the lease of run {self.run_id}; the next run waits until it expires: {error}")
 
     def _keep_renewing(self) -> None:
         while not self._ending.wait(RENEW_EVERY):
@@ -129,7 +130,7 @@ class Lease:
                 self._lost = error
                 return
             except UserError:
-                continue  # storage may answer the next time; whoever commits asks for itself
+                continue  # storage may respond the next time, and every commit checks the lease itself
 
     def _write(self, state: Literal["held", "ended", "failed"]) -> None:
         self._record = self._record.model_copy(update={"renewals": self._record.renewals + 1, "state": state})
@@ -140,9 +141,9 @@ class Lease:
 def hold(output: str) -> Iterator[Lease]:
     """Hold an output's lease while the block runs.
 
-    Waits for a run that may have died, 30 seconds at most.
+    Waits up to 30 seconds for an earlier run that may have crashed.
 
-    Raises: UserError where another run is writing, which it names.
+    Raises: UserError, which names the other run, if another run is writing.
     """
     nonce = secrets.token_hex(8)
     _held.add(nonce)
@@ -166,7 +167,7 @@ def hold(output: str) -> Iterator[Lease]:
 
 
 def sequence_of(run_id: str) -> int:
-    """The sequence number of a run; 0 for runs from before there were any."""
+    """Return the sequence number of a run; 0 for a run of an earlier version, which had none."""
     found = re.fullmatch(r"\d{8}T\d{6}-r(\d+)", run_id)
     return int(found[1]) if found else 0
 
@@ -179,19 +180,19 @@ def _record(sequence: int, nonce: str) -> Record:
 
 
 def _create(claim: Claim, record: Record) -> bool:
-    """Create the lease's file; False where another run was faster."""
+    """Create the lease's file; return False if another run was faster."""
     uri, content = _uri(claim.output, claim.sequence), _content(record)
     if storage.create_bytes(uri, content) and not storage.is_local(uri):
         ignores_conditions = storage.create_bytes(uri, content)
         time.sleep(SETTLES_WITHOUT_CONDITIONS if ignores_conditions else SETTLES_IN)
-    # Of several runs whose files were taken the last one's is there. And where the answer to a first try was lost,
-    # storage has refused the second one.
+    # The return value of create_bytes does not decide: if storage accepted the files of several runs, it has the last
+    # one, and if the response to a first try was lost, it refused the second try of the same run.
     (there,) = _read(claim.output, claim.sequence)
     return there is not None and there.nonce == record.nonce
 
 
 def _latest(output: str) -> int:
-    """The highest number, 0 if there is none. A listing that lags behind is made up for."""
+    """Return the highest lease number, or 0 if there is none, even if the listing lags behind."""
     names = (uri.rpartition("/")[2] for uri in storage.find(storage.join(output, FOLDER)))
     latest = max((int(found[1]) for name in names if (found := NAME.fullmatch(name))), default=0)
     while _read(output, latest + 1)[0] is not None:
@@ -200,14 +201,14 @@ def _latest(output: str) -> int:
 
 
 def _wait_for_its_end(output: str, sequence: int) -> None:
-    """Return when the run has ended or died. Raises UserError when it lives."""
+    """Return once the run has ended or crashed. Raises: UserError if it is alive."""
     (first,) = _read(output, sequence)
     if first is None or first.state != "held":
         return
     is_alive = _is_alive(first)
     end = time.monotonic() + EXPIRES_AFTER
     if is_alive is None:
-        log(f"{first} was writing to this output; waiting {EXPIRES_AFTER:g} s at most to see whether it lives")
+        log(f"{first} was writing to this output; waiting up to {EXPIRES_AFTER:g} s to see whether it is still alive")
     while is_alive is None and time.monotonic() < end:
         time.sleep(LOOK_EVERY)
         (now,) = _read(output, sequence)
@@ -216,14 +217,14 @@ def _wait_for_its_end(output: str, sequence: int) -> None:
         is_alive = True if now != first else None
     if is_alive:
         raise UserError(
-            f"output {output} is being written by {first}; one run writes to an output at a time: wait until it ends, "
-            "or stop it, or choose another --output"
+            f"output {output} is being written by {first}, and only one run can write to an output at a time. Wait "
+            "until it ends, stop it, or choose another --output"
         )
-    log(f"{first} ended without a word; going on in its place")
+    log(f"{first} ended without releasing its lease; this run takes over")
 
 
 def _is_alive(record: Record) -> bool | None:
-    """Return whether the process that holds a lease is running; None if this machine cannot tell."""
+    """Return True if the process that holds a lease is running, and None if this machine cannot find out."""
     if record.machine is None or record.machine != _machine():
         return None
     if record.pid == os.getpid() and record.started == _started(record.pid):
@@ -232,16 +233,16 @@ def _is_alive(record: Record) -> bool | None:
 
 
 def _machine() -> str | None:
-    """This machine since its last start, and the namespace of process ids, which containers have one each of."""
+    """Return the boot id of this machine and its PID namespace, of which each container has its own."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return None  # no Linux
+        return None  # not Linux
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine was started, in ticks; None where there is none, or a dead one."""
+    """Return the start time of a process on this machine, in clock ticks; None if it does not exist or is dead."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -258,7 +259,7 @@ def _content(record: Record) -> bytes:
 
 
 def _read(output: str, *sequences: int) -> list[Record | None]:
-    """Leases by number, None for those that are not there. Raises UserError."""
+    """Read leases by number; a missing one is None. Raises: UserError."""
     uris = [_uri(output, sequence) for sequence in sequences]
     records: list[Record | None] = []
     for uri, found in zip(uris, storage.fetch(uris), strict=True):
@@ -271,5 +272,5 @@ def _read(output: str, *sequences: int) -> list[Record | None]:
         try:
             records.append(Record.model_validate_json(found))
         except ValidationError:
-            raise UserError(f"{uri}: is not a lease; remove it if no run writes to this output") from None
+            raise UserError(f"{uri}: not a lease file; delete it if no run is writing to this output") from None
     return records

@@ -1,4 +1,4 @@
-"""An output as a whole: whose it is, and what failed in it."""
+"""Ownership of an output: the model that it belongs to, the outcomes of its runs, and its failures."""
 
 import posixpath
 from collections import Counter
@@ -13,9 +13,9 @@ from pipeline.output.schema import CLASSES, MASKS, SCHEMA_VERSION, table
 
 
 def claim_output(output: str, model: Checkpoint) -> None:
-    """Write the output's class table, which names its model.
+    """Write the output's class table, which names its model, if it is not there yet.
 
-    Raises: UserError for an output of another model, other classes or another schema, or one that cannot be written.
+    Raises: UserError if the output has another model, other classes or another schema version, or cannot be written.
     """
     if is_claimed(output, model):
         return
@@ -23,18 +23,18 @@ def claim_output(output: str, model: Checkpoint) -> None:
         {"class_id": k, "class_name": name, "red": red, "green": green, "blue": blue}
         for k, (name, (red, green, blue)) in enumerate(zip(model.class_names, model.metadata.colors, strict=True))
     ]
-    # Whose the output is.
+    # The owner of the output, which is_claimed compares with.
     marks = {"sceneparse.model_id": model.model_id, "sceneparse.schema_version": SCHEMA_VERSION}
     write_table(_class_table(output), table(rows, CLASSES.with_metadata(marks)))
 
 
 def is_begun(output: str) -> bool:
-    """Whether a run has ever written to the output."""
+    """Return True if a run has ever written to the output."""
     return storage.exists(_class_table(output))
 
 
 def is_claimed(output: str, model: Checkpoint) -> bool:
-    """Whether the output has its class table; raises UserError where it is not this model's."""
+    """Return True if the output has its class table. Raises: UserError if the table is not this model's."""
     uri = _class_table(output)
     if storage.exists(uri):
         existing = read_table(uri, schema=CLASSES)
@@ -42,22 +42,24 @@ def is_claimed(output: str, model: Checkpoint) -> bool:
         version, model_id = found.get("sceneparse.schema_version"), found.get("sceneparse.model_id")
         if version != SCHEMA_VERSION:
             raise UserError(
-                f"output {output} has table schema version {version}, this program writes {SCHEMA_VERSION}; choose "
-                "another --output, or go on with the version of this program that began it"
+                f"output {output} has table schema version {version}, but this program writes {SCHEMA_VERSION}; choose "
+                "another --output, or use the version of this program that created it"
             )
         if model_id != model.model_id:
             raise UserError(
-                f"output {output} belongs to another model ({model_id}, this one is {model.model_id}); an output holds "
-                "one model with one preprocessing: choose another --output, or use that checkpoint"
+                f"output {output} belongs to another model ({model_id}; this one is {model.model_id}). An output holds "
+                "the labels of one model with one preprocessing: choose another --output, or use that checkpoint"
             )
         if existing["class_name"].to_pylist() != model.class_names:
             raise UserError(
-                f"output {output} names its classes {existing['class_name'].to_pylist()}, the checkpoint "
-                f"{model.class_names}; choose another --output, or use a checkpoint of those classes"
+                f"output {output} has the classes {existing['class_name'].to_pylist()}, but the checkpoint has "
+                f"{model.class_names}; choose another --output, or use a checkpoint with the classes of the output"
             )
         return True
     if storage.find(storage.join(output, "masks")):
-        raise UserError(f"output {output} has masks but no classes.parquet, so its model is unknown; choose another")
+        raise UserError(
+            f"output {output} has masks but no classes.parquet, so its model is unknown; choose another --output"
+        )
     return False
 
 
@@ -66,7 +68,7 @@ def _class_table(output: str) -> str:
 
 
 def outcomes_of(output: str, run_id: str) -> dict[str, int]:
-    """How many images of a run ended how, by the parts that it has written: 'ok' or a kind of failure -> images."""
+    """Count the images of a run by outcome, from the parts that it wrote: 'ok' or error type -> images."""
     outcomes: Counter[str] = Counter()
     for uri in storage.find(storage.join(output, "masks")):
         if posixpath.basename(uri).startswith(f"part-{run_id}-"):
@@ -76,7 +78,7 @@ def outcomes_of(output: str, run_id: str) -> dict[str, int]:
 
 
 def first_failures(output: str, names: list[str], most: int) -> list[dict[str, str]]:
-    """The first failed images of some parts: image_uri, error_stage, error_type, error_message."""
+    """Return the first `most` failed images of some parts: image_uri, error_stage, error_type, error_message."""
     columns = ["image_uri", "error_stage", "error_type", "error_message"]
     failures: list[dict[str, str]] = []
     for name in names:

@@ -1,4 +1,4 @@
-"""How the tables of an output are read and written; benchmarks/tables.py shows what each choice costs and saves."""
+"""Parquet files of an output: how they are read and written. benchmarks/tables.py measures each choice."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,26 +9,27 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.storage.parquet_files import open_parquet, parquet_bytes
 
-# In memory. What a reader may fetch to have one mask; but each is asked for every column that is wanted of all images.
+# In memory. With larger row groups a reader of one mask fetches more bytes; with smaller ones a reader of a column of
+# all images sends more requests.
 ROW_GROUP_BYTES = 16 * 2**20
-# In masks all their values differ, so a dictionary of them only takes room.
+# In masks all values of these columns differ, so a dictionary would only take space.
 WITHOUT_DICTIONARY = ("image_id", "image_uri", "etag", "mask.bytes", "mask.path")
 
 
 def write_options(table: pa.Table, row_group_bytes: int = ROW_GROUP_BYTES) -> dict[str, Any]:
-    """Options of pyarrow.parquet.write_table for masks, class_stats or classes."""
+    """Return the options of pyarrow.parquet.write_table for masks, class_stats or classes."""
     columns = [path for field in table.schema for path in _columns(field.name, field.type)]
     is_masks = "mask.bytes" in columns
     return {
         "row_group_size": max(1, len(table) * row_group_bytes // max(1, table.nbytes)),
-        "compression": "ZSTD",  # of masks, too: their headers and palettes are the same
+        "compression": "ZSTD",  # for masks, too, because the PNGs share their headers and palettes
         "use_dictionary": [path for path in columns if not (is_masks and path in WITHOUT_DICTIONARY)],
         "write_page_index": True,
     }
 
 
 def _columns(path: str, kind: pa.DataType) -> Iterator[str]:
-    """Paths of the Parquet columns of an Arrow column."""
+    """Yield the paths of the Parquet columns of an Arrow column."""
     if pa.types.is_struct(kind):
         for child in kind:
             yield from _columns(f"{path}.{child.name}", child.type)
@@ -39,19 +40,19 @@ def _columns(path: str, kind: pa.DataType) -> Iterator[str]:
 
 
 def write_table(uri: str, table: pa.Table) -> int:
-    """Write one Parquet file, whole or not at all; returns its bytes. Raises UserError."""
+    """Write one Parquet file atomically and return its size in bytes. Raises: UserError."""
     content = parquet_bytes(table, **write_options(table))
     storage.write_bytes(uri, content)
     return len(content)
 
 
 def read_table(uri: str, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
-    """Read one Parquet file, or only some of its columns.
+    """Read one Parquet file, or some of its columns.
 
     Args:
-        schema: the columns that it may have; one that it lacks is of no concern here.
+        schema: the columns that the file may have; it need not have all of them.
 
-    Raises: UserError.
+    Raises: UserError if the file cannot be read, or has other columns or types than `schema`.
     """
     with storage.explained(uri), storage.open_file(uri) as file:
         try:
@@ -61,7 +62,7 @@ def read_table(uri: str, columns: list[str] | None = None, schema: pa.Schema | N
             table = parquet.read(columns)
             return table.select(columns) if columns else table
         except pa.ArrowInvalid as error:
-            raise UserError(f"{uri}: cannot be read as Parquet: {error}; remove it") from error
+            raise UserError(f"{uri}: cannot be read as Parquet: {error}; delete it") from error
 
 
 def _require_ours(uri: str, found: pa.Schema, schema: pa.Schema) -> None:
@@ -69,7 +70,7 @@ def _require_ours(uri: str, found: pa.Schema, schema: pa.Schema) -> None:
         known = schema.field(column.name).type if column.name in schema.names else None
         if column.type != known:
             raise UserError(
-                f"{uri}: has a column {column.name!r} of type {column.type}, "
-                + (f"which is {known} in this program's tables" if known else "which this program's tables lack")
-                + "; it was not written by it, or by another version: move it away"
+                f"{uri}: column {column.name!r} has the type {column.type}, but "
+                + (f"this program writes it as {known}" if known else "this program's tables have no such column")
+                + "; another program or another version wrote the file. Move it out of the output"
             )

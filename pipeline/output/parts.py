@@ -1,7 +1,7 @@
-"""Parts: pairs of Parquet files, one of masks and one of class statistics, that exist together or not at all.
+"""Parts: pairs of Parquet files, one of masks and one of class statistics, that are committed together.
 
-The statistics are written first and the masks last: the masks file is the commit. What an output holds is what
-its masks parts hold, and nothing else keeps books. Whoever calls what writes or deletes here holds the output's lease.
+The statistics are written first and the masks last: the masks file is the commit. The parts of masks alone define what
+an output holds; there is no other record. Callers of functions that write or delete must hold the output's lease.
 """
 
 import hashlib
@@ -16,21 +16,21 @@ from pipeline.output.parquet import write_options, write_table
 from pipeline.storage.parquet_files import parquet_bytes
 
 PART = re.compile(r"part-[^/]+-(?:[0-9a-f]{32}|[0-9a-f]{16})\.parquet")
-EARLIER_PART = re.compile(r"part-[^/]+-[0-9a-f]{16}\.parquet")  # of versions that hashed less
-# What differs between two attempts at the same labels.
+EARLIER_PART = re.compile(r"part-[^/]+-[0-9a-f]{16}\.parquet")  # of earlier versions, which hashed the image ids alone
+# Columns that differ between two attempts at the same labels.
 MEASURED = ("segmented_at", "seconds")
 COMMIT_WITHIN = b"sceneparse.commit_within_seconds"
 
 
 def part_name(run_id: str, masks: pa.Table, kept: bool = False) -> str:
-    """Name from the run, the images and what became of them: a hash of all columns but nested ones and times.
+    """Return the name of a part: its run id and a hash of all columns except nested ones and times.
 
-    A task that is tried again writes the same part over itself; where it comes to other labels (on another kind of
-    GPU, or of an object that was replaced), a part of its own, so that no masks stand beside the statistics of others.
+    A task that is retried overwrites its own part. If the retry computes other labels (on another kind of GPU, or
+    because an object was replaced), it writes a separate part, so masks are never paired with the statistics of others.
 
     Args:
         masks: rows of one run.
-        kept: whether these are the rows that were left of another part.
+        kept: True if these rows are what remained of another part.
     """
     rows = masks.sort_by("image_id")
     digest = hashlib.blake2b(digest_size=16)
@@ -44,7 +44,7 @@ def part_name(run_id: str, masks: pa.Table, kept: bool = False) -> str:
 
 
 def _canonical(column: pa.Array) -> Iterator[bytes]:
-    """A column's values as bytes, whatever their Arrow buffers look like."""
+    """Yield a column's values as bytes that do not depend on the layout of its Arrow buffers."""
     yield pc.is_valid(column).to_numpy(zero_copy_only=False).tobytes()
     values = column.drop_null()
     if pa.types.is_string(values.type) or pa.types.is_binary(values.type) or pa.types.is_fixed_size_binary(values.type):
@@ -58,15 +58,15 @@ def _canonical(column: pa.Array) -> Iterator[bytes]:
 def write_part(
     output: str, name: str, masks: pa.Table, class_stats: pa.Table, before_commit: Callable[[], None] = lambda: None
 ) -> int:
-    """Write one part, its commit last; returns its bytes.
+    """Write one part, its commit last, and return its size in bytes.
 
     Args:
-        before_commit: called between the two files; what it raises leaves the part uncommitted.
+        before_commit: called between the two files; if it raises, the part stays uncommitted.
 
     Raises: UserError.
     """
     content = parquet_bytes(masks, **write_options(masks))
-    # Told to a run that finds these statistics without their masks.
+    # A run that finds these statistics without masks reads here how long the masks may still take to arrive.
     about = {**(class_stats.schema.metadata or {}), COMMIT_WITHIN: f"{storage.write_seconds(len(content)):.0f}"}
     num_bytes = write_table(storage.join(output, "class_stats", name), class_stats.replace_schema_metadata(about))
     before_commit()

@@ -1,6 +1,6 @@
-"""Put an output in order that an interrupted run left, and find out which images it holds.
+"""Repair of an output after an interrupted run, and the set of images that it holds.
 
-Whoever calls what deletes here holds the output's lease.
+Callers of functions that delete must hold the output's lease.
 """
 
 import re
@@ -22,51 +22,50 @@ from pipeline.output.parts import COMMIT_WITHIN, PART, part_name, remove_part, w
 from pipeline.output.schema import CLASS_STATS, MASKS
 from pipeline.storage.parquet_files import open_parquet
 
-READERS = 16  # parts whose ids are read at once; the reading is waiting
-LARGEST_PART = 1_000_000_000  # bytes of masks, far more than what the write stage puts in one
+READERS = 16  # parts read at once; reading is mostly waiting for storage
+LARGEST_PART = 1_000_000_000  # bytes of masks; far more than the write stage puts in one part
 
 
 @dataclass
 class Reconciled:
-    """An output in order, and what was done to it."""
+    """State of an output after its repair."""
 
     completed: CompletedImages
-    repaired: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)  # one line for each repair
     names: set[str] = field(default_factory=set)  # of the parts
-    # How long parts that were not committed may still be, by tasks of a run that was taken over; seconds from now.
+    # Seconds from now within which tasks of a run that was taken over may still commit parts.
     in_doubt: float = 0.0
 
 
 def reconcile(output: str, retry_errors: Sequence[str] = (), relabel_changed: bool = False) -> Reconciled:
-    """Put in order what an interrupted run left, and find out which images are done.
+    """Repair what an interrupted run left, and find the completed images.
 
-    Half-written local files and statistics without masks are deleted. Masks without statistics (which no kill
-    leaves behind, but a late write or a person may) are deleted too, so that their images are done again. Of an image
-    that stands in two parts one row stays, as `remove_superseded` chooses. Interrupted at any point, it can simply be
-    run again.
+    Deletes half-written local files and statistics without masks. Also deletes masks without statistics (which no kill
+    leaves behind, but a late write or a person may), so that their images are labeled again. Of an image that is in
+    two parts it keeps one row, as `remove_superseded` does. Idempotent: after an interruption, run it again.
 
     Args:
-        retry_errors, relabel_changed: which images do not count as done, as Done says.
+        retry_errors, relabel_changed: which images do not count as completed, as in CompletedImages.
 
     Raises: UserError.
     """
     found = Reconciled(CompletedImages(retry_errors, relabel_changed))
     masks, class_stats = (_names(output, table, found.repaired) for table in ("masks", "class_stats"))
     for name in sorted(class_stats - masks):
-        # A listing may lag behind: each file is asked for before its partner is deleted.
+        # A listing may lag behind, so check for each file before its partner is deleted.
         if storage.exists(storage.join(output, "masks", name)):
             masks.add(name)
             continue
         uri = storage.join(output, "class_stats", name)
         found.in_doubt = max(found.in_doubt, _commit_within(uri))
         storage.remove(uri)
-        found.repaired.append(f"removed class_stats/{name}: an interrupted run had not committed it")
+        found.repaired.append(f"removed class_stats/{name}: an interrupted run did not commit it")
     for name in sorted(masks - class_stats):
         if storage.exists(storage.join(output, "class_stats", name)):
             class_stats.add(name)
             continue
         storage.remove(storage.join(output, "masks", name))
-        found.repaired.append(f"removed masks/{name}: its class_stats file is missing; its images are done again")
+        found.repaired.append(f"removed masks/{name}: its class_stats file is missing; its images are labeled again")
 
     found.names = masks & class_stats
     for _, rows in _read_parts(output, sorted(found.names), found.completed.columns):
@@ -79,7 +78,7 @@ def reconcile(output: str, retry_errors: Sequence[str] = (), relabel_changed: bo
 
 
 def read_completed(output: str, retry_errors: Sequence[str] = (), relabel_changed: bool = False) -> CompletedImages:
-    """The images that are done, as `reconcile` finds them, of an output that is left as it is. Raises UserError."""
+    """Return the completed images, as `reconcile` does, but leave the output as it is. Raises: UserError."""
     done = CompletedImages(retry_errors, relabel_changed)
     for _, rows in _read_parts(output, sorted(_whole(output)), done.columns):
         done.add(rows)
@@ -87,13 +86,13 @@ def read_completed(output: str, retry_errors: Sequence[str] = (), relabel_change
 
 
 def differences(output: str, names: set[str]) -> list[str]:
-    """How an output's parts differ from those that its run has found and committed. Raises UserError."""
+    """Describe how an output's parts differ from those that its run found and committed. Raises: UserError."""
     told = []
     for table in ("masks", "class_stats"):
         there = {*filter(PART.fullmatch, _files(output, table))}
-        told += [f"{table}/{name} came from another run" for name in sorted(there - names)]
+        told += [f"{table}/{name} was written by another run" for name in sorted(there - names)]
         told += [
-            f"{table}/{name} is gone"
+            f"{table}/{name} is missing"
             for name in sorted(names - there)
             if not storage.exists(storage.join(output, table, name))
         ]
@@ -101,7 +100,7 @@ def differences(output: str, names: set[str]) -> list[str]:
 
 
 def stored_images(output: str, names: Iterable[str]) -> IdSum:
-    """Count and sum of the images of parts, as storage has them. Raises UserError."""
+    """Return the count and the sum of the image ids in parts, as read from storage. Raises: UserError."""
     images = IdSum()
     for _, rows in _read_parts(output, sorted(names), ["image_id"]):
         images = images.plus(IdSum.of(rows["image_id"]))
@@ -109,12 +108,12 @@ def stored_images(output: str, names: Iterable[str]) -> IdSum:
 
 
 def remove_superseded(output: str) -> list[str]:
-    """Of every image that stands in several parts keep one row: of the last run, and labels before a failure.
+    """Keep one row of every image that is in several parts: of the last run, and within a run labels over a failure.
 
-    Returns what was done.
+    A part that loses rows is rewritten under another name before it is removed: until then there are duplicate rows,
+    but an image is never missing.
 
-    A part that loses rows is written anew under another name before it goes: until then rows stand twice, never
-    nowhere.
+    Returns: one line for each repair.
     """
     repaired: list[str] = []
     rewritten: set[str] = set()
@@ -132,17 +131,17 @@ def remove_superseded(output: str) -> list[str]:
         write_part(output, smaller, masks, class_stats.filter(still_here))
         rewritten.add(smaller)
     for name, rows_of_part in superseded.items():
-        # An interrupted mending may have made a part already that was just made again.
+        # An interrupted repair may already have written the same part, which must stay.
         if name not in rewritten:
             remove_part(output, name)
-            repaired.append(f"removed {len(rows_of_part)} rows from masks/{name}: newer ones have taken their place")
+            repaired.append(f"removed {len(rows_of_part)} rows from masks/{name}: newer rows replace them")
     return repaired
 
 
 def remove_strays(output: str, run_id: str, written: set[str]) -> list[str]:
-    """Remove the parts that tasks of a finished run have written and none has returned. Returns their names.
+    """Remove orphan files: parts that tasks of a finished run wrote but did not return. Returns: their names.
 
-    What was left of this run's parts by another one (`remove_superseded`) has a name of its own, and stays.
+    Rows of this run that `remove_superseded` moved to a part of their own, whose name has `kept-` in it, stay.
     """
     of_run = re.compile(rf"part-{re.escape(run_id)}-[0-9a-f]+\.parquet")
     found = {name for table in ("masks", "class_stats") for name in _files(output, table)}
@@ -153,27 +152,27 @@ def remove_strays(output: str, run_id: str, written: set[str]) -> list[str]:
 
 
 def _whole(output: str) -> set[str]:
-    """Names of the parts that have both their files."""
+    """Return the names of the parts that have both files."""
     masks, class_stats = ({*filter(PART.fullmatch, _files(output, table))} for table in ("masks", "class_stats"))
     return masks & class_stats
 
 
 def _commit_within(uri: str) -> float:
-    """Seconds within which masks follow these statistics, if they do."""
+    """Return the seconds within which the masks follow these statistics, if they follow at all."""
     with storage.explained(uri), storage.open_file(uri) as file:
         try:
             return float((open_parquet(file).schema_arrow.metadata or {})[COMMIT_WITHIN])
-        except (pa.ArrowInvalid, KeyError, ValueError):  # of an earlier version, or not ours
+        except (pa.ArrowInvalid, KeyError, ValueError):  # written by an earlier version or another program
             return storage.write_seconds(LARGEST_PART)
 
 
 def _names(output: str, table: str, repaired: list[str]) -> set[str]:
-    """Parts of a table; what else lies there is left alone, but half-written files."""
+    """Return the part names of a table; delete half-written files, and leave all other files alone."""
     names = set()
     for name in _files(output, table):
         if name.startswith(storage.PARTIAL):
             storage.remove(storage.join(output, table, name))
-            repaired.append(f"removed {table}/{name}: half written")
+            repaired.append(f"removed {table}/{name}: half-written file")
         elif PART.fullmatch(name):
             names.add(name)
     return names
@@ -185,7 +184,7 @@ def _files(output: str, table: str) -> list[str]:
 
 
 def _read_parts(output: str, names: list[str], columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
-    """Columns of masks by name of their part; a few parts ahead are in memory, however many there are."""
+    """Yield the name and columns of masks of each part, reading only a few parts ahead to bound the memory."""
     with ThreadPoolExecutor(READERS) as pool:
         ahead: deque[tuple[str, Future[pa.Table]]] = deque()
         for name in names:
@@ -198,7 +197,7 @@ def _read_parts(output: str, names: list[str], columns: list[str]) -> Iterator[t
 
 
 def _superseded(output: str, names: list[str]) -> dict[str, list[int]]:
-    """By part, its rows whose image has a better one; of equally good ones the first stays."""
+    """Return, by part, the rows whose image has a better row; of equally good rows the first one stays."""
     images, twice = IdSet(), IdSet()
     for _, rows in _read_parts(output, names, ["image_id"]):
         twice.add(rows["image_id"].filter(pc.invert(images.add(rows["image_id"]))))
@@ -212,8 +211,8 @@ def _superseded(output: str, names: list[str]) -> dict[str, list[int]]:
         rows = rows.append_column("part", pa.repeat(number, len(rows)))
         sequences = [sequence_of(run_id) for run_id in rows["run_id"].to_pylist()]
         rivals.append(rows.append_column("sequence", pa.array(sequences, pa.int64())))
-    # One run has an image twice where a lost node's work was repeated: what failed then may have gone well before.
-    # "ok" comes after "error".
+    # One run may write an image twice if a lost node's work was repeated: an image that failed in the repetition may
+    # have been labeled before. Descending order puts "ok" before "error".
     rows = pa.concat_tables(rivals)
     of_run = {"sequence": "descending", "run_id": "descending"}
     of_row = {"status": "descending", "part": "ascending", "row": "ascending"}

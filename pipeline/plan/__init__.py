@@ -1,1 +1,1 @@
-"""The planning job: forecast the time, cost and size of a segmentation; its face is run.py."""
+"""Planning job: forecasts the time, cost and output size of a segmentation. The entry point is run.py."""

@@ -1,7 +1,7 @@
-"""What labelling would take, worked out from a listing and a sample that went through the real pipeline.
+"""Forecast of a segmentation, computed from a listing and from a sample that went through the real pipeline.
 
-Knows no Ray. The model: a run starts, then goes at the rate of what limits it, then writes its last parts. What limits
-it is the stage that can do the fewest images per second or, over all stages, the processors that they share.
+Independent of Ray. The model: a run starts, then processes images at the rate of its bottleneck, then writes the last
+parts. The bottleneck is the stage with the lowest rate in images/s, or the processors that all stages share.
 """
 
 import math
@@ -19,22 +19,22 @@ from pipeline.output.schema import LISTED
 from pipeline.segment.stage_timing import Spent, StageSeconds
 from pipeline.segment.worklist import MAX_WAVE
 
-MAX_TRIED = 20_000  # images whose names a survey keeps, for a sample of at most so many
-FEW_TO_WEIGH = 16  # images; the costs of fewer say nothing about how they grow with the file
-CERTAINTY = 1.96  # standard deviations of the normal distribution: intervals hold 95 times in 100
+MAX_TRIED = 20_000  # maximum size of a sample: images whose names a survey keeps
+FEW_TO_WEIGH = 16  # minimum images for estimating how costs grow with the file size
+CERTAINTY = 1.96  # standard deviations of the normal distribution, for 95% intervals
 
 Numbers = NDArray[np.float64]
 
 
 @dataclass
 class Survey:
-    """A listing in numbers; all but `done_before` is of the images that are to be labelled."""
+    """Statistics of a listing. All except `done_before` cover only the images to label."""
 
     images: int = 0
     done_before: int = 0
-    sized: int = 0  # images whose file size the listing tells
-    bytes: int = 0  # of these
-    # Files by size: number k counts those of 2**(k-1) bytes to just below 2**k, number 0 the empty ones.
+    sized: int = 0  # images whose file size is listed
+    bytes: int = 0  # total size of these
+    # Histogram of file sizes: bin k counts files of 2**(k-1) to 2**k - 1 bytes, bin 0 empty files.
     by_size: NDArray[np.int64] = field(default_factory=lambda: np.zeros(65, np.int64))
     candidates: pa.Table = field(default_factory=LISTED.empty_table)
 
@@ -43,15 +43,19 @@ class Survey:
         return self.bytes / self.sized if self.sized else None
 
     def sample(self, count: int) -> pa.Table:
-        """So many LISTED images, or all if there are fewer; always the same ones of the same images."""
+        """Return `count` LISTED images, or all if there are fewer. The same images give the same sample."""
         return self.candidates.slice(0, count)
 
 
 def survey(tables: Iterable[pa.Table], is_done: Callable[[pa.Table], pa.Array], most: int = MAX_TRIED) -> Survey:
-    """Go through LISTED tables, holding no more names than a sample may need.
+    """Compute the statistics of LISTED tables, keeping the names of at most `most` images for the sample.
 
-    The sample is the images of the smallest ids, which are hashes of the names: as good as drawn at random, and no
-    matter in which order or how often the input is listed.
+    The sample consists of the images with the smallest ids. Ids are hashes of the names, so this is equivalent to a
+    random sample, and it does not depend on the order of the listing.
+
+    Args:
+        is_done: returns for a LISTED table a Boolean array that is true for completed images.
+        most: maximum size of a sample.
     """
     result = Survey()
     for listed in tables:
@@ -71,18 +75,18 @@ def survey(tables: Iterable[pa.Table], is_done: Callable[[pa.Table], pa.Array], 
 
 @dataclass(frozen=True)
 class Tried:
-    """How the sample fared."""
+    """Measurements of labeling the sample."""
 
-    seconds: float  # from the start of its run
-    seconds_to_first: float  # image
-    seconds_after_last: float  # image was predicted
-    rate: float | None  # images/s between the first tenth of them and the last; None: too few to tell
-    outcomes: dict[str, int]  # 'ok' or kind of failure -> images
+    seconds: float  # total, from the start of its run
+    seconds_to_first: float  # until the first image was predicted
+    seconds_after_last: float  # from the last predicted image until the end
+    rate: float | None  # images/s from the first tenth of the images to the last; None: too few images
+    outcomes: dict[str, int]  # 'ok' or error type -> images
     stages: StageSeconds
     output_bytes: int
-    # By image, those with a row that tells its size.
+    # Per image, of the rows whose file size is known.
     file_bytes: Numbers
-    image_seconds: Numbers  # decoding and predicting it
+    image_seconds: Numbers  # decoding and prediction
     mask_bytes: Numbers
 
     @property
@@ -91,7 +95,7 @@ class Tried:
 
 
 class Machines(NamedTuple):
-    """A cluster, and how many of each stage it runs."""
+    """Size of a cluster and of the stages that a run has on it."""
 
     nodes: int
     processors: int
@@ -102,48 +106,49 @@ class Machines(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of one image, on average over all of them, failed ones included; seconds."""
+    """Cost of one image in seconds, averaged over all images including failed ones."""
 
     seconds: float
     cpu_seconds: float
 
 
 class Capacity(NamedTuple):
-    """How much of a stage there is."""
+    """Capacity of a stage."""
 
-    workers: int  # at once
+    workers: int  # in parallel
     cost: Cost
 
     @property
     def rate(self) -> float:
-        """Images/s that it can do."""
+        """Images/s; infinite if an image costs nothing."""
         return self.workers / self.cost.seconds if self.cost.seconds else math.inf
 
 
 class Failures(NamedTuple):
-    """Images of the sample that failed, and the share of all images that is to be expected to."""
+    """Failed images of the sample, and the expected fraction of failures among all images (a 95% interval)."""
 
-    tried: int
+    tried: int  # failed images of the sample
     least: float
     most: float
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What labelling takes on some machines."""
+    """Forecast for one cluster."""
 
     machines: Machines
-    capacities: dict[str, Capacity]  # by stage; the processors, which all of them share, are one too
+    capacities: dict[str, Capacity]  # by stage, with the shared processors as one more stage
     seconds: float
     price: float | None
 
     @property
     def rate(self) -> float:
-        """Images/s once it is going."""
+        """Images/s between start and end."""
         return self.capacities[self.limit].rate
 
     @property
     def limit(self) -> str:
+        """Name of the bottleneck stage."""
         return min(self.capacities, key=lambda stage: self.capacities[stage].rate)
 
     @property
@@ -152,7 +157,7 @@ class Forecast:
 
 
 class SegmentationPlan:
-    """The survey and the sample put together."""
+    """Plan computed from the survey of the listing and the measurements of the sample."""
 
     def __init__(self, survey: Survey, tried: Tried) -> None:
         self.survey, self.tried = survey, tried
@@ -161,7 +166,7 @@ class SegmentationPlan:
 
     @property
     def costs(self) -> dict[str, Cost]:
-        """By stage, of an image of the listing's mean size."""
+        """Cost by stage of an image of the listing's mean file size."""
         costs = {stage: _cost(stage, self.tried) for stage in self.tried.stages.spent}
         return {stage: Cost(*(self.time_factor * value for value in cost)) for stage, cost in costs.items()}
 
@@ -171,13 +176,13 @@ class SegmentationPlan:
 
     @property
     def cpus_for_a_gpu(self) -> float:
-        """CPUs that keep one GPU busy: those that download, decode and write as fast as it predicts."""
+        """CPUs that keep one GPU busy: enough to download, decode and write as fast as it predicts."""
         feeding = sum(cost.cpu_seconds for stage, cost in self.costs.items() if stage in ("decode", "write"))
         return feeding / self._predicting if self._predicting else math.inf
 
     @property
     def predicting_share(self) -> float:
-        """Of the processors' time."""
+        """Fraction of the CPU time that prediction takes."""
         every = sum(cost.cpu_seconds for cost in self.costs.values())
         return self.costs["predict"].cpu_seconds / every if every and "predict" in self.costs else 0.0
 
@@ -187,20 +192,21 @@ class SegmentationPlan:
 
     @property
     def failed(self) -> Failures:
-        """Of whatever kind."""
+        """Failures of all error types together."""
         count = self.tried.images - self.tried.outcomes.get("ok", 0)
         return Failures(count, *wilson(count, self.tried.images))
 
     @property
     def failed_by_kind(self) -> dict[str, Failures]:
-        """The most frequent first."""
+        """Failures by error type, the most frequent first."""
         counts = Counter({kind: count for kind, count in self.tried.outcomes.items() if kind != "ok"})
         return {kind: Failures(count, *wilson(count, self.tried.images)) for kind, count in counts.most_common()}
 
     def forecast(self, machines: Machines, price_per_hour: float | None = None) -> Forecast:
-        """What all images would take on these machines, at a price for all of them together."""
+        """Forecast all images on these machines. `price_per_hour` is the price of the whole cluster."""
         costs = {stage: Cost(0, 0) for stage in ("download", "decode", "predict", "write")} | self.costs
-        # A decoding task downloads some images while it decodes others; a predictor encodes masks of the last block.
+        # A decode task downloads ahead while it decodes, so downloading is a stage of its own. Encoding is left out,
+        # because a predictor encodes the masks of one block while it predicts the next.
         every = sum(cost.cpu_seconds for cost in costs.values())
         capacities = {
             "download": Capacity(machines.decode_tasks, costs["download"]),
@@ -209,7 +215,7 @@ class SegmentationPlan:
             "write": Capacity(machines.write_tasks, costs["write"]),
             "processors": Capacity(machines.processors, Cost(every, every)),
         }
-        starts = math.ceil(self.survey.images / MAX_WAVE)  # a run starts its predictors anew for each wave
+        starts = math.ceil(self.survey.images / MAX_WAVE)  # a run starts new predictors for each wave
         working = self.survey.images / min(capacity.rate for capacity in capacities.values())
         seconds = starts * self.tried.seconds_to_first + working + self.tried.seconds_after_last
         price = None if price_per_hour is None else price_per_hour * seconds / 3600
@@ -217,20 +223,21 @@ class SegmentationPlan:
 
 
 def _cost(stage: str, tried: Tried) -> Cost:
-    """Of the stage for one image of the sample, from warm processes if there were some."""
+    """Return the cost of a stage per image of the sample, from warm processes if there are any."""
     every = tried.stages.spent[stage]
     warm = tried.stages.warm.get(stage, Spent())
     if not warm.images or not every.images:
         return Cost(every.seconds / tried.images, every.cpu_seconds / tried.images)
-    reached = every.images / tried.images  # the others failed before
+    reached = every.images / tried.images  # the others failed earlier
     return Cost(warm.seconds_per_image * reached, warm.cpu_seconds_per_image * reached)
 
 
 def size_factor(file_bytes: Numbers, costs: Numbers, mean_bytes: float | None) -> float:
-    """What to multiply the sample's mean cost by, since its files are not of the mean size of all files.
+    """Return the factor that corrects the sample's mean cost for the mean file size of all images.
 
-    The regression estimator of survey sampling: the cost of an image is a constant plus a slope times its bytes, the
-    slope that of least squares, kept between none and proportional to the bytes.
+    Uses the regression estimator of survey sampling: the cost of an image is a constant plus a slope times its bytes.
+    The slope is that of least squares, limited to the range from zero to costs proportional to the bytes. Returns 1 if
+    sizes are unknown or the sample does not allow an estimate.
     """
     if mean_bytes is None or len(costs) < FEW_TO_WEIGH or not costs.sum() or not np.ptp(file_bytes):
         return 1.0
@@ -241,18 +248,22 @@ def size_factor(file_bytes: Numbers, costs: Numbers, mean_bytes: float | None) -
 
 
 def wilson(count: int, total: int) -> tuple[float, float]:
-    """Interval of a share of which `count` of `total` were seen (Wilson 1927); (0, 1) of nothing."""
+    """Return the 95% interval of a fraction observed as `count` of `total` (Wilson 1927); (0, 1) if total is 0."""
     if not total:
         return 0.0, 1.0
     share, z2 = count / total, CERTAINTY**2
     middle = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = CERTAINTY * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
-    # At the ends it is exact, but for rounding.
+    # The ends are exactly 0 and 1, without rounding errors.
     return (middle - half if count else 0.0), (middle + half if count < total else 1.0)
 
 
 def steady_rate(marks: list[tuple[float, int]]) -> float | None:
-    """Images/s between the first tenth of the images and the last, of [seconds, images so far]; None: too few marks."""
+    """Return the images/s from the first tenth of the images to the last; None if there are too few marks.
+
+    Args:
+        marks: (seconds, images so far), ascending.
+    """
     if not marks:
         return None
     low = next(mark for mark in marks if mark[1] >= 0.1 * marks[-1][1])

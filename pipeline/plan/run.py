@@ -1,4 +1,4 @@
-"""Makes a plan: goes through the listing, labels a sample beside the output, and takes the sample away again."""
+"""Planning run: survey the listing, label a sample in a temporary folder below the output, and remove the sample."""
 
 import os
 import secrets
@@ -33,28 +33,28 @@ from pipeline.segment.rescaling import ClusterChanged
 from pipeline.segment.run import SegmentSummary, opened, run_waves
 from pipeline.segment.worklist import FIRST_WAIT, ListingProgress, Worklist
 
-LEAST_TRIED = 32  # images for each predictor
+LEAST_TRIED = 32  # minimum images of the sample per predictor
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What jobs/segment_bucket.py --plan found out."""
+    """Result of jobs/segment_bucket.py --plan."""
 
     output: str
     model_id: str
     survey: Survey
     max_error_rate: float  # of the run
-    plan: SegmentationPlan | None = None  # None: there is nothing to label
-    forecasts: tuple[Forecast, ...] = ()  # for the cluster as it is and, if asked for, for one of other size
+    plan: SegmentationPlan | None = None  # None if there are no images to label
+    forecasts: tuple[Forecast, ...] = ()  # for the current cluster and, if requested, for one of another size
 
 
 @connection.disconnecting_on_error()
 def make_plan(config: SegmentConfig) -> Planned:
-    """List the inputs, label a sample of what the output does not hold yet, and work out what all would take.
+    """List the inputs, label a sample of the images without a row in the output, and forecast the whole run.
 
-    The sample's parts lie in a folder below the output for that long; all else stays as it is.
+    The sample's parts are in a folder below the output meanwhile. Nothing else in storage changes.
 
-    Raises: UserError, as the run would.
+    Raises: UserError, as the run would; also if the cluster changes while the sample is labeled.
     """
     started = time.monotonic()
     output, listing, model = opened(config)
@@ -65,7 +65,7 @@ def make_plan(config: SegmentConfig) -> Planned:
     planned = Planned(output, model.model_id, surveyed, config.max_error_rate)
     if not surveyed.images:
         return planned
-    # A run waits for its listing, too, but not for all of it.
+    # A run also waits for its listing, but at most FIRST_WAIT.
     before = begun - started + min(FIRST_WAIT, time.monotonic() - begun)
     tried = _try(config, model, surveyed, output, before)
     plan = SegmentationPlan(surveyed, tried)
@@ -73,22 +73,22 @@ def make_plan(config: SegmentConfig) -> Planned:
 
 
 def _told(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same tables; says now and then how many images they were."""
+    """Yield the same tables; log the number of images so far every LINE_EVERY seconds."""
     images, last = 0, time.monotonic()
     for table in tables:
         images += len(table)
         if time.monotonic() - last >= LINE_EVERY:
             last = time.monotonic()
-            log(f"{images:,} images listed so far")
+            log(f"Listed {images:,} images so far")
         yield table
 
 
 class _SampleLine(ProgressBar):
-    """The progress of the sample, which is kept."""
+    """Progress bar that also records the progress of the sample."""
 
     def __init__(self, listed: ListingProgress) -> None:
         super().__init__(listed)
-        self.marks: list[tuple[float, int]] = []  # time.monotonic(), images so far
+        self.marks: list[tuple[float, int]] = []  # (time.monotonic(), images so far)
 
     def show(self, update: ProgressUpdate) -> None:
         done = sum(update.counts.values())
@@ -98,13 +98,13 @@ class _SampleLine(ProgressBar):
 
 
 def _try(config: SegmentConfig, model: Checkpoint, surveyed: Survey, output: str, before: float) -> Tried:
-    """Label the sample. `before`: the seconds that a run takes until it has something to label."""
+    """Label the sample and return the measurements. `before`: seconds that a run takes until it can label an image."""
     started = time.monotonic()
     connection.connect(config.verbose)
     predictors = size_actor_pool(config, connection.resources()).predictors
     sample = surveyed.sample(max(config.plan_images, LEAST_TRIED * predictors))
-    log(f"{surveyed.images:,} images to label; trying {len(sample):,} of them")
-    # That images fail is a result here.
+    log(f"{surveyed.images:,} images to label; labeling a sample of {len(sample):,}")
+    # Failed images are a result of the sample and must not stop it.
     config = config.model_copy(update={"max_error_rate": 1.0})
     with _folder_below(output) as folder:
         with hold(folder) as lease, Worklist([sample], lambda listed: pa.array([False] * len(listed))) as worklist:
@@ -113,7 +113,7 @@ def _try(config: SegmentConfig, model: Checkpoint, surveyed: Survey, output: str
             try:
                 run_waves(config, model, worklist, summary, lease, line)
             except ClusterChanged as change:
-                raise UserError(f"plan: {change}; make it again") from None
+                raise UserError(f"plan: {change}; run the same command again") from None
         ended = time.monotonic()
         names = [uri for uri in storage.find(storage.join(folder, "masks")) if uri.endswith(".parquet")]
         rows = pa.concat_tables([read_table(uri, ["size_bytes", "seconds", "mask"], MASKS) for uri in names])
@@ -135,10 +135,10 @@ def _try(config: SegmentConfig, model: Checkpoint, surveyed: Survey, output: str
 
 @contextmanager
 def _folder_below(output: str) -> Iterator[str]:
-    """Where the run may write: a new folder below the output; afterwards all is as it was, also after an error."""
+    """Yield a new folder below the output for the run to write to. Remove it afterwards, also after an error."""
     folder = storage.join(output, f".plan-{secrets.token_hex(4)}")
     filesystem, path = storage.open_filesystem(output)
-    made: list[str] = []  # folders on a disk that come to be with it, the lowest first
+    made: list[str] = []  # parent folders that do not exist yet on a disk, the deepest first
     while isinstance(filesystem, LocalFileSystem) and not filesystem.exists(path):
         made.append(path)
         path = os.path.dirname(path)
@@ -153,7 +153,7 @@ def _folder_below(output: str) -> Iterator[str]:
 
 def _forecasts(config: SegmentConfig, plan: SegmentationPlan) -> Iterator[Forecast]:
     have = connection.resources()
-    # A local Ray counts more CPUs than there are.
+    # A local Ray may have more logical CPUs than the machine has cores.
     there_are = ray.get(ray.remote(_processors).options(num_cpus=1).remote())
     processors = min(have.node_cpus, there_are)
     price = config.price_per_hour
@@ -166,7 +166,7 @@ def _forecasts(config: SegmentConfig, plan: SegmentationPlan) -> Iterator[Foreca
 
 
 def _shared_out(total: int, nodes: int) -> list[int]:
-    """As evenly as whole numbers allow."""
+    """Split `total` into one integer per node, as evenly as possible."""
     return [total * (k + 1) // nodes - total * k // nodes for k in range(nodes)]
 
 
@@ -175,7 +175,11 @@ def _processors() -> int:
 
 
 def _machines(config: SegmentConfig, have: connection.Resources, processors: int) -> Machines:
-    """What a run would start on such a cluster, whose nodes have so many processors each."""
+    """Return the size of such a cluster and the stages that a run would have on it.
+
+    Args:
+        processors: usable cores per node.
+    """
     stages = size_actor_pool(config, have)
     return Machines(
         nodes=have.cpu_nodes,

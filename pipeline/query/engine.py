@@ -1,4 +1,4 @@
-"""SQL over an output's tables, local or in a bucket, by DuckDB."""
+"""SQL queries with DuckDB on an output's tables, local or in a bucket."""
 
 import json
 import posixpath
@@ -25,23 +25,23 @@ RUNS = pa.schema(
         ("failed", pa.int64()),
         ("seconds", pa.float64()),
         ("seconds_to_first", pa.float64()),
-        ("record", pa.string()),  # runs/RUN_ID.json as it is
+        ("record", pa.string()),  # content of runs/RUN_ID.json
     ]
 )
 
 
 def connect(output: str) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with the views masks, class_stats, classes and runs over an output as it is now.
+    """Return a DuckDB connection with the views masks, class_stats, classes and runs of an output's current state.
 
-    Of class_stats, the committed parts: a run writes a part's statistics before its masks.
+    The view class_stats contains only committed parts, because a run writes a part's statistics before its masks.
 
-    Raises: UserError if the output is missing, empty, or not one of ours.
+    Raises: UserError if the output is missing, empty, or not a segmentation output.
     """
     connection = duckdb.connect()
     filesystem, _ = storage.open_filesystem(output, snapshot=True)
     if not isinstance(filesystem, LocalFileSystem):
         connection.register_filesystem(filesystem)
-    committed: set[str] = set()  # names of parts; their masks are listed first
+    committed: set[str] = set()  # names of parts; VIEWS lists the masks first
     for view, pattern in VIEWS.items():
         folder = storage.join(output, pattern.split("*")[0])
         names = {posixpath.basename(uri) for uri in storage.find(folder) if uri.endswith(".parquet")}
@@ -56,14 +56,14 @@ def connect(output: str) -> duckdb.DuckDBPyConnection:
             connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet({source}, hive_partitioning = false)")
         except duckdb.Error as error:
             raise UserError(
-                f"output {output}: {pattern} cannot be read: {error}; python jobs/verify.py --output {output} says more"
+                f"output {output}: {pattern} cannot be read: {error}; run python jobs/verify.py --output {output}"
             ) from None
     connection.register("runs", read_runs(output))
     return connection
 
 
 def files(output: str, pattern: str) -> str:
-    """SQL text that names files of an output for read_parquet; only the pattern's own wildcards are ones."""
+    """Return a SQL string literal with files of an output, for read_parquet. Escapes wildcards in `output`."""
     filesystem, path = storage.open_filesystem(output)
     place = path if isinstance(filesystem, LocalFileSystem) else output
     source = storage.join(re.sub(r"([*?[])", r"[\1]", place), pattern).replace("'", "''")
@@ -71,36 +71,37 @@ def files(output: str, pattern: str) -> str:
 
 
 def warnings(output: str) -> list[str]:
-    """What whoever asks an output should know of it. Raises: UserError where it is not one of ours."""
+    """Return warnings for users of an output. Raises UserError if it is not a segmentation output."""
     metadata = read_table(storage.join(output, "classes.parquet")).schema.metadata or {}
     version = metadata.get(b"sceneparse.schema_version", b"").decode()
     if not version:
-        raise UserError(f"output {output}: its classes.parquet is none of ours; {RIGHT_OUTPUT}")
+        raise UserError(f"output {output}: its classes.parquet was not written by segment_bucket.py; {RIGHT_OUTPUT}")
     found = []
     if version != SCHEMA_VERSION:
         found.append(
-            f"output {output} has table schema version {version}, this program's is {SCHEMA_VERSION}: columns differ"
+            f"output {output} has table schema version {version}, but this Sceneparse uses {SCHEMA_VERSION}: columns "
+            "differ"
         )
     if not storage.find(storage.join(output, "runs")):
-        found.append(f"output {output}: no run has finished there yet; this is what has been labelled so far")
+        found.append(f"output {output}: no run has finished yet; results cover the images labeled so far")
     return found
 
 
 def run(
     connection: duckdb.DuckDBPyConnection, sql: str, values: dict[str, str] | None = None
 ) -> duckdb.DuckDBPyRelation | None:
-    """Run one statement, with the values of its $names. Raises UserError with DuckDB's own words."""
+    """Run one statement with values for its $names. Raises UserError with DuckDB's message."""
     try:
         relation = connection.sql(sql, params=values or None)
         if relation is not None:
-            relation = relation.materialize()  # else DuckDB computes, and fails, when the result is shown
+            relation = relation.materialize()  # DuckDB is lazy: without this, errors occur when the result is shown
         return relation
     except duckdb.Error as error:
         raise UserError(f"SQL: {error}") from None
 
 
 def read_runs(output: str) -> pa.Table:
-    """The finished runs, as RUNS has them. Raises UserError."""
+    """Return the finished runs as a RUNS table. Raises UserError."""
     rows = []
     for uri in sorted(storage.find(storage.join(output, "runs"))):
         if not uri.endswith(".json"):
@@ -112,7 +113,7 @@ def read_runs(output: str) -> pa.Table:
             row = {name: record.get(name) for name in RUNS.names}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{uri}: is no record of a run ({error!r}); python jobs/verify.py says what else is wrong"
+                f"{uri}: not a valid record of a run ({error!r}); run python jobs/verify.py to check the output"
             ) from None
         row |= {
             "labelled": outcomes.get("ok", 0),
@@ -125,10 +126,10 @@ def read_runs(output: str) -> pa.Table:
     return table.add_column(1, "finished_at", pa.compute.cast(finished, RUNS.field("finished_at").type)).cast(RUNS)
 
 
-RIGHT_OUTPUT = "give the --output of a jobs/segment_bucket.py run"
+RIGHT_OUTPUT = "use the --output of a jobs/segment_bucket.py run"
 
 
 def _what_instead(output: str, view: str) -> str:
     if view == "masks" and storage.exists(storage.join(output, "classes.parquet")):
-        return "a run has begun there and has not written a part yet; ask again when it has"
+        return "a run has started but not written a part yet; try again later"
     return RIGHT_OUTPUT

@@ -1,10 +1,10 @@
-"""Questions that are asked often: a file of SQL each, in pipeline/query/queries.
+"""Named queries for common questions, each a SQL file in pipeline/query/queries.
 
-A file begins with comments: a line that says what the answer is, and one for each value that it takes,
+A file begins with comments: a line that describes the result, then one line per parameter,
 
-    -- name = default: what it is
+    -- name = default: description
 
-without a default where it must be given. In the statement the value is $name, and always text.
+where required parameters have no default. The statement refers to the value as $name; it is always text.
 """
 
 import difflib
@@ -22,7 +22,7 @@ PARAMETER = re.compile(r"-- (?P<name>\w+)(?: = (?P<default>[^:]*))?: (?P<descrip
 @dataclass(frozen=True)
 class Parameter:
     name: str
-    default: str | None  # None: must be given
+    default: str | None  # None: required
     description: str
 
 
@@ -39,7 +39,7 @@ class NamedQuery:
         return " ".join([self.name, *given])
 
     def values(self, arguments: Sequence[str]) -> dict[str, str]:
-        """Values by name, of arguments in order or as NAME=VALUE. Raises UserError."""
+        """Return parameter values by name, from arguments in order or as NAME=VALUE. Raises UserError."""
         values = {p.name: p.default for p in self.parameters}
         in_order = iter(self.parameters)
         for argument in arguments:
@@ -49,17 +49,17 @@ class NamedQuery:
                 continue
             place = next(in_order, None)
             if place is None:
-                raise UserError(f"query {self.name}: does not know what to do with {argument!r}; it is: {self.usage}")
+                raise UserError(f"query {self.name}: unexpected value {argument!r}; usage: {self.usage}")
             values[place.name] = argument
         given = {name: value for name, value in values.items() if value is not None}
         if missing := [p for p in self.parameters if p.name not in given]:
             lacking = ", ".join(f"{p.name} ({p.description})" for p in missing)
-            raise UserError(f"query {self.name}: needs {lacking}; it is: {self.usage}")
+            raise UserError(f"query {self.name}: missing {lacking}; usage: {self.usage}")
         return given
 
 
 def named_queries() -> dict[str, NamedQuery]:
-    """All of them, by name."""
+    """Return all named queries by name."""
     return {
         path.stem: _parsed(path.stem, path.read_text())
         for path in sorted(FOLDER.glob("*.sql"), key=lambda path: path.stem)
@@ -67,12 +67,12 @@ def named_queries() -> dict[str, NamedQuery]:
 
 
 def named_query(name: str) -> NamedQuery:
-    """The query of this name. Raises UserError with the nearest names."""
+    """Return the query of this name. Raises UserError that suggests similar names."""
     queries = named_queries()
     if name not in queries:
         near = difflib.get_close_matches(name, queries, 3, 0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(queries)}"
-        raise UserError(f"query {name!r}: there is none of this name, and it is no SQL; {hint}")
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the named queries are {', '.join(queries)}"
+        raise UserError(f"query {name!r}: neither a named query nor a SQL statement; {hint}")
     return queries[name]
 
 

@@ -1,4 +1,4 @@
-"""Results of queries as people and programs read them."""
+"""Output of query results, for terminals and as files."""
 
 import shutil
 import sys
@@ -14,7 +14,7 @@ Format = Literal["table", "csv", "json", "parquet"]
 
 
 def show(relation: duckdb.DuckDBPyRelation) -> None:
-    """Print a table: cut to the size of a terminal, and whole where the output goes elsewhere."""
+    """Print a table, truncated to the size of the terminal; if stdout is not a terminal, print all of it."""
     if sys.stdout.isatty():
         size = shutil.get_terminal_size()
         relation.show(max_width=size.columns, max_rows=max(20, size.lines - 8), null_value="")
@@ -23,7 +23,7 @@ def show(relation: duckdb.DuckDBPyRelation) -> None:
 
 
 def encoded(connection: duckdb.DuckDBPyConnection, relation: duckdb.DuckDBPyRelation, kind: Format) -> bytes:
-    """The result as a file: CSV with a header and nested values as text, JSON as a list of objects, or Parquet."""
+    """Return the result as CSV with a header and nested values as text, as a JSON list of objects, or as Parquet."""
     options = {
         "csv": "FORMAT csv, HEADER",
         "json": "FORMAT json, ARRAY true",

@@ -1,4 +1,4 @@
-"""A prompt at which an output is asked, statement after statement."""
+"""Interactive SQL prompt for an output."""
 
 import sys
 from contextlib import suppress
@@ -10,17 +10,17 @@ from pipeline.query import engine, results
 from pipeline.query.named_queries import named_queries, named_query
 
 HELP = """\
-SELECT ... ;       a statement in DuckDB's SQL, over as many lines as you like, up to the semicolon
-NAME VALUES ...    one of the named queries, as on the command line
-.queries           the named queries         .sql NAME    the SQL of one
-.tables            tables and their columns  .help        this
-.exit              leave, as Ctrl-D does"""
+SELECT ... ;       a DuckDB SQL statement, over one or more lines, ending with a semicolon
+NAME VALUES ...    a named query, as on the command line
+.queries           list the named queries         .sql NAME    show the SQL of one
+.tables            list tables and their columns  .help        show this help
+.exit              exit (or press Ctrl-D)"""
 
 
 def shell(connection: duckdb.DuckDBPyConnection) -> None:
-    """Read statements until the end of the input; what is wrong with one is said, and the next one is read."""
+    """Read and run statements until the end of the input. Print errors and continue."""
     _remember_lines()
-    print("Tables: masks, class_stats, classes, runs. A statement ends with a semicolon; .help says more.")
+    print("Tables: masks, class_stats, classes, runs. End each statement with a semicolon. Type .help for help.")
     statement = ""
     while True:
         try:
@@ -57,7 +57,7 @@ def answer(connection: duckdb.DuckDBPyConnection, statement: str) -> None:
         columns = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal ORDER BY ALL"
         _show(engine.run(connection, columns))
     elif word.startswith("."):
-        raise UserError(f"{statement}: unknown; .help says what there is")
+        raise UserError(f"{statement}: unknown command; type .help for a list")
     elif word in named_queries():
         named = named_query(word)
         _show(engine.run(connection, named.sql, named.values(rest)))
@@ -66,7 +66,7 @@ def answer(connection: duckdb.DuckDBPyConnection, statement: str) -> None:
 
 
 def list_of_queries() -> list[str]:
-    """What each named query answers and takes, as lines."""
+    """Return the lines that describe each named query and its parameters."""
     lines = []
     for named in named_queries().values():
         lines += [named.usage, f"    {named.title}."]
@@ -88,5 +88,5 @@ def _show(relation: duckdb.DuckDBPyRelation | None) -> None:
 
 
 def _remember_lines() -> None:
-    with suppress(ImportError):  # Windows has none
+    with suppress(ImportError):  # not available on Windows
         import readline  # noqa: F401  # gives input() its history and editing

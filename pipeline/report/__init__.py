@@ -1,1 +1,1 @@
-"""HTML reports: one self-contained file each, that needs no network and opens from a bucket or a disk."""
+"""HTML report of a segmentation output: one self-contained file that opens from a bucket or disk without network."""

@@ -1,4 +1,4 @@
-"""Pictures of a few of an output's images, with their masks, for its report."""
+"""Gallery of a report: pictures of selected images with their masks."""
 
 import posixpath
 from collections import Counter, defaultdict
@@ -22,11 +22,11 @@ from pipeline.storage.parquet_files import open_parquet
 
 LONG_SIDE = 480  # pixels of a picture
 QUALITY = 80  # of its JPEG
-MAX_PIXELS = 100_000_000  # of an image whose picture is made; so many take 0.7 GB with their mask
+MAX_PIXELS = 100_000_000  # of an image to make a picture of; this many take 0.7 GB with the mask
 MAX_FILE_BYTES = 50_000_000
 DECODE_SECONDS = 30
-AT_ONCE = 8  # images in memory
-OF_A_CLASS = 3  # images that a class proposes
+AT_ONCE = 8  # images in memory at a time
+OF_A_CLASS = 3  # candidate images per class
 COLORS_OF_A_PNG = 256
 
 LEAST_CONFIDENT, OF_CLASSES, RANDOM = "least confident", "most of a class", "random"
@@ -36,25 +36,25 @@ TURNS = (OF_CLASSES, LEAST_CONFIDENT, OF_CLASSES, RANDOM)
 
 @dataclass
 class Picture:
-    """An image in the gallery."""
+    """Image in the gallery."""
 
     uri: str
-    reason: str  # that it was chosen
+    reason: str  # for its selection, one of REASONS
     width: int
     height: int
     confidence: float
     low_confidence: float
-    classes: list[tuple[int, float, float]]  # class id, share of the image, mean confidence; most pixels first
+    classes: list[tuple[int, float, float]]  # class id, fraction of the image, mean confidence; largest area first
     image: str | None = None  # data URI
     mask: str | None = None  # data URI, of the same size
-    notes: list[str] = field(default_factory=list)  # what is wrong with it
+    notes: list[str] = field(default_factory=list)  # problems with the image or mask
 
     @property
     def name(self) -> str:
         return posixpath.basename(self.uri) or self.uri
 
     def facts(self) -> dict[str, Any]:
-        """What the page's script knows of it."""
+        """Return the values that the page's script uses."""
         return {
             "uri": self.uri,
             "reason": self.reason,
@@ -72,27 +72,29 @@ class Picture:
 
 @dataclass
 class Gallery:
-    """Pictures, so ordered that any beginning of them is a fair choice."""
+    """Pictures of a report, ordered so that any prefix of the list is a balanced selection."""
 
     pictures: list[Picture]
-    left_out: int = 0  # chosen, but the page would have grown too large
+    left_out: int = 0  # selected, but skipped to limit the size of the page
 
     @property
     def without_image(self) -> int:
         return sum(picture.image is None for picture in self.pictures)
 
     def shrink(self, num_bytes: int) -> None:
-        """Leave out the last pictures that take so many bytes together, one at the least."""
+        """Remove pictures from the end until this many bytes are saved, at least one."""
         while self.pictures and num_bytes > 0:
             num_bytes -= max(1, self.pictures.pop().bytes)
             self.left_out += 1
 
 
 def make_gallery(tables: OutputTables, palette_K3: NDArray[np.uint8], number: int, max_bytes: int) -> Gallery:
-    """Pictures of `number` images at the most, of `max_bytes` together at the most.
+    """Make pictures of at most `number` images, of at most `max_bytes` together.
 
-    Half are those with most of a class, rare classes first; a quarter are the least confident, a quarter random.
-    Only the chosen images' masks are read. An image that is gone has a note in its place. Raises: UserError.
+    Half are images with the largest fraction of a class, rare classes first. A quarter are the least confident
+    images, and a quarter are random. Reads only the masks of selected images. Missing images are replaced by a note.
+
+    Raises: UserError.
     """
     reasons = _choose(tables, number)
     gallery = Gallery([])
@@ -106,11 +108,11 @@ def make_gallery(tables: OutputTables, palette_K3: NDArray[np.uint8], number: in
 
 
 def _choose(tables: OutputTables, number: int) -> dict[bytes, str]:
-    """Image id -> reason, in a fair order."""
+    """Return image id -> reason, ordered so that any prefix is a balanced selection."""
     least = tables.rows(
         f"SELECT image_id FROM masks WHERE status = 'ok' ORDER BY mean_confidence, image_id LIMIT {number}"
     )
-    # Ids are hashes of names: the lowest are a random sample.
+    # Image ids are hashes of URIs, so the lowest ones are a random sample.
     random = tables.rows(f"SELECT image_id FROM masks WHERE status = 'ok' ORDER BY image_id LIMIT {number}")
     by_class = tables.rows(
         f"""SELECT arg_max(image_id, row(pixel_fraction, image_id), {OF_A_CLASS}) AS image_ids
@@ -136,13 +138,13 @@ def _choose(tables: OutputTables, number: int) -> dict[bytes, str]:
 
 
 def _pictures(tables: OutputTables, reasons: dict[bytes, str], palette_K3: NDArray[np.uint8]) -> Iterator[Picture]:
-    """Pictures of images, in their order; a few are in memory at once, and the PNG files of all masks."""
+    """Yield the pictures in order. Holds a few images at a time in memory, and the PNG files of all masks."""
     rows = {row["image_id"]: row for row in tables.rows_of([*reasons])}
     classes: dict[bytes, list[tuple[int, float, float]]] = defaultdict(list)
     for row in tables.classes_of([*rows]):
         classes[row["image_id"]].append((row["class_id"], row["pixel_fraction"], row["mean_confidence"]))
     ordered = [rows[image_id] for image_id in reasons if image_id in rows]
-    masks = _read_masks(tables.output, ordered)  # at once: several may lie in one row group
+    masks = _read_masks(tables.output, ordered)  # all together, because several may be in one row group
     files = _Files()
     for start in range(0, len(ordered), AT_ONCE):
         some = ordered[start : start + AT_ONCE]
@@ -161,7 +163,7 @@ def _pictures(tables: OutputTables, reasons: dict[bytes, str], palette_K3: NDArr
 
 
 def _read_masks(output: str, rows: list[dict[str, Any]]) -> list[bytes | UserError]:
-    """The masks' PNG files; what was wrong with a part stands in its masks' place."""
+    """Return the PNG file of each mask, or the error of reading its part."""
     by_part: dict[str, list[int]] = defaultdict(list)
     for row in rows:
         by_part[posixpath.basename(row["filename"])].append(row["row"])
@@ -182,7 +184,7 @@ def _read_masks(output: str, rows: list[dict[str, Any]]) -> list[bytes | UserErr
 
 
 def _masks_of_part(uri: str, rows: list[int]) -> dict[int, bytes]:
-    """Masks by their row in the part; only the row groups are read that hold them. Raises UserError."""
+    """Return masks by their row in the part. Reads only the row groups that contain them. Raises UserError."""
     masks: dict[int, bytes] = {}
     with storage.explained(uri), storage.open_file(uri) as source:
         try:
@@ -200,20 +202,20 @@ def _masks_of_part(uri: str, rows: list[int]) -> dict[int, bytes]:
 
 
 class _Files:
-    """Fetches image files; a bucket that cannot be reached is asked once."""
+    """Fetcher of image files that does not retry a bucket once it was unreachable."""
 
     def __init__(self) -> None:
         self._closed: dict[str, UserError] = {}
 
     def fetch(self, rows: list[dict[str, Any]]) -> list[storage.Fetched | Exception]:
-        """Files of rows; why there is none stands in its place."""
+        """Return the file of each row, or the exception if it could not be fetched."""
         found: dict[bytes, storage.Fetched | Exception] = {}
         by_place: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             if (row["size_bytes"] or 0) <= MAX_FILE_BYTES:
                 by_place["/".join(row["image_uri"].split("/")[:3])].append(row)  # scheme and bucket
             else:
-                found[row["image_id"]] = UserError(f"{row['size_bytes']:,} bytes are too many for a picture")
+                found[row["image_id"]] = UserError(f"the file is too large for a picture ({row['size_bytes']:,} bytes)")
         for place, of_place in by_place.items():
             files = self._fetch(place, [row["image_uri"] for row in of_place])
             found |= zip((row["image_id"] for row in of_place), files, strict=True)
@@ -235,10 +237,10 @@ def _draw(
     content: storage.Fetched | Exception,
     palette_K3: NDArray[np.uint8],
 ) -> None:
-    """Add the image and its mask to a picture, or notes that say why not."""
+    """Add the image and its mask to a picture, or notes with the reasons why not."""
     height, width = row["height"], row["width"]
     if height * width > MAX_PIXELS:
-        picture.notes.append(f"{height * width / 1e6:,.0f} megapixels are too many for a picture")
+        picture.notes.append(f"the image is too large for a picture ({height * width / 1e6:,.0f} megapixels)")
         return
     size = None
     try:
@@ -246,7 +248,7 @@ def _draw(
         picture.image = data_uri(image_HW3, QUALITY)
         size = image_HW3.shape[:2]
         if isinstance(content, storage.Fetched) and _is_another(row["etag"], content.etag):
-            picture.notes.append("its ETag is another one than when it was labelled: the image may have changed since")
+            picture.notes.append("the image may have changed since it was labeled: its ETag is different now")
     except UserError as error:
         picture.notes.append(f"no image: {error}")
     try:
@@ -257,7 +259,7 @@ def _draw(
         size = size or tuple(max(1, round(side * scale)) for side in class_ids_HW.shape)
         picture.mask = png_uri(_mask_png(resized(class_ids_HW, *size), palette_K3))
     except (UserError, ImageError) as error:
-        picture.notes.append(f"no mask: {error}; python jobs/verify.py --deep says more")
+        picture.notes.append(f"no mask: {error}; run python jobs/verify.py --deep for details")
 
 
 def _is_another(etag: str | None, etag_now: str | None) -> bool:
@@ -265,7 +267,7 @@ def _is_another(etag: str | None, etag_now: str | None) -> bool:
 
 
 def _image(content: storage.Fetched | Exception, height: int, width: int) -> NDArray[np.uint8]:
-    """The shrunk image. Raises: UserError that says why there is none."""
+    """Decode and shrink an image. Raises UserError with the reason if that is not possible."""
     if isinstance(content, UserError):
         raise content
     if isinstance(content, Exception):
@@ -274,18 +276,18 @@ def _image(content: storage.Fetched | Exception, height: int, width: int) -> NDA
     try:
         image_HW3 = decode_image(content.content, MAX_PIXELS, MAX_FILE_BYTES, DECODE_SECONDS)
     except ImageError as error:
-        raise UserError(f"the file that is there now: {error}") from None
+        raise UserError(f"the current file: {error}") from None
     if image_HW3.shape[:2] != (height, width):
         now = f"{image_HW3.shape[1]} × {image_HW3.shape[0]}"
-        raise UserError(f"it has changed since it was labelled; it was {width} × {height} pixels and is {now} now")
+        raise UserError(f"it has changed since it was labeled: it was {width} × {height} pixels and is now {now}")
     return shrink(image_HW3, LONG_SIDE)
 
 
 def _mask_png(class_ids_HW: NDArray[np.integer], palette_K3: NDArray[np.uint8]) -> bytes:
-    """A small PNG in the classes' colours.
+    """Encode a small mask as a PNG in the colors of the classes.
 
-    Its palette has the classes of this picture alone, so that 16-bit ids fit in; of more than 255, the rest are gray,
-    and so are ids that are no classes.
+    The palette contains only the classes in this picture, so that 16-bit ids fit. If there are more than 255, the
+    rarest are gray, as are ids that are not classes.
     """
     counts = Counter(class_ids_HW.ravel().tolist())
     shown = [k for k, _ in counts.most_common(COLORS_OF_A_PNG - 1) if k < len(palette_K3)]

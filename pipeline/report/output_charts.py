@@ -1,4 +1,4 @@
-"""The charts of an output's report."""
+"""Charts of an output's report."""
 
 import math
 from typing import Any
@@ -20,21 +20,21 @@ from pipeline.report.tables import (
     Row,
 )
 
-SHOWN_CLASSES = 24  # of a matrix: more have no room for their names
+SHOWN_CLASSES = 24  # rows of a matrix; more would not leave room for their names
 SHOWN_RUNS = 12
 LONGEST_NAME = 24  # characters
 CELL = 0.36  # inches
-PIXELS_PER_INCH = 96  # as shown
-# From nothing, so that a page's light or dark paper shows through.
+PIXELS_PER_INCH = 96  # in a browser
+# Starts fully transparent, so that it fits the page's light and dark themes.
 BLUES = LinearSegmentedColormap.from_list("blues", [to_rgba(COLORS[0], 0), to_rgba(COLORS[0])]).with_extremes(
     bad=to_rgba(INK, 0.3)
 )
-PAGE_INK = "#010203"  # stands for the colour of the page's text
-STAGES = ("download", "decode", "predict", "encode", "write", "wait")  # in an image's order
+PAGE_INK = "#010203"  # placeholder for the page's text color
+STAGES = ("download", "decode", "predict", "encode", "write", "wait")  # in processing order
 
 
 def confidence_chart(bins: list[Row]) -> Markup:
-    """How many images have which mean confidence."""
+    """Draw a histogram of the images' mean confidence."""
     with style():
         drawn = figure(6.0, 2.8)
         axes = drawn.subplots()
@@ -49,12 +49,12 @@ def confidence_chart(bins: list[Row]) -> Markup:
 
 
 def doublings_chart(bins: list[Row], title: str, label: str) -> Markup:
-    """A histogram over bins that grow by a constant factor, those of OutputTables.long_sides and seconds."""
+    """Draw a histogram with logarithmic bins, those of OutputTables.long_sides and seconds."""
     with style():
         drawn = figure(6.0, 2.8)
         axes = drawn.subplots()
         first, last = bins[0]["bin"], bins[-1]["bin"] + 1
-        # In logarithms to base 2, so that bars are equally wide.
+        # Base-2 logarithms make all bars equally wide.
         left_B = np.array([row["bin"] / BINS_PER_DOUBLING for row in bins])
         axes.bar(left_B, [row["images"] for row in bins], 0.92 / BINS_PER_DOUBLING, align="edge")
         low, high = math.floor(first / BINS_PER_DOUBLING), math.ceil(last / BINS_PER_DOUBLING)
@@ -67,7 +67,7 @@ def doublings_chart(bins: list[Row], title: str, label: str) -> Markup:
 
 
 def class_confidence_matrix(bins: list[Row], classes: list[Row]) -> tuple[Markup, int]:
-    """Classes by confidence, each row's images 1 in all; and its width in pixels."""
+    """Draw a matrix of classes by confidence, in which each row adds up to 1. Return it and its width in pixels."""
     share_KB = np.zeros((len(classes), CLASS_CONFIDENCE_BINS))
     place = {row["id"]: n for n, row in enumerate(classes)}
     for row in bins:
@@ -85,14 +85,17 @@ def class_confidence_matrix(bins: list[Row], classes: list[Row]) -> tuple[Markup
 
 
 def pairs_matrix(pairs: list[Row], classes: list[Row]) -> tuple[Markup, int]:
-    """In which share of a row's images the column's class is too; and its width in pixels."""
+    """Draw a matrix of the fraction of a row's images that also contain the column's class.
+
+    Returns: the chart and its width in pixels.
+    """
     num_classes = len(classes)
     place = {row["id"]: n for n, row in enumerate(classes)}
     images_KK = np.zeros((num_classes, num_classes))
     for row in pairs:
         images_KK[place[row["class_id"]], place[row["other"]]] = row["images"]
     share_KK = _of_row(images_KK, images_KK.diagonal())
-    np.fill_diagonal(share_KK, np.nan)  # always all
+    np.fill_diagonal(share_KK, np.nan)  # always 1
     with style(), matplotlib.rc_context({"axes.grid": False, "text.parse_math": False}):
         names = [_short(row["name"]) for row in classes]
         margin = 0.8 + 0.075 * max(map(len, names))
@@ -101,7 +104,7 @@ def pairs_matrix(pairs: list[Row], classes: list[Row]) -> tuple[Markup, int]:
         axes.imshow(share_KK, BLUES, interpolation="none", aspect="equal", vmin=0, vmax=1)
         axes.set_xticks(range(num_classes), names, rotation=90)
         axes.set_yticks(range(num_classes), names)
-        axes.set_xlabel("… also have")
+        axes.set_xlabel("… also contain")
         axes.set_ylabel("images with …")
         _without_frame(axes)
         for row, column in np.argwhere(np.nan_to_num(share_KK) >= 0.005):
@@ -112,7 +115,7 @@ def pairs_matrix(pairs: list[Row], classes: list[Row]) -> tuple[Markup, int]:
 
 
 def stage_chart(runs: list[Row]) -> Markup | None:
-    """Seconds of work for each image, by stage, of the runs that have them on record."""
+    """Draw the seconds of work per image by stage, for runs that recorded them. Return None if no run did."""
     timed = [row for row in runs if row["stages"] and row["images"]][:SHOWN_RUNS][::-1]
     if not timed:
         return None
@@ -125,7 +128,7 @@ def stage_chart(runs: list[Row]) -> Markup | None:
             axes.barh([row["run_id"] for row in timed], width, 0.7, done, color=color, label=stage)
             done += width
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("seconds of all processes together, for each image")
+        axes.set_xlabel("seconds per image, summed over all processes")
         drawn.legend(loc="outside upper left", ncols=len(STAGES), fontsize=8, handlelength=1, columnspacing=1)
         return svg(drawn)
 
@@ -147,7 +150,7 @@ def _without_frame(axes: Axes) -> None:
 
 
 def _of_row(counts_KX: NDArray[np.float64], whole_K: NDArray[np.float64]) -> NDArray[Any]:
-    """Shares of each row's whole; nan for a row without any."""
+    """Divide each row by its total; nan for rows whose total is 0."""
     whole_K1 = whole_K[:, None]
     return np.divide(counts_KX, whole_K1, out=np.full(counts_KX.shape, np.nan), where=whole_K1 > 0)
 
@@ -157,7 +160,7 @@ def _short(name: str) -> str:
 
 
 def _short_number(value: float) -> str:
-    """1.5M, 200k, 4,096, 0.12."""
+    """Format a number briefly: 1.5M, 200k, 4,096, 0.12."""
     for unit, letter, least in ((1e9, "G", 1e9), (1e6, "M", 1e6), (1e3, "k", 1e4)):
         if value >= least:
             return f"{value / unit:.3g}{letter}"

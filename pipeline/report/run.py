@@ -1,4 +1,4 @@
-"""The report of a segmentation's output: one HTML page of what its tables say, with pictures of a few images."""
+"""Report of a segmentation output: one HTML page with statistics from its tables and pictures of selected images."""
 
 import json
 from collections import Counter
@@ -24,23 +24,23 @@ SHOWN_RUNS = 20
 class Report:
     uri: str
     bytes: int
-    notes: list[str]  # what its reader should know, which the page says too
+    notes: list[str]  # limitations for the reader, which are on the page too
 
 
 def build_report(output: str, to: str | None, pictures: int, max_bytes: int, max_parts: int) -> Report:
-    """Write the report of an output, at any time, also while a run goes on.
+    """Write the report of an output. This works at any time, even during a run.
 
     Args:
         output: folder or URI that jobs/segment_bucket.py wrote.
-        to: file or URI of the page; none: OUTPUT/report.html.
-        pictures: images in the gallery, at the most.
-        max_bytes: of the page. Without any picture it may be more, with a thousand classes about 1 MB.
-        max_parts: of each table that are read; of more, a random sample of so many.
+        to: file or URI of the page; None: OUTPUT/report.html.
+        pictures: maximum number of images in the gallery.
+        max_bytes: maximum size of the page. The page without pictures can be larger, about 1 MB for 1,000 classes.
+        max_parts: maximum number of parts to read per table; if there are more, a random sample is read.
 
     Raises: UserError.
     """
     tables = OutputTables(output, max_parts)
-    log(f"Reading {len(tables.names):,} of {tables.num_parts:,} parts of the tables")
+    log(f"Reading {len(tables.names):,} of {tables.num_parts:,} parts")
     classes = tables.classes()
     values = _values(tables, classes)
     palette_K3 = np.array([row["color"] for row in sorted(classes, key=lambda row: row["id"])], np.uint8)
@@ -55,7 +55,7 @@ def build_report(output: str, to: str | None, pictures: int, max_bytes: int, max
 
 
 def _values(tables: OutputTables, classes: list[Row]) -> dict[str, Any]:
-    """What the template shows, but the gallery."""
+    """Return the template's values, except for the gallery."""
     output = storage.absolute(tables.output)
     runs = [_run(row) for row in tables.runs()]
     seen = [row for row in classes if row["images"]]
@@ -83,14 +83,14 @@ def _values(tables: OutputTables, classes: list[Row]) -> dict[str, Any]:
 
 
 def _tiles(tables: OutputTables, num_seen: int, num_classes: int, runs: list[Row]) -> list[tuple[str, str, str]]:
-    """(value, what it is, more about it)."""
+    """Return tiles as (value, label, details)."""
     totals = tables.totals
     about = "about " if tables.is_sampled else ""
     failed = f"{100 * totals.failed / max(1, totals.images):.3g}% of the images"
     rates = [row["rate"] for row in runs if row["rate"]]
     tiles = [
         (about + f"{tables.estimated(totals.images):,}", "images", ""),
-        (about + f"{tables.estimated(totals.labelled):,}", "labelled", _megapixels(tables.estimated(totals.pixels))),
+        (about + f"{tables.estimated(totals.labelled):,}", "labeled", _megapixels(tables.estimated(totals.pixels))),
         (about + f"{tables.estimated(totals.failed):,}", "failed", failed),
         (f"{num_seen:,}", "classes found", f"of {num_classes:,}"),
     ]
@@ -98,8 +98,8 @@ def _tiles(tables: OutputTables, num_seen: int, num_classes: int, runs: list[Row
         doubt = f"{100 * (totals.low_confidence or 0):.3g}% of pixels below 0.5"
         tiles.append((f"{totals.mean_confidence:.3f}", "mean confidence", doubt))
     if runs:
-        rate = f"last at {rates[0]:,.1f} images/s" if rates else ""
-        tiles.append((duration(sum(row["seconds"] or 0 for row in runs)), "in runs that ended", rate))
+        rate = f"latest run: {rates[0]:,.1f} images/s" if rates else ""
+        tiles.append((duration(sum(row["seconds"] or 0 for row in runs)), "in finished runs", rate))
     return tiles
 
 
@@ -115,23 +115,23 @@ def _sample_notes(tables: OutputTables) -> list[str]:
         return []
     images = tables.totals.images
     return [
-        f"This report read {len(tables.names):,} of the {tables.num_parts:,} parts of the tables, chosen at random: "
-        f"{images:,} of about {tables.estimated(images):,} images. Shares, charts and pictures are of these; numbers "
-        "of images in the whole output are estimates, and what is rare may be missing."
+        f"This report is based on a random sample of {len(tables.names):,} of the {tables.num_parts:,} parts: "
+        f"{images:,} of about {tables.estimated(images):,} images. Percentages, charts and pictures describe the "
+        "sample. Image counts of the whole output are estimates, and rare classes may be missing."
     ]
 
 
 def _charts(tables: OutputTables, runs: list[Row]) -> list[tuple[str, Markup]]:
-    """(what it shows, chart)."""
+    """Return the charts as (title, SVG)."""
     drawn: list[tuple[str, Markup | None]] = []
     if bins := tables.confidences():
         drawn.append(("Images by mean confidence", output_charts.confidence_chart(bins)))
     if bins := tables.long_sides():
         drawn.append(("Images by longer side", output_charts.doublings_chart(bins, "Sizes", "longer side, pixels")))
     if bins := tables.seconds():
-        label = "decoding and prediction of an image, seconds"
-        drawn.append(("Images by seconds", output_charts.doublings_chart(bins, "Seconds", label)))
-    drawn.append(("Seconds of work for each image by stage and run", output_charts.stage_chart(runs)))
+        label = "decoding and prediction time of an image, seconds"
+        drawn.append(("Images by processing time", output_charts.doublings_chart(bins, "Processing time", label)))
+    drawn.append(("Seconds of work per image, by stage and run", output_charts.stage_chart(runs)))
     return [(title, chart) for title, chart in drawn if chart is not None]
 
 
@@ -140,15 +140,16 @@ def _matrices(tables: OutputTables, seen: list[Row]) -> list[dict[str, Any]]:
     if not shown:
         return []
     ids = [row["id"] for row in shown]
-    of_classes = f" The {len(shown)} classes with most pixels of {len(seen):,}." if len(shown) < len(seen) else ""
+    of_classes = f" Shows the {len(shown)} largest of {len(seen):,} classes by area." if len(shown) < len(seen) else ""
     of_images = ""
     if tables.totals.labelled > PAIRED_IMAGES:
-        of_images = f" Of about {PAIRED_IMAGES:,} images, chosen at random."
+        of_images = f" Based on a random sample of about {PAIRED_IMAGES:,} images."
     confidences, confidences_width = output_charts.class_confidence_matrix(tables.class_confidences(ids), shown)
     matrices = [
         {
             "title": "Confidence by class",
-            "text": "How sure the model is of a class in the images that have it; a row is all of them." + of_classes,
+            "text": "Mean confidence of each class in the images that contain it. Each row adds up to 100% of these "
+            "images." + of_classes,
             "chart": confidences,
             "width": confidences_width,
         }
@@ -156,8 +157,8 @@ def _matrices(tables: OutputTables, seen: list[Row]) -> list[dict[str, Any]]:
     if len(shown) > 1:
         pairs, pairs_width = output_charts.pairs_matrix(tables.pairs(ids), shown)
         text = (
-            "Of the images with the row's class, the share, in percent, that have the column's class too; each of the "
-            f"two takes {PRESENT:.0%} of the image or more."
+            "Percentage of the images with the row's class that also contain the column's class. A class counts if it "
+            f"covers at least {PRESENT:.0%} of the image."
         )
         matrices.append(
             {
@@ -171,7 +172,7 @@ def _matrices(tables: OutputTables, seen: list[Row]) -> list[dict[str, Any]]:
 
 
 def _run(row: Row) -> Row:
-    """A run as the page shows it; a record of an older program may lack the stages."""
+    """Return a run as the page shows it. Records of older versions may have no stages."""
     record = json.loads(row["record"])
     stages = record.get("stage_seconds") or {}
     images = row["labelled"] + row["failed"]
@@ -191,7 +192,7 @@ def _run(row: Row) -> Row:
 
 
 def _page(values: dict[str, Any], gallery: Gallery, classes: list[Row]) -> bytes:
-    """The page, its pictures ordered as its script does at first."""
+    """Render the page, with the pictures in the script's initial order."""
     pictures = sorted(gallery.pictures, key=lambda picture: (picture.confidence, picture.uri))
     num_pictures = Counter(class_id for picture in pictures for class_id, _, _ in picture.classes)
     in_pictures = sorted((row for row in classes if row["id"] in num_pictures), key=lambda row: row["name"].lower())
@@ -215,9 +216,9 @@ def _gallery_notes(gallery: Gallery) -> list[str]:
         reasons = sorted({note for p in gallery.pictures if p.image is None for note in p.notes})
         reason = reasons[0] if len(reasons) == 1 else f"for example, {reasons[0]}"
         notes.append(
-            f"{gallery.without_image} of the {len(gallery.pictures)} pictures lack the image ({reason}); the masks "
-            "and all statistics come from the tables"
+            f"The image is missing for {gallery.without_image} of {len(gallery.pictures)} pictures ({reason}). Masks "
+            "and statistics are not affected, because they come from the tables."
         )
     if gallery.left_out:
-        notes.append(f"{gallery.left_out} more pictures would have made the page too large; --max-bytes lets it grow")
+        notes.append(f"{gallery.left_out} more pictures did not fit into the page; increase --max-bytes to add them.")
     return notes

@@ -1,4 +1,4 @@
-"""What a report reads of an output's tables: all of their parts or, of very many, a random sample."""
+"""Queries of a report on an output's tables: on all parts, or on a random sample of very many."""
 
 import math
 import posixpath
@@ -14,24 +14,24 @@ from pipeline.query import engine
 
 Row = dict[str, Any]
 
-PRESENT = 0.01  # of an image, that a class must take to count as seen together with others
-PAIRED_IMAGES = 200_000  # whose classes are paired: a share is right to about 0.3% then
+PRESENT = 0.01  # minimum fraction of an image for a class to count as present in co-occurrence
+PAIRED_IMAGES = 200_000  # maximum sample for co-occurrence; its percentages are accurate to about 0.3%
 COMMON_SIZES = 8
 STORAGE_ERRORS = 40
 CONFIDENCE_BINS = 50
 CLASS_CONFIDENCE_BINS = 20
-BINS_PER_DOUBLING = 4  # of the histograms over powers of two
+BINS_PER_DOUBLING = 4  # of the logarithmic histograms
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Of the parts that are read."""
+    """Totals over the parts that are read."""
 
     images: int
     labelled: int
-    pixels: int  # labelled
-    mean_confidence: float | None  # mean of the images'
-    low_confidence: float | None  # share of an image's pixels, mean over the images
+    pixels: int  # of the labeled images
+    mean_confidence: float | None  # mean over the images
+    low_confidence: float | None  # fraction of an image's pixels, mean over the images
     num_sizes: int
 
     @property
@@ -40,10 +40,11 @@ class Totals:
 
 
 class OutputTables:
-    """DuckDB over an output's parts; of more than `max_parts`, over a random sample of so many.
+    """DuckDB connection to an output's parts, or to a random sample of `max_parts` if there are more.
 
-    Only whole parts count, as everywhere: statistics whose masks are not written yet do not.
-    Raises: UserError if the output is missing, empty, not one of ours, or of a schema that lacks what is asked for.
+    Uses only completed parts; statistics whose masks are not written yet are ignored.
+
+    Raises: UserError if the output is missing, empty, not a segmentation output, or if its schema has no such columns.
     """
 
     def __init__(self, output: str, max_parts: int) -> None:
@@ -53,9 +54,9 @@ class OutputTables:
         sizes = _parts(output, "masks")
         whole = sorted(sizes.keys() & _parts(output, "class_stats").keys())
         if not whole:
-            raise UserError(f"output {output}: has no whole part yet; ask again when a run has written one")
+            raise UserError(f"output {output}: has no completed part yet; try again when a run has written one")
         self.num_parts = len(whole)
-        # A name ends with a hash of what is in it: the lowest are a random sample, and the same one each time.
+        # Names end with a hash of the content, so the lowest hashes are a random but deterministic sample.
         self.names = sorted(whole, key=lambda name: name[-len("0123456789abcdef.parquet") :])[:max_parts]
         self.share = sum(sizes[name] for name in self.names) / sum(sizes[name] for name in whole)
         for table in ("masks", "class_stats"):
@@ -75,7 +76,7 @@ class OutputTables:
         return len(self.names) < self.num_parts
 
     def estimated(self, count: int) -> int:
-        """What a count in the parts that are read makes in the whole output, to three digits if it is a guess."""
+        """Extrapolate a count to the whole output, rounded to three digits if only a sample is read."""
         if not self.is_sampled or not count:
             return count
         whole = count / self.share
@@ -83,13 +84,13 @@ class OutputTables:
         return round(round(whole, digits))
 
     def rows(self, sql: str) -> list[Row]:
-        """Rows of a SELECT. Raises UserError."""
+        """Return the rows of a SELECT. Raises UserError."""
         relation = engine.run(self.connection, sql)
         assert relation is not None
         return relation.to_arrow_table().to_pylist()
 
     def rows_of(self, image_ids: list[bytes]) -> list[Row]:
-        """Of labelled images: their masks row without the mask, the name of their part, and their place in it."""
+        """Return the masks rows of labeled images, without the mask, but with file name and row number of the part."""
         self.connection.register("chosen", pa.table({"image_id": pa.array(image_ids, pa.binary())}))
         return self.rows(
             """SELECT image_id, image_uri, etag, size_bytes, width, height, mean_confidence,
@@ -98,7 +99,7 @@ class OutputTables:
         )
 
     def classes_of(self, image_ids: list[bytes]) -> list[Row]:
-        """Of images: the classes in them, those with most pixels first."""
+        """Return the classes in images, largest area first."""
         self.connection.register("chosen", pa.table({"image_id": pa.array(image_ids, pa.binary())}))
         return self.rows(
             """SELECT image_id, class_id, pixel_fraction, mean_confidence
@@ -107,7 +108,7 @@ class OutputTables:
         )
 
     def classes(self) -> list[Row]:
-        """Every class, those with most pixels first: id, name, color (red, green, blue), pixels, images, confidence."""
+        """Return id, name, color (red, green, blue), pixels, images and confidence of each class, most pixels first."""
         found = self.rows(
             """SELECT class_id AS id, classes.class_name AS name, red, green, blue,
                 coalesce(pixels, 0)::BIGINT AS pixels, coalesce(images, 0) AS images, confidence
@@ -123,7 +124,7 @@ class OutputTables:
         return found
 
     def failures(self) -> list[Row]:
-        """stage, kind, images, example and its message of the most frequent kinds of failures."""
+        """Return stage, kind, images, example and its message of the most frequent kinds of failures."""
         return self.rows(
             f"""SELECT error_stage AS stage, error_type AS kind, count(*) AS images,
                 min(image_uri) AS example, arg_min(error_message, image_uri) AS message
@@ -131,7 +132,7 @@ class OutputTables:
         )
 
     def confidences(self) -> list[Row]:
-        """bin (of CONFIDENCE_BINS from 0 to 1) and images of the images' mean confidences."""
+        """Return a histogram of the images' mean confidence: bin (of CONFIDENCE_BINS from 0 to 1) and images."""
         return self.rows(
             f"""SELECT least(floor(mean_confidence * {CONFIDENCE_BINS}), {CONFIDENCE_BINS - 1})::INTEGER AS bin,
                 count(*) AS images
@@ -139,7 +140,10 @@ class OutputTables:
         )
 
     def class_confidences(self, class_ids: list[int]) -> list[Row]:
-        """class_id, bin (of CLASS_CONFIDENCE_BINS) and images of the mean confidences of a class in an image."""
+        """Return a histogram per class of its mean confidence in an image.
+
+        Rows have class_id, bin (of CLASS_CONFIDENCE_BINS) and images.
+        """
         last = CLASS_CONFIDENCE_BINS - 1
         return self.rows(
             f"""SELECT class_id, least(floor(mean_confidence * {CLASS_CONFIDENCE_BINS}), {last})::INTEGER AS bin,
@@ -149,13 +153,14 @@ class OutputTables:
         )
 
     def pairs(self, class_ids: list[int]) -> list[Row]:
-        """class_id, other, images that both take PRESENT or more of; a class with itself: all images that have it.
+        """Return the co-occurrence of classes, from a sample of at most about PAIRED_IMAGES images.
 
-        Of about PAIRED_IMAGES images at the most.
+        Rows have class_id, other, and images in which both cover at least PRESENT. A class paired with itself counts
+        all images that contain it.
         """
         among = ""
         if self.totals.labelled > PAIRED_IMAGES:
-            # Ids are hashes: the lowest are a random sample.
+            # Image ids are hashes, so the lowest ones are a random sample.
             limit = int(2**64 * PAIRED_IMAGES / self.totals.labelled)
             among = f"AND image_id < unhex('{limit:016x}')"
         return self.rows(
@@ -168,22 +173,22 @@ class OutputTables:
         )
 
     def long_sides(self) -> list[Row]:
-        """bin (BINS_PER_DOUBLING from each power of two to the next) and images of the images' longer sides."""
+        """Return a histogram of the images' longer sides: bin (BINS_PER_DOUBLING per power of two) and images."""
         return self._doublings("greatest(width, height)")
 
     def seconds(self) -> list[Row]:
-        """The same of the seconds that an image took to decode and predict."""
+        """Return a histogram, with the same bins, of the seconds to decode and predict an image."""
         return self._doublings("greatest(seconds, 1e-4)")
 
     def sizes(self) -> list[Row]:
-        """width, height, images of the most frequent sizes."""
+        """Return width, height and images of the most frequent sizes."""
         return self.rows(
             f"""SELECT width, height, count(*) AS images FROM masks WHERE status = 'ok'
             GROUP BY ALL ORDER BY images DESC, width, height LIMIT {COMMON_SIZES}"""
         )
 
     def runs(self) -> list[Row]:
-        """The runs that have ended, the last first, as the view `runs` has them."""
+        """Return the finished runs, latest first, with the columns of the view `runs`."""
         return self.rows("SELECT * FROM runs ORDER BY finished_at DESC, run_id")
 
     def _doublings(self, value: str) -> list[Row]:
@@ -199,7 +204,7 @@ class OutputTables:
 
 
 def _parts(output: str, table: str) -> dict[str, int]:
-    """Bytes of the parts of a table, by name."""
+    """Return the name -> size in bytes of the parts of a table."""
     found = storage.find(storage.join(output, table))
     return {name: info["size"] for uri, info in found.items() if PART.fullmatch(name := posixpath.basename(uri))}
 

@@ -1,1 +1,1 @@
-"""The segmentation job: decode, predict and write with Ray Data, exactly once; its face is run.py."""
+"""Segmentation job: decodes, predicts and writes images with Ray Data, exactly once. The entry point is run.py."""

@@ -1,7 +1,8 @@
-"""Images that kill the process that works on them: found among those of their block, and made rows like other failures.
+"""Isolation of images that crash their worker, so that they become error rows like other failures.
 
-Ray gives the work of a process that died to another one, without end. So a block tells the run's board that it begins.
-One whose process died begins again image by image, and tells each; what dies at the same image again has found it.
+Ray reruns the work of a crashed worker indefinitely. Therefore each block reports to the run's progress actor when
+it starts. A block whose worker crashed is retried image by image and reports each image before working on it. If
+workers keep crashing at the same image, that image is the cause.
 """
 
 import hashlib
@@ -12,36 +13,37 @@ from typing import Any, NamedTuple
 
 from pipeline.output.errors import failure
 
-# An image is given up after so many deaths at it. A node may have gone for reasons of its own, and a scene may take
-# hours; but where a container's memory ends, the node goes with the process.
+# Number of crashes after which an image is given up. More node losses are tolerated, because a node may be lost for
+# unrelated reasons while a scene takes hours. They count nevertheless: a container that runs out of memory takes its
+# node down with the process.
 PROCESS_DEATHS, NODE_LOSSES = 2, 5
 
 
 class AttemptPlan(NamedTuple):
-    """What a block that begins is told."""
+    """Instructions for a block that starts."""
 
-    one_by_one: bool  # whether its images are to be worked on, and told, one after the other
-    given_up: list[bytes]  # ids of its images that are not to be tried again
+    one_by_one: bool  # process the images one at a time and report each of them
+    given_up: list[bytes]  # ids of the images that must not be tried again
 
 
 class CrashLedger:
-    """The board's part: which blocks are at work where, and at which image.
+    """Record of the nodes that each block ran on and the images that crashed; the progress actor's side.
 
     Args:
-        is_alive: whether a node lives, by its id.
+        is_alive: takes a node's id and returns whether the node is alive.
     """
 
     def __init__(self, is_alive: Callable[[str], bool]) -> None:
         self._is_alive = is_alive
-        self._begun: defaultdict[str, list[str]] = defaultdict(list)  # block -> nodes where it began
-        self._at: dict[str, bytes] = {}  # block -> image, of blocks that go one by one
-        self._deaths: defaultdict[bytes, list[str]] = defaultdict(list)  # image -> nodes where something died at it
+        self._begun: defaultdict[str, list[str]] = defaultdict(list)  # block -> nodes where it started
+        self._at: dict[str, bytes] = {}  # block -> current image, for one-by-one blocks
+        self._deaths: defaultdict[bytes, list[str]] = defaultdict(list)  # image -> nodes of the crashes
 
     def begin(self, block: str, image_ids: Sequence[bytes], node: str) -> AttemptPlan:
         nodes = self._begun[block]
         if block in self._at:
             self._deaths[self._at.pop(block)].append(nodes[-1])
-        # A node that is lost says little of the images, the first time.
+        # The first loss of a node says little about the images.
         one_by_one = len(nodes) > 1 or (len(nodes) == 1 and self._is_alive(nodes[-1]))
         nodes.append(node)
         return AttemptPlan(one_by_one, [image for image in image_ids if self._is_given_up(image)])
@@ -57,16 +59,16 @@ class CrashLedger:
 
     def _is_given_up(self, image: bytes) -> bool:
         nodes = self._deaths.get(image, [])
-        # Judged anew each time: that a node is lost is known later than that the process is.
+        # Evaluated again on each call, because a lost node is detected later than the loss of its process.
         return len(nodes) >= NODE_LOSSES or sum(map(self._is_alive, nodes)) >= PROCESS_DEATHS
 
 
 class BlockAttempt:
-    """The worker's part, for one block of rows.
+    """One attempt at a block of rows; the worker's side. Turns the rows that are given up into error rows.
 
     Args:
-        stage: what is done with them: 'decode' or 'predict'.
-        board: of the run; None: nobody is told, and nothing is known of earlier trials.
+        stage: 'decode' or 'predict'.
+        progress_actor: the run's; None to report nothing and to ignore earlier attempts.
     """
 
     def __init__(self, stage: str, rows: Sequence[dict[str, Any]], progress_actor: Any) -> None:
@@ -82,16 +84,18 @@ class BlockAttempt:
             progress_actor.begin.remote(self._block, ids, ray.get_runtime_context().get_node_id())
         )
         if self.one_by_one:
-            progress_actor.log.remote(
-                f"a process with {len(rows):,} images to {stage} was lost; they begin again, one by one"
-            )
+            progress_actor.log.remote(f"Lost a worker with {len(rows):,} images to {stage}; retrying them one by one")
         for row in rows:
             if row["image_id"] in given_up and row["error_type"] is None:
-                row |= failure(stage, "Crashed", f"each process that was to {stage} it died; has it enough memory?")
+                row |= failure(
+                    stage,
+                    "Crashed",
+                    f"the worker crashed each time it tried to {stage} this image; most likely it ran out of memory",
+                )
 
     @contextmanager
     def at(self, image_id: bytes) -> Iterator[None]:
-        """The block's work is on this image alone; nobody is told unless the images go one by one."""
+        """Report that the block now works on this image alone; report nothing unless images go one by one."""
         if not self.one_by_one:
             yield
             return
@@ -104,6 +108,6 @@ class BlockAttempt:
             ray.get(self._progress_actor.leave.remote(self._block))
 
     def end(self) -> None:
-        """The block is done."""
+        """Report that the block is complete."""
         if self._progress_actor is not None:
             self._progress_actor.end.remote(self._block)

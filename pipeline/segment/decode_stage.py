@@ -1,4 +1,4 @@
-"""What a decoding task does with a block of listed images: downloads and decodes them. Imports no torch."""
+"""Decode stage: the task that downloads and decodes a block of listed images. Does not import torch."""
 
 import threading
 import time
@@ -19,26 +19,29 @@ from pipeline.output.schema import DECODED, table
 from pipeline.segment import large_images, prometheus
 from pipeline.segment.crash_isolation import BlockAttempt
 
-# Decoded pixels are handed on in pieces of about this size, so that large images do not pile up in a task.
+# Decoded pixels are yielded in tables of about this size, so that large images do not accumulate in a task.
 DECODED_BYTES = 32_000_000
-# Downloaded together, while those before them are decoded: at most so many images, and so many bytes of files.
+# Maximum images, and bytes of their files, that are downloaded together while the previous group is decoded.
 FETCHED_TOGETHER, FETCHED_BYTES = 16, 64_000_000
 
 
 class Limits(NamedTuple):
-    """Of an image; one that is beyond them becomes an error row."""
+    """Limits of an image. An image that exceeds one becomes an error row."""
 
     max_pixels: int
-    max_bytes: int  # of its file
-    seconds: float  # of decoding
+    max_bytes: int  # of the file
+    seconds: float  # CPU time of decoding
 
 
 def decode(
     listed: pa.Table, limits: Limits, long_side: int | None, progress_actor: Any = None, by_window: bool = False
 ) -> Iterator[pa.Table]:
-    """Download and decode a block of LISTED images into DECODED rows; a failure becomes a row that says why.
+    """Download and decode a block of LISTED images into tables of DECODED rows. Failed images become error rows.
 
-    The board is told how long that took. `by_window`: TIFF beyond the limits is left to be read by the predictor.
+    Args:
+        long_side: length in pixels to which the longer side of larger images is reduced; None: no reduction.
+        progress_actor: receives the timing of the block; None: nothing is reported.
+        by_window: leave TIFFs beyond the limits to the predictor, which reads them window by window.
     """
     since = time.process_time()
     cv2.setNumThreads(1)
@@ -77,14 +80,14 @@ def _decoded(
     long_side: int | None,
     by_window: bool,
 ) -> dict[str, Any]:
-    """The row with what its file has become; without a file, as it is."""
+    """Return the row with its pixels or its error. A row that failed earlier has no file and keeps its error."""
     start = time.perf_counter()
     if _is_too_large(row, limits):
         row |= _too_large(row, limits, by_window)
     elif isinstance(file, Exception):
         row |= failure("download", storage.failure_kind(file), storage.reason(file))
     elif file is not None:
-        # It may have changed since it was listed.
+        # The file may have changed since it was listed.
         row |= {"etag": file.etag, "size_bytes": len(file.content)}
         try:
             with prometheus.timed("decode") as work:
@@ -97,7 +100,7 @@ def _decoded(
 
 
 class SizeBuckets:
-    """Decoded rows that are to be handed on, those of one size together, so that they fill batches."""
+    """Buffer of decoded rows, grouped by image size so that each group fills batches of one size."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -108,7 +111,7 @@ class SizeBuckets:
         self.bytes += len(row.get("pixels", b""))
 
     def largest(self) -> list[dict[str, Any]]:
-        """Take the rows of the size that takes the most memory."""
+        """Remove and return the group of rows that takes the most memory."""
 
         def size_of(group: list[dict[str, Any]]) -> int:
             return sum(len(row.get("pixels", b"")) for row in group)
@@ -123,7 +126,7 @@ class SizeBuckets:
 
 
 class ByteBudget:
-    """Which of the files that are downloaded together are read, once their sizes are known."""
+    """Filter for the files of a group download. Called with each file's size, accepts those that fit into memory."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -140,15 +143,16 @@ class ByteBudget:
 def _downloaded(
     rows: list[dict[str, Any]], limits: Limits
 ) -> Iterator[tuple[dict[str, Any], storage.Fetched | Exception | None]]:
-    """Yields every row with its file, None for one that is not wanted; downloads while the caller decodes.
+    """Yield every row with its file, or None if the file is not needed; download ahead while the caller decodes.
 
-    In the rows' order, whatever came first: work that Ray repeats has to come out the same.
+    Keeps the order of the rows regardless of which download finishes first, because work that Ray repeats must give
+    the same result.
     """
     groups = list(_groups(rows))
 
     def fetch(group: list[dict[str, Any]]) -> list[storage.Fetched | Exception]:
         uris = [row["image_uri"] for row in group if _is_wanted(row, limits)]
-        # Where the listing told the sizes, they are within the limits already.
+        # Sizes that the listing contains have been checked against the limits already.
         room = ByteBudget(limits.max_bytes) if any(row["size_bytes"] is None for row in group) else None
         with prometheus.timed("download") as work:
             files = storage.fetch_objects(uris, room)
@@ -164,7 +168,7 @@ def _downloaded(
                 waiting.append(ahead.submit(fetch, following))
             wanted = [row for row in group if _is_wanted(row, limits)]
             found = {row["image_id"]: file for row, file in zip(wanted, files, strict=True)}
-            late = []  # what had no room beside the others
+            late = []  # rows whose files did not fit into memory with the others
             for row in wanted:
                 file = found[row["image_id"]]
                 if isinstance(file, storage.Refused):
@@ -210,7 +214,7 @@ def _pixels(content: bytes, limits: Limits, long_side: int | None) -> dict[str, 
 
 
 def _too_large(row: dict[str, Any], limits: Limits, by_window: bool) -> dict[str, Any]:
-    """What becomes of a file that is too large to be downloaded."""
+    """Return the columns of a file that is too large to download: for reading by window, or an error."""
     try:
         seen = large_images.seen(row["image_uri"], limits.max_pixels) if by_window else None
     except (ImageError, large_images.ReadFault) as error:
@@ -219,7 +223,7 @@ def _too_large(row: dict[str, Any], limits: Limits, by_window: bool) -> dict[str
 
 
 def _undecoded(error: ImageError, content: bytes, limits: Limits, by_window: bool) -> dict[str, Any]:
-    """What becomes of a file that cannot be decoded whole."""
+    """Return the columns of a file that cannot be decoded whole: for reading by window, or an error."""
     if error.kind == "TooLarge" and is_tiff(content):
         if not by_window:
             return failure("decode", error.kind, f"{error.message}; {large_images.HOW}")

@@ -1,6 +1,6 @@
-"""Images too large to be decoded whole, as rows: what can be said of one before it is labelled, and its labelling.
+"""Images too large to decode whole: describe them as DECODED rows, and label them window by window.
 
-Does not import torch, as the stages do not.
+Does not import torch, because the decode stage imports this module.
 """
 
 import io
@@ -20,25 +20,28 @@ from pipeline.images.tiff_windows import SIGNATURE_BYTES, TiffWindows, is_tiff
 from pipeline.output.errors import failure
 from pipeline.storage.range_file import RangeFile
 
-# The mask is in memory, a byte for each pixel or two.
+# The whole mask is held in memory, one or two bytes per pixel.
 MAX_PIXELS = 4_000_000_000
-MAX_MASK_BYTES = 2**31 - 1  # of its PNG: what a cell of a table holds
-HOW = "--protocol.mode sliding --protocol.base-size none labels TIFF by window, whatever its size"
+MAX_MASK_BYTES = 2**31 - 1  # of the mask's PNG: the most that a cell of an Arrow table holds
+HOW = "use --protocol.mode sliding --protocol.base-size none to label TIFFs of any size window by window"
 
 
 class ReadFault(Exception):
-    """A file could not be read any further; `__cause__` says why."""
+    """Failure to read a file any further; `__cause__` holds the reason."""
 
 
 def applies(protocol: ProtocolConfig, long_side: int | None) -> bool:
-    """Whether large TIFF is labelled by window: in crops of the image at its own size."""
+    """Return whether large TIFFs are labeled by window, which requires crops of the image at its original size."""
     return protocol.mode == "sliding" and protocol.base_size is None and long_side is None
 
 
 def seen(uri: str, max_pixels: int) -> dict[str, Any] | None:
-    """What a DECODED row says of an image that is to be labelled by window; None if it is no TIFF.
+    """Return the columns of a DECODED row for an image to be labeled by window; None if the file is not a TIFF.
 
-    `max_pixels` is that of the largest tile. Raises: ImageError, ReadFault.
+    Args:
+        max_pixels: limit for the pixels of a tile.
+
+    Raises: ImageError, ReadFault.
     """
     with _opened(uri) as file:
         if not is_tiff(file.read(SIGNATURE_BYTES) or b""):
@@ -47,25 +50,29 @@ def seen(uri: str, max_pixels: int) -> dict[str, Any] | None:
 
 
 def seen_in(content: bytes, max_pixels: int) -> dict[str, Any]:
-    """As `seen`, of a TIFF that has been downloaded. Raises: ImageError."""
+    """Return the same as `seen` for a TIFF that has been downloaded. Raises: ImageError."""
     return _described(io.BytesIO(content), len(content), max_pixels)
 
 
 def predicted(predictor: Any, row: dict[str, Any], on_read: Callable[[float], None] | None = None) -> Any:
-    """The models.Prediction of a row that `seen` has described. Raises: ImageError, ReadFault.
+    """Return the models.Prediction of a row that `seen` described.
 
     Args:
-        on_read: called after each reading with the share of the rows that have been read.
+        on_read: called after each read with the fraction of the image's rows that have been read.
+
+    Raises: ImageError; ReadFault, also if the object's ETag is no longer the row's.
     """
     with _opened(row["image_uri"]) as file:
         if file.etag != row["etag"]:
-            raise ReadFault from OSError(f"changed since it was looked at: its ETag was {row['etag']}, is {file.etag}")
+            raise ReadFault from OSError(
+                f"the object changed during the run: its ETag was {row['etag']} and is now {file.etag}"
+            )
         image = TiffWindows(file, file.size)
         return predictor.predict_windows(image if on_read is None else _Told(image, on_read))
 
 
 class _Told:
-    """An image of which each reading is told."""
+    """Image that calls `on_read` after each read."""
 
     def __init__(self, image: TiffWindows, on_read: Callable[[float], None]) -> None:
         self._image, self._on_read = image, on_read
@@ -78,7 +85,7 @@ class _Told:
 
 
 def failed(error: ImageError | ReadFault) -> dict[str, Any]:
-    """What a row says of it."""
+    """Return the error columns of a row for this error."""
     if isinstance(error, ImageError):
         return failure("decode", error.kind, error.message)
     assert isinstance(error.__cause__, Exception)
@@ -90,15 +97,15 @@ def _described(file: Readable, size: int, max_pixels: int) -> dict[str, Any]:
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(
             "TooLarge",
-            f"{image.width} x {image.height} is {image.width * image.height} pixels; by window the limit is "
-            f"{MAX_PIXELS}",
+            f"{image.width} x {image.height} is {image.width * image.height} pixels; the limit for labeling by "
+            f"window is {MAX_PIXELS}",
         )
-    image.read(0, 1, 0, 1)  # samples that cannot be decoded are found here, not on a GPU
+    image.read(0, 1, 0, 1)  # finds samples that cannot be decoded here instead of on a GPU
     return {"width": image.width, "height": image.height, "by_window": True}
 
 
 class _Guarded:
-    """A file whose reading raises ReadFault for what concerns this file alone."""
+    """File whose `read` raises ReadFault for errors that concern this file alone, not the whole storage."""
 
     def __init__(self, file: RangeFile) -> None:
         self._file = file
@@ -112,7 +119,7 @@ class _Guarded:
             return self._file.read(size)
         except storage.UNREACHABLE:
             raise
-        except Exception as error:  # as in storage.fetch_objects: the reason of one image's failure
+        except Exception as error:  # as in storage.fetch_objects, this fails one image and not the run
             raise ReadFault from error
 
 

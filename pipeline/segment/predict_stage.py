@@ -1,4 +1,7 @@
-"""The actor that predicts decoded images. Imports torch only when it is made, since the driver imports it, too."""
+"""Predict stage: the actor that predicts decoded images.
+
+Imports torch only when the actor is created, because the driver imports this module, too.
+"""
 
 import threading
 import time
@@ -13,9 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.checkpoints.predictor import is_out_of_memory, use_threads, with_protocol
-from pipeline.config.training import ProtocolConfig
+from pipeline.checkpoints.predictor import PredictorActor, PredictorSpec, is_out_of_memory
 from pipeline.errors import UserError
 from pipeline.images.codec import ImageError, encode_mask
 from pipeline.output.errors import failure
@@ -24,58 +25,35 @@ from pipeline.segment.crash_isolation import BlockAttempt
 from pipeline.segment.prediction_rows import outcome, predicted_table
 from pipeline.segment.stage_timing import Spent
 
-# A run is not given up for its error rate before it has seen this many images.
+# Images after which the error rate of a run is checked for the first time.
 MIN_TO_JUDGE = 200
-SECONDS_BETWEEN_LINES = 30.0  # that tell how far a scene is
-CALLS = 2  # at the same time
+SECONDS_BETWEEN_LINES = 30.0  # between the progress lines of a large image
+CALLS = 2  # concurrent calls of one actor
 
 
-class PredictStage:
-    """Actor that predicts DECODED rows into PREDICTED rows; holds one Predictor.
+class PredictStage(PredictorActor):
+    """Actor that turns DECODED rows into PREDICTED rows; holds one Predictor.
 
-    Ray calls it with CALLS blocks at a time, from threads of its own: one block is predicted while Ray brings the next
-    and takes away the last. All predicting is done by one thread, in the order of the calls.
+    Ray calls it with CALLS blocks concurrently, from its own threads: one block is predicted while Ray transfers the
+    next input and the previous output. A single thread runs all predictions, in the order of the calls.
     """
 
-    def __init__(
-        self,
-        checkpoint: str,
-        model_id: str,
-        long_side: int | None,
-        protocol: ProtocolConfig,
-        device: str,
-        precision: str,
-        batch_size: int,
-        threads: int,
-        max_error_rate: float,
-        progress_actor: Any,
-    ) -> None:
-        # Always the same, since torch's number of threads and CUDA graphs belong to a thread.
-        self._predicting = ThreadPoolExecutor(1, "predict", use_threads, (device, threads))
-        # Block by block: of two that are predicted in turns, neither would be ready while the other is.
+    def __init__(self, spec: PredictorSpec, max_error_rate: float, progress_actor: Any) -> None:
+        super().__init__(spec)
+        # One block at a time: if two blocks took turns, both would finish late.
         self._submitting = threading.Lock()
-        self._problem: UserError | None = None
-        # Not kept: the predictor has packed its own weights.
-        model = Checkpoint.load(checkpoint, long_side, protocol)
-        if model.model_id != model_id:
-            # Raised by the first call: what an actor raises while it is made reaches the driver as text alone.
-            self._problem = UserError(f"checkpoint {checkpoint}: changed while the run was starting; start it again")
-        predictor = self._predicting.submit(model.predictor, device, precision).result()
-        self._predictor = with_protocol(predictor, protocol)
-        self._palette = model.palette
-        self._batch_size = batch_size
+        self._batch_size = spec.batch_size
         self._max_error_rate = max_error_rate
         self._progress_actor = progress_actor
-        self._counts: Any = None  # of the run, as the board has them; on its way
-        self._idle_since = time.perf_counter()  # what predicts
+        self._counts: Any = None  # ObjectRef of the run's counts, as of the last update of the progress actor
+        self._idle_since = time.perf_counter()  # end of the last prediction
         self._processor_since = time.process_time()
         self._counting_processor = threading.Lock()
-        # Masks are compressed (outside the interpreter's lock) while the next batch is predicted.
+        # Masks are compressed, without holding the GIL, while the next batch is predicted.
         self._encoders = ThreadPoolExecutor(2)
 
     def __call__(self, decoded: pa.Table) -> Iterator[pa.Table]:
-        if self._problem is not None:
-            raise self._problem
+        self.require_ready()
         rows = decoded.to_pylist()
         attempt = BlockAttempt("predict", rows, self._progress_actor)
         in_memory = [row for row in rows if not row["by_window"]]
@@ -83,7 +61,7 @@ class PredictStage:
             yield self._segment(in_memory, attempt)
         for row in rows:
             if row["by_window"]:
-                # Alone in its table: a mask may be as large as a table's column can be.
+                # One table per image, because a single mask may reach the size limit of a table's column.
                 yield self._segment_by_window(row, attempt)
         attempt.end()
         with self._counting_processor:
@@ -92,7 +70,7 @@ class PredictStage:
 
     def _segment(self, rows: list[dict[str, Any]], attempt: BlockAttempt) -> pa.Table:
         self._tell([row for row in rows if row["error_type"]])
-        # Of a block few batches are in memory: predictions and masks have the images' own size.
+        # Keep only a few batches of a block in memory, because predictions and masks have the images' original size.
         predicting: deque[tuple[list[dict[str, Any]], Future[list[Any]]]] = deque()
         encoding: deque[list[tuple[dict[str, Any], Future[bytes]]]] = deque()
         batch_size, ahead, behind = (1, 0, 0) if attempt.one_by_one else (self._batch_size, 1, 1)
@@ -108,21 +86,21 @@ class PredictStage:
         with self._submitting:
             for batch in _batches_of_one_size(rows, batch_size):
                 with attempt.at(batch[0]["image_id"]):
-                    predicting.append((batch, self._predicting.submit(self._predict, batch, *_inputs(batch))))
+                    predicting.append((batch, self.submit(self._predict, batch, *_inputs(batch))))
                     finish(ahead, behind)
         finish(0, 0)
         return predicted_table(rows)
 
     def _segment_by_window(self, row: dict[str, Any], attempt: BlockAttempt) -> pa.Table:
-        """Read, label and encode one image; whatever goes wrong with it is in its row."""
+        """Read, label and encode one image by window. A failure of this image becomes an error row."""
         if row["error_type"]:
             self._tell([row])
             return predicted_table([row])
         try:
             with attempt.at(row["image_id"]):
-                prediction = self._predicting.submit(self._predict_by_window, row).result()
+                prediction = self.submit(self._predict_by_window, row).result()
                 with prometheus.timed("encode") as work:
-                    mask = encode_mask(prediction.class_ids_NHW[0], self._palette)
+                    mask = encode_mask(prediction.class_ids_NHW[0], self.palette)
                     work.bytes = len(mask)
             row["seconds"] += work.seconds
             if len(mask) > large_images.MAX_MASK_BYTES:
@@ -142,13 +120,13 @@ class PredictStage:
     def _predict_by_window(self, row: dict[str, Any]) -> Any:
         try:
             with self._working() as work:
-                return large_images.predicted(self._predictor, row, self._telling(row))
+                return large_images.predicted(self.predictor, row, self._telling(row))
         finally:
             row["seconds"] += work.seconds
 
     @contextmanager
     def _working(self, images: int = 1) -> Iterator[Spent]:
-        """Count the block's time as that of predicting so many images, and the time since the last such block."""
+        """Record the time of the `with` block as predicting `images`, and the idle time before it as waiting."""
         prometheus.count_wait(time.perf_counter() - self._idle_since)
         try:
             with prometheus.timed("predict", images) as work:
@@ -157,7 +135,7 @@ class PredictStage:
             self._idle_since = time.perf_counter()
 
     def _telling(self, row: dict[str, Any]) -> Callable[[float], None]:
-        """What tells now and then how far a scene has been read: it may take hours."""
+        """Return a callback that logs the progress of a large image every 30 seconds: one may take hours."""
         told = time.monotonic()
 
         def on_read(share: float) -> None:
@@ -165,14 +143,16 @@ class PredictStage:
             if time.monotonic() - told >= SECONDS_BETWEEN_LINES:
                 told = time.monotonic()
                 size = f"{row['width']:,} x {row['height']:,} pixels"
-                self._progress_actor.log.remote(f"{row['image_uri']}: {share:.0%} of {size}")
+                self._progress_actor.log.remote(f"{row['image_uri']}: read {share:.0%} of {size}")
 
         return on_read
 
     def _tell(self, rows: list[dict[str, Any]]) -> None:
-        """Tell the board how images ended, and give up a run that goes wrong by what it answered the last time.
+        """Report the outcomes of images to the progress actor, and check the error rate of the run.
 
-        Raises: UserError.
+        The check uses the counts that the previous report returned, so that it need not wait for an answer.
+
+        Raises: UserError if more than `max_error_rate` of the run's images have failed.
         """
         import ray
 
@@ -187,13 +167,14 @@ class PredictStage:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()) if kind != "ok")
             raise UserError(
                 f"max_error_rate {self._max_error_rate}: {failed:,} of the first {seen:,} images failed ({kinds}); "
-                "check the input, leave out what are no images with --include or --exclude, or raise --max-error-rate"
+                "check the input, filter out files that are not images with --include or --exclude, or raise "
+                "--max-error-rate"
             )
 
     def _predict(
         self, batch: list[dict[str, Any]], images_NHW3: NDArray[np.uint8], output_sizes: list[tuple[int, int]]
     ) -> list[Any]:
-        """For each row of a batch its models.Prediction, or what keeps memory from holding it alone."""
+        """Return for each row its models.Prediction, or the error if memory is too small for the image alone."""
         with self._working(len(batch)) as work:
             predictions = self._predict_what_fits(images_NHW3, output_sizes)
         for row in batch:
@@ -202,12 +183,12 @@ class PredictStage:
 
     def _predict_what_fits(self, images_NHW3: NDArray[np.uint8], output_sizes: list[tuple[int, int]]) -> list[Any]:
         try:
-            return self._predictor.predict_each(images_NHW3, output_sizes)
+            return self.predictor.predict_each(images_NHW3, output_sizes)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             if len(output_sizes) == 1:
-                return [error.with_traceback(None)]  # which would keep what was computed so far
+                return [error.with_traceback(None)]  # the traceback would keep the tensors of its frames alive
         half = len(output_sizes) // 2
         parts = slice(half), slice(half, None)
         return [one for part in parts for one in self._predict_what_fits(images_NHW3[part], output_sizes[part])]
@@ -215,7 +196,7 @@ class PredictStage:
     def _finished(
         self, batch: list[dict[str, Any]], predictions: list[Any]
     ) -> list[tuple[dict[str, Any], Future[bytes]]]:
-        """Complete the rows of a batch but for their masks, which are on their way."""
+        """Fill in the rows of a batch except for their masks; return each row with the future of its PNG."""
         masks = []
         for row, prediction in zip(batch, predictions, strict=True):
             if isinstance(prediction, Exception):
@@ -223,7 +204,7 @@ class PredictStage:
                 row |= failure("predict", "OutOfMemory", f"{shape} pixels: {storage.reason(prediction)}")
                 continue
             row |= outcome(prediction, 0)
-            masks.append((row, self._encoders.submit(encode_mask, prediction.class_ids_NHW[0], self._palette)))
+            masks.append((row, self._encoders.submit(encode_mask, prediction.class_ids_NHW[0], self.palette)))
         return masks
 
     def _encoded(self, masks: list[tuple[dict[str, Any], Future[bytes]]]) -> None:
@@ -234,7 +215,7 @@ class PredictStage:
 
 
 def _inputs(batch: list[dict[str, Any]]) -> tuple[NDArray[np.uint8], list[tuple[int, int]]]:
-    """The pixels of a batch, which its rows give away, and the sizes of its masks."""
+    """Return the pixels of a batch, removed from its rows, and the (height, width) of each mask."""
     shape = (batch[0]["input_height"], batch[0]["input_width"], 3)
     images_NHW3 = np.stack([np.frombuffer(row.pop("pixels"), np.uint8).reshape(shape) for row in batch])
     return images_NHW3, [(row["height"], row["width"]) for row in batch]

@@ -1,4 +1,4 @@
-"""Rows of the masks and class statistics tables, from predictions."""
+"""Conversion of predictions into rows of the masks and class statistics tables."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.output.schema import PREDICTED, table
 
-MAX_BOXES = 16  # boxes of an image, the largest regions
+MAX_BOXES = 16  # per image; the regions with the most pixels are kept
 
 
 def predicted_table(rows: list[dict[str, Any]]) -> pa.Table:
@@ -17,7 +17,7 @@ def predicted_table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def outcome(prediction: Any, n: int) -> dict[str, Any]:
-    """What a PREDICTED row says of a mask."""
+    """Return the columns of a PREDICTED row for image `n` of a models.Prediction, without the mask."""
     _, height, width = prediction.class_ids_NHW.shape
     return {
         "mean_confidence": float(prediction.mean_confidence_N[n]),
@@ -53,13 +53,15 @@ def _class_rows(prediction: Any, n: int) -> list[dict[str, Any]]:
 
 
 def low_confidence_boxes(low_RG: NDArray[np.int32], side: int, height: int, width: int) -> list[dict[str, int]]:
-    """Boxes around touching cells with low confidence in at least half of their pixels, most such pixels first.
+    """Return the boxes of regions of low confidence, sorted by their number of low-confidence pixels, descending.
+
+    A region is a group of touching cells (8-connected) in which at least half of the pixels have low confidence.
 
     Args:
-        low_RG: pixels of low confidence in each cell, as a models.Prediction has them.
-        side: of the cells, pixels; those of the last row and column end with the image.
+        low_RG: number of low-confidence pixels in each cell, as in models.Prediction.
+        side: side of a cell in pixels; cells of the last row and column are cut off at the image's edge.
 
-    Returns: x_min, y_min, x_max, y_max, half open, in pixels, and pixel_count: those of low confidence in the cells.
+    Returns: x_min, y_min, x_max, y_max in pixels, half open, and pixel_count: the region's low-confidence pixels.
     """
     ys, xs = (np.minimum(np.arange(0, size + side, side), size) for size in (height, width))
     pixels_RG = np.outer(np.diff(ys), np.diff(xs))

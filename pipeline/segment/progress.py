@@ -1,4 +1,4 @@
-"""What a segmentation's workers report while it runs, and how its progress is shown."""
+"""Progress of a segmentation run: the actor that collects the workers' reports, and the progress bar."""
 
 import math
 import shutil
@@ -16,13 +16,13 @@ from pipeline.segment.crash_isolation import AttemptPlan, CrashLedger
 from pipeline.segment.stage_timing import Report, StageSeconds
 from pipeline.segment.worklist import ListingProgress
 
-LINE_EVERY = 30.0  # seconds, in a log
-RECENT = 30.0  # seconds that the rate of now is taken over
-BAR = 20  # characters
+LINE_EVERY = 30.0  # seconds between lines in a log
+RECENT = 30.0  # seconds over which the current rate is averaged
+BAR = 20  # width in characters
 
 
 class SegmentationProgressActor(ProgressActor):
-    """Board that also knows what each stage has spent, and which blocks of images processes work on."""
+    """Progress actor that also sums up the time of each stage and tracks the blocks that workers process."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,14 +30,17 @@ class SegmentationProgressActor(ProgressActor):
         self._ledger = CrashLedger(_is_alive)
 
     def add_timing(self, report: Report) -> None:
-        """Count what a process has spent, by stage."""
+        """Add a process's time by stage."""
         self._stage_seconds.add(report)
 
     def stage_seconds(self) -> StageSeconds:
         return self._stage_seconds
 
     def begin(self, block: str, image_ids: Sequence[bytes], node: str) -> AttemptPlan:
-        """Note that a block of images begins on a node, perhaps again; this and the next three are Trials'."""
+        """Record that a block of images starts on a node, perhaps again.
+
+        Only BlockAttempt calls this and the following three methods.
+        """
         return self._ledger.begin(block, image_ids, node)
 
     def enter(self, block: str, image_id: bytes) -> None:
@@ -58,9 +61,9 @@ class ProgressBar:
     """Progress of a segmentation run: a bar in a terminal, a line every 30 seconds in a log.
 
     Args:
-        listed: what there is to do, as far as it is known.
-        price_per_hour: of the cluster; None: no costs are shown.
-        seconds_before: that the same command has worked already, for the costs.
+        listed: progress of the listing, which counts the images to label.
+        price_per_hour: price of the cluster; None: no costs are shown.
+        seconds_before: seconds that the same command has run before this run, included in the costs.
     """
 
     def __init__(
@@ -76,12 +79,12 @@ class ProgressBar:
         self._out = out or sys.stdout
         self._in_place = self._out.isatty()
         self._start = time.monotonic()
-        self.last_update = self._start  # of an image that was labelled, or of one that a predictor is at
-        self._recent: deque[tuple[float, int]] = deque([(0.0, 0)])  # of the last RECENT seconds
-        self._printed: tuple[float, int] = (0.0, 0)  # when, and how many images it told
+        self.last_update = self._start  # when an image was completed or a worker logged a line
+        self._recent: deque[tuple[float, int]] = deque([(0.0, 0)])  # (seconds, images) of the last RECENT seconds
+        self._printed: tuple[float, int] = (0.0, 0)  # seconds and images of the last print
 
     def show(self, update: ProgressUpdate) -> None:
-        """Print what has been said, and what has changed if it is time to."""
+        """Print the workers' lines, and the progress if a line is due."""
         for line in update.lines:
             print("\r\x1b[K" * self._in_place + printable(line), file=self._out, flush=True)
         counts, total = update.counts, self._listed.todo
@@ -98,14 +101,14 @@ class ProgressBar:
         if is_last:
             is_time = done != last_done
         else:
-            # In a log, too, where nothing goes on: who reads it sees that the run is alive.
+            # A log gets its line even without progress, to show that the run is alive.
             is_time = self._in_place or (done and not last_done) or now - last_time >= LINE_EVERY
         if is_time:
             self._printed = now, done
             self._print(self.line(counts, now, done), is_last)
 
     def line(self, counts: dict[str, int], now: float, done: int) -> str:
-        """What is known after `now` seconds."""
+        """Return the progress line after `now` seconds with `done` images."""
         total, is_listed = self._listed.todo, self._listed.ended
         then, before = self._recent[0]
         rate = done / now
@@ -125,7 +128,7 @@ class ProgressBar:
         return " · ".join(parts)
 
     def seconds_left(self, now: float) -> float:
-        """At the average rate, when time.monotonic() is `now`; infinite where that is not known."""
+        """Return the remaining seconds at the average rate; infinite if unknown. `now` is a time.monotonic()."""
         done = self._recent[-1][1]
         if not done or not self._listed.ended:
             return math.inf

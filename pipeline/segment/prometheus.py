@@ -1,7 +1,7 @@
-"""What a process of a segmentation run counts: for Prometheus at once, and for the run's totals when it reports.
+"""Metrics of a segmentation process: exported to Prometheus, and reported for the run's totals.
 
-Prometheus reads the exporter that every node of a Ray cluster has; Ray puts `ray_` before a metric's name.
-deploy/grafana/sceneparse.json is a dashboard of them.
+Prometheus scrapes the exporter of each node of the Ray cluster; Ray prefixes the metric names with `ray_`.
+deploy/grafana/sceneparse.json is a dashboard of these metrics.
 """
 
 import threading
@@ -15,34 +15,34 @@ from ray.util.metrics import Counter, Histogram
 
 from pipeline.segment.stage_timing import Report, Spent
 
-IMAGES = "sceneparse_images_total"  # by outcome: 'ok' or a kind of failure
-STAGE_SECONDS = "sceneparse_stage_seconds"  # by stage
-PREDICTOR_WAIT_SECONDS = "sceneparse_predictor_wait_seconds_total"  # in which predictors had nothing to predict
-# Of `stage`: what one observation is.
+IMAGES = "sceneparse_images_total"  # tagged by outcome: 'ok' or an error type
+STAGE_SECONDS = "sceneparse_stage_seconds"  # histogram, tagged by stage
+PREDICTOR_WAIT_SECONDS = "sceneparse_predictor_wait_seconds_total"  # time in which predictors had no input
+# Stages, and the unit of one observation.
 STAGES = {
     "download": "a group of files",
     "decode": "an image",
     "predict": "a batch",
-    "encode": "what is left of compressing a batch's masks once the next one is predicted",
+    "encode": "remaining time to compress a batch's masks after the next batch is predicted",
     "write": "a part",
 }
-WAIT = "wait"  # of predictors for something to predict; among the run's totals a stage of its own
+WAIT = "wait"  # waiting of predictors for input; a stage of its own in the run's totals
 BOUNDARIES = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 
-# Of this process, since its last report: it works for one run at a time, in several threads.
+# Totals of this process since its last report. A process works for one run at a time, in several threads.
 _lock = threading.Lock()
 _spent: defaultdict[str, Spent] = defaultdict(Spent)
 _reported: set[str] = set()
 
 
 def count_images(outcomes: dict[str, int]) -> None:
-    """Count images by 'ok' or their kind of failure."""
+    """Count images by outcome: 'ok' or an error type."""
     for outcome, count in outcomes.items():
         _images().inc(count, tags={"outcome": outcome})
 
 
 def count_wait(seconds: float) -> None:
-    """Count time in which a predictor had nothing to predict."""
+    """Count time in which a predictor had no input."""
     if seconds > 0:
         _wait().inc(seconds)
         _add(WAIT, Spent(seconds))
@@ -50,7 +50,7 @@ def count_wait(seconds: float) -> None:
 
 @contextmanager
 def timed(stage: str, images: int = 1) -> Iterator[Spent]:
-    """Observe how long the block takes, as one of STAGES; it may set the bytes of what it is given."""
+    """Record the duration of the `with` block for one of STAGES. The block may change the yielded images and bytes."""
     work = Spent(images=images)
     start = time.perf_counter()
     try:
@@ -62,14 +62,14 @@ def timed(stage: str, images: int = 1) -> Iterator[Spent]:
 
 
 def count_processor(stage: str, since: float) -> float:
-    """Count this process's time on processors since then, all threads together; returns time.process_time() of now."""
+    """Count this process's CPU time, of all threads, since `since`. Returns the current time.process_time()."""
     now = time.process_time()
     _add(stage, Spent(cpu_seconds=now - since))
     return now
 
 
 def report() -> Report:
-    """What this process has counted by stage since it was asked the last time."""
+    """Return what this process has counted by stage since the last report, and reset it."""
     with _lock:
         spent = dict(_spent)
         _spent.clear()
@@ -83,17 +83,17 @@ def _add(stage: str, work: Spent) -> None:
         _spent[stage].add(work)
 
 
-# Made where they are first used: a process that only imports this module has none.
+# Created on first use, so that importing this module creates no metrics.
 
 
 @cache
 def _images() -> Counter:
-    return Counter(IMAGES, "Images labelled or failed", tag_keys=("outcome",))
+    return Counter(IMAGES, "Images labeled or failed", tag_keys=("outcome",))
 
 
 @cache
 def _wait() -> Counter:
-    return Counter(PREDICTOR_WAIT_SECONDS, "Seconds in which predictors had nothing to predict")
+    return Counter(PREDICTOR_WAIT_SECONDS, "Seconds in which predictors had no input")
 
 
 @cache

@@ -1,7 +1,7 @@
-"""Ends a run's work when the cluster is no longer the one that its stages were sized for, so that it starts anew.
+"""Detection of changes of the cluster that require a run to restart with stages of another size.
 
-Ray starts a lost node's predictors again, on the CPUs and GPUs that are left. Where those do not do, it waits for ever;
-and an execution that has begun gets no predictor more when nodes come.
+Ray restarts the predictors of a lost node on the remaining CPUs and GPUs. If these do not suffice, it waits forever.
+And when nodes join, a running execution gets no additional predictors.
 """
 
 import time
@@ -19,25 +19,25 @@ from pipeline.config.jobs import PredictConfig
 from pipeline.segment.progress import ProgressBar
 
 LOOK_EVERY = 5.0  # seconds
-# Seconds without an image more before a cluster that is too small is believed to stay so; an autoscaler may take
-# minutes to bring a node.
+# Seconds without a completed image after which a cluster that is too small is assumed to stay too small. An autoscaler
+# may take minutes to add a node.
 STILL, STILL_IF_IT_MAY_GROW = 60.0, 600.0
-# Seconds after the last change before new nodes count: they come one after the other.
+# Seconds without another change before new nodes count, because they join one after another.
 SETTLED = 30.0
-# A new start costs the loading of models and what was not written yet: seconds from one to the next at the least,
-# and that must be left to do.
+# Minimum seconds between restarts, and minimum seconds of remaining work. A restart loads the models again and loses
+# what has not been written yet.
 WORTH_IT = 600.0
 
 
 class ClusterChanged(ExecutionTimeoutError):
-    """The cluster has lost nodes without which the run does not go on, or got some that it can use.
+    """Loss of nodes without which the run cannot continue, or arrival of nodes that it can use.
 
-    Of an ExecutionTimeoutError Ray Data prints no traceback.
+    Derived from ExecutionTimeoutError, because Ray Data prints no traceback for that.
     """
 
 
 class Watch:
-    """Judges a cluster by what a run was sized for."""
+    """Monitor that compares the cluster with the stage sizes that a run was started with."""
 
     def __init__(self, config: PredictConfig, stages: ActorPoolSize, line: ProgressBar) -> None:
         self._config, self._stages, self._line = config, stages, line
@@ -47,9 +47,9 @@ class Watch:
         self._changed = self._begun
 
     def look(self) -> None:
-        """Look at the cluster if it is time to.
+        """Check the cluster, at most every LOOK_EVERY seconds.
 
-        Raises: ClusterChanged.
+        Raises: ClusterChanged if the run should restart.
         """
         now = time.monotonic()
         if now >= self._next_look:
@@ -57,17 +57,20 @@ class Watch:
             self.judge(connection.resources(), now)
 
     def judge(self, have: connection.Resources, now: float) -> None:
-        """Raises: ClusterChanged."""
+        """Compare these resources with the stage sizes. `now` is a time.monotonic().
+
+        Raises: ClusterChanged if the run should restart.
+        """
         if have.nodes != self._nodes:
             self._nodes, self._changed = have.nodes, now
         stages, gpu = self._stages, self._config.gpu
         if not stages.fit(have, gpu):
-            # Where no predictor has room and the autoscaler may bring nodes, a new start would only wait for it, too.
+            # If no predictor fits and the autoscaler may add nodes, a restarted run would only wait for them, too.
             waits_for_nodes = have.may_grow and not have.room_for(stages.predictor_cpus, gpu)
             patience = STILL_IF_IT_MAY_GROW if have.may_grow else STILL
             if now - max(self._line.last_update, self._changed) >= patience and not waits_for_nodes:
                 raise ClusterChanged(
-                    f"the cluster has become too small for {stages.predictors} predictor(s), and nothing was labelled "
+                    f"the cluster has become too small for {stages.predictors} predictor(s), and no image was labeled "
                     f"for {patience:g} seconds"
                 )
             return
@@ -75,13 +78,15 @@ class Watch:
             return
         predictors = size_actor_pool(self._config, have, shrink_to_fit=True).predictors
         if predictors > stages.predictors:
-            raise ClusterChanged(f"the cluster has grown and holds {predictors} predictors, not {stages.predictors}")
+            raise ClusterChanged(
+                f"the cluster has grown and now fits {predictors} predictors instead of {stages.predictors}"
+            )
 
 
 class _Steps(ExecutionCallback):
-    """Ray Data makes one for each execution, and calls it at each step: some ten times a second."""
+    """Callback that Ray Data creates for each execution and calls at each step, about ten times a second."""
 
-    # Of this process: workers get the class by its name.
+    # Set only in the driver's process, because workers import the class by its name.
     looks: ClassVar[tuple[Callable[[], None], ...]] = ()
 
     def on_execution_step(self, executor: object) -> None:
@@ -91,9 +96,9 @@ class _Steps(ExecutionCallback):
 
 @contextmanager
 def watching(*looks: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, call each of these now and then for executions that begin in it.
+    """Call each of these functions at every step of the executions that start in the `with` block.
 
-    What they raise ends the executions.
+    An exception that one of them raises ends the execution.
     """
     context = ray.data.DataContext.get_current()
     before = context.custom_execution_callback_classes

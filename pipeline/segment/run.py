@@ -1,4 +1,4 @@
-"""Labelling a bucket: listed images are decoded by tasks, predicted by actors and written as parts, wave by wave.
+"""Segmentation run: decode listed images in tasks, predict them in actors and write them as parts, wave by wave.
 
 list_images -> Worklist -> decode (tasks) -> PredictStage (actors) -> PartSink (tasks)
 """
@@ -20,6 +20,7 @@ import ray.data
 
 from pipeline import storage
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.predictor import PredictorSpec
 from pipeline.cluster import connection
 from pipeline.cluster.packages import packages
 from pipeline.cluster.progress_actor import start_progress_actor, watched
@@ -43,32 +44,32 @@ from pipeline.segment.stage_timing import StageSeconds
 from pipeline.segment.worklist import ListingProgress, Worklist, blocks_of
 from pipeline.segment.write_stage import PartSink, WrittenPart, rows_of_a_part
 
-# Images that are predicted together by default. On a CPU it takes no more memory, and its threads wait less often.
+# Default batch sizes. On a CPU the larger batch takes no more memory, and the threads wait less often.
 GPU_BATCH, CPU_BATCH = 8, 32
-MAX_REPEATS = 3  # of a run whose rows are not exact
-MAX_FAILURES = 10  # that a summary tells one by one
+MAX_REPEATS = 3  # runs that follow one whose rows are not exact
+MAX_FAILURES = 10  # failed images that a summary lists
 
 
 @dataclass
 class SegmentSummary:
-    """How a run ended."""
+    """Result of a run."""
 
     run_id: str
     output: str
     listed: ListingProgress = field(default_factory=ListingProgress)
-    outcomes: dict[str, int] = field(default_factory=dict)  # of this run: 'ok' or kind of failure -> images
-    failures: list[dict[str, str]] = field(default_factory=list)  # the first of this run's failed images
+    outcomes: dict[str, int] = field(default_factory=dict)  # of this run: 'ok' or error type -> images
+    failures: list[dict[str, str]] = field(default_factory=list)  # first failed images of this run
     seconds: float = 0.0
     seconds_to_first: float | None = None
-    stage_seconds: StageSeconds = field(default_factory=StageSeconds)  # of this run, all workers together
-    # Whether each image has one row in storage. Ray repeats a lost node's work and takes from it the blocks that are
-    # still wanted, by number. Which images are in a block depends on how large they are decoded, and whether they can
-    # be: one that fails now and did not before moves others, and they may be in no block that is taken, or in two.
-    # And what a run that was taken over had begun to write may come late.
+    stage_seconds: StageSeconds = field(default_factory=StageSeconds)  # of this run, over all workers
+    # True if each image has exactly one row in storage. When a node is lost, Ray repeats its work and takes the blocks
+    # that are still missing by their number. The images of a block depend on their decoded sizes and on which of them
+    # fail. If an image fails in only one of the two attempts, the others shift between blocks and may be lost or
+    # duplicated. Also, a part of a run that was taken over may arrive late.
     is_exact: bool = True
 
     def following(self, earlier: "SegmentSummary | None") -> "SegmentSummary":
-        """This run's summary with what another one did just before."""
+        """Return this run's summary combined with that of the run just before it."""
         if earlier is None:
             return self
         outcomes = Counter(earlier.outcomes) + Counter(self.outcomes)
@@ -84,12 +85,12 @@ class SegmentSummary:
 
 
 def segment(config: SegmentConfig) -> SegmentSummary:
-    """Label every image of the inputs that the output does not hold yet.
+    """Label every image of the inputs that has no row in the output yet.
 
-    When the cluster changes so that another number of predictors fits, the run ends and another one goes on from there;
-    and another one follows a run that is not exact.
+    If the cluster changes so that another number of predictors fits, the run ends and a new one continues its work. A
+    run whose rows are not exact is followed by up to MAX_REPEATS runs that repair the output.
 
-    Raises: UserError; within seconds, for everything that can be known before an actor starts.
+    Raises: UserError. Problems that can be detected before an actor starts are raised within seconds.
     """
     started = time.monotonic()
     shrink_to_fit, repeats = False, 0
@@ -98,26 +99,26 @@ def segment(config: SegmentConfig) -> SegmentSummary:
         try:
             summary = _run(config, shrink_to_fit, time.monotonic() - started).following(earlier)
         except ClusterChanged as change:
-            log(f"{change}; starting again with what there is")
+            log(f"Restarting with the resources available now: {change}")
             shrink_to_fit = True
             continue
         if summary.is_exact or repeats == MAX_REPEATS:
             return summary
         repeats += 1
         earlier = summary
-        config = config.model_copy(update={"retry_errors": ()})  # they have been tried again
+        config = config.model_copy(update={"retry_errors": ()})  # have been retried by now
 
 
 @connection.disconnecting_on_error()
 def _run(config: SegmentConfig, shrink_to_fit: bool, seconds_before: float) -> SegmentSummary:
-    # Where it fails, the connection ends with it, and so does whatever still works for it.
+    # If the run fails, the decorator disconnects from Ray, which also ends the run's remaining tasks and actors.
     started = time.monotonic()
     output, listing, model = opened(config)
     with hold(output) as lease:
         claim_output(output, model)
         found = reconcile(output, config.retry_errors, config.relabel_changed)
         for line in found.repaired:
-            log(f"repaired: {line}")
+            log(f"Repaired: {line}")
         summary = SegmentSummary(lease.run_id, output)
         with Worklist(listing, found.completed.contains) as worklist:
             summary.listed = worklist.listed
@@ -128,7 +129,7 @@ def _run(config: SegmentConfig, shrink_to_fit: bool, seconds_before: float) -> S
         lease.require()
         if differing := differences(output, found.names | written):
             summary.is_exact = False
-            log(f"the output is not what this run has committed ({', '.join(differing[:3])}); putting that right")
+            log(f"The output differs from what this run committed ({', '.join(differing[:3])}); repairing it")
         if config.retry_errors or config.relabel_changed or not summary.is_exact:
             remove_superseded(output)
         if not summary.is_exact:
@@ -136,7 +137,7 @@ def _run(config: SegmentConfig, shrink_to_fit: bool, seconds_before: float) -> S
         if found.completed.num_without_etag:
             log(
                 f"relabel_changed: {found.completed.num_without_etag:,} completed images have no ETag in the listing, "
-                "so that it cannot tell whether they changed; only S3 prefixes and inventories have them"
+                "so changes to them cannot be detected; only S3 prefixes and inventories list ETags"
             )
         summary.seconds = time.monotonic() - started
         _write_run(config, model, summary)
@@ -144,30 +145,30 @@ def _run(config: SegmentConfig, shrink_to_fit: bool, seconds_before: float) -> S
 
 
 def _wait_for_commits(lease: Lease, in_doubt: float) -> None:
-    """Wait until nothing can come any more of a run that was taken over in the middle of a commit."""
+    """Wait until no commit of a run that was taken over can arrive any more."""
     rest = lease.since + in_doubt - time.monotonic()
     if in_doubt and rest > 0:
-        log(f"an earlier run ended between the two files of a part, which may still come: waiting {rest:.0f} s")
+        log(f"Waiting {rest:.0f} s: an earlier run ended during a commit, which may still arrive")
         time.sleep(rest)
 
 
 def opened(config: SegmentConfig) -> tuple[str, Iterator[pa.Table], Checkpoint]:
-    """The output's URI, the images as LISTED tables, and the model. Raises UserError."""
+    """Return the output's URI, the images as LISTED tables, and the model. Raises: UserError."""
     check_error_types("retry_errors", config.retry_errors)
     output = storage.absolute(config.output)
     listing = list_images(config)
-    first = list(islice(listing, 1))  # an input without images is told at once
-    # Of an output that no run has begun all is to be done: Ray is needed.
+    first = list(islice(listing, 1))  # an input without images fails here, within seconds
+    # A new output has no completed images, so Ray is needed in any case.
     connecting = bool(first) and not is_begun(output) and storage.exists(config.checkpoint)
     return output, chain(first, listing), _loaded(config, connecting)
 
 
 def _loaded(config: SegmentConfig, connecting: bool) -> Checkpoint:
-    """The checkpoint and, if asked for, a connection to Ray in the same time: either takes seconds."""
+    """Load the checkpoint and, if `connecting`, connect to Ray meanwhile, since each takes seconds."""
     with ThreadPoolExecutor(1) as thread:
         loading = thread.submit(Checkpoint.load, config.checkpoint, config.long_side, config.protocol)
         if connecting:
-            connection.connect(config.verbose)  # in the main thread, where it minds signals
+            connection.connect(config.verbose)  # in the main thread, where Ray can install signal handlers
         model = loading.result()
     model.require_precision(config.checkpoint, config.precision)
     return model
@@ -183,15 +184,15 @@ def run_waves(
     shrink_to_fit: bool = False,
     seconds_before: float = 0.0,
 ) -> set[str]:
-    """Label the worklist into the summary's output, and note in the summary how that went.
+    """Label the images of the worklist into the summary's output, and fill in the summary.
 
     Args:
-        lease: of that output.
-        line: shows the progress; none: one is made, and what there is to do is said before.
-        shrink_to_fit: with fewer predictors than asked for, if no more fit on the cluster now.
-        seconds_before: that the same command has worked already.
+        lease: lease of that output.
+        line: progress bar; None: the number of images is logged, and a new bar is created.
+        shrink_to_fit: use fewer predictors than requested if only fewer fit on the cluster now.
+        seconds_before: seconds that the same command has already run.
 
-    Returns: names of the parts that it has written.
+    Returns: names of the parts written.
 
     Raises: UserError, ClusterChanged.
     """
@@ -225,15 +226,18 @@ def run_waves(
     came_out = stored_images(summary.output, names)
     if came_out != handed_out or handed_out.num_ids != worklist.listed.todo:
         summary.is_exact = False
-        log("images came out twice or not at all when a lost node's work was repeated; putting that right")
+        log("Images were duplicated or lost when a lost node's work was repeated; repairing the output")
     failed = [part.name for part in written if set(part.outcomes) != {"ok"}]
     summary.failures = first_failures(summary.output, failed, MAX_FAILURES)
     return names
 
 
 def _say_what_there_is(config: SegmentConfig, model: Checkpoint, listed: ListingProgress) -> None:
-    so_far = "" if listed.ended else " so far; the listing goes on"
-    log(f"{listed.images:,} images in the input, {listed.done_before:,} of them done{so_far}; model {model.model_id}")
+    so_far = "" if listed.ended else " so far; the listing continues"
+    log(
+        f"{listed.images:,} images in the input, {listed.done_before:,} already completed{so_far}; "
+        f"model {model.model_id}"
+    )
 
 
 def _run_wave(
@@ -247,29 +251,28 @@ def _run_wave(
         decode,
         blocks,
         num_cpus=DECODE_CPUS,
-        concurrency=min(stages.decode_tasks, len(blocks)),  # Ray warns of tasks that cannot be
+        concurrency=min(stages.decode_tasks, len(blocks)),  # Ray warns if this exceeds the number of blocks
         verbose=config.verbose,
         limits=Limits(config.max_pixels, config.max_bytes, config.decode_seconds),
         long_side=model.long_side,
         progress_actor=progress_actor,
         by_window=large_images.applies(config.protocol, model.long_side),
     )
+    spec = PredictorSpec(
+        checkpoint=storage.absolute(config.checkpoint),
+        protocol=config.protocol,
+        device="cuda" if config.gpu else "cpu",
+        precision=config.precision,
+        threads=stages.predictor_threads,
+        batch_size=config.batch_size or (GPU_BATCH if config.gpu else CPU_BATCH),
+        long_side=config.long_side,
+        model_id=model.model_id,
+    )
     predicted = map_by_actors(
         decoded,
         PredictStage,
-        {
-            "checkpoint": storage.absolute(config.checkpoint),
-            "model_id": model.model_id,
-            "long_side": config.long_side,
-            "protocol": config.protocol,
-            "device": "cuda" if config.gpu else "cpu",
-            "precision": config.precision,
-            "batch_size": config.batch_size or (GPU_BATCH if config.gpu else CPU_BATCH),
-            "threads": stages.predictor_threads,
-            "max_error_rate": config.max_error_rate,
-            "progress_actor": progress_actor,
-        },
-        # One block more than are worked on waits in the actor.
+        {"spec": spec, "max_error_rate": config.max_error_rate, "progress_actor": progress_actor},
+        # One more block than the actor works on waits in its queue.
         ray.data.ActorPoolStrategy(
             size=stages.predictors, max_concurrent_calls_per_actor=CALLS, max_tasks_in_flight_per_actor=CALLS + 1
         ),

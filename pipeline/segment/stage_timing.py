@@ -1,4 +1,4 @@
-"""What the stages of a run spend on how many images: added up over all workers, for runs/RUN_ID.json and for plans."""
+"""Time, images and bytes of each stage, summed over all workers. Used for runs/RUN_ID.json and for plans."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 @dataclass
 class Spent:
-    """What a stage has spent."""
+    """Totals of a stage."""
 
-    seconds: float = 0.0  # of the work, by the clock
-    cpu_seconds: float = 0.0  # of the processes meanwhile
+    seconds: float = 0.0  # wall-clock time of the work
+    cpu_seconds: float = 0.0  # CPU time of the processes
     images: int = 0
-    bytes: int = 0  # of files: read, or written
+    bytes: int = 0  # of the files read or written
 
     def add(self, other: "Spent") -> None:
         self.seconds += other.seconds
@@ -29,18 +29,18 @@ class Spent:
 
 
 class Report(NamedTuple):
-    """What one process has spent since its last report, by stage."""
+    """Totals of one process by stage since its last report."""
 
     spent: dict[str, Spent]
-    first: set[str]  # stages that this process reports for the first time: libraries were loaded, caches empty
+    first: set[str]  # stages that this process reports for the first time, with the time for loading libraries
 
 
 @dataclass
 class StageSeconds:
-    """All reports of a run together."""
+    """Sum of all reports of a run."""
 
     spent: dict[str, Spent] = field(default_factory=dict)
-    warm: dict[str, Spent] = field(default_factory=dict)  # the same without each process's first report
+    warm: dict[str, Spent] = field(default_factory=dict)  # without each process's first report
 
     def add(self, report: Report) -> None:
         for stage, work in report.spent.items():

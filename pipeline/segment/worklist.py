@@ -1,7 +1,7 @@
-"""What a run has to label: the listing as it goes, without what is done, cut into waves.
+"""Worklist of a run: the listing without the completed images, cut into waves.
 
-A wave is what one Ray Data pipeline works through. Nobody ever holds the names of all images: while a wave is
-labelled the next one is listed, and no further.
+A wave is the input of one Ray Data pipeline. The names of all images are never in memory together: while one wave is
+labeled, at most the next one is listed.
 """
 
 import math
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# Listing may go on this long before the first images are labelled, seconds; a small input is listed whole by then.
+# Seconds of listing before the first images are labeled. A small input is listed completely by then.
 FIRST_WAIT = 2.0
-STOP_WAIT = 2.0  # for the listing to end, seconds; one that takes longer is left to itself
-MAX_WAVE = 1_000_000  # images; for each of them Ray holds its name and a few numbers
-MAX_TABLE = 10_000  # images that the listing hands over at once
+STOP_WAIT = 2.0  # seconds to wait for the listing thread to end; a slower one is left running
+MAX_WAVE = 1_000_000  # images; Ray holds the name and a few numbers of each
+MAX_TABLE = 10_000  # images that the listing thread puts into the queue at once
 
 
 @dataclass
 class ListingProgress:
-    """How far the listing has come."""
+    """Progress of the listing: images found and images already completed."""
 
     images: int = 0
     done_before: int = 0
@@ -35,11 +35,11 @@ class ListingProgress:
 
 
 class Worklist:
-    """Lists in a thread of its own, a wave ahead. A context manager, whose end ends the thread, or lets it end.
+    """Context manager that lists images in a background thread, up to one wave ahead. Its exit stops the thread.
 
     Args:
         tables: LISTED tables, as the listing yields them.
-        is_done: of a LISTED table, which rows are not to be labelled again.
+        is_done: returns for a LISTED table a Boolean array that is true for the rows not to label again.
     """
 
     def __init__(self, tables: Iterable[pa.Table], is_done: Callable[[pa.Table], pa.Array]) -> None:
@@ -55,18 +55,18 @@ class Worklist:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        # It looks when it has found images, which in a bucket of other things may take it long: it ends then.
+        # The thread checks the flag only when it has found images, which may take long in a bucket of other files.
         self._thread.join(STOP_WAIT)
 
     def waves(self) -> Iterator[pa.Table]:
-        """Yields LISTED tables of about MAX_WAVE images at the most. Raises what the listing raises."""
+        """Yield LISTED tables of at most about MAX_WAVE images. Raises: any exception of the listing."""
         deadline = time.monotonic() + FIRST_WAIT
         while (wave := self._next_wave(deadline)) is not None:
             yield wave
             deadline = time.monotonic()
 
     def _next_wave(self, deadline: float) -> pa.Table | None:
-        """What is listed by the deadline or, if that is nothing, next; None after the last image."""
+        """Return what is listed by the deadline, or else the next images listed; None after the last image."""
         tables: list[pa.Table] = []
         while sum(map(len, tables)) < MAX_WAVE:
             try:
@@ -76,7 +76,7 @@ class Worklist:
             if isinstance(item, Exception):
                 raise item
             if item is None:
-                self._hand_over(None)  # for the next wave, which is none
+                self._hand_over(None)  # ends the next call, too
                 break
             tables.append(item)
         return pa.concat_tables(tables) if tables else None
@@ -98,7 +98,7 @@ class Worklist:
             if gathered:
                 self._hand_over(pa.concat_tables(gathered))
             self._hand_over(None)
-        except Exception as error:  # raised again where the waves are taken
+        except Exception as error:  # raised again by `waves`
             self._hand_over(error)
 
     def _hand_over(self, item: pa.Table | Exception | None) -> None:
@@ -110,9 +110,10 @@ class Worklist:
 
 
 def blocks_of(wave: pa.Table, decode_tasks: int, least: int = 16, most: int = 1024) -> list[pa.Table]:
-    """A wave as blocks, one for each decoding task to come, of a multiple of `least` images, which fills batches.
+    """Split a wave into blocks, one per decoding task, of a multiple of `least` images, so that they fill batches.
 
-    Small ones in a small wave, so that no task is long; large ones in a large wave, since Ray's own work is by block.
+    The blocks of a small wave are small, so that no task takes long. Those of a large wave are large, because Ray has a
+    cost per block.
     """
     size = min(most, math.ceil(len(wave) / (64 * decode_tasks) / least) * least)
     return [wave.slice(start, size).combine_chunks() for start in range(0, len(wave), size)]

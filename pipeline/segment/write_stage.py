@@ -1,4 +1,4 @@
-"""Binds parts to Ray Data: one write task makes one part, or several of masks that are large."""
+"""Write stage: the Ray Data sink whose tasks write one part each, or several if the masks are large."""
 
 import time
 from collections import Counter
@@ -17,17 +17,18 @@ from pipeline.output.schema import masks_and_class_stats
 from pipeline.segment import prometheus
 from pipeline.segment.stage_timing import Report
 
-# A part's rows are chosen by the sizes of files, to make so many bytes. Those that come out larger are not cut for some
-# bytes too many; but a part is in memory about four times while it is written, and a column of 2 GB could not be.
+# Target size of a part, for which its rows are estimated from file sizes, and the size above which it is split.
+# Some excess is tolerated, but writing takes about four times a part's size in memory, and a column cannot exceed 2 GB.
 PART_BYTES, MAX_BYTES = 256_000_000, 384_000_000
-# What is done of a part is lost when a run is killed: no more than this share of the images, or so many.
+# A killed run loses its unfinished parts. So a part holds at most the larger of 1/PARTS_OF_A_RUN of the images and
+# MIN_ROWS.
 PARTS_OF_A_RUN, MIN_ROWS = 64, 256
-# Where the images' sizes are not known; and what a mask takes as a share of its image file, roughly.
+# Maximum rows of a part, also used if file sizes are unknown; and a mask's approximate size relative to its image file.
 MAX_ROWS, MASK_SHARE = 32_768, 0.25
 
 
 def rows_of_a_part(images: pa.Table) -> int:
-    """How many of the LISTED images should make a part: near PART_BYTES where there are many."""
+    """Return the number of rows per part for these LISTED images, so that a part of many has about PART_BYTES."""
     size_bytes = pc.mean(images["size_bytes"]).as_py() or 0
     fill = int(PART_BYTES / (MASK_SHARE * size_bytes)) if size_bytes else MAX_ROWS
     return max(1, min(fill, MAX_ROWS, max(MIN_ROWS, len(images) // PARTS_OF_A_RUN)))
@@ -35,17 +36,17 @@ def rows_of_a_part(images: pa.Table) -> int:
 
 @dataclass(frozen=True)
 class WrittenPart:
-    """What a write task reports: its part, how many images in it ended how, and its time."""
+    """Result of writing one part: its name, its outcomes and the process's times."""
 
     name: str
-    outcomes: dict[str, int]  # 'ok' or a kind of failure -> images
+    outcomes: dict[str, int]  # 'ok' or error type -> images
     report: Report
 
 
 class PartSink(Datasink[list[WrittenPart]]):
-    """Writes tables.PREDICTED rows as parts of an output. After the run, `written` holds every part of it.
+    """Data sink that writes PREDICTED rows as parts of an output. After the run, `written` lists all of its parts.
 
-    A task raises LeaseLost where the claim holds no more.
+    A write task raises LeaseLost if the claim is no longer valid.
     """
 
     def __init__(self, claim: Claim, class_names: list[str], model_id: str, run_id: str, rows_per_part: int) -> None:
@@ -68,7 +69,7 @@ class PartSink(Datasink[list[WrittenPart]]):
 
     def _write_part(self, predicted: pa.Table) -> WrittenPart:
         since = time.process_time()
-        # A reader who looks for a name finds its place in the file by the ranges of names.
+        # Sorted, so that readers can skip row groups by their statistics when they look up a name.
         predicted = predicted.sort_by("image_uri")
         with prometheus.timed("write", len(predicted)) as work:
             masks, class_stats = masks_and_class_stats(
@@ -82,7 +83,7 @@ class PartSink(Datasink[list[WrittenPart]]):
 
 
 def _of_bounded_size(blocks: Iterable[Block]) -> Iterator[list[pa.Table]]:
-    """Tables for a part each: all blocks, unless they exceed MAX_BYTES."""
+    """Yield the tables of each part: all blocks in one part, unless they exceed MAX_BYTES."""
     gathered: list[pa.Table] = []
     for block in blocks:
         if gathered and sum(table.nbytes for table in gathered) + block.nbytes > MAX_BYTES:

@@ -1,4 +1,4 @@
-"""The only door to files and buckets."""
+"""Access to files and buckets. All other packages read and write storage through this one."""
 
 from pipeline.storage.files import (
     FETCHES,

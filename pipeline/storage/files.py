@@ -1,7 +1,7 @@
-"""The one door to storage: every path and URI is opened here, and every storage fault explained here.
+"""Reading, writing and listing of paths and URIs, and translation of storage errors to UserErrors.
 
-Endpoint, region and credentials of S3 come from the standard AWS environment (AWS_ENDPOINT_URL, AWS_PROFILE,
-AWS_ACCESS_KEY_ID, instance roles ...) and from nowhere else.
+Endpoint, region and credentials of S3 come only from the standard AWS environment (AWS_ENDPOINT_URL, AWS_PROFILE,
+AWS_ACCESS_KEY_ID, instance roles and so on).
 """
 
 import errno
@@ -34,26 +34,26 @@ from pipeline.storage.s3_objects import ListedFile as ListedFile
 from pipeline.storage.s3_objects import Refused as Refused
 from pipeline.url_credentials import credentials_refusal, masked
 
-WRITE_TIMEOUT = 60  # seconds, and what the bytes take
-SLOWEST_UPLOAD = 1_000_000  # bytes a second
-STREAM_BUFFER = 1 << 22  # bytes of one request
-FETCHES = s3_client.CONNECTIONS  # at once, from one process
+WRITE_TIMEOUT = 60  # seconds, plus the time for the bytes at SLOWEST_UPLOAD
+SLOWEST_UPLOAD = 1_000_000  # bytes per second
+STREAM_BUFFER = 1 << 22  # bytes per request
+FETCHES = s3_client.CONNECTIONS  # concurrent fetches per process
 
 NO_CREDENTIALS = (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)
-# No fault of any one file.
+# Errors that concern the storage as a whole, not one file.
 UNREACHABLE = (
     *NO_CREDENTIALS,
     botocore.exceptions.EndpointConnectionError,
     s3_objects.Unreachable,
 )
 STORAGE_ERRORS = {
-    "NotFound": "no file of this name, or it was removed since it was listed",
-    "AccessDenied": "the credentials may not read it",
-    "Timeout": "it did not come in time, in several tries",
-    "Truncated": "fewer bytes came than were announced, in several tries",
-    "StorageError": "anything else that storage says, such as errors on its side that lasted",
+    "NotFound": "the file does not exist, or was removed after it was listed",
+    "AccessDenied": "the credentials do not allow reading the file",
+    "Timeout": "the download timed out, even after retries",
+    "Truncated": "the download ended before all bytes arrived, even after retries",
+    "StorageError": "any other storage error, such as server errors that persisted after retries",
 }
-# Answers of S3 where an object is there already, and where several are created at the very same time.
+# S3 error codes if the object exists already, and if several clients create it at the same time.
 REFUSED_TO_CREATE = ("PreconditionFailed", "ConditionalRequestConflict")
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 PARTIAL = local_files.PARTIAL
@@ -62,12 +62,12 @@ S3_SCHEMES = ("s3://", "s3a://")
 
 
 def open_filesystem(uri: str, snapshot: bool = False) -> tuple[fsspec.AbstractFileSystem, str]:
-    """File system of a path or URI, and the path inside it without a trailing slash.
+    """Return the file system of a path or URI, and the path inside it without a trailing slash.
 
     Args:
-        snapshot: whether it lists each folder of a bucket once and for all, for many readings of the same files.
+        snapshot: cache the listing of each folder of a bucket, for repeated reads of the same files.
 
-    Raises UserError for a scheme that no installed package serves, and for credentials in the URI.
+    Raises: UserError if no installed package supports the scheme, or if the URI contains credentials.
     """
     _check_no_credentials(uri)
     options: dict[str, Any] = {"skip_instance_cache": True} if snapshot else {}
@@ -76,7 +76,7 @@ def open_filesystem(uri: str, snapshot: bool = False) -> tuple[fsspec.AbstractFi
     if uri.startswith(web.SCHEMES):
         options |= {"client_kwargs": web.client_options()}
     try:
-        # Not fsspec.core.url_to_fs, which takes "::" in a name for a chain of file systems.
+        # Not fsspec.core.url_to_fs, which interprets "::" in a name as a chain of file systems.
         scheme = SCHEME.match(uri)
         kind = fsspec.get_filesystem_class(scheme[1] if scheme else "file")
         filesystem = kind(**options)
@@ -86,7 +86,7 @@ def open_filesystem(uri: str, snapshot: bool = False) -> tuple[fsspec.AbstractFi
     if isinstance(filesystem, LocalFileSystem):
         path = os.path.normpath(path)
     if _is_s3(filesystem):
-        filesystem.retries = 1  # botocore's are enough; s3fs would multiply them
+        filesystem.retries = 1  # botocore retries already; s3fs would multiply its retries
     return filesystem, path.rstrip("/") or "/"
 
 
@@ -96,42 +96,42 @@ def _check_no_credentials(uri: str) -> None:
 
 
 def _is_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
-    return "s3" in filesystem.protocol  # s3fs is imported where it is used alone: that takes a fifth of a second
+    return "s3" in filesystem.protocol  # not isinstance: importing s3fs takes 0.2 s, so it is imported lazily
 
 
 def join(uri: str, *parts: str) -> str:
-    """`join("s3://bucket/a/", "b")` -> `s3://bucket/a/b`; works for plain paths too."""
+    """Join path components to a URI or path: `join("s3://bucket/a/", "b")` -> `s3://bucket/a/b`."""
     return posixpath.join(uri.rstrip("/") or "/", *parts)
 
 
 def absolute(uri: str) -> str:
-    """URI with its scheme: `photos` -> `file:///here/photos`; two spellings of a place become one."""
+    """Return the absolute, normalized URI: `photos` -> `file:///here/photos`."""
     filesystem, path = open_filesystem(uri)
     return filesystem.unstrip_protocol(path)
 
 
 def read_bytes(uri: str) -> bytes:
-    """Content of one file. Raises UserError."""
+    """Return the content of one file. Raises UserError."""
     with explained(uri):
         return _reader(uri)(uri).content
 
 
 def fetch_objects(uris: list[str], is_wanted: Callable[[int], bool] | None = None) -> list[Fetched | Exception]:
-    """Contents of files with their ETags, fetched concurrently; a failure stands in its file's place.
+    """Fetch files concurrently. Return their contents and ETags, with an exception in place of each failed file.
 
     Args:
-        is_wanted: asked with a file's bytes before they are read, from several threads; those that are not wanted
-            are Refused.
+        is_wanted: called with the size of each file in bytes before its content is read, from several threads. If it
+            returns False, the result of this file is Refused.
 
-    Raises: UserError if storage cannot be reached at all, which says nothing about any one file.
+    Raises: UserError if storage cannot be reached at all, because then the files themselves may be fine.
     """
-    # Looked up once: every look at the environment costs a tenth of a small object's time.
+    # One reader per scheme, because inspecting the environment takes a tenth of the time of a small object.
     readers: dict[str, Callable[[str], Fetched]] = {}
 
     given_up = threading.Event()
 
     def fetched(uri: str) -> Fetched | Exception:
-        if given_up.is_set():  # else a thread would take up the next file, and wait for it as long
+        if given_up.is_set():  # otherwise the thread would try the next file and wait for another timeout
             raise CancelledError
         try:
             return readers[_scheme(uri)](uri)
@@ -139,7 +139,7 @@ def fetch_objects(uris: list[str], is_wanted: Callable[[int], bool] | None = Non
             given_up.set()
             raise
         except Exception as error:
-            return error.with_traceback(None)  # which would keep an open answer
+            return error.with_traceback(None)  # the traceback would keep the response open
 
     with ExitStack() as at_exit:
         for uri in uris:
@@ -156,7 +156,7 @@ def fetch_objects(uris: list[str], is_wanted: Callable[[int], bool] | None = Non
 
 
 def fetch(uris: list[str]) -> list[bytes | Exception]:
-    """`fetch_objects` without the ETags."""
+    """Fetch files concurrently, as `fetch_objects` does, but return only their contents or exceptions."""
     return [found.content if isinstance(found, Fetched) else found for found in fetch_objects(uris)]
 
 
@@ -166,9 +166,9 @@ def _scheme(uri: str) -> str:
 
 
 def _reader(uri: str, is_wanted: Callable[[int], bool] | None = None) -> Callable[[str], Fetched]:
-    """What reads the files of a URI's scheme. Raises UserError for a scheme that no installed package serves."""
+    """Return a function that reads files of a URI's scheme. Raises UserError if no installed package supports it."""
     if uri.startswith(S3_SCHEMES):
-        _check_no_credentials(uri)  # as open_filesystem does for the others
+        _check_no_credentials(uri)  # open_filesystem does this for the other schemes
         connection = s3_client.current()
         return lambda name: s3_objects.get(name, connection, is_wanted=is_wanted)
     filesystem, _ = open_filesystem(uri)
@@ -179,18 +179,19 @@ def _reader(uri: str, is_wanted: Callable[[int], bool] | None = None) -> Callabl
         path = filesystem._strip_protocol(name)
         if is_wanted:
             size = None
-            with suppress(FileNotFoundError):  # a web server may not tell, which fsspec calls so: then it is read
+            # If a web server does not report the size, fsspec raises FileNotFoundError; then read the file anyway.
+            with suppress(FileNotFoundError):
                 size = filesystem.size(path)
             if size is not None and not is_wanted(size):
                 raise Refused(size)
-        # One by one, since `filesystem.cat` of many takes names with * ? [ for patterns.
+        # Not `filesystem.cat`, which treats names with * ? [ as patterns.
         return Fetched(filesystem.cat_file(path), None)
 
     return read
 
 
 def open_file(uri: str) -> RangeFile:
-    """A file to be read span by span. Raises UserError; its reading raises the library's own errors."""
+    """Open a file for reading byte ranges. Raises UserError; reading raises the library's own errors."""
     with explained(uri):
         if uri.startswith(S3_SCHEMES):
             _check_no_credentials(uri)
@@ -198,20 +199,20 @@ def open_file(uri: str) -> RangeFile:
         filesystem, path = open_filesystem(uri)
         if isinstance(filesystem, LocalFileSystem):
             return local_files.open_file(uri)
-        # By keywords: s3fs and gcsfs have another argument second.
+        # Pass keywords, because the second positional argument differs in s3fs and gcsfs.
         return RangeFile(
             filesystem.size(path), None, lambda span: filesystem.cat_file(path, start=span.start, end=span.end)
         )
 
 
 def open_stream(uri: str) -> pa.NativeFile:
-    """A file to be read from its start to its end, decompressed if its name says so; raises as `open_file` does."""
+    """Open a file for sequential reading, decompressed according to its extension. Raises like `open_file`."""
     file = io.BufferedReader(open_file(uri), STREAM_BUFFER)
     return pa.input_stream(file, compression=COMPRESSIONS.get(posixpath.splitext(uri)[1].lower()))
 
 
 def failure_kind(error: Exception) -> str:
-    """One word for a failed fetch, of STORAGE_ERRORS."""
+    """Return the key of STORAGE_ERRORS for the exception of a failed fetch."""
     if isinstance(error, FileNotFoundError):
         return "NotFound"
     if isinstance(error, PermissionError):
@@ -223,7 +224,7 @@ def failure_kind(error: Exception) -> str:
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Write one file so that a reader sees all of it or nothing. Raises UserError."""
+    """Write one file atomically, so that readers see all of it or nothing. Raises UserError."""
     filesystem, path = open_filesystem(uri)
     with explained(uri):
         if not isinstance(filesystem, LocalFileSystem):
@@ -235,11 +236,11 @@ def write_bytes(uri: str, content: bytes) -> None:
 
 
 def create_bytes(uri: str, content: bytes) -> bool:
-    """Write one small file that is not there yet, whole or not at all; False where it is. Raises UserError.
+    """Create one small file atomically. Return False if it exists already. Raises UserError.
 
-    Of several writers one succeeds, on disks and on stores that know the condition (Amazon S3, MinIO; others as far as
-    their package for fsspec passes it on). OpenStack Swift lets two succeed at the very same moment; older stores
-    ignore the condition, so that a second call always succeeds.
+    Of several concurrent writers, exactly one succeeds on disks and on stores with conditional writes (Amazon S3,
+    MinIO, and others if their fsspec package passes the condition on). OpenStack Swift lets two writers succeed if
+    they write at the same moment. Older stores ignore the condition, so a second call always succeeds there.
     """
     filesystem, path = open_filesystem(uri)
     with explained(uri):
@@ -251,7 +252,7 @@ def create_bytes(uri: str, content: bytes) -> bool:
         except FileExistsError:
             return False
         except OSError as error:
-            # s3fs knows Amazon's answer alone.
+            # s3fs translates only Amazon's error code.
             code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
             if code not in REFUSED_TO_CREATE:
                 raise
@@ -260,7 +261,7 @@ def create_bytes(uri: str, content: bytes) -> bool:
 
 
 def write_file(uri: str, source: Path) -> None:
-    """Write a file of this machine, of any size, as `write_bytes` writes bytes. Raises UserError."""
+    """Upload a local file of any size atomically, like `write_bytes`. Raises UserError."""
     filesystem, path = open_filesystem(uri)
     with explained(uri):
         if not isinstance(filesystem, LocalFileSystem):
@@ -272,16 +273,16 @@ def write_file(uri: str, source: Path) -> None:
 
 
 def write_seconds(num_bytes: int) -> float:
-    """How long the writing of a file may take, all tries together, seconds."""
+    """Return the maximum time for writing a file, including all retries, in seconds."""
     return WRITE_TIMEOUT + num_bytes / SLOWEST_UPLOAD
 
 
 def _put(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes, **options: str) -> None:
-    """Write one object, with options of fsspec's `pipe_file`; an object store shows it when it is complete."""
+    """Write one object, with options of fsspec's `pipe_file`. Object stores show it once it is complete."""
     if isinstance(filesystem, AsyncFileSystem):
-        # With a bound of our own: the read timeout does not hold while the server owes its "100 Continue".
+        # The read timeout does not apply while the client waits for the server's "100 Continue".
         timeout = write_seconds(len(content))
-        # Without it a browser would save a report instead of showing it.
+        # Without a content type, browsers download a report instead of showing it.
         is_page = _is_s3(filesystem) and path.endswith(".html")
         options |= {"ContentType": "text/html"} if is_page else {}
         sync(filesystem.loop, filesystem._pipe_file, path, content, timeout=timeout, **options)
@@ -290,21 +291,21 @@ def _put(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes, **opt
 
 
 def is_local(uri: str) -> bool:
-    """Whether it is a file of this machine."""
+    """Return True for a local path or URI."""
     return isinstance(open_filesystem(uri)[0], LocalFileSystem)
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there. Raises UserError where storage does not answer."""
+    """Return True if a file or folder exists. Raises UserError if storage does not respond."""
     filesystem, path = open_filesystem(uri)
     with explained(uri):
         return filesystem.exists(path)
 
 
 def find(uri: str) -> dict[str, dict[str, Any]]:
-    """All files below a folder (or the one file), by URI in name order, with fsspec's details.
+    """Return all files below a folder (or the one file), as URI -> fsspec's details, in name order.
 
-    Empty if the folder is missing. Raises UserError, also where the bucket itself is missing.
+    The result is empty if the folder is missing. Raises UserError, also if the bucket itself does not exist.
     """
     filesystem, path = open_filesystem(uri)
     with explained(uri):
@@ -313,16 +314,18 @@ def find(uri: str) -> dict[str, dict[str, Any]]:
 
 
 def listed(uri: str) -> Iterator[list[ListedFile]]:
-    """Every file below a prefix (or the one file), in name order, in pages of at most objects.PAGE, as they come.
+    """Yield every file below a prefix (or the one file) in name order, lazily, in pages of at most s3_objects.PAGE.
 
-    Markers of folders and partial files are left out. Nothing if the folder is missing; a folder on a disk is held
-    in memory with those above it. Raises: UserError, also where the bucket itself is missing.
+    Skips folder markers and partial files. Yields nothing if the folder is missing. For local folders, memory holds
+    the names of one folder and its parents at a time.
+
+    Raises: UserError, also if the bucket itself does not exist.
     """
     filesystem, path = open_filesystem(uri)
     with explained(uri):
         if _is_s3(filesystem):
             if path == "/":
-                raise UserError(f"{uri}: names no bucket; give s3://BUCKET or s3://BUCKET/PREFIX")
+                raise UserError(f"{uri}: the bucket is missing; use s3://BUCKET or s3://BUCKET/PREFIX")
             yield from s3_objects.pages(f"s3://{path}")
             return
         files = local_files.files_below(path) if isinstance(filesystem, LocalFileSystem) else _found_files(uri)
@@ -337,19 +340,19 @@ def _found_files(uri: str) -> Iterator[ListedFile]:
 
 
 def remove(uri: str) -> None:
-    """Delete one file; one that is gone already is fine. Raises UserError."""
+    """Delete one file; do nothing if it does not exist. Raises UserError."""
     filesystem, path = open_filesystem(uri)
     with explained(uri), suppress(FileNotFoundError):
-        filesystem.rm_file(path)  # `rm` takes names with * ? [ for patterns
+        filesystem.rm_file(path)  # `rm` treats names with * ? [ as patterns
 
 
 def remove_folder(uri: str) -> None:
-    """Delete a folder and all below it; one that is gone already is fine. Raises UserError."""
+    """Delete a folder and everything below it; do nothing if it does not exist. Raises UserError."""
     filesystem, path = open_filesystem(uri)
     for name in find(uri):
         remove(name)
     if isinstance(filesystem, LocalFileSystem):
-        shutil.rmtree(path, ignore_errors=True)  # the empty folders that are left
+        shutil.rmtree(path, ignore_errors=True)  # remaining empty folders
 
 
 def copy_files(source: str, target: str, names: Iterable[str]) -> None:
@@ -360,7 +363,7 @@ def copy_files(source: str, target: str, names: Iterable[str]) -> None:
 
 @contextmanager
 def local_copy(uri: str) -> Iterator[Path]:
-    """A folder on this machine with the files right in `uri`; for a local folder, that folder itself."""
+    """Yield a local folder with the files directly in `uri`: a temporary copy, or `uri` itself if it is local."""
     filesystem, path = open_filesystem(uri)
     if isinstance(filesystem, LocalFileSystem):
         yield Path(path)
@@ -374,7 +377,10 @@ def local_copy(uri: str) -> Iterator[Path]:
 
 
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The same door for libraries that take a pyarrow file system; a kill leaves no half-written file."""
+    """Return a pyarrow file system and the path inside it.
+
+    Local files are written atomically, so a killed process leaves no half-written file.
+    """
     filesystem, path = open_filesystem(uri)
     if isinstance(filesystem, LocalFileSystem):
         filesystem = local_files.WholeFiles()
@@ -383,11 +389,11 @@ def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn a storage fault inside the block into a UserError about `uri`."""
+    """Turn a storage error inside the block into a UserError about `uri`."""
     try:
         yield
     except FileNotFoundError as error:
-        if isinstance(error.__cause__, web.Redirected):  # which fsspec calls so when it asks for the size
+        if isinstance(error.__cause__, web.Redirected):  # fsspec raises this for any failed size request
             raise UserError(f"{uri}: storage failed: {error.__cause__}") from error
         bucket = uri.split("/")[2] if "://" in uri else None
         if bucket and "specified bucket" in str(error):
@@ -395,13 +401,13 @@ def explained(uri: str) -> Iterator[None]:
         raise UserError(f"{uri}: not found; check the path") from error
     except PermissionError as error:
         raise UserError(
-            f"{uri}: access denied ({reason(error)}); check the AWS credentials in the environment, "
-            "and that they may use this place"
+            f"{uri}: access denied ({reason(error)}); check the AWS credentials in the environment "
+            "and their permissions for this location"
         ) from error
     except NO_CREDENTIALS as error:
         raise UserError(
             f"{uri}: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
-            "or give the machine a role"
+            "or attach a role to the machine"
         ) from error
     except (
         botocore.exceptions.BotoCoreError,
@@ -411,12 +417,12 @@ def explained(uri: str) -> Iterator[None]:
     ) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"{uri}: no space is left to write it ({reason(error)}); make room there and run the same command "
-                "again, which goes on from what is done"
+                f"{uri}: the disk or its quota is full ({reason(error)}); free some space and run the same command "
+                "again to resume"
             ) from error
         raise UserError(f"{uri}: storage failed: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:
-    """Why, in words: some errors have none but their name. Addresses in it show no credentials."""
+    """Return the text of an error, or its type's name if it has no text. Masks credentials in URLs."""
     return masked(str(error).strip()) or type(error).__name__

@@ -1,10 +1,10 @@
-"""Parquet files, whoever wrote them: the one place that reads and writes them with pyarrow.
+"""Safe reading and writing of Parquet files, including untrusted ones. The only module that does so with pyarrow.
 
-A column's type may be an extension that a library registered in this process. The values of Ray Data's
-`ray.data.arrow_pickled_object` are pickles, which run what they say when pyarrow turns them into objects; what Ray
-Data's tensors say of themselves is one where RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA allows it, and it runs when
-pyarrow makes the type, which is when it opens the file. Neither this project's files nor its inputs need such a type,
-so a file with any is refused: by what its footer says, before pyarrow sees it.
+The type of a column can be an extension type that a library registered in this process. Values of Ray Data's
+`ray.data.arrow_pickled_object` are pickles, which execute code when pyarrow converts them to objects. The metadata of
+Ray Data's tensor types is a pickle too if RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA allows it, and executes when
+pyarrow creates the type, which is when it opens the file. Neither this project's files nor its inputs need extension
+types, so files that have any are rejected by their footer, before pyarrow opens them.
 """
 
 import base64
@@ -20,16 +20,16 @@ FileMetaData = pq.FileMetaData
 ParquetFile = pq.ParquetFile
 
 MAGIC = b"PAR1"
-TAIL = 1 << 16  # bytes of the first reading, in which most footers lie
-# Where a footer keeps the Arrow schema that a file was written with, which has the extension types. The key as it
-# stands there, and what follows in Thrift's compact protocol: the header of the next field, which is a string.
+TAIL = 1 << 16  # bytes of the first read; most footers fit
+# The footer stores the Arrow schema that the file was written with, which has the extension types. These are its key,
+# and the byte that follows in Thrift's compact protocol: the header of the next field, a string.
 ARROW_SCHEMA, NEXT_STRING = b"ARROW:schema", b"\x18"
 EXTENSION_NAME = b"ARROW:extension:name"
-CANONICAL = b"arrow."  # Arrow's own types, as UUID and JSON; they run nothing
+CANONICAL = b"arrow."  # Arrow's own extension types, such as UUID and JSON, which execute no code
 
 
 class ExtensionTypeError(pa.ArrowInvalid):
-    """A file has a column of an Arrow extension type."""
+    """A file has a column with an Arrow extension type."""
 
 
 def open_parquet(source: Any, metadata: pq.FileMetaData | None = None, **options: Any) -> pq.ParquetFile:
@@ -37,26 +37,26 @@ def open_parquet(source: Any, metadata: pq.FileMetaData | None = None, **options
 
     Args:
         source: an open file.
-        metadata: what `read_metadata` has returned of it; none: it is read.
-        options: of pyarrow.parquet.ParquetFile.
+        metadata: result of `read_metadata` for this file; read if None.
+        options: for pyarrow.parquet.ParquetFile.
 
     Raises:
-        pyarrow.ArrowInvalid: it is no Parquet file, or (ExtensionTypeError) a column's type is an extension or has
-            one in it.
+        pyarrow.ArrowInvalid: the file is not Parquet, or (ExtensionTypeError) a column has an extension type, possibly
+            nested.
     """
     metadata = metadata or read_metadata(source)
-    # UUID and JSON, which are types of Parquet's own, are read as the bytes and the text that they are.
+    # Without Arrow extensions, Parquet's own UUID and JSON types are read as plain bytes and text.
     file = pq.ParquetFile(source, metadata=metadata, arrow_extensions_enabled=False, **options)
     require_plain(file.schema_arrow)
     return file
 
 
 def read_metadata(source: Any) -> pq.FileMetaData:
-    """Read the footer of a Parquet file. Raises as `open_parquet` does."""
+    """Read the footer of a Parquet file. Raises like `open_parquet`."""
     footer = _footer(source)
     if footer[-4:] != MAGIC:
         pq.read_metadata(source)
-        raise pa.ArrowInvalid("is encrypted, or no Parquet file")
+        raise pa.ArrowInvalid("the file is encrypted, or is not a Parquet file")
     for schema in _arrow_schemas(footer):
         for field in schema:
             for inner in _fields(field):
@@ -67,7 +67,7 @@ def read_metadata(source: Any) -> pq.FileMetaData:
 
 
 def _footer(source: Any) -> bytes:
-    """The end of a file, from where its footer begins if it is Parquet."""
+    """Return the end of a file, starting at its footer if it is Parquet."""
     size = source.seek(0, io.SEEK_END)
 
     def end(length: int) -> bytes:
@@ -80,7 +80,10 @@ def _footer(source: Any) -> bytes:
 
 
 def _arrow_schemas(footer: bytes) -> Iterator[pa.Schema]:
-    """The Arrow schemas in a footer, without a type made of what they say; one that cannot be found is refused."""
+    """Yield the Arrow schemas in a footer without creating their extension types.
+
+    Raises: pyarrow.ArrowInvalid if a schema cannot be read.
+    """
     start = 0
     while (start := footer.find(ARROW_SCHEMA, start)) >= 0:
         start += len(ARROW_SCHEMA)
@@ -90,14 +93,14 @@ def _arrow_schemas(footer: bytes) -> Iterator[pa.Schema]:
             yield pa.ipc.read_schema(pa.py_buffer(content.replace(EXTENSION_NAME, EXTENSION_NAME.lower())))
         except (IndexError, binascii.Error, pa.ArrowException, OSError, ValueError) as error:
             raise pa.ArrowInvalid(
-                f"its Arrow schema cannot be read ({error}); write it anew, with store_schema=False in pyarrow"
+                f"its Arrow schema cannot be read ({error}); write the file again with store_schema=False in pyarrow"
             ) from None
 
 
 def _next_string(footer: bytes, start: int) -> bytes:
-    """The value that follows a key, in Thrift's compact protocol."""
+    """Return the string that follows a key in Thrift's compact protocol."""
     if footer[start : start + 1] != NEXT_STRING:
-        raise ValueError("it stands in an unusual place")
+        raise ValueError("unexpected field after its key")
     length, shift, place = 0, 0, start + 1
     while True:
         byte = footer[place]
@@ -109,14 +112,14 @@ def _next_string(footer: bytes, start: int) -> bytes:
 
 
 def parquet_bytes(table: pa.Table, **options: Any) -> bytes:
-    """Return a table as a Parquet file, with options of pyarrow.parquet.write_table."""
+    """Return the bytes of a Parquet file with a table, with options for pyarrow.parquet.write_table."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, **options)
     return buffer.getvalue()
 
 
 def require_plain(schema: pa.Schema) -> None:
-    """Raise ExtensionTypeError if a column has an extension type, or values that have one, at any depth."""
+    """Raise ExtensionTypeError if a column has an extension type, at any depth of nesting."""
     for field in schema:
         for kind in (inner.type for inner in _fields(field)):
             if isinstance(kind, pa.BaseExtensionType):
@@ -125,13 +128,13 @@ def require_plain(schema: pa.Schema) -> None:
 
 def _refusal(column: str, name: str, stored_as: pa.DataType) -> ExtensionTypeError:
     return ExtensionTypeError(
-        f"column {column!r} has the extension type {name}, whose values could run code when they are read; write the "
-        f"column as {stored_as}, or leave it out"
+        f"column {column!r} has the extension type {name}, whose values could execute code when read; write the "
+        f"column as {stored_as}, or drop it"
     )
 
 
 def _fields(field: pa.Field) -> Iterator[pa.Field]:
-    """A field and those of its values."""
+    """Yield a field and all fields nested in it."""
     yield field
     kind = field.type
     if isinstance(kind, pa.DictionaryType):

@@ -1,6 +1,7 @@
-"""The places that lists and tables may name, decided on the very text that is opened later.
+"""Check of the locations that rows of lists and tables may refer to.
 
-A list may come from someone else: what its rows name is opened only inside the places that its reader allows.
+Lists may come from untrusted sources, so their rows are only opened inside the places that the user allows. The check
+is done on the exact URI that is opened later.
 """
 
 import os
@@ -10,55 +11,55 @@ from urllib.parse import unquote
 
 from pipeline import storage
 
-MAX_URI_BYTES = 8192  # bytes; S3 allows 1,024 for a key
+MAX_URI_BYTES = 8192  # S3 allows 1,024 bytes for a key
 SAME_SCHEME = {"s3a": "s3", "gcs": "gs", "az": "abfs", "local": "file"}
 
 
 class Places:
-    """Prefixes of URIs, and how a message calls the option that names further ones."""
+    """Allowed URI prefixes, and the name of the option that allows more of them, for messages."""
 
     def __init__(self, allowed: Sequence[str], option: str) -> None:
         self.prefixes = tuple(place_prefix(place) for place in allowed)
         self._option = option
 
     def refusal(self, uri: str) -> str | None:
-        """Return why a canonical URI may not be opened; None if it may."""
+        """Return the reason why a canonical URI must not be opened; None if it is allowed."""
         if ".." in _folders(uri) or not (uri + "/").startswith(self.prefixes):
-            return f"lies outside {', '.join(self.prefixes)}; {self._option} names further places"
+            return f"is outside {', '.join(self.prefixes)}; use {self._option} to allow more locations"
         return None
 
 
 def canonical(uri: str) -> str:
-    """The one spelling of a URI. Raises ValueError if it can name no image."""
+    """Return the canonical form of a URI. Raises ValueError if it cannot refer to an image."""
     match = storage.SCHEME.match(uri)
     if match is None:
-        raise ValueError("no URI")
+        raise ValueError("not a URI")
     if "\0" in uri:
-        raise ValueError("has a NUL character")
+        raise ValueError("contains a NUL character")
     if len(uri.encode()) > MAX_URI_BYTES:
         raise ValueError(f"longer than {MAX_URI_BYTES:,} bytes")
     scheme = SAME_SCHEME.get(match[1].lower(), match[1].lower())
     rest = uri[match.end() :]
     if scheme == "file":
         if not rest.startswith("/"):
-            raise ValueError("file:// takes an absolute path")
+            raise ValueError("file:// requires an absolute path")
         if rest.rpartition("/")[2] in ("", ".", ".."):
-            raise ValueError("names a folder")
+            raise ValueError("refers to a folder")
         return "file:///" + os.path.normpath(rest).lstrip("/")
     host, _, name = rest.partition("/")
     if not host:
-        raise ValueError("names no bucket or host")
+        raise ValueError("the bucket or host is missing")
     if not name or name.endswith("/"):
-        raise ValueError("names a folder, not an image")
+        raise ValueError("refers to a folder, not an image")
     if scheme in ("http", "https"):
         if re.search(r"[\x00-\x20\x7f\\]", rest):
-            raise ValueError("has characters that no web address has")
+            raise ValueError("contains characters that are invalid in a URL")
         host = host.lower()
     return f"{scheme}://{host}/{name}"
 
 
 def place_prefix(place: str) -> str:
-    """A place as the beginning of all URIs inside it: `s3a://bucket/photos` -> `s3://bucket/photos/`."""
+    """Return the prefix of all canonical URIs inside a place: `s3a://bucket/photos` -> `s3://bucket/photos/`."""
     match = storage.SCHEME.match(place)
     scheme = SAME_SCHEME.get(match[1].lower(), match[1].lower()) if match else "file"
     if scheme == "file" and place[match.end() if match else 0 :]:
@@ -72,16 +73,16 @@ def place_prefix(place: str) -> str:
 
 
 def home_of(folder: str) -> str:
-    """What the lists in a folder may name unless told otherwise: its whole bucket or host; on a disk, the folder."""
+    """Return the default place for lists in a folder: its whole bucket or host, or, on a disk, the folder itself."""
     match = storage.SCHEME.match(folder)
     assert match, folder
     bucket = folder[match.end() :].split("/")[0]
-    # The ARN of an access point goes on behind the slash.
+    # The ARN of an access point contains a slash, so it does not end with this component.
     return folder if match[1] == "file" or bucket.startswith("arn:") else match[0] + bucket
 
 
 def _folders(uri: str) -> set[str]:
-    """The names between the slashes of a URI; `..` stands for `.` and `..`, however a client writes them."""
+    """Return the path components of a URI, with `..` for each `.` or `..`, including percent-encoded ones."""
     path = uri.partition("://")[2]
     if uri.startswith("http"):
         path = unquote(re.split("[?#]", path)[0]).replace("\\", "/")

@@ -1,4 +1,4 @@
-"""Files that are read piece by piece, wherever they lie."""
+"""File objects that read byte ranges from any storage."""
 
 import io
 from collections.abc import Callable
@@ -9,15 +9,16 @@ from pipeline.storage.s3_objects import Changed, Span
 
 
 class RangeFile(io.RawIOBase):
-    """A binary file of which any span of bytes can be read; every reading is a request, so ask for large ones.
+    """Seekable binary file that fetches byte ranges on demand. Each read is one request, so read large pieces.
 
     Args:
         size: bytes.
-        etag: of the version that is read; None where there are none.
+        etag: of the version that is read; None if the storage has no ETags.
         fetch: returns the bytes of a span within the size.
         release: called when the file is closed.
 
-    `failure` is what a reading last failed with, which tells a fault of storage from damage that a parser finds.
+    `failure` is the exception of the last failed read. It distinguishes storage errors from damage that a parser
+    detects.
     """
 
     def __init__(
@@ -70,13 +71,13 @@ class RangeFile(io.RawIOBase):
 
 
 def object_file(uri: str, connection: Connection) -> RangeFile:
-    """An object in S3, all of one version. Raises as objects.get does, and Changed when another takes its place."""
+    """Open an object in S3 for reading. Raises like s3_objects.get, and Changed if it is overwritten meanwhile."""
     _, size, etag = s3_objects.head(uri, connection)
 
     def fetch(span: Span) -> bytes:
         found = s3_objects.get(uri, connection, span)
         if found.etag != etag:
-            raise Changed(f"changed while it was read: its ETag was {etag} and is {found.etag}")
+            raise Changed(f"changed while it was read: the ETag was {etag} and is now {found.etag}")
         return found.content
 
     return RangeFile(size, etag, fetch)

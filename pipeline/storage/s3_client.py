@@ -1,8 +1,7 @@
-"""The way to S3: who is asked, with which credentials, and how patiently.
+"""S3 connections: endpoint, credentials, timeouts and retries.
 
-botocore decides the first two, so that they are the same for obstore, which reads objects, as for s3fs, which writes
-them: the standard AWS environment, `~/.aws` and roles. docs/storage.md says what is tried again, and how long
-everything lasts at most.
+botocore resolves endpoint and credentials from the standard AWS environment, `~/.aws` and roles, so they are the same
+for obstore, which reads objects, and s3fs, which writes them. docs/storage.md documents retries and time limits.
 """
 
 import os
@@ -23,35 +22,39 @@ from obstore.store import S3Store
 if TYPE_CHECKING:
     from obstore.store import BackoffConfig, ClientConfig, S3Credential
 
-# Both libraries wait for minutes on a server that hangs unless they are told otherwise; seconds.
+# In seconds. By default, both libraries wait for minutes if a server hangs.
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 15.0  # without a byte
 RETRIES = 4  # after the first try: on 5xx, SlowDown, resets, timeouts and bodies that end early
-FIRST_PAUSE, PAUSE_GROWTH, LONGEST_PAUSE = 0.2, 4.0, 10.0  # before a retry; each is drawn between the first and these
-# One request may take this long, or as long as its bytes last at the slowest rate; no retry begins after twice that.
+# Exponential backoff with jitter: a pause is drawn between FIRST_PAUSE and min(FIRST_PAUSE * PAUSE_GROWTH**retry,
+# LONGEST_PAUSE).
+FIRST_PAUSE, PAUSE_GROWTH, LONGEST_PAUSE = 0.2, 4.0, 10.0
+# Time limit of one request, or the time for its bytes at SLOWEST_DOWNLOAD if that is longer. No retry starts after
+# twice that time.
 DEADLINE = 30.0
-SLOWEST_DOWNLOAD = 250_000  # bytes a second
-CONNECTIONS = 16  # botocore keeps so many open
-CREDENTIALS_LAST = timedelta(minutes=5)  # until botocore is asked again, which renews them ten minutes ahead
+SLOWEST_DOWNLOAD = 250_000  # bytes per second
+CONNECTIONS = 16  # that botocore keeps open
+# Until botocore is asked for credentials again. botocore renews them ten minutes before they expire.
+CREDENTIALS_LAST = timedelta(minutes=5)
 
 AMAZON = (".amazonaws.com", ".amazonaws.com.cn")
 
 
 def client_config() -> dict[str, Any]:
-    """Settings of a botocore client, s3fs's as well."""
+    """Return the settings for a botocore client, including that of s3fs."""
     config: dict[str, Any] = {
         "connect_timeout": CONNECT_TIMEOUT,
         "read_timeout": READ_TIMEOUT,
         "retries": {"max_attempts": RETRIES, "mode": "standard"},
     }
     if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"):
-        # Servers other than Amazon's seldom have a host name for each bucket.
+        # S3-compatible servers rarely have a host name for each bucket.
         config["s3"] = {"addressing_style": "path"}
     return config
 
 
 class _Credentials:
-    """What obstore calls for credentials: botocore's, which renews those of roles."""
+    """Credential provider for obstore that returns botocore's credentials. botocore renews those of roles."""
 
     def __init__(self, session: botocore.session.Session) -> None:
         found = session.get_credentials()
@@ -70,7 +73,7 @@ class _Credentials:
 
 
 class Connection:
-    """The way to S3 under one environment: botocore's client, and obstore's stores by bucket."""
+    """Connection to S3 under one AWS environment: botocore's client, and obstore's stores by bucket."""
 
     def __init__(self) -> None:
         session = botocore.session.get_session()
@@ -85,7 +88,7 @@ class Connection:
         self._answered = self._probed = 0.0
 
     def store(self, bucket: str, seconds: float) -> S3Store:
-        """Store of a bucket whose requests may take so many seconds."""
+        """Return the store of a bucket with this request timeout in seconds."""
         global _runtime_runs
         with self._lock:
             _runtime_runs = True
@@ -111,7 +114,7 @@ class Connection:
         }
         return S3Store(
             bucket,
-            # All of these, since obstore takes from the environment what it is not told.
+            # Set all of these, because obstore takes missing options from the environment.
             endpoint=address,
             aws_endpoint_url_s3=address,
             virtual_hosted_style_request=has_bucket,
@@ -127,7 +130,7 @@ class Connection:
         )
 
     def _region(self, bucket: str) -> str:
-        """The bucket's region, which Amazon tells even where it refuses; obstore does not find it by itself."""
+        """Return the region of a bucket, which obstore does not look up. Amazon reports it even if access is denied."""
         region = self.client.meta.region_name
         if _is_amazon(self.endpoint):
             try:
@@ -141,7 +144,10 @@ class Connection:
         self._answered = time.monotonic()
 
     def answers_since(self, begin: float) -> bool:
-        """Whether the endpoint has answered anyone since, or answers now; asks once for all threads that wait."""
+        """Return True if the endpoint has answered any request since `begin` (monotonic seconds), or answers now.
+
+        One probe serves all waiting threads.
+        """
         with self._probing:
             if self._answered >= begin:
                 return True
@@ -154,8 +160,8 @@ class Connection:
 
 
 def address_of(endpoint: str, bucket: str) -> tuple[str, bool]:
-    """Address for requests about a bucket, and whether its host name has the bucket, as Amazon wants it."""
-    if not _is_amazon(endpoint) or "." in bucket:  # a certificate for *.s3.amazonaws.com holds for one level
+    """Return the address for requests to a bucket, and True if it is virtual-hosted, as Amazon requires."""
+    if not _is_amazon(endpoint) or "." in bucket:  # the certificate for *.s3.amazonaws.com covers only one level
         return endpoint, False
     scheme, host, *rest = urlsplit(endpoint)
     return urlunsplit((scheme, f"{bucket}.{host}", *rest)), True
@@ -166,7 +172,7 @@ def _is_amazon(endpoint: str) -> bool:
 
 
 def _answers(endpoint: str) -> bool:
-    """Whether anything answers there, be it a refusal."""
+    """Return True if the endpoint answers, even with an error."""
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=READ_TIMEOUT).close()
     except urllib.error.HTTPError as error:
@@ -184,7 +190,7 @@ _runtime_runs = _runtime_is_lost = False
 
 
 def current() -> Connection:
-    """The connection for the AWS environment as it is now."""
+    """Return the connection for the current AWS environment."""
     environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
     with _making:
         if environment not in _connections:
@@ -194,19 +200,19 @@ def current() -> Connection:
 
 
 def obstore_works() -> bool:
-    """False in a process that was forked from one that had used obstore."""
+    """Return False in a process that was forked from one that had used obstore."""
     return not _runtime_is_lost
 
 
 def forget() -> None:
-    """Connect anew at the next request."""
+    """Drop all connections, so that the next request connects again."""
     global _making
     _making = threading.Lock()
     _connections.clear()
 
 
 def _after_fork() -> None:
-    # obstore's threads do not survive it: its reads would wait for ever.
+    # obstore's threads do not survive a fork, so its reads would block forever.
     global _runtime_is_lost
     _runtime_is_lost = _runtime_is_lost or _runtime_runs
     forget()

@@ -1,9 +1,9 @@
-"""Reading from S3, fast and patient: objects by obstore, listings by botocore.
+"""Reading from S3 with retries: objects with obstore, listings with botocore.
 
-obstore (Rust) takes an eighth of s3fs's processor time for a small object, but it cannot tell a folder's marker from a
-file, nor name every object, so listings and odd names go by botocore.
+obstore (Rust) takes an eighth of s3fs's CPU time for a small object. But it cannot distinguish folder markers from
+files, and does not support all object keys, so botocore handles listings and unusual keys.
 
-Faults are Python's own: FileNotFoundError, PermissionError, TimeoutError, ConnectionError, Truncated, other OSError.
+Errors are Python's own: FileNotFoundError, PermissionError, TimeoutError, ConnectionError, Truncated, other OSError.
 """
 
 import math
@@ -20,44 +20,44 @@ import urllib3.exceptions
 
 from pipeline.storage import s3_client
 
-PAGE = 1000  # files, of a listing
-# What obstore can name. Others, such as `a//b` and names with a line break, go by botocore.
+PAGE = 1000  # files per page of a listing
+# Keys that obstore supports. Others, such as `a//b` and keys with a line break, are read with botocore.
 PLAIN_KEY = re.compile(r"(?!\.{1,2}(?:/|$))[^/\x00-\x1f\x7f]+(?:/(?!\.{1,2}(?:/|$))[^/\x00-\x1f\x7f]+)*")
 PLAIN_BUCKET = re.compile(r"[A-Za-z0-9._-]+")
 
 
 class ListedFile(NamedTuple):
-    """A file as a listing shows it."""
+    """File in a listing."""
 
     uri: str
     size: int  # bytes
-    etag: str | None  # without quotes; None where there are none, as on a disk
+    etag: str | None  # without quotes; None if the storage has no ETags, like a disk
 
 
 class Fetched(NamedTuple):
-    """A file as it was read."""
+    """Content of a file and its ETag."""
 
     content: bytes
-    etag: str | None  # of this very content
+    etag: str | None  # of exactly this content
 
 
 class Span(NamedTuple):
-    """A part of an object's bytes, which is not empty."""
+    """Byte range that is not empty."""
 
     start: int
-    end: int  # the first byte after it
+    end: int  # exclusive
 
 
 class Truncated(OSError):
-    """Fewer bytes came than the server announced."""
+    """Fewer bytes arrived than the server announced."""
 
 
 class Changed(OSError):
-    """Another version has taken the object's place while it was read."""
+    """The object was overwritten while it was read."""
 
 
 class Refused(Exception):
-    """Its size told, the file was not wanted; no fault of storage's."""
+    """The caller did not want a file of this size. This is not a storage error."""
 
     def __init__(self, size: int) -> None:
         super().__init__(f"{size} bytes")
@@ -65,15 +65,15 @@ class Refused(Exception):
 
 
 class Unreachable(OSError):
-    """Nothing answers at the endpoint: no fault of any one object."""
+    """The endpoint does not answer. The objects themselves may be fine."""
 
 
 class NoBucket(FileNotFoundError):
-    """The bucket does not exist; that of another object may."""
+    """The bucket does not exist. Other buckets may."""
 
 
 def split(uri: str) -> tuple[str, str]:
-    """`s3://bucket/a/b` -> `bucket`, `a/b`."""
+    """Split an S3 URI into bucket and key: `s3://bucket/a/b` -> `bucket`, `a/b`."""
     bucket, _, key = uri.partition("://")[2].partition("/")
     return bucket, key
 
@@ -81,12 +81,13 @@ def split(uri: str) -> tuple[str, str]:
 def get(
     uri: str, connection: s3_client.Connection, span: Span | None = None, is_wanted: Callable[[int], bool] | None = None
 ) -> Fetched:
-    """Content of one object, or of a span of its bytes. Raises OSError or botocore's own errors, Refused.
-
-    Unreachable and missing credentials concern all other objects, too.
+    """Return the content of one object, or a span of it.
 
     Args:
-        is_wanted: asked once, with the number of bytes, before they are read.
+        is_wanted: called once with the number of bytes before they are read.
+
+    Raises: OSError or botocore's own errors; Refused if `is_wanted` returns False. Unreachable and missing credentials
+        affect all other objects too.
     """
     bucket, key = split(uri)
     with _answered(connection):
@@ -96,7 +97,7 @@ def get(
 
 
 def head(uri: str, connection: s3_client.Connection) -> ListedFile:
-    """An object's size and ETag; raises as `get` does."""
+    """Return the size and ETag of an object. Raises like `get`."""
     bucket, key = split(uri)
     with _answered(connection):
         try:
@@ -110,7 +111,7 @@ def head(uri: str, connection: s3_client.Connection) -> ListedFile:
 
 @contextmanager
 def _answered(connection: s3_client.Connection) -> Iterator[None]:
-    """Raise Unreachable for a request of the block that failed where nothing answers."""
+    """Raise Unreachable if a request in the block failed and the endpoint does not answer."""
     begin = time.monotonic()
     try:
         yield
@@ -121,7 +122,7 @@ def _answered(connection: s3_client.Connection) -> Iterator[None]:
 
 
 def pages(uri: str) -> Iterator[list[ListedFile]]:
-    """All objects below a prefix, or the one object, in key order; raises as `get` does."""
+    """Yield pages of all objects below a prefix, or of the one object, in key order. Raises like `get`."""
     bucket, name = split(uri)
     name = name.rstrip("/")
     client = s3_client.current().client
@@ -131,7 +132,7 @@ def pages(uri: str) -> Iterator[list[ListedFile]]:
         for page in paginator.paginate(Bucket=bucket, Prefix=name and name + "/", PaginationConfig={"PageSize": PAGE}):
             contents = page.get("Contents", [])
             is_empty = is_empty and not contents
-            # An empty object whose name ends in a slash is how some tools mark a folder.
+            # Some tools mark folders by an empty object whose key ends with a slash.
             files = [entry for entry in contents if entry["Size"] or not entry["Key"].endswith("/")]
             if files:
                 yield [ListedFile(f"s3://{bucket}/{file['Key']}", file["Size"], _etag(file)) for file in files]
@@ -161,30 +162,31 @@ def _get_by_obstore(
                 raise Refused(size)
             is_wanted = None
             if size > seconds * s3_client.SLOWEST_DOWNLOAD:
-                # Again, with time for so many bytes; powers of two, so that the stores are few.
+                # Repeat with a timeout that allows for this size, rounded up to a power of two to keep stores few.
                 seconds = s3_client.DEADLINE * 2 ** math.ceil(
                     math.log2(size / s3_client.SLOWEST_DOWNLOAD / s3_client.DEADLINE)
                 )
                 continue
             content = answer.bytes().to_bytes()
             if len(content) != size:
-                raise Truncated(f"{len(content)} of {size} bytes came")
+                raise Truncated(f"{len(content)} of {size} bytes arrived")
             return Fetched(content, (answer.meta["e_tag"] or "").strip('"') or None)
         except (obstore.exceptions.BaseError, OSError) as error:
             failure = error if isinstance(error, Truncated) else _of_obstore(error, connection.endpoint)
             if not isinstance(failure, TimeoutError | ConnectionError):
                 connection.note_answer()
-            # Also where the rest, which obstore asks for by itself, is of another version by now. From the start.
+            # Start over once. This also covers an object that was overwritten before obstore's own retry fetched the
+            # rest of it.
             if isinstance(failure, Truncated) and not is_second:
                 is_second = True
                 continue
-            raise failure from None  # obstore's own text is a page long
+            raise failure from None  # obstore's own message is a page long
 
 
 def _get_by_botocore(
     connection: s3_client.Connection, bucket: str, key: str, span: Span | None, is_wanted: Callable[[int], bool] | None
 ) -> Fetched:
-    """The same for what obstore cannot name, and after a fork."""
+    """Read an object whose key obstore does not support, or after a fork."""
     options = {"Range": f"bytes={span.start}-{span.end - 1}"} if span else {}
     begin = time.monotonic()
     for attempt in range(s3_client.RETRIES + 1):
@@ -192,7 +194,7 @@ def _get_by_botocore(
             longest = min(s3_client.FIRST_PAUSE * s3_client.PAUSE_GROWTH**attempt, s3_client.LONGEST_PAUSE)
             time.sleep(random.uniform(min(s3_client.FIRST_PAUSE, longest), longest))
         try:
-            # botocore tries again by itself up to here.
+            # botocore retries until the response begins; the loop retries reading the body.
             answer = connection.client.get_object(Bucket=bucket, Key=key, **options)
         except botocore.exceptions.ClientError as error:
             connection.note_answer()
@@ -215,14 +217,14 @@ def _get_by_botocore(
 
 
 def _body(answer: dict[str, Any], end: float) -> bytes:
-    """Bytes of an answer. Raises TimeoutError or Truncated."""
-    # Below botocore's stream, which would wait until all the bytes of a piece are there, however slowly they come.
+    """Read the body of a response until the time `end` (monotonic). Raises TimeoutError or Truncated."""
+    # Read the raw stream, because botocore's stream blocks until a whole piece has arrived, however slowly.
     stream, pieces = answer["Body"]._raw_stream, []
     try:
         while piece := stream.read1(1 << 20):
             pieces.append(piece)
             if time.monotonic() > end:
-                raise TimeoutError(f"{sum(map(len, pieces))} of {answer['ContentLength']} bytes came in time")
+                raise TimeoutError(f"{sum(map(len, pieces))} of {answer['ContentLength']} bytes arrived in time")
     except urllib3.exceptions.TimeoutError as error:
         raise TimeoutError(f"timed out: {error}") from error
     except urllib3.exceptions.HTTPError as error:
@@ -231,7 +233,7 @@ def _body(answer: dict[str, Any], end: float) -> bytes:
         answer["Body"].close()
     content = b"".join(pieces)
     if len(content) != answer["ContentLength"]:
-        raise Truncated(f"{len(content)} of {answer['ContentLength']} bytes came")
+        raise Truncated(f"{len(content)} of {answer['ContentLength']} bytes arrived")
     return content
 
 
@@ -240,7 +242,7 @@ def _etag(details: dict[str, Any]) -> str | None:
 
 
 def _of_obstore(error: Exception, endpoint: str) -> Exception:
-    """Python's error for one of obstore, which tells apart most of them in its text alone."""
+    """Convert an error of obstore to Python's. Most kinds of errors differ only in their text."""
     message, _, details = str(error).partition("\n\nDebug source:")
     status = re.search(r"status code: (\d+)", message)
     if status:
@@ -251,13 +253,13 @@ def _of_obstore(error: Exception, endpoint: str) -> Exception:
     cause = re.search(r'(?:message|error): "(.*?)"', details)
     match kind and kind[1]:
         case "Timeout":
-            return TimeoutError(f"{endpoint} did not send it in time, in several tries")
+            return TimeoutError(f"the download from {endpoint} timed out, even after retries")
         case "Interrupted":
-            return Truncated("fewer bytes came than were announced, in several tries")
+            return Truncated("the download ended before all bytes arrived, even after retries")
         case "Connect":
             return ConnectionError(f"could not connect to {endpoint}: {cause[1] if cause else 'no reason given'}")
         case "Request":
-            return ConnectionError(f"{endpoint} cut the connection, in several tries")
+            return ConnectionError(f"{endpoint} closed the connection, even after retries")
     return OSError(message.strip())
 
 
@@ -269,11 +271,11 @@ def _of_botocore(error: Exception) -> Exception:
 
 
 def _of_code(answer: dict[str, Any], status: str | None = None) -> OSError:
-    """Python's error for S3's code, or for the HTTP status where the server gives a code of its own."""
+    """Convert an S3 error code to Python's error, or the HTTP status if the server uses a code of its own."""
     code, text = answer.get("Code", ""), answer.get("Message", "")
     if code == "NoSuchBucket":
         return NoBucket("The specified bucket does not exist")
-    from s3fs.errors import ERROR_CODE_TO_EXCEPTION  # a fifth of a second, in processes that mostly need it never
+    from s3fs.errors import ERROR_CODE_TO_EXCEPTION  # importing it takes 0.2 s, and most processes never need it
 
     kind = ERROR_CODE_TO_EXCEPTION.get(code) or ERROR_CODE_TO_EXCEPTION.get(status, OSError)
     return kind(f"{code}: {text}" if text else code)

@@ -1,6 +1,6 @@
-"""Images on web servers: a server may redirect within itself, and to no other host.
+"""HTTP client options that forbid redirects to other hosts.
 
-Which hosts may be asked is decided on the names in lists (`pipeline.storage.places`); a redirect would decide anew.
+`pipeline.storage.places` checks the hosts of the URIs in lists; following a redirect would bypass this check.
 """
 
 import functools
@@ -14,12 +14,12 @@ SCHEMES = ("http://", "https://")
 
 
 class Redirected(OSError):
-    """A server redirects to another host."""
+    """A server redirected to another host."""
 
 
 @functools.cache
 def client_options() -> dict[str, Any]:
-    """Return what aiohttp's sessions are made with; imports aiohttp, which few processes need."""
+    """Return the arguments for aiohttp's sessions. Imports aiohttp lazily, because few processes need it."""
     import aiohttp
 
     trace = aiohttp.TraceConfig()
@@ -37,10 +37,10 @@ async def _check_no_other_host(
     if target.host != redirect.url.host or (target.port != redirect.url.port and not _is_upgrade(redirect.url, target)):
         raise Redirected(
             f"{redirect.url.host} redirects to {target.origin()}, and redirects to other hosts are not followed; "
-            "name the image by its address there, and allow that host"
+            "list the image by its URL on that host, and allow the host"
         )
 
 
 def _is_upgrade(source: "yarl.URL", target: "yarl.URL") -> bool:
-    """Whether the target is the same server's encrypted side."""
+    """Return True for a redirect from http on port 80 to https on port 443."""
     return (source.scheme, source.port, target.scheme, target.port) == ("http", 80, "https", 443)

@@ -1,1 +1,1 @@
-"""The training job: batches with Ray Data, workers with Ray Train, tracking and the run folder; its face is run.py."""
+"""Training job: Ray Data batches, Ray Train workers, tracking and the run folder. Its entry point is run.py."""

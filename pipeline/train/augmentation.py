@@ -1,4 +1,4 @@
-"""Augmentation: scale, rotation, mirror and crop as one affine warp of the image, then blur."""
+"""Data augmentation: scale, rotation, mirror and crop as a single affine warp, followed by blur."""
 
 import math
 from typing import Any, NamedTuple
@@ -16,18 +16,18 @@ Label = NDArray[np.uint8] | NDArray[np.int32]
 
 
 class Draw(NamedTuple):
-    """What chance decides about one crop."""
+    """Random parameters of one crop."""
 
     scale: float
     angle: float  # radians
     mirrored: bool
-    across: float  # where the crop lies in the scaled image, from -0.5 (left) to 0.5 (right)
-    down: float  # and from -0.5 (top) to 0.5 (bottom)
+    across: float  # horizontal position of the crop in the scaled image, from -0.5 (left) to 0.5 (right)
+    down: float  # vertical position, from -0.5 (top) to 0.5 (bottom)
     blurred: bool
 
 
 def random_draw(augment: AugmentConfig, rng: np.random.Generator) -> Draw:
-    """Draw uniformly from the ranges of the configuration."""
+    """Draw crop parameters uniformly from the configured ranges."""
     return Draw(
         scale=rng.uniform(*augment.scale),
         angle=math.radians(rng.uniform(-augment.rotation, augment.rotation)),
@@ -46,13 +46,13 @@ def random_crop(
     ignore_index: int,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.uint8], Label]:
-    """One random training crop, resampled once: the image bilinearly, the label by nearest neighbour.
+    """Return one random training crop, resampled once: the image bilinearly, the label by nearest neighbor.
 
-    Outside the image the crop is `fill` (R, G, B, 0 to 255) or the image's reflection, as augment.padding says; its
-    label is `ignore_index` either way.
+    Outside the image, the crop is filled with `fill` (R, G, B, 0 to 255) or with the image's reflection, depending on
+    augment.padding. The label is `ignore_index` there in both cases.
 
-    Returns: image h x w x 3 and label h x w of augment.crop's size; the label is uint8 where its ids and
-        `ignore_index` are below 256, else int32.
+    Returns: image h x w x 3 and label h x w, where h x w is augment.crop. The label is uint8 if its ids and
+        `ignore_index` are below 256, otherwise int32.
     """
     return crop_of(image_HW3, label_HW, random_draw(augment, rng), augment, fill, ignore_index)
 
@@ -65,24 +65,24 @@ def crop_of(
     fill: tuple[float, float, float],
     ignore_index: int,
 ) -> tuple[NDArray[np.uint8], Label]:
-    """`random_crop` of a given draw."""
+    """Return the crop with the given parameters; arguments and results are those of `random_crop`."""
     matrix = affine(draw, image_HW3.shape[:2], augment.crop)
     reflected = augment.padding == "reflect"
     crop_HW3 = warped_image(image_HW3, matrix, augment.crop, None if reflected else fill)
     if draw.blurred:
-        crop_HW3 = cv2.GaussianBlur(crop_HW3, BLUR_KERNEL, 0, hint=cv2.ALGO_HINT_APPROX)  # in half the time
+        crop_HW3 = cv2.GaussianBlur(crop_HW3, BLUR_KERNEL, 0, hint=cv2.ALGO_HINT_APPROX)  # twice as fast
     return crop_HW3.astype(np.uint8, copy=False), warped_label(label_HW, matrix, augment.crop, ignore_index)
 
 
 def affine(draw: Draw, image_size: tuple[int, int], crop_size: tuple[int, int]) -> NDArray[np.float64]:
-    """The 2 x 3 matrix from image to crop coordinates (x, y of pixel centres).
+    """Return the 2 x 3 matrix from image to crop coordinates (x, y of pixel centers).
 
-    As the textbook chain: scale, rotate about the centre, mirror, then a crop placed uniformly; a scaled image
-    smaller than the crop is padded evenly on both sides.
+    It composes the usual steps: scale, rotate about the center, mirror, then crop at a uniformly random position. A
+    scaled image that is smaller than the crop is padded evenly on both sides.
     """
     height, width = image_size
     crop_height, crop_width = crop_size
-    # Where the crop's centre lies on the scaled image, from that image's centre.
+    # Offset of the crop's center from the scaled image's center.
     shift_x = draw.across * max(0.0, width * draw.scale - crop_width)
     shift_y = draw.down * max(0.0, height * draw.scale - crop_height)
 
@@ -100,15 +100,15 @@ def warped_image(
     crop_size: tuple[int, int],
     fill: tuple[float, float, float] | None,
 ) -> NDArray[Any]:
-    """The image of a crop, interpolated bilinearly; outside it is `fill`, or its reflection where that is None."""
+    """Return the crop of an image, interpolated bilinearly. Outside is `fill`, or the reflection if `fill` is None."""
     if fill is None:
-        # A reflection can show what the crop itself does not see.
+        # No cropping first: a reflection can show pixels that the crop itself does not cover.
         border, outside = cv2.BORDER_REFLECT_101, (0.0, 0.0, 0.0, 0.0)
     else:
         image_HW3, matrix = _seen(image_HW3, matrix, crop_size)
         border, outside = cv2.BORDER_CONSTANT, (*fill, 0.0)
-    # Four channels are warped twice as fast as three. A band at a time, since a large array is new memory from the
-    # system again and again, which can take longer than the warp.
+    # Warping four channels is twice as fast as three. The warp runs in bands, because the system would allocate a large
+    # temporary array anew for each image, which can take longer than the warp.
     image_HW4 = cv2.cvtColor(image_HW3, cv2.COLOR_RGB2RGBA)
     crop_HW3 = np.empty((*crop_size, 3), image_HW3.dtype)
     matrix = matrix.copy()
@@ -122,11 +122,11 @@ def warped_image(
 
 
 def warped_label(label_HW: Label, matrix: NDArray[np.float64], crop_size: tuple[int, int], ignore_index: int) -> Label:
-    """The label of a crop by nearest neighbour, `ignore_index` outside; of the type that `random_crop` returns."""
+    """Return the label of a crop by nearest neighbor, `ignore_index` outside, with the dtype of `random_crop`."""
     label_HW, matrix = _seen(label_HW, matrix, crop_size)
     in_bytes = max(ignore_index, int(label_HW.max())) < 256
     crop_HW = cv2.warpAffine(
-        # OpenCV warps no int32; float32 holds every id up to 2**24.
+        # OpenCV cannot warp int32; float32 represents every id up to 2**24 exactly.
         label_HW.astype(np.uint8 if in_bytes else np.float32, copy=False),
         matrix,
         crop_size[::-1],
@@ -139,9 +139,9 @@ def warped_label(label_HW: Label, matrix: NDArray[np.float64], crop_size: tuple[
 def _seen(
     image: NDArray[Any], matrix: NDArray[np.float64], crop_size: tuple[int, int]
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """The rectangle of the image that a crop can see, at least a pixel, and the matrix from there to the crop.
+    """Return the image rectangle that a crop can show, at least one pixel, and the matrix from it to the crop.
 
-    Of a large image that is a small part, and only that has to change its type.
+    In a large image the rectangle is a small part, and only this part needs a dtype conversion.
     """
     height, width = crop_size
     corners_34 = np.array([[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]], np.float64)

@@ -1,8 +1,8 @@
-"""Feeds training: Ray Data decodes and augments anywhere in the cluster, each worker receives its batches in order.
+"""Training input: Ray Data decodes and augments on any node, and each worker receives its batches in order.
 
-What a batch holds is a function of (seed, step, worker) alone, so that a resumed run sees what an uninterrupted one
-would have seen. That is why every worker reads an ordered dataset of its own, of step numbers, and not a streaming
-split of one, which hands out blocks as they come (docs/decisions/0001-ingest.md).
+The content of a batch is a function of (seed, step, worker) only, so a resumed run sees the same batches as an
+uninterrupted one. Therefore each worker reads its own ordered dataset of step numbers instead of a streaming split of a
+shared one, which hands out blocks in the order of completion (docs/decisions/0001-ingest.md).
 """
 
 import functools
@@ -24,79 +24,79 @@ from pipeline.config.training import AugmentConfig
 from pipeline.datasets import Pair, load_pair
 from pipeline.train.augmentation import random_crop
 
-# A task makes several batches, since starting one costs as much as some crops; but not so many that they pile up.
+# Starting a task costs as much as several crops, so a task makes several batches, but few enough not to pile up.
 TASK_BYTES, TASK_STEPS = 64_000_000, 16
-# A run is fed by one dataset after the other: Ray Data slows down with thousands of tasks in one. Nothing but its size
-# holds a dataset's tasks back, for where a limit on memory does, Ray Data's scheduler spins in the trainer's process.
-# Starting the next one takes less than a second of this many steps.
+# A run reads a sequence of datasets, because Ray Data slows down with thousands of tasks in one dataset. Only its size
+# limits how far a dataset runs ahead: with a memory limit, Ray Data's scheduler would busy-wait in the trainer process.
+# Starting the next dataset takes less than a second per DATASET_STEPS steps.
 DATASET_STEPS, DATASET_BYTES = 1024, 512_000_000
-THREADS = 4  # per task: one decodes while others wait for storage
+THREADS = 4  # per task, so that one decodes while others wait for storage
 BATCHES_AHEAD = 2
 
 
 class Batch(NamedTuple):
-    """Images N x H x W x 3 uint8 RGB and their labels N x H x W of an integer type, of one size."""
+    """Images N x H x W x 3 uint8 RGB, and labels N x H x W of an integer dtype."""
 
     images_NHW3: NDArray[np.uint8]
     labels_NHW: NDArray[np.integer]
 
 
 def share(total: int, rank: int, world_size: int) -> slice:
-    """The part of `total` things that falls to a worker; shares differ by one at most."""
+    """Return a worker's slice of `total` items. Slice lengths differ by at most one."""
     return slice(total * rank // world_size, total * (rank + 1) // world_size)
 
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(num_pairs: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order in which an epoch visits the pairs."""
+    """Return the order in which an epoch visits the pairs."""
     return np.random.default_rng([seed, epoch]).permutation(num_pairs)
 
 
 def put_pairs(pairs: Sequence[Pair]) -> Any:
-    """A reference to the pairs in the object store, from which a task reads those that it needs and no others."""
+    """Put the pairs into the object store, so that a task can read only those it needs, and return the reference."""
     return ray.put(pa.array([pickle.dumps(pair) for pair in pairs], pa.large_binary()))
 
 
 def get_pairs(pairs_ref: Any, indices: Sequence[int] | NDArray[np.int64]) -> list[Pair]:
-    """Return some of the pairs of `put_pairs`."""
+    """Return the pairs at `indices` from a reference that `put_pairs` returned."""
     table = ray.get(pairs_ref)
     return [pickle.loads(table[int(index)].as_buffer()) for index in indices]
 
 
 @dataclass(frozen=True)
 class BatchSchedule:
-    """Which images make up which step, and what is done to them. A last batch that would not be full is left out."""
+    """Assignment of images to steps, and how they are loaded. An epoch's incomplete last batch is dropped."""
 
     num_pairs: int
     batch_size: int  # over all workers
     seed: int
     data: DataConfig
     augment: AugmentConfig
-    fill: tuple[float, float, float]  # colour outside an image, R, G, B
+    fill: tuple[float, float, float]  # color outside an image, R, G, B
 
     @property
     def steps_per_epoch(self) -> int:
         return self.num_pairs // self.batch_size
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """Indices of a step's pairs, of all workers in turn."""
+        """Return the indices of a step's pairs, of all workers in rank order."""
         epoch, index = divmod(step, self.steps_per_epoch)
         order = epoch_order(self.num_pairs, self.seed, epoch)
         return order[index * self.batch_size : (index + 1) * self.batch_size]
 
     @property
     def label_type(self) -> np.dtype[Any]:
-        """The smallest type of all labels: a byte a pixel travels in a quarter of the time of four."""
+        """The smallest dtype that holds all labels: transferring one byte per pixel takes a quarter of the time."""
         return np.dtype(np.uint8 if max(len(self.data.classes) - 1, self.data.ignore_index) < 256 else np.int32)
 
     @property
     def batch_bytes(self) -> int:
-        """Of all workers together."""
+        """Size of one global batch, over all workers."""
         height, width = self.augment.crop
         return self.batch_size * height * width * (3 + self.label_type.itemsize)
 
     def load_crop(self, step: int, pair: Pair, index: int) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
-        """A pair's crop in this step's epoch."""
+        """Load a pair and return its random crop for this step's epoch."""
         image_HW3, label_HW = load_pair(pair, self.data)
         rng = np.random.default_rng([self.seed, step // self.steps_per_epoch, index])
         return random_crop(image_HW3, label_HW, self.augment, self.fill, self.data.ignore_index, rng)
@@ -105,9 +105,9 @@ class BatchSchedule:
 def training_batches(
     schedule: BatchSchedule, pairs_ref: Any, *, first_step: int, total_steps: int, rank: int, world_size: int, cpus: int
 ) -> Iterator[Batch]:
-    """One worker's share of each global batch from `first_step` on; `cpus` tasks at once make them ahead.
+    """Yield one worker's share of each global batch from `first_step` on; up to `cpus` tasks prepare them in advance.
 
-    Raises: what `load_pair` raises, wrapped by Ray, at the batch that needs the pair.
+    Raises: the errors of `load_pair`, wrapped by Ray, at the batch that contains the pair.
     """
     part = share(schedule.batch_size, rank, world_size)
     batch_bytes = max(1, schedule.batch_bytes * (part.stop - part.start) // schedule.batch_size)
@@ -126,14 +126,14 @@ def _dataset(
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
-    # Ray would end what has stood still for half an hour: a training may, while it validates or waits for a node.
+    # Ray aborts a dataset that makes no progress for 30 minutes, but training may pause to validate or wait for a node.
     dataset.context.execution_no_progress_timeout_s = -1
     batches = dataset.map_batches(
-        _make_batches,  # type: ignore[arg-type]  # Ray's types know no extra arguments
+        _make_batches,  # type: ignore[arg-type]  # Ray's type hints do not cover extra arguments
         fn_kwargs={"schedule": schedule, "pairs_ref": pairs_ref, "first_step": first_step, "part": part},
         batch_size=None,
         num_cpus=1,
-        concurrency=min(cpus, num_tasks),  # Ray warns of tasks that cannot be
+        concurrency=min(cpus, num_tasks),  # Ray warns if this exceeds the number of tasks
     )
     for row in batches.iter_batches(batch_size=1, prefetch_batches=BATCHES_AHEAD):
         yield Batch(row["images"][0], row["labels"][0])

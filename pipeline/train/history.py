@@ -1,10 +1,10 @@
-"""What a training run has gone through: one record for each logged step and each validation, kept in its output.
+"""History of a training run: one record per logged step and per validation, saved in the run's output.
 
-    OUTPUT/history.jsonl           all records but the pictures
-    OUTPUT/pictures/latest.json    images of the latest validation, and of the best one, as data URIs;
-    OUTPUT/pictures/best.json      pipeline/html/pictures.py makes them
+    OUTPUT/history.jsonl           all records, without pictures
+    OUTPUT/pictures/latest.json    images of the latest validation as data URIs (from pipeline/html/pictures.py)
+    OUTPUT/pictures/best.json      images of the best validation, likewise
 
-The files are what pipeline/train/report.py builds a report of.
+pipeline/train/report.py builds the report from these files.
 """
 
 import json
@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 
 HISTORY = "history.jsonl"
 PICTURES = "pictures"
-MAX_STEPS = 10_000  # step records that are kept; of more, evenly spaced ones
+MAX_STEPS = 10_000  # step records to keep; a longer history is thinned evenly
 DIGITS = 6
 
 Record = dict[str, Any]
@@ -26,11 +26,11 @@ Record = dict[str, Any]
 
 @dataclass
 class History:
-    """Records of a run in the order of their steps.
+    """Records of a run, sorted by step.
 
     A step record has step, epoch, loss, auxiliary_loss, learning_rate, images_per_second and gradient_norm; a
-    validation record has step, epoch, checkpoint, seconds and metrics. Both have `elapsed`, seconds of training time so
-    far, over all the processes that the run has had. Numbers that are not finite are None.
+    validation record has step, epoch, checkpoint, seconds and metrics. Both have `elapsed`: the training time so far in
+    seconds, including earlier starts of the run. Non-finite numbers are None.
     """
 
     steps: list[Record] = field(default_factory=list)
@@ -39,37 +39,37 @@ class History:
     elapsed: float = 0.0
 
     def add(self, record: Record) -> None:
-        """Take up a step or validation record. Another one of the same step replaces the first."""
+        """Add a step or validation record. It replaces an earlier record of the same step."""
         kind, step = record["kind"], record["step"]
         kept = _plain({key: value for key, value in record.items() if key not in ("panel", "worst")})
         self.elapsed = max(self.elapsed, kept.get("elapsed") or 0.0)
         records = self.validations if kind == "validation" else self.steps
         if not records or records[-1]["step"] < step:
             records.append(kept)
-        else:  # validations run beside training and may end in another order
+        else:  # validations run in parallel with training and can finish out of order
             records[:] = sorted([*(other for other in records if other["step"] != step), kept], key=_step)
         if len(self.steps) > 2 * MAX_STEPS:
             self.steps = thinned(self.steps, MAX_STEPS)
 
     def rewind(self, step: int) -> None:
-        """Forget what came after `step`: training goes on from there."""
+        """Drop all records after `step`, from which training resumes."""
         self.steps = [record for record in self.steps if record["step"] <= step]
         self.validations = [record for record in self.validations if record["step"] <= step]
 
     def best(self) -> Record | None:
-        """The validation of the highest mIoU, the first of equals; None before one is measured."""
+        """Return the validation with the highest mIoU, the earliest one in case of ties; None if there is none yet."""
         measured = [record for record in self.validations if record["metrics"].get("miou") is not None]
         return max(measured, key=lambda record: record["metrics"]["miou"], default=None)
 
     def content(self) -> bytes:
-        """The history file: one JSON object a line."""
+        """Return the content of the history file: one JSON object per line."""
         about = {"kind": "run", "elapsed": round(self.elapsed, 1), "mlflow_run": self.mlflow_run}
         records = [about, *thinned(self.steps, MAX_STEPS), *self.validations]
         return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
 def read_history(output: str) -> History:
-    """The history in a run's output, empty for a new one. Raises UserError."""
+    """Read the history from a run's output. It is empty for a new run. Raises UserError."""
     uri = storage.join(output, HISTORY)
     history = History()
     if not storage.exists(uri):
@@ -78,7 +78,7 @@ def read_history(output: str) -> History:
         records = [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
     except ValueError as error:
         raise UserError(
-            f"{uri}: not what a training run writes ({error}); remove it to go on without the earlier curves"
+            f"{uri}: not a valid training history ({error}); delete it to continue without the earlier curves"
         ) from None
     for record in records:
         if record["kind"] == "run":
@@ -89,12 +89,12 @@ def read_history(output: str) -> History:
 
 
 def pictures_uri(output: str, which: str) -> str:
-    """Where the pictures of the `latest` or the `best` validation are kept."""
+    """Return the URI of the pictures of the `latest` or the `best` validation."""
     return storage.join(output, PICTURES, f"{which}.json")
 
 
 def read_pictures(output: str, step: int | None) -> dict[str, Any] | None:
-    """Pictures of the validation of that step if they are kept, else of the latest one; None before the first."""
+    """Return the pictures of the validation at `step` if saved, else of the latest one; None if there is none yet."""
     latest = None
     for which in ("best", "latest"):
         uri = pictures_uri(output, which)
@@ -106,17 +106,17 @@ def read_pictures(output: str, step: int | None) -> dict[str, Any] | None:
 
 
 def thinned(records: list[Record], most: int) -> list[Record]:
-    """At most so many records and one, evenly spaced in steps; the last one is among them."""
+    """Return at most `most` + 1 records, evenly spaced in steps and including the last one."""
     if len(records) <= most:
         return records
-    width = 1  # of a stretch of steps of which one record stays; doubled, so that thinning again drops every other one
+    width = 1  # one record is kept per `width` steps; powers of 2, so that thinning again drops every other record
     while records[-1]["step"] // width > most:
         width *= 2
     return list({record["step"] // width: record for record in records}.values())
 
 
 def finite(values: Iterable[float | None]) -> list[float]:
-    """The numbers that there are."""
+    """Return the values that are neither None nor infinite nor nan."""
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
@@ -125,7 +125,7 @@ def _step(record: Record) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: no NumPy scalars, no nan, and no more digits than a chart shows."""
+    """Convert to JSON types: no NumPy scalars, None for nan and infinity, and only as many digits as a chart shows."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What a run was made with: code, packages, hardware and data, for whoever wants to make it again."""
+"""Provenance of a run, for reproducing it: code version, packages, hardware and data."""
 
 import json
 import platform
@@ -12,16 +12,16 @@ from pipeline.cluster.packages import code, packages
 from pipeline.url_credentials import masked
 
 ENVIRONMENT = "environment.json"
-MAX_STARTS = 100  # of one run
-ACCELERATOR = "accelerator_type:"  # how Ray names a kind of GPU among a node's resources
+MAX_STARTS = 100  # recorded per run; the oldest are dropped
+ACCELERATOR = "accelerator_type:"  # Ray's prefix of a GPU model among a node's resources
 
 
 def describe_run(output: str, arguments: list[str], dataset: str) -> dict[str, Any]:
-    """Add to OUTPUT/environment.json what this start of a run is made with; the file lists every start.
+    """Append this start of a run to OUTPUT/environment.json and return the entry; the file lists every start.
 
     Args:
-        arguments: the command line, our own job's options only.
-        dataset: a fingerprint of the dataset.
+        arguments: the job's command-line options; credentials in them are masked.
+        dataset: fingerprint of the dataset.
 
     Raises: UserError.
     """
@@ -42,20 +42,20 @@ def describe_run(output: str, arguments: list[str], dataset: str) -> dict[str, A
 
 
 def read_starts(output: str) -> list[dict[str, Any]]:
-    """What `describe_run` has written for each start of a run, the latest last. Raises UserError."""
+    """Return the entries that `describe_run` has written, the latest last. Raises UserError."""
     uri = storage.join(output, ENVIRONMENT)
     return json.loads(storage.read_bytes(uri))["starts"] if storage.exists(uri) else []
 
 
 def _cuda() -> str | None:
-    """The CUDA version that torch was built for; None for a build without."""
+    """Return the CUDA version that torch was built for; None for a CPU-only build."""
     import torch
 
     return torch.version.cuda
 
 
 def _gpus() -> list[str]:
-    """Kinds of GPUs of this machine and, once connected, of the cluster."""
+    """Return the GPU models of this machine and, if connected, of the cluster."""
     import torch
 
     kinds = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}

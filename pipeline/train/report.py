@@ -1,4 +1,4 @@
-"""The report of a training run: OUTPUT/report.html, built from what the run has written down."""
+"""HTML report of a training run, OUTPUT/report.html, built from the files in its output."""
 
 from typing import Any
 
@@ -16,18 +16,18 @@ from pipeline.train.provenance import read_starts
 
 REPORT = "report.html"
 CONFIG = "config.yaml"
-POINTS = 400  # of a curve at most, however many steps there are
-SMOOTHING = 0.04  # of a curve's points in the window of the smoothed line
-LONGEST_VALUE = 160  # characters of a setting
+POINTS = 400  # maximum per curve; longer curves are averaged
+SMOOTHING = 0.04  # window of the running mean, as a share of the curve's points
+LONGEST_VALUE = 160  # characters; longer settings are truncated
 ROWS_IN_ONE_COLUMN = 24
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # x, y
 
 
 def build_report(output: str) -> str:
-    """Write OUTPUT/report.html from the run's history, configuration and environment; returns its URI.
+    """Write OUTPUT/report.html from the run's history, configuration and environment, and return its URI.
 
-    Works at any time, also for a run that has not validated yet. Raises UserError.
+    This works at any time, even before the first validation. Raises UserError.
     """
     history = read_history(output)
     best = history.best()
@@ -55,7 +55,7 @@ def build_report(output: str) -> str:
 
 
 def _tiles(history: History, best: Record | None, config: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(value, what it is, more about it)."""
+    """Return (value, name, details) of each tile."""
     metrics = best["metrics"] if best else {}
     last = history.steps[-1] if history.steps else None
     rates = finite(record["images_per_second"] for record in history.steps)
@@ -81,7 +81,7 @@ def _ratio(value: float | None) -> str:
 
 
 def _charts(history: History) -> list[tuple[str, Markup]]:
-    """(title for who cannot see it, chart) of what there is to draw, over epochs."""
+    """Return (title for screen readers, chart over epochs) of each quantity that has been recorded."""
     steps, validations = history.steps, history.validations
     candidates = [
         (
@@ -136,7 +136,7 @@ def _chart(
 
 
 def curve(records: list[Record], key: str) -> Curve:
-    """The records' numbers over epochs; of many, the mean of each of POINTS stretches."""
+    """Return the records' values over epochs. More than POINTS values are averaged in POINTS groups."""
     points = [(record["epoch"], record[key]) for record in records if record.get(key) is not None]
     x, y = np.array(points, float).reshape(-1, 2).T
     if len(x) <= POINTS:
@@ -147,7 +147,7 @@ def curve(records: list[Record], key: str) -> Curve:
 
 
 def smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Running mean over a window that is centred, and shorter at the ends."""
+    """Return the running mean over a centered window, which is shorter at the ends."""
     half = max(1, round(len(y) * SMOOTHING / 2))
     sums = np.concatenate([[0.0], np.cumsum(y)])
     index = np.arange(len(y))
@@ -156,7 +156,7 @@ def smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _class_rows(best: Record | None, config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each class's name, colour and IoU, the best first; classes that were not seen last."""
+    """Return the name, color and IoU of each class, the best first; classes without an IoU come last."""
     ious = best["metrics"]["iou"] if best else {}
     rows = [
         {"id": index, "name": entry["name"], "color": f"rgb{tuple(entry['color'])}", "iou": None}
@@ -168,7 +168,7 @@ def _class_rows(best: Record | None, config: dict[str, Any]) -> list[dict[str, A
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The rows in one table, or of many in two beside each other."""
+    """Return the rows as one table, or as two side by side if there are many."""
     if len(rows) <= ROWS_IN_ONE_COLUMN:
         return [rows] if rows else []
     half = (len(rows) + 1) // 2
@@ -176,7 +176,7 @@ def _columns(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def _sections(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(section, its keys and values); classes have a table of their own."""
+    """Return (section, its keys and values), without the classes, which have their own table."""
     sections: dict[str, list[tuple[str, str]]] = {"run": []}
     for key, value in config.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Distributed training on Ray Train, as the driver sees it: checks first, then the workers, then what is published."""
+"""Driver of distributed training on Ray Train: run checks, start workers, publish the best and last model."""
 
 import posixpath
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from pipeline import storage
 from pipeline.cluster import connection
 from pipeline.cluster.progress_actor import ProgressUpdate, start_progress_actor, watched
 from pipeline.cluster.reservation import reserve_resources
+from pipeline.cluster.sizing import Reservation, check_capacity
 from pipeline.config.jobs import TrainConfig
 from pipeline.config.training import ValidationConfig, WorkersConfig
 from pipeline.console import log
@@ -25,32 +26,32 @@ from pipeline.train.provenance import describe_run, read_starts
 from pipeline.train.report import REPORT
 from pipeline.train.run_folder import claim_run, publish, remove_orphans
 from pipeline.train.tracking import Tracker
-from pipeline.train.validation import Validator
+from pipeline.train.validation import Validator, predictors_of
 from pipeline.train.worker import WorkerSpec, train_worker
 
-NUM_KEPT = 2  # checkpoints with the best score; Ray Train keeps the latest and those under validation as well
+NUM_KEPT = 2  # best checkpoints to keep; Ray Train also keeps the latest one and those being validated
 
 
 @dataclass
 class TrainSummary:
-    """How a training run ended. Metrics are those of the best checkpoint on the validation split."""
+    """Result of a training run. Metrics are those of the best checkpoint on the validation split."""
 
     best: str  # URI of the checkpoint folder
     last: str
     report: str
     metrics: dict[str, Any]
-    images_per_second: float | None  # of the training steps alone; None if nothing was left to train
+    images_per_second: float | None  # during training steps only; None if no steps were left
 
 
 AnyConfig = TypeVar("AnyConfig", bound=TrainConfig)
 
 
 def train(config: TrainConfig, command: Sequence[str] = ()) -> TrainSummary:
-    """Train, or go on with a run that was interrupted, on the cluster that this process can reach.
+    """Train, or resume an interrupted run, on the Ray cluster that this process connects to.
 
-    `command`, the options that were given, is written down with the run.
+    `command`, the job's command-line options, is recorded with the run.
 
-    Raises: UserError for what the user can mend; before any worker starts where that can be known.
+    Raises: UserError for errors that the user can fix, if possible before any worker starts.
     """
     output = storage.absolute(config.output)
     train_pairs, val_pairs = (
@@ -60,7 +61,9 @@ def train(config: TrainConfig, command: Sequence[str] = ()) -> TrainSummary:
     _check_images(config, train_pairs, val_pairs)
     claim_run(output, config, {"train": len(train_pairs), "val": len(val_pairs)})
     connection.connect(config.verbose)
-    _check_capacity(config.workers, config.validation, connection.resources())
+    workers = Reservation("workers", config.workers.fewest, config.workers.cpus, config.workers.gpu)
+    remedy = "lower workers.count or workers.cpus, or add nodes"
+    check_capacity("workers", [workers, predictors_of(config.validation)], connection.resources(), remedy)
     log(
         f"Training {config.model.backbone} PSPNet on {len(train_pairs):,} images, validating on {len(val_pairs):,}, "
         f"{_number_of(config.workers)}; output {output}"
@@ -86,14 +89,14 @@ def train(config: TrainConfig, command: Sequence[str] = ()) -> TrainSummary:
 
 
 def with_absolute_uris(config: AnyConfig) -> AnyConfig:
-    """The configuration with absolute places: a relative path means another one in the folder that a worker runs in."""
+    """Return the configuration with absolute URIs, because workers run in another working directory."""
     data = config.data.model_copy(update={"root": storage.absolute(config.data.root)})
     weights = config.weights and storage.absolute(config.weights)
     return config.model_copy(update={"data": data, "weights": weights})
 
 
 def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validator, progress_actor: Any) -> Any:
-    """Run the workers to their end; Ray Train's result."""
+    """Run the workers until they finish and return Ray Train's result."""
     workers = config.workers
     number: Any = workers.most if workers.fewest == workers.most else (workers.fewest, workers.most)
     schedule = BatchSchedule(
@@ -105,7 +108,7 @@ def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validat
         fill=MEAN,
     )
     filesystem, path = storage.arrow_filesystem(output)
-    trainer_class: Any = ray.train.torch.TorchTrainer  # whose types are those of Ray Train's first version
+    trainer_class: Any = ray.train.torch.TorchTrainer  # its type hints are those of Ray Train V1
     trainer = trainer_class(
         train_worker,
         train_loop_config={"spec": WorkerSpec(config, schedule, put_pairs(pairs), output, progress_actor)},
@@ -119,7 +122,7 @@ def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validat
             storage_path=posixpath.dirname(path),
             storage_filesystem=filesystem,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=NUM_KEPT, checkpoint_score_attribute="miou"),
-            # A node that is taken away is no failure: those restarts are not counted.
+            # Ray Train does not count restarts after a preempted node as failures.
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
         ),
         validation_config=ray.train.ValidationConfig(fn=validator, ray_remote_kwargs={"num_cpus": 0}),
@@ -133,7 +136,7 @@ def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validat
 
 
 def _beside(validation: ValidationConfig) -> list[dict[str, float]]:
-    """What works beside the workers: predictors that validate, and one task that decodes images."""
+    """Return the resources needed in addition to the workers: predictors that validate, and one decoding task."""
     predictor = {"CPU": float(validation.predictor_cpus), **({"GPU": 1.0} if validation.gpu else {})}
     return [*[predictor] * validation.predictors, {"CPU": 1.0}]
 
@@ -142,7 +145,7 @@ def _describe(output: str, command: Sequence[str], pairs: list[Pair]) -> None:
     earlier = read_starts(output)
     start = describe_run(output, list(command), fingerprint(pairs))
     if earlier and earlier[-1]["dataset"] != start["dataset"]:
-        log("The dataset's files have changed since this run last started: what is trained now differs from before")
+        log("The dataset's files have changed since this run last started. Training continues with the new files")
 
 
 def _check_images(config: TrainConfig, train_pairs: list[Pair], val_pairs: list[Pair]) -> None:
@@ -155,23 +158,6 @@ def _check_images(config: TrainConfig, train_pairs: list[Pair], val_pairs: list[
         load_pair(pairs[0], config.data)
 
 
-def _check_capacity(workers: WorkersConfig, validation: ValidationConfig, have: connection.Resources) -> None:
-    validating = validation.predictors * validation.predictor_cpus
-    needed = workers.fewest * workers.cpus + validating + 1
-    if have.max_cpus < needed:
-        raise UserError(
-            f"workers: {workers.fewest} with {workers.cpus} CPU(s) each, {validating} CPU(s) for validation and one to "
-            f"decode images need {needed} CPUs, the cluster has {have.max_cpus}; lower workers.count or workers.cpus, "
-            "or add nodes"
-        )
-    training_gpus, validating_gpus = workers.fewest * workers.gpu, validation.predictors * validation.gpu
-    if have.max_gpus < training_gpus + validating_gpus:
-        raise UserError(
-            f"workers.count: {training_gpus} GPU(s) to train and {validating_gpus} to validate asked for, but the "
-            f"cluster has {have.max_gpus}; lower it, add GPU nodes, or set workers.gpu or validation.gpu: false"
-        )
-
-
 def _number_of(workers: WorkersConfig) -> str:
     kind = "GPU" if workers.gpu else "CPU"
     if workers.fewest == workers.most:
@@ -180,13 +166,13 @@ def _number_of(workers: WorkersConfig) -> str:
 
 
 def _publish(output: str, result: Any, validator: Validator, images_per_second: float | None) -> TrainSummary:
-    """Copy the best and the latest model to best/ and last/, with their metrics."""
+    """Copy the best and the latest model with their metrics to best/ and last/."""
     kept = {posixpath.basename(one.path.rstrip("/")): metrics for one, metrics in result.best_checkpoints or []}
     if not kept:
-        raise UserError(f"output {output}: the run ended without a checkpoint; see the lines above, then run it again")
+        raise UserError(f"output {output}: the run ended without a checkpoint; see the log above, then run it again")
     last = max(kept)
     for name in kept:
-        if name == last and kept[name]["miou"] < 0:  # an earlier attempt to validate it failed
+        if name == last and kept[name]["miou"] < 0:  # its validation failed earlier
             kept[name] |= validator.validate(name)
     best = max(kept, key=lambda name: kept[name]["miou"])
     summary = TrainSummary(
@@ -199,5 +185,5 @@ def _publish(output: str, result: Any, validator: Validator, images_per_second: 
 
 
 def metrics_of(reported: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's config.json tells of what Ray Train was told."""
+    """Return the part of the values reported to Ray Train that belongs in a checkpoint's config.json."""
     return {key: value for key, value in reported.items() if key not in ("steps",)}

@@ -1,8 +1,8 @@
-"""The folder of a training run: its configuration, its checkpoints, and what is published of them.
+"""Folder of a training run: its configuration, its checkpoints and its published models.
 
-OUTPUT/config.yaml            the resolved configuration, which a resumed run has to have again
-OUTPUT/checkpoint_00000063/   model, and what is needed to go on after so many steps; Ray Train keeps few of them
-OUTPUT/best/, OUTPUT/last/    the models alone
+OUTPUT/config.yaml            the resolved configuration, which must be the same when the run is resumed
+OUTPUT/checkpoint_00000063/   model and training state after that many steps; Ray Train keeps only a few of them
+OUTPUT/best/, OUTPUT/last/    the published models, without training state
 """
 
 import json
@@ -16,10 +16,10 @@ from pipeline.config.jobs import TrainConfig
 from pipeline.errors import UserError
 
 CONFIG = "config.yaml"
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's book of the checkpoints that count
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of valid checkpoints
 CHECKPOINT = re.compile(r"checkpoint_\d.*")
 
-# What a resumed run must have as the interrupted one, all of it but where the data lies and how often it is told.
+# A resumed run must have the same values in these sections, except for the keys in MAY_CHANGE.
 FIXED = ("weights", "data", "model", "augment", "loss", "optimization", "validation")
 MAY_CHANGE = (
     "data.root",
@@ -29,11 +29,11 @@ MAY_CHANGE = (
 
 
 def claim_run(output: str, config: TrainConfig, num_images: dict[str, int]) -> None:
-    """Write the configuration down, and clear away what an interrupted run left half done.
+    """Save the configuration, and remove the unfinished files of an interrupted run.
 
-    `num_images` of each split count as part of the configuration: with others the batches would be others.
+    `num_images`, the images per split, is part of the configuration, because the batches depend on it.
 
-    Raises: UserError if the output has checkpoints of a run that was configured otherwise.
+    Raises: UserError if the output has checkpoints of a run with a different configuration.
     """
     resolved = {**config.model_dump(mode="json"), "num_images": num_images}
     uri = storage.join(output, CONFIG)
@@ -42,15 +42,15 @@ def claim_run(output: str, config: TrainConfig, num_images: dict[str, int]) -> N
         if changed:
             listed = "\n  ".join(changed)
             raise UserError(
-                f"output {output} holds a run with another configuration:\n  {listed}\n"
-                "Run with the former values to resume it, or choose another --output"
+                f"output {output} contains a run with a different configuration:\n  {listed}\n"
+                "Use the previous values to resume it, or choose another --output"
             )
     remove_orphans(output)
     storage.write_bytes(uri, yaml.safe_dump(resolved, sort_keys=False).encode())
 
 
 def remove_orphans(output: str) -> None:
-    """Delete checkpoints that were written but never recorded, and half-deleted ones. No run may be going on."""
+    """Delete orphaned checkpoints (written but not recorded) and partly deleted ones. No run may be active."""
     recorded = recorded_checkpoints(output)
     for folder in {name.split("/")[0] for name in _below(output)}:
         if CHECKPOINT.fullmatch(folder) and folder not in recorded:
@@ -60,7 +60,7 @@ def remove_orphans(output: str) -> None:
 
 
 def recorded_checkpoints(output: str) -> set[str]:
-    """Names of the checkpoint folders that Ray Train knows of."""
+    """Return the names of the checkpoint folders that Ray Train has recorded."""
     uri = storage.join(output, SNAPSHOT)
     if not storage.exists(uri):
         return set()
@@ -70,7 +70,7 @@ def recorded_checkpoints(output: str) -> set[str]:
 
 
 def publish(checkpoint: str, target: str, metrics: dict[str, Any]) -> None:
-    """Copy the model of a checkpoint folder to the folder `target`, with its metrics, now that they are known."""
+    """Copy the model of a checkpoint folder to the folder `target` and add its metrics."""
     from models.weights.checkpoint import CONFIG as ABOUT
     from models.weights.checkpoint import WEIGHTS
 
@@ -81,12 +81,12 @@ def publish(checkpoint: str, target: str, metrics: dict[str, Any]) -> None:
 
 
 def _below(output: str) -> list[str]:
-    """Names of all files of the run, relative to its folder."""
+    """Return the names of all files of the run, relative to its folder."""
     return [uri.removeprefix(output).lstrip("/") for uri in storage.find(output)]
 
 
 def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Lines that say which keys differ that a resumed run must have as before, of two resolved configurations."""
+    """Return one line for each fixed key whose value differs between two resolved configurations."""
     old, new = fixed_keys(before), fixed_keys(now)
     return [
         f"{key}: {old.get(key)!r} before, {new.get(key)!r} now"
@@ -96,7 +96,7 @@ def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def fixed_keys(resolved: dict[str, Any]) -> dict[str, Any]:
-    """What decides the outcome of a run: dotted keys and their values, of its resolved configuration."""
+    """Return the part of a resolved configuration that determines a run's outcome, as dotted keys and values."""
     return {
         key: value
         for key, value in _flat(resolved).items()

@@ -1,4 +1,4 @@
-"""Keeps track of a training run, in the driver: its history, TensorBoard's event files, MLflow, and the report."""
+"""Tracking of a training run in the driver: history, TensorBoard event files, MLflow and the report."""
 
 import json
 import queue
@@ -20,9 +20,9 @@ from pipeline.train.report import build_report
 from pipeline.train.tensorboard_files import EventFiles
 
 EVERY = 30.0  # seconds between writes to storage
-MAX_PICTURES = 24  # of a kind: the panel, the worst
+MAX_PICTURES = 24  # in the panel, and of the worst images
 
-# Names in TensorBoard and MLflow of what a step record has.
+# Keys of a step record, and their names in TensorBoard and MLflow.
 SCALARS = {
     "loss": "loss/main",
     "auxiliary_loss": "loss/auxiliary",
@@ -34,18 +34,18 @@ SCALARS = {
 
 
 class Tracker:
-    """Takes the records that workers send, and writes them down beside the training, in a thread of its own.
+    """Background thread that saves the records sent by the workers while training runs.
 
-    Storage that fails is announced once and tried again; only what fails at the end is an error.
+    A storage failure is logged once and retried. It is an error only if it persists at the end.
     """
 
     def __init__(self, output: str, config: TrainConfig) -> None:
-        """Go on with the history in `output`, or begin one. Raises UserError."""
+        """Continue the history in `output`, or start a new one. Raises UserError."""
         self._output = output
         self._palette = np.array([entry.color for entry in config.data.classes], np.uint8)
         self._history = read_history(output)
         self._elapsed_before, self._started = self._history.elapsed, time.monotonic()
-        self._pictures: dict[str, bytes] = {}  # URI -> content that is not in storage yet
+        self._pictures: dict[str, bytes] = {}  # URI -> content still to be written
         self._changed = False
         self._failing = False
         self._mlflow: MlflowRun | None = None
@@ -63,15 +63,15 @@ class Tracker:
         self._thread.start()
 
     def add(self, records: list[Record]) -> None:
-        """Hand over new records; returns at once."""
+        """Queue new records and return immediately."""
         if records:
             elapsed = self._elapsed_before + time.monotonic() - self._started
             self._queue.put([{**record, "elapsed": elapsed} for record in records])
 
     def close(self, status: str = "FINISHED") -> str:
-        """Write everything down and build the report; returns its URI. Raises UserError.
+        """Write all records, build the report and return its URI. Raises UserError.
 
-        `status` is for MLflow: FINISHED, FAILED or KILLED.
+        `status` is the MLflow status of the run: FINISHED, FAILED or KILLED.
         """
         self._queue.put(None)
         self._thread.join()
@@ -98,11 +98,11 @@ class Tracker:
             return
         try:
             self.close("FAILED" if isinstance(error, Exception) else "KILLED")
-        except UserError as second:  # the first error is what the user has to know
+        except UserError as second:  # not raised, so that the user sees the first error
             log(f"The run's history could not be written: {second}")
 
     def _work(self) -> None:
-        """What the thread does: take records as they come, and write every so often."""
+        """Run the thread: take records as they arrive, and write them every EVERY seconds."""
         due = time.monotonic() + EVERY
         try:
             while True:
@@ -117,10 +117,10 @@ class Tracker:
                 for record in records:
                     self._take(record)
                     if record["kind"] == "validation":
-                        due = time.monotonic()  # worth more than the steps that a kill may take along
+                        due = time.monotonic()  # write at once: a validation is costly to lose
         except Exception as error:
             self._fault = error
-            log(f"Tracking stopped by a fault of its own ({error!r}); training goes on")
+            log(f"Tracking stopped because of an internal error ({error!r}). Training continues")
 
     def _take(self, record: Record) -> None:
         self._changed = True
@@ -147,7 +147,7 @@ class Tracker:
             self._mlflow.metrics(step, values)
 
     def _take_pictures(self, validation: Record) -> None:
-        """Log the panel, and keep all pictures for the report."""
+        """Log the panel, and store all pictures for the report."""
         step = validation["step"]
         content: dict[str, Any] = {"step": step, "epoch": validation["epoch"], "panel": [], "worst": []}
         for kind in ("panel", "worst"):
@@ -163,7 +163,7 @@ class Tracker:
             self._pictures[pictures_uri(self._output, "best")] = json.dumps(content).encode()
 
     def _flush(self) -> None:
-        """Write, and go on if storage fails."""
+        """Write everything that is pending; log a storage failure and continue."""
         try:
             self._write()
             if self._events:
@@ -171,13 +171,13 @@ class Tracker:
             self._failing = False
         except UserError as error:
             if not self._failing:
-                log(f"The run's history cannot be written at the moment ({error}); training goes on")
+                log(f"The run's history cannot be written at the moment ({error}). Training continues")
             self._failing = True
         if self._mlflow:
             self._mlflow.flush()
 
     def _write(self) -> None:
-        """Bring history and pictures to storage. Raises UserError."""
+        """Write history and pictures to storage. Raises UserError."""
         for uri in list(self._pictures):
             storage.write_bytes(uri, self._pictures[uri])
             del self._pictures[uri]

@@ -1,4 +1,4 @@
-"""Validation of a run's checkpoints, beside training: Ray Train runs it as a task for each of them."""
+"""Validation of a run's checkpoints in parallel with training: Ray Train starts one task per checkpoint."""
 
 import posixpath
 from collections.abc import Sequence
@@ -6,18 +6,38 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
+from pipeline.checkpoints.predictor import PredictorSpec
+from pipeline.cluster.sizing import Reservation
 from pipeline.config.jobs import TrainConfig
+from pipeline.config.training import ProtocolConfig, ValidationConfig
 from pipeline.console import duration
 from pipeline.datasets import Pair
 from pipeline.errors import user_error
 from pipeline.evaluate.evaluation import evaluate
+from pipeline.evaluate.stages import EvalOptions
 
 NUM_WORST = 6  # images that the report shows
 
 
+def predictor_spec(uri: str, config: TrainConfig, protocol: ProtocolConfig) -> PredictorSpec:
+    """Return the predictor that validates a run's checkpoint."""
+    return PredictorSpec(
+        checkpoint=storage.absolute(uri),
+        protocol=protocol,
+        device="cuda" if config.validation.gpu else "cpu",
+        precision=config.optimization.prediction_precision,
+        threads=config.validation.predictor_cpus,
+    )
+
+
+def predictors_of(settings: ValidationConfig) -> Reservation:
+    """Return the resources of the predictors that validate."""
+    return Reservation("validation predictors", settings.predictors, settings.predictor_cpus, settings.gpu)
+
+
 @dataclass(frozen=True)
 class Validator:
-    """Validates a checkpoint folder of a run with the predictor that labels buckets."""
+    """Validator of a run's checkpoint folders. It uses the same predictor as labeling."""
 
     config: TrainConfig
     pairs: Sequence[Pair]
@@ -26,9 +46,9 @@ class Validator:
     progress_actor: Any
 
     def __call__(self, checkpoint: Any, **_: Any) -> dict[str, Any]:
-        """Metrics of a `ray.train.Checkpoint`, for Ray Train to choose the best by 'miou'.
+        """Return the metrics of a `ray.train.Checkpoint`; Ray Train selects the best checkpoint by 'miou'.
 
-        What the user has to mend goes to the board, where the workers find it: training stops at its next checkpoint.
+        Errors are also sent to the progress actor, where the workers find them and stop at the next checkpoint.
         """
         try:
             return self.validate(posixpath.basename(checkpoint.path.rstrip("/")))
@@ -38,21 +58,12 @@ class Validator:
             raise known or error from None
 
     def validate(self, name: str) -> dict[str, Any]:
-        """Metrics of the checkpoint folder `name` of the run. Raises UserError."""
+        """Return the metrics of the run's checkpoint folder `name`. Raises UserError."""
         config, settings = self.config, self.config.validation
         uri = storage.join(self.output, name)
-        result = evaluate(
-            uri,
-            self.pairs,
-            config.data,
-            settings.protocol,
-            gpu=settings.gpu,
-            predictors=settings.predictors,
-            predictor_cpus=settings.predictor_cpus,
-            precision=config.optimization.prediction_precision,
-            panel=config.tracking.panel,
-            worst=NUM_WORST,
-        )
+        spec = predictor_spec(uri, config, settings.protocol)
+        options = EvalOptions(panel=config.tracking.panel, worst=NUM_WORST)
+        result = evaluate(spec, self.pairs, config.data, predictors_of(settings), options)
         metrics = result.as_dict([entry.name for entry in config.data.classes])
         steps = int(name.rsplit("_", 1)[1])
         epoch = steps // (self.num_train // config.optimization.batch_size)

@@ -1,7 +1,7 @@
-"""What each Ray Train worker does: one PSPNet replica, trained from the last checkpoint to the last step.
+"""Training loop of a Ray Train worker: one PSPNet replica, trained from the last checkpoint to the last step.
 
-Everything random is a function of (seed, step, worker), so that a resumed run ends with the weights of one that was
-never interrupted; only parameters, optimizer and their like have to be kept.
+All randomness is a function of (seed, step, worker), so a resumed run ends with the same weights as an uninterrupted
+one. A checkpoint therefore needs only the parameters and the state of optimizer and step, no random state.
 """
 
 import tempfile
@@ -34,14 +34,14 @@ from pipeline.console import duration
 from pipeline.errors import UserError, user_error
 from pipeline.train.batches import Batch, BatchSchedule, get_pairs, training_batches
 
-TRAINING_STATE = "training_state.pt"  # beside the model, for resuming only
+TRAINING_STATE = "training_state.pt"  # next to the model; only needed to resume
 CHECKPOINT = "checkpoint_{steps:08d}"
 URIS_SHOWN = 16
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What the driver tells every worker."""
+    """Inputs that the driver passes to every worker."""
 
     config: TrainConfig
     schedule: BatchSchedule
@@ -55,7 +55,10 @@ class WorkerSpec:
 
 
 def train_worker(parameters: dict[str, Any]) -> dict[str, Any]:
-    """What Ray Train runs on each worker. Returns {'images_per_second'} or, on the same step of all, {'problem'}."""
+    """Run one Ray Train worker.
+
+    Returns: {'images_per_second'}, or {'problem'} on all workers at the same step.
+    """
     try:
         worker = _Worker(parameters["spec"])
         worker.train()
@@ -65,14 +68,14 @@ def train_worker(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 class TrainingAborted(Exception):
-    """Raised by all workers together when one has met something that the user has to mend.
+    """Error that the user has to fix, raised by all workers together.
 
-    Were one worker to raise alone, Ray Train would restart them all, only to meet the same again.
+    If only one worker raised it, Ray Train would restart all workers, and they would fail again.
     """
 
 
 class _Speed:
-    """Images per second of all workers together, while training."""
+    """Training speed in images per second, over all workers."""
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
@@ -80,14 +83,14 @@ class _Speed:
         self._since, self._started = 0, time.perf_counter()
 
     def restart(self) -> None:
-        """Leave out what came before, such as writing a checkpoint."""
+        """Restart the clock, to exclude time that was not spent training, such as writing a checkpoint."""
         self._since, self._started = 0, time.perf_counter()
 
     def step(self) -> None:
         self._since += 1
 
     def lap(self) -> float:
-        """Since the last lap."""
+        """Return the speed since the last lap or restart, and start a new lap."""
         seconds = time.perf_counter() - self._started
         self._steps, self._seconds = self._steps + self._since, self._seconds + seconds
         rate = self._since * self._batch_size / seconds
@@ -95,7 +98,7 @@ class _Speed:
         return rate
 
     def overall(self) -> float | None:
-        """None if no step was taken."""
+        """Return the speed over all laps; None if no step was taken."""
         return self._steps * self._batch_size / self._seconds if self._steps else None
 
 
@@ -111,13 +114,13 @@ class _Worker:
         else:
             torch.backends.cudnn.benchmark = True
             torch.set_float32_matmul_precision("high")
-        # Flags travel beside the device's work and never wait for it.
+        # Flags use their own gloo group, so that they do not wait for work on the GPU.
         on_gpus = self.world_size > 1 and self.device.type == "cuda"
         self.flags: Any = dist.new_group(backend="gloo") if on_gpus else None
         self.speed = _Speed(self.schedule.batch_size)
         self.steps_taken = 0
         self.last_checkpoint: str | None = None
-        self.going_nodes: set[str] = set()  # that are about to be taken away
+        self.going_nodes: set[str] = set()  # about to be preempted
         self._build()
 
     def _build(self) -> None:
@@ -152,12 +155,12 @@ class _Worker:
             self.step.load_state_dict(state["step"])
             self.last_checkpoint = self._uri(CHECKPOINT.format(steps=self.steps_taken))
             epoch = self.steps_taken / self.schedule.steps_per_epoch
-            self._say(f"Resuming after step {self.steps_taken:,} of {self.total_steps:,} (epoch {epoch:.2f})")
+            self._say(f"Resumed after step {self.steps_taken:,} of {self.total_steps:,} (epoch {epoch:.2f})")
         if self.rank == 0:
             self.spec.progress_actor.record.remote(kind="resume", step=self.steps_taken)
 
     def train(self) -> None:
-        """Take all steps that are left."""
+        """Run all remaining steps."""
         recipe = self.config.optimization
         every = self.config.checkpoint_every or self.schedule.steps_per_epoch
         batches = training_batches(
@@ -169,15 +172,15 @@ class _Worker:
             world_size=self.world_size,
             cpus=self.config.workers.ingest_cpus,
         )
-        losses: list[Tensor] = []  # main and auxiliary of the steps since the last line
+        losses: list[Tensor] = []  # main and auxiliary loss of each step since the last log line
         for step in range(self.steps_taken, self.total_steps):
             batch = self._next(batches)
-            # Dropout differs between workers and steps, and is the same again in a resumed run.
+            # Dropout differs between workers and steps, but is the same again in a resumed run.
             torch.manual_seed(int(np.random.SeedSequence([recipe.seed, step, self.rank]).generate_state(1)[0]))
             rate = learning_rate_at(step, self.total_steps, recipe.learning_rate, recipe.power, recipe.warmup_steps)
             try:
                 result = self.step(*self._tensors(batch), rate)
-            except ValueError as error:  # alike on all workers: the batches are of one shape
+            except ValueError as error:  # raised on all workers, because all batches have the same shape
                 raise TrainingAborted(f"step {step + 1:,}: {error}") from error
             losses.append(torch.stack([result.main, result.main if result.auxiliary is None else result.auxiliary]))
             self.steps_taken = step + 1
@@ -197,7 +200,7 @@ class _Worker:
         return epoch % self.config.validation.every == 0 or steps == self.total_steps
 
     def _log(self, losses: list[Tensor], rate: float, gradient_norm: Tensor | None) -> None:
-        """Print and record the mean losses since the last line. Raises TrainingAborted if one is not finite."""
+        """Log and record the mean losses since the last log line. Raises TrainingAborted if a loss is not finite."""
         main_and_auxiliary_S2 = self._sum(torch.stack(losses)).double().cpu().numpy()
         images_per_second = self.speed.lap()
         mean_loss, auxiliary_loss = main_and_auxiliary_S2.mean(0).tolist()
@@ -228,29 +231,29 @@ class _Worker:
     def _stop_for_loss(self, step: int, losses: list[float]) -> None:
         pairs = get_pairs(self.spec.pairs, self.schedule.indices(step))
         uris = [pair.image_uri for pair in pairs[:URIS_SHOWN]] + ["..."] * (len(pairs) > URIS_SHOWN)
-        kept = f"the last good checkpoint is {self.last_checkpoint}, and the same command goes on from it"
+        kept = f"the last good checkpoint is {self.last_checkpoint}, from which the same command resumes"
         raise TrainingAborted(
             f"the loss became {losses[0]} (auxiliary {losses[1]}) in step {step + 1:,}, epoch "
             f"{step // self.schedule.steps_per_epoch + 1}; lower optimization.learning_rate, set "
-            "optimization.clip_norm or optimization.precision: float32, and look at the images of the batch; "
-            f"{kept if self.last_checkpoint else 'there is no checkpoint yet'}. The batch:\n  " + "\n  ".join(uris)
+            "optimization.clip_norm or optimization.precision: float32, and check the images of the batch; "
+            f"{kept if self.last_checkpoint else 'there is no checkpoint yet'}. Images:\n  " + "\n  ".join(uris)
         )
 
     def _is_preempted(self) -> bool:
-        """Whether a node is about to be taken away, so that a checkpoint is due at once; true once for each node."""
+        """Return True, once per node, if a node is about to be preempted, so that a checkpoint is due immediately."""
         info = ray.train.get_preemption_info()
         going = set(info.preempted_node_ids) if info else set()
         is_news = not going <= self.going_nodes
         self.going_nodes |= going
         if is_news:
-            self._say("A node is about to be taken away: writing a checkpoint now")
+            self._say("A node is about to be preempted: writing a checkpoint now")
         return is_news
 
     def _checkpoint(self, validate: bool) -> None:
-        """Report a checkpoint; on return it is in storage."""
+        """Write a checkpoint to storage and report it to Ray Train."""
         self._stop_together(ray.get(self.spec.progress_actor.problem.remote()) if self.rank == 0 else None)
         name = CHECKPOINT.format(steps=self.steps_taken)
-        # Until it is validated a checkpoint is worse than any that was.
+        # Until it is validated, a checkpoint ranks below every validated one.
         report = {"steps": self.steps_taken, "miou": -1.0}
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
@@ -267,10 +270,10 @@ class _Worker:
             )
         self.last_checkpoint = self._uri(name)
         if validate and not self.config.validation.asynchronous:
-            ray.train.get_all_reported_checkpoints()  # returns when all are validated
+            ray.train.get_all_reported_checkpoints()  # blocks until all are validated
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch. Raises TrainingAborted on all workers if one has met what the user has to mend."""
+        """Return the next batch. Raises TrainingAborted on all workers if one of them gets a UserError."""
         problem, batch = None, None
         try:
             batch = next(batches)
@@ -288,7 +291,7 @@ class _Worker:
         return batch
 
     def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Copies, since what Ray hands out is read-only; for a GPU in memory that it can read by itself."""
+        """Copy images and labels, because Ray's arrays are read-only; for a GPU, into pinned memory."""
         copies = []
         for array in batch:
             shape, kind = array.shape, torch.from_numpy(np.empty(0, array.dtype)).dtype
@@ -297,7 +300,7 @@ class _Worker:
         return copies[0], copies[1]
 
     def _stop_together(self, problem: str | None) -> None:
-        """Raise TrainingAborted on every worker if any has a problem. All workers have to call this."""
+        """Raise TrainingAborted on every worker if any has a problem. All workers must call this."""
         problems: list[str | None] = [problem]
         if self.world_size > 1:
             problems = [None] * self.world_size
@@ -307,7 +310,7 @@ class _Worker:
             raise TrainingAborted(found[0])
 
     def _sum(self, value: Tensor) -> Tensor:
-        """Sum over all workers."""
+        """Return the sum over all workers."""
         total = value.clone()
         if self.world_size > 1:
             dist.all_reduce(total)
@@ -322,12 +325,12 @@ class _Worker:
 
 
 def architecture(model: ModelConfig, data: DataConfig) -> models.Architecture:
-    """The network that a configuration asks for."""
+    """Return the architecture for a configuration."""
     return models.Architecture(num_classes=len(data.classes), **model.model_dump())
 
 
 def checkpoint_metadata(data: DataConfig, epoch: float) -> models.Metadata:
-    """What a checkpoint says about its model before it is validated."""
+    """Return the metadata of a checkpoint that is not validated yet."""
     return models.Metadata(
         classes=[entry.name for entry in data.classes],
         colors=[list(entry.color) for entry in data.classes],

@@ -1,1 +1,1 @@
-"""The verification job: check every row of an output against its masks, and repair it; its face is run.py."""
+"""Verification job: check every row of an output against its masks, and repair the output. Entry point: run.py."""

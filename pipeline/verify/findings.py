@@ -1,21 +1,21 @@
-"""What can be wrong with an output, in a bounded list of kinds, and how it is told."""
+"""Kinds of findings about an output (a fixed list), their remedies, and how they are reported."""
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-SHOWN = 10  # findings of a kind that are told one by one
+SHOWN = 10  # findings of one kind that are listed individually
 
-# remove: the file goes; relabel: the part goes and its images are labelled again; newest: of an image's rows one
-# stays, of the newest run; note: nothing to mend in the output, what is gone is put on record.
+# remove: delete the file. relabel: delete the part, so that its images are labeled again. newest: keep one of the rows
+# of an image, of the newest run. note: there is nothing to repair in the output; record what is missing.
 Repair = Literal["remove", "relabel", "newest", "note"]
 
 
 class FindingKind(NamedTuple):
-    """A kind of thing that can be wrong with an output."""
+    """Kind of problem that an output can have."""
 
-    repair: Repair | None  # what --repair does; None where a person has to decide
+    repair: Repair | None  # what --repair does; None if a person has to decide
     remedy: str
 
 
@@ -27,17 +27,17 @@ FINDING_KINDS = {
     "half-written file": _REMOVE,
     "statistics without masks": _REMOVE,
     "masks without statistics": _RELABEL,
-    "not a part": FindingKind(None, "move it away, since readers take all files there for parts"),
+    "not a part": FindingKind(None, "move it out of the folder, because readers treat every file there as a part"),
     "unreadable part": _RELABEL,
     "wrong columns": _RELABEL,
     "empty part": _REMOVE,
-    "wrong part name": FindingKind(None, "its rows may be right: name both files as it says, or remove them"),
+    "wrong part name": FindingKind(None, "its rows may be right: rename both files as expected, or delete them"),
     "no classes.parquet": FindingKind(None, "copy it from a backup or from another output of the same model"),
     "wrong classes.parquet": FindingKind(None, "copy it from a backup or from another output of the same model"),
     # rows of masks
     "several runs in a part": _RELABEL,
     "another model": _RELABEL,
-    "image in two parts": FindingKind("newest", "--repair keeps one row, of the newest run, and so does the next run"),
+    "image in two parts": FindingKind("newest", "--repair keeps the row of the newest run, and so does the next run"),
     "image twice in a part": _RELABEL,
     "wrong image id": _RELABEL,
     "unknown status": _RELABEL,
@@ -47,7 +47,7 @@ FINDING_KINDS = {
     "wrong confidence": _RELABEL,
     "unknown error": _RELABEL,
     "labels in an error row": _RELABEL,
-    # class_stats, and how they go with the masks
+    # class_stats, and their agreement with masks
     "statistics without image": _RELABEL,
     "unknown class": _RELABEL,
     "wrong class name": _RELABEL,
@@ -62,9 +62,9 @@ FINDING_KINDS = {
     "unknown class in a mask": _RELABEL,
     "mask and statistics differ": _RELABEL,
     # runs
-    "wrong run file": FindingKind(None, "delete it: it tells of a run, and nothing depends on it"),
-    "wrong counts": FindingKind(None, "look at the parts of that run: it does not account for all of them"),
-    "lost images": FindingKind("note", "give segment_bucket.py the inputs of that run again; --repair notes the loss"),
+    "wrong run file": FindingKind(None, "delete it: it is only a record, and nothing depends on it"),
+    "wrong counts": FindingKind(None, "inspect the parts of that run: its record does not account for all rows"),
+    "lost images": FindingKind("note", "run segment_bucket.py on the inputs of that run again; --repair records it"),
     # inputs
     "no row": FindingKind(None, "run segment_bucket.py with this input again"),
 }
@@ -72,13 +72,13 @@ FINDING_KINDS = {
 
 @dataclass(frozen=True)
 class OutputFinding:
-    """One thing that is wrong, of one of KINDS."""
+    """One problem in an output, of one of FINDING_KINDS."""
 
     kind: str
-    file: str  # relative to the output; the input's URI for an image without a row
+    file: str  # path relative to the output
     message: str
-    image: str | None = None  # its URI, where it is about one row
-    more: int = 0  # rows of the same file that it stands for, too
+    image: str | None = None  # URI of the image, if the finding is about one row
+    more: int = 0  # further rows of the same file that this finding stands for
 
     def __post_init__(self) -> None:
         assert self.kind in FINDING_KINDS, self.kind
@@ -93,7 +93,7 @@ class OutputFinding:
 
 @dataclass
 class Tally:
-    """All findings counted, and the first of each kind."""
+    """Counts of all findings, and the first findings of each kind."""
 
     totals: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[OutputFinding]] = field(default_factory=dict)
@@ -106,11 +106,11 @@ class Tally:
 
     @property
     def repairable(self) -> int:
-        """How many findings --repair mends."""
+        """Return the number of findings that --repair fixes."""
         return sum(count for kind, count in self.totals.items() if FINDING_KINDS[kind].repair is not None)
 
     def lines(self) -> Iterator[str]:
-        """One line for each finding below one for its kind, in the order of KINDS; of many the first alone."""
+        """Yield a line for each kind, in the order of FINDING_KINDS, and then a line for each of its first findings."""
         for kind in sorted(self.totals, key=list(FINDING_KINDS).index):
             yield f"{kind}: {self.totals[kind]:,}; {FINDING_KINDS[kind].remedy}"
             for finding in self.examples[kind]:

@@ -1,6 +1,6 @@
-"""What must hold within one part: in each row of masks, each of class_stats, and between them. Arrow tables alone.
+"""Checks within one part: of each row of masks, each row of class_stats, and their agreement. Needs only Arrow tables.
 
-In arrays, M stands for rows of masks and S for rows of class_stats.
+Suffixes of arrays: M rows of masks, S rows of class_stats, B boxes of low confidence.
 """
 
 import posixpath
@@ -19,30 +19,30 @@ from pipeline.verify.findings import SHOWN, OutputFinding
 Bools = NDArray[np.bool_]
 
 REGION_COLUMNS = ["class_id", "pixel_count", "x_min", "y_min", "x_max", "y_max", "centroid_x", "centroid_y"]
-ROUNDING = 1e-3  # of probabilities and entropies in float32
-PIXEL_ROUNDING = 0.01  # of positions in float32, pixels
+ROUNDING = 1e-3  # tolerance for float32 probabilities and entropies
+PIXEL_ROUNDING = 0.01  # tolerance for float32 positions, pixels
 
 
 class Reference(NamedTuple):
-    """What classes.parquet says; None where it does not."""
+    """Content of classes.parquet; None for what it does not have."""
 
     model_id: str | None
     class_names: list[str] | None
 
 
 class Rows:
-    """A table of a part whose rows are held against what must be true of them."""
+    """Table of a part, with checks of its rows."""
 
     def __init__(self, file: str, table: pa.Table) -> None:
         self.file, self.table = file, table
 
     def numbers(self, column: str) -> NDArray[np.float64]:
-        """A column's values, NaN for null."""
+        """Return a column's values as float64; null becomes NaN."""
         return self.table[column].cast(pa.float64()).to_numpy()
 
     def within(self, column: str, least: float, most: float) -> Bools:
         values = self.numbers(column)
-        return (least <= values) & (values <= most)  # not so for NaN
+        return (least <= values) & (values <= most)  # False for NaN
 
     def valid(self, column: str) -> Bools:
         return self.table[column].is_valid().to_numpy()
@@ -51,10 +51,11 @@ class Rows:
         return pc.is_in(self.table[column], pa.array(values, pa.string()), skip_nulls=True).to_numpy()
 
     def expect(self, holds: Bools, kind: str, message: str, **more: Any) -> Iterator[OutputFinding]:
-        """A Finding for each row where it does not hold; after the first ones, one that counts the rest.
+        """Yield a finding for each of the first SHOWN rows that are wrong; the last of these counts the rest.
 
         Args:
-            message: format of the row's columns, of `more`, and of arrays in `more` by row.
+            holds: True for each row that is right.
+            message: format string of the row's columns and of `more`, whose arrays and lists have one value per row.
         """
         wrong = np.flatnonzero(~holds)
         for place, n in enumerate(wrong[:SHOWN].tolist(), 1):
@@ -65,29 +66,30 @@ class Rows:
 
 
 def schema_problem(found: pa.Schema, wanted: pa.Schema) -> str | None:
-    """What keeps a file's schema from being ours, descriptions aside."""
+    """Return how a file's schema differs from the wanted one, apart from descriptions; None if it does not."""
     version = (found.metadata or {}).get(b"sceneparse.schema_version", b"(none)").decode()
     if version != SCHEMA_VERSION:
-        return f"is of table schema version {version}, this program's is {SCHEMA_VERSION}"
+        return f"has table schema version {version}, but this program uses {SCHEMA_VERSION}"
     if found.equals(wanted):
         return None
     missing, extra = set(wanted.names) - set(found.names), set(found.names) - set(wanted.names)
     changed = {name for name in wanted.names if name in found.names and found.field(name) != wanted.field(name)}
-    told = [("lacks", missing), ("has also", extra), ("has with another type", changed)]
+    told = [("missing columns:", missing), ("unexpected columns:", extra), ("columns with another type:", changed)]
     return (
-        "; ".join(f"{what} {', '.join(sorted(names))}" for what, names in told if names) or "has them in another order"
+        "; ".join(f"{what} {', '.join(sorted(names))}" for what, names in told if names)
+        or "the columns are in another order"
     )
 
 
 def check_masks(file: str, masks: pa.Table, reference: Reference) -> Iterator[OutputFinding]:
-    """Findings in the masks of a part, which has rows; of the column `mask` only `path` is looked at."""
+    """Yield the findings in the masks of a part that has rows; of the column `mask` only `path` is checked."""
     rows = Rows(file, masks)
     yield from _check_identity(rows, reference)
     ok, error = rows.among("status", ["ok"]), rows.among("status", ["error"])
     yield from rows.expect(ok | error, "unknown status", "status is {status!r}, which is neither 'ok' nor 'error'")
 
     no_error = ~rows.valid("error_stage") & ~rows.valid("error_type") & ~rows.valid("error_message")
-    message = "status is 'ok', but error_stage is {error_stage}, error_type {error_type}"
+    message = "status is 'ok', but error_stage is {error_stage} and error_type is {error_type}"
     yield from rows.expect(~ok | no_error, "error in an ok row", message)
     names = [found.hex() + ".png" for found in masks["image_id"].to_pylist()]
     paths = pc.struct_field(masks["mask"], "path").to_pylist()
@@ -95,7 +97,7 @@ def check_masks(file: str, masks: pa.Table, reference: Reference) -> Iterator[Ou
     message = "status is 'ok', but mask.path is {path!r}, not {name}"
     yield from rows.expect(~ok | named, "no mask", message, path=paths, name=names)
     sized = rows.within("width", 1, np.inf) & rows.within("height", 1, np.inf)
-    yield from rows.expect(~ok | sized, "no size", "is {width} x {height} pixels")
+    yield from rows.expect(~ok | sized, "no size", "the size is {width} x {height} pixels")
     most_entropy = np.log(len(reference.class_names)) if reference.class_names else np.inf
     for column, most in (("mean_confidence", 1), ("mean_entropy", most_entropy), ("low_confidence_fraction", 1)):
         possible = rows.within(column, -ROUNDING, most + ROUNDING)
@@ -106,16 +108,16 @@ def check_masks(file: str, masks: pa.Table, reference: Reference) -> Iterator[Ou
 
     known = rows.among("error_stage", errors.STAGES) & rows.among("error_type", errors.ERROR_TYPES)
     known &= rows.valid("error_message") & ~rows.among("error_message", [""])
-    message = "error_stage is {error_stage!r}, error_type {error_type!r}, error_message {error_message!r}"
+    message = "error_stage is {error_stage!r}, error_type is {error_type!r}, error_message is {error_message!r}"
     yield from rows.expect(~error | known, "unknown error", message)
     labels = ("mask", "class_ids", "mean_confidence", "mean_entropy", "low_confidence_fraction", "low_confidence_boxes")
     for column in labels:
         unset = ~rows.valid(column)
-        yield from rows.expect(~error | unset, "labels in an error row", f"status is 'error', but it has {column}")
+        yield from rows.expect(~error | unset, "labels in an error row", f"status is 'error', but {column} is not null")
 
 
 def _has_right_boxes(masks: Rows) -> Bools:
-    """Whether the boxes of low confidence lie in their image and hold no more of its pixels than there are."""
+    """Return, by row, True if its boxes of low confidence lie in the image and hold no more such pixels than it has."""
     lists = masks.table["low_confidence_boxes"].combine_chunks()
     row_B = pc.list_parent_indices(lists).to_numpy()
     boxes = Rows(masks.file, pa.Table.from_struct_array(pc.list_flatten(lists)))
@@ -137,31 +139,31 @@ def _check_identity(rows: Rows, reference: Reference) -> Iterator[OutputFinding]
     ids, uris = masks["image_id"].to_pylist(), masks["image_uri"].to_pylist()
     hashed = [image_id(uri) for uri in uris]
     right = np.array([found == wanted for found, wanted in zip(ids, hashed, strict=True)])
-    message = "image_id is {found}, but its hash is {wanted}"
+    message = "image_id is {found}, but the hash of image_uri is {wanted}"
     texts = {"found": [found.hex() for found in ids], "wanted": [wanted.hex() for wanted in hashed]}
     yield from rows.expect(right, "wrong image id", message, **texts)
     first = dict(zip(reversed(ids), reversed(range(len(ids))), strict=True))
     is_first = np.array([first[found] == n for n, found in enumerate(ids)])
-    yield from rows.expect(is_first, "image twice in a part", "has another row in the same part")
+    yield from rows.expect(is_first, "image twice in a part", "the image has another row in the same part")
     run = masks["run_id"][0].as_py()
-    message = "is of run {run_id}, the part's first row of {run}"
+    message = "belongs to run {run_id}, but the first row of the part to {run}"
     yield from rows.expect(rows.among("run_id", [run]), "several runs in a part", message, run=run)
     if reference.model_id is not None:
         same = rows.among("model_id", [reference.model_id])
-        message = "is of model {model_id}, classes.parquet of {model}"
+        message = "belongs to model {model_id}, but classes.parquet to {model}"
         yield from rows.expect(same, "another model", message, model=reference.model_id)
 
 
 def check_name(file: str, masks: pa.Table) -> Iterator[OutputFinding]:
-    """A Finding where a part's name is not that of its rows, in which nothing else is wrong."""
+    """Yield a finding if a part's name does not match its rows, in which nothing else is wrong."""
     run, there = masks["run_id"][0].as_py(), posixpath.basename(file)
     name = parts.part_name(run, masks)
     if there not in (name, parts.part_name(run, masks, kept=True)) and not parts.EARLIER_PART.fullmatch(there):
-        yield OutputFinding("wrong part name", file, f"by its run, images and labels it would be {name}")
+        yield OutputFinding("wrong part name", file, f"for its run, images and labels the expected name is {name}")
 
 
 class Statistics:
-    """The class_stats of a part, each row beside the image that it belongs to."""
+    """The class_stats of a part, each row joined with the image that it belongs to."""
 
     def __init__(self, file: str, class_stats: pa.Table, masks_file: str, masks: pa.Table) -> None:
         place = pc.index_in(class_stats["image_id"], value_set=masks["image_id"].combine_chunks())
@@ -175,24 +177,26 @@ class Statistics:
         self._of_image_S = self._rows.among("masks_status", ["ok"]) & same_uri
         self._place_S = pc.fill_null(place, -1).to_numpy().astype(np.int64)
         order = np.lexsort((self._rows.numbers("class_id"), self._place_S))
-        self._order = order[self._of_image_S[order]]  # rows of images, by image and class
+        self._order = order[self._of_image_S[order]]  # rows that belong to an image, sorted by image and class
         self._regions = class_stats.select(REGION_COLUMNS).take(pa.array(self._order)).combine_chunks()
         self._starts = np.searchsorted(self._place_S[self._order], np.arange(len(masks) + 1))
 
     def of_image(self, n: int) -> list[dict[str, Any]]:
-        """The classes of row `n` of masks, by class id: REGION_COLUMNS."""
+        """Return the REGION_COLUMNS of the classes of row `n` of masks, sorted by class id."""
         return self._regions.slice(self._starts[n], self._starts[n + 1] - self._starts[n]).to_pylist()
 
     def check(self, reference: Reference) -> Iterator[OutputFinding]:
-        """Findings in the rows, and where they do not add up to their images."""
+        """Yield the findings in the rows, and for images to which their rows do not add up."""
         rows, of_image = self._rows, self._of_image_S
-        yield from rows.expect(of_image, "statistics without image", "masks/ has no ok row of it in the same part")
+        yield from rows.expect(
+            of_image, "statistics without image", "masks has no ok row of this image in the same part"
+        )
         yield from self._check_stamps(reference)
         count, width, height = (rows.numbers(name) for name in ("pixel_count", "masks_width", "masks_height"))
         of_image = of_image & (width >= 1) & (height >= 1)
         right = np.abs(rows.numbers("pixel_fraction") * np.maximum(width * height, 1) - count) < PIXEL_ROUNDING
         size = " in an image of {masks_width} x {masks_height}"
-        message = "class {class_id}: pixel_fraction is {pixel_fraction}, with {pixel_count} pixels" + size
+        message = "class {class_id}: pixel_fraction is {pixel_fraction}, but it has {pixel_count} pixels" + size
         yield from rows.expect(~of_image | right, "wrong pixel fraction", message)
         possible = rows.within("mean_confidence", -ROUNDING, 1 + ROUNDING)
         message = "class {class_id}: mean_confidence is {mean_confidence}"
@@ -205,7 +209,7 @@ class Statistics:
         x, y = rows.numbers("centroid_x"), rows.numbers("centroid_y")
         central = (x >= x_min - PIXEL_ROUNDING) & (x <= x_max - 1 + PIXEL_ROUNDING)
         central &= (y >= y_min - PIXEL_ROUNDING) & (y <= y_max - 1 + PIXEL_ROUNDING)
-        message = "class {class_id}: centroid ({centroid_x}, {centroid_y}) lies outside its box, which begins at "
+        message = "class {class_id}: centroid ({centroid_x}, {centroid_y}) is outside its box, which starts at "
         message += "({x_min}, {y_min}) and ends before ({x_max}, {y_max})"
         yield from rows.expect(~of_image | ~inside | central, "wrong centroid", message)
         yield from self._check_sums()
@@ -214,21 +218,21 @@ class Statistics:
         rows = self._rows
         for column, kind in (("model_id", "another model"), ("run_id", "several runs in a part")):
             of_masks = self._masks.table[column][0].as_py()
-            message = f"{column} is {{{column}}}, in the masks {{of_masks}}"
+            message = f"{column} is {{{column}}}, but {{of_masks}} in masks"
             yield from rows.expect(rows.among(column, [of_masks]), kind, message, of_masks=of_masks)
         names = reference.class_names
         if names is None:
             return
         known = rows.within("class_id", 0, len(names) - 1)
-        message = "class {class_id} is none of the {number} in classes.parquet"
+        message = "class {class_id} is not one of the {number} classes in classes.parquet"
         yield from rows.expect(known, "unknown class", message, number=len(names))
         wanted = [names[k] if k < len(names) and k >= 0 else None for k in rows.table["class_id"].to_pylist()]
         same = np.array([a == b for a, b in zip(wanted, rows.table["class_name"].to_pylist(), strict=True)], bool)
-        message = "class {class_id} is named {class_name!r}, in classes.parquet {wanted!r}"
+        message = "class {class_id} is named {class_name!r}, but {wanted!r} in classes.parquet"
         yield from rows.expect(~known | same, "wrong class name", message, wanted=wanted)
 
     def _check_sums(self) -> Iterator[OutputFinding]:
-        """The classes and pixels of each image, in masks and in class_stats."""
+        """Compare the classes and pixels of each image in masks and in class_stats."""
         masks, order = self._masks, self._order
         place = self._place_S[order]
         here = _pairs(place, self._rows.table["class_id"].to_numpy()[order])
@@ -247,10 +251,10 @@ class Statistics:
         total = np.bincount(place, self._rows.numbers("pixel_count")[order], len(right)).astype(np.int64)
         width, height = masks.numbers("width"), masks.numbers("height")
         sized = self._ok_M & (width >= 1) & (height >= 1)
-        message = "has {width} x {height} pixels, but class_stats counts {total}"
+        message = "the image has {width} x {height} pixels, but class_stats counts {total}"
         yield from masks.expect(~sized | (total == width * height), "wrong pixel count", message, total=total)
 
 
 def _pairs(rows: NDArray[Any], class_ids: NDArray[Any]) -> NDArray[np.int64]:
-    """A number for each pair of a row and a class, in the same order as the pairs."""
+    """Return one number for each pair of row and class; the numbers sort like the pairs."""
     return (rows.astype(np.int64) << 32) + (class_ids.astype(np.int64) + (1 << 31))

@@ -1,4 +1,4 @@
-"""Reading a part to verify it: no more of its files than is needed, and damage told apart from storage faults."""
+"""Reader of parts for verification: reads only what is needed, and separates damage from storage failures."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,23 +15,23 @@ from pipeline.verify.findings import OutputFinding
 from pipeline.verify.mask_checks import check_mask
 from pipeline.verify.part_checks import Reference, Statistics, check_masks, check_name, schema_problem
 
-# Masks are most of an output's bytes, and are read to be decoded alone.
+# All columns except the PNGs, which are most of an output's bytes and are only read to decode them.
 LIGHT_COLUMNS = ["mask.path" if name == "mask" else name for name in MASKS.names]
-MASKS_AT_ONCE = 32  # in memory, to be decoded
+MASKS_AT_ONCE = 32  # PNGs in memory at a time
 
 
 @dataclass
 class PartReport:
-    """What one part holds, and what is wrong in it."""
+    """Images of one part, and the findings about it."""
 
     name: str
     findings: list[OutputFinding] = field(default_factory=list)
-    images: pa.Table | None = None  # image_id, image_uri, outcome ('ok' or kind of failure); None: cannot be known
+    images: pa.Table | None = None  # image_id, image_uri, outcome ('ok' or error type); None if unknown
     run_id: str = ""
 
 
 class Unusable(Exception):
-    """A file of which nothing can be checked; `finding` says why."""
+    """Error for a file that cannot be checked; `finding` gives the reason."""
 
     def __init__(self, finding: OutputFinding) -> None:
         super().__init__(str(finding))
@@ -39,7 +39,7 @@ class Unusable(Exception):
 
 
 def check_part(output: str, name: str, reference: Reference, deep: bool) -> PartReport:
-    """Check all that concerns one part alone, `deep`: its masks, too. Raises UserError."""
+    """Check one part by itself; if `deep`, decode its masks, too. Raises: UserError."""
     report = PartReport(name)
     masks_name, class_stats_name = f"masks/{name}", f"class_stats/{name}"
     try:
@@ -67,7 +67,7 @@ def check_part(output: str, name: str, reference: Reference, deep: bool) -> Part
 
 
 def read_classes(output: str) -> pa.Table:
-    """classes.parquet, whatever it holds. Raises UserError, and Unusable where it is no whole Parquet file."""
+    """Read classes.parquet, whatever its columns are. Raises: UserError; Unusable if it is not a whole Parquet file."""
     with _opened(output, "classes.parquet") as file:
         return file.read()
 
@@ -77,12 +77,12 @@ def _read(file: ParquetFile, name: str, schema: pa.Schema, columns: list[str] | 
     if problem:
         raise Unusable(OutputFinding("wrong columns", name, problem))
     table = file.read(columns)
-    table.validate(full=True)  # text that is no UTF-8, for one
+    table.validate(full=True)  # finds text that is not UTF-8, for example
     return table.select(schema.names)
 
 
 def _check_number(name: str, file: ParquetFile, masks: pa.Table) -> Iterator[OutputFinding]:
-    """As many masks as images with labels, by the file's own statistics."""
+    """Compare the number of masks, from the Parquet statistics, with the number of ok rows."""
     there = 0
     for group in range(file.metadata.num_row_groups):
         row_group = file.metadata.row_group(group)
@@ -93,7 +93,7 @@ def _check_number(name: str, file: ParquetFile, masks: pa.Table) -> Iterator[Out
                 there += column.num_values - column.statistics.null_count
     wanted = pc.sum(pc.equal(masks["status"], "ok")).as_py()
     if there != wanted:
-        yield OutputFinding("no mask", name, f"{wanted} rows have the status 'ok', but {there} have mask.bytes")
+        yield OutputFinding("no mask", name, f"{wanted} rows have status 'ok', but {there} rows have mask.bytes")
 
 
 def _check_contents(
@@ -111,16 +111,16 @@ def _check_contents(
 
 @contextmanager
 def _opened(output: str, name: str) -> Iterator[ParquetFile]:
-    """A Parquet file of an output. Raises UserError, and Unusable where it turns out to be damaged or not ours."""
+    """Open a Parquet file of an output. Raises: UserError; Unusable if the file turns out to be damaged."""
     uri = storage.join(output, name)
     source = storage.open_file(uri)
     try:
         with source:
             yield open_parquet(source, pre_buffer=True)
     except MemoryError as error:
-        raise UserError(f"{uri}: needs more memory than there is: {error}; verify on a larger machine") from error
+        raise UserError(f"{uri}: not enough memory to read it: {error}; verify on a larger machine") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if source.failure is not None:
             with storage.explained(uri):
                 raise source.failure from None
-        raise Unusable(OutputFinding("unreadable part", name, f"is damaged or cut off: {error}")) from error
+        raise Unusable(OutputFinding("unreadable part", name, f"the file is damaged or truncated: {error}")) from error

@@ -1,4 +1,4 @@
-"""Mending an output by what its verification has found, so that the next run completes it."""
+"""Repair of an output according to the findings of its verification, so that the next run completes it."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,26 +11,27 @@ from pipeline.verify.findings import FINDING_KINDS, Tally
 from pipeline.verify.run import Verification
 from pipeline.verify.run_files import write_repair
 
-# Findings that may as well come from a wrong classes.parquet or from another version of this program.
+# Kinds of findings that a wrong classes.parquet or another version of this program would explain as well.
 BY_COMPARISON = {"wrong columns", "another model", "unknown class", "wrong class name"}
 
 
 def repair(verification: Verification, tally: Tally) -> Iterator[str]:
-    """Mend what can be mended; yields a line for each thing done. Whoever calls it holds the lease.
+    """Repair what can be repaired, and yield a line for each repair. The caller must hold the lease.
 
-    What no run wrote is never deleted. Interrupted, it can simply be run again, after another verification.
+    Never deletes a file that no run wrote. After an interruption, verify and repair the output again.
 
-    Raises: UserError, before anything is done, where deleting could be wrong.
+    Raises: UserError, before anything is changed, if deleting could be wrong.
     """
     output, damaged = verification.output, verification.damaged
     foreign = [finding.file for finding in tally.examples.get("not a part", []) if finding.file.endswith(".parquet")]
     if foreign:
-        raise UserError(f"{storage.join(output, foreign[0])}: is not a part, but would be taken for one; move it away")
+        raise UserError(f"{storage.join(output, foreign[0])}: not a part, but runs would treat it as one; move it away")
     apart = [name for name, kinds in damaged.items() if kinds & BY_COMPARISON]
     if apart and len(apart) == len(verification.parts):
         raise UserError(
-            f"output {output}: not one of its {len(apart):,} part(s) goes with classes.parquet and this version of the "
-            "program, so these may be what is wrong; put them right, or delete the parts yourself"
+            f"output {output}: none of its {len(apart):,} part(s) matches classes.parquet and this version of the "
+            "program, so one of these two is probably wrong. Restore classes.parquet or use the version that wrote the "
+            "parts; if the parts are wrong, delete them yourself"
         )
     deleted = []
     for name in verification.leftovers:
@@ -44,4 +45,4 @@ def repair(verification: Verification, tally: Tally) -> Iterator[str]:
         yield from remove_superseded(output)
     if deleted or tally.totals["lost images"]:
         name = write_repair(output, datetime.now(UTC), deleted, verification.num_sound_images)
-        yield f"noted in {name}"
+        yield f"recorded in {name}"

@@ -1,6 +1,6 @@
-"""Whether an output is what it should be, from its files alone: every invariant, part by part.
+"""Verification of an output from its files alone: every invariant, part by part.
 
-Memory: the parts that are being read, and 16 bytes for each image.
+Memory: the parts that are being read, and 16 bytes per image.
 """
 
 import posixpath
@@ -21,30 +21,30 @@ from pipeline.verify.part_checks import Reference
 from pipeline.verify.part_reader import PartReport, Unusable, check_part, read_classes
 from pipeline.verify.run_files import RunFiles
 
-READERS = 8  # parts at once; on object stores the reading is waiting
+READERS = 8  # parts read at once; on object stores reading is mostly waiting
 
 
 class Verification:
-    """Looks through an output. Everything but `findings` is known when those have been taken.
+    """Verification of one output. The attributes are complete once all `findings` have been consumed.
 
     Args:
         deep: decode every mask, too.
-        listed: LISTED tables of images that must have their rows.
+        listed: LISTED tables of images that must have a row.
     """
 
     def __init__(self, output: str, deep: bool = False, listed: Iterable[pa.Table] = ()) -> None:
         self.output = storage.absolute(output)
-        self.parts: set[str] = set()  # names of which there is masks or class_stats
-        self.damaged: dict[str, set[str]] = {}  # parts -> kinds of findings that concern them alone
-        self.leftovers: list[str] = []  # files relative to the output
+        self.parts: set[str] = set()  # names of parts that have masks or class_stats
+        self.damaged: dict[str, set[str]] = {}  # part -> kinds of findings about this part alone
+        self.leftovers: list[str] = []  # half-written files, relative to the output
         self.num_images = 0
-        self.num_sound_images = 0  # that have a row in an undamaged part
-        self.outcomes: Counter[tuple[str, str]] = Counter()  # (run, 'ok' or kind of failure) -> images
+        self.num_sound_images = 0  # images with a row in an undamaged part
+        self.outcomes: Counter[tuple[str, str]] = Counter()  # (run, 'ok' or error type) -> images
         self._deep, self._listed = deep, listed
         self._images = IdSet()
 
     def findings(self) -> Iterator[OutputFinding]:
-        """All that is wrong. Raises UserError for what is no output of this program, or cannot be read."""
+        """Yield everything that is wrong. Raises: UserError if it is not an output of ours, or cannot be read."""
         files = {table: self._files(table) for table in ("masks", "class_stats")}
         reference, problems = self._reference(any(files.values()))
         yield from problems
@@ -55,7 +55,7 @@ class Verification:
         self.parts = {*masks, *class_stats}
         for name in sorted(class_stats - masks):
             yield self._of_part(
-                name, OutputFinding("statistics without masks", f"class_stats/{name}", "was not committed")
+                name, OutputFinding("statistics without masks", f"class_stats/{name}", "the part was not committed")
             )
         for name in sorted(masks - class_stats):
             message = f"class_stats/{name} is missing"
@@ -76,14 +76,14 @@ class Verification:
             yield from self._without_row(table)
 
     def summary(self) -> str:
-        """What has been looked through."""
+        """Return a line that summarizes what was checked."""
         ok = sum(count for (_, outcome), count in self.outcomes.items() if outcome == "ok")
-        masks = "every mask decoded" if self._deep else "masks not decoded (--deep)"
+        masks = "every mask decoded" if self._deep else "masks not decoded (use --deep)"
         images = f"{self.num_images:,} images, {ok:,} ok and {self.num_images - ok:,} failed"
         return f"{self.output}: {len(self.parts):,} part(s), {images}; {masks}"
 
     def _files(self, table: str) -> list[str]:
-        """Names of all files of a table, in its folder."""
+        """Return the names of all files in a table's folder."""
         folder = storage.join(self.output, table)
         return [uri.removeprefix(folder + "/") for uri in storage.find(folder) if not uri.endswith("/")]
 
@@ -96,10 +96,10 @@ class Verification:
         for name in [*beside, *found]:
             if posixpath.basename(name).startswith(storage.PARTIAL):
                 self.leftovers.append(name)
-                yield OutputFinding("half-written file", name, "an interrupted run left it")
+                yield OutputFinding("half-written file", name, "left by an interrupted run")
 
     def _reference(self, has_parts: bool) -> tuple[Reference, list[OutputFinding]]:
-        """What classes.parquet says, and what is wrong with it. Raises UserError where this is no output of ours."""
+        """Read classes.parquet and check it. Raises: UserError if this is not an output of this program."""
         unknown = Reference(None, None)
         if not storage.exists(storage.join(self.output, "classes.parquet")):
             if not has_parts:
@@ -112,28 +112,30 @@ class Verification:
         about = {key.decode(): value.decode() for key, value in (classes.schema.metadata or {}).items()}
         version, model_id = (about.get(f"sceneparse.{key}") for key in ("schema_version", "model_id"))
         if version is None:
-            raise UserError(f"output {self.output}: its classes.parquet is not segment_bucket.py's; check the path")
+            raise UserError(
+                f"output {self.output}: its classes.parquet was not written by segment_bucket.py; check the path"
+            )
         if version != SCHEMA_VERSION:
             raise UserError(
-                f"output {self.output}: has table schema version {version}, this program {SCHEMA_VERSION}; verify it "
-                "with the version that wrote it"
+                f"output {self.output}: has table schema version {version}, but this program uses {SCHEMA_VERSION}; "
+                "verify it with the version that wrote it"
             )
         if not classes.schema.equals(CLASSES):
-            return Reference(model_id, None), [_wrong_classes(f"has columns {', '.join(classes.column_names)}")]
+            return Reference(model_id, None), [_wrong_classes(f"has the columns {', '.join(classes.column_names)}")]
         if classes["class_id"].to_pylist() != list(range(len(classes))) or not len(classes):
-            return Reference(model_id, None), [_wrong_classes("its class ids do not count up from 0")]
-        problems = [_wrong_classes("names no model")] if model_id is None else []
+            return Reference(model_id, None), [_wrong_classes("the class ids do not count up from 0")]
+        problems = [_wrong_classes("the metadata names no model")] if model_id is None else []
         return Reference(model_id, classes["class_name"].to_pylist()), problems
 
     def _foreign(self, table: str, names: Iterable[str]) -> Iterator[OutputFinding]:
         for name in names:
-            # Readers pass over names that begin with _ or a dot.
+            # Readers skip names that start with _ or a dot.
             is_hidden = any(part.startswith((".", "_")) for part in name.split("/"))
             if not parts.PART.fullmatch(name) and not is_hidden:
-                yield OutputFinding("not a part", f"{table}/{name}", "no run gives a file such a name")
+                yield OutputFinding("not a part", f"{table}/{name}", "not the name of a part")
 
     def _reports(self, names: list[str], reference: Reference) -> Iterator[PartReport]:
-        """What is in each part, in order; read by a few threads, not far ahead."""
+        """Yield the report of each part, in order; a few threads read a little ahead."""
         waiting: deque[Future[PartReport]] = deque()
         with ThreadPoolExecutor(READERS) as pool:
             try:
@@ -151,7 +153,7 @@ class Verification:
         return finding
 
     def _counted(self, report: PartReport) -> Iterator[OutputFinding]:
-        """Count a part's images; a Finding for each that has a row in an earlier part."""
+        """Count a part's images, and yield a finding for each that has a row in an earlier part."""
         images = report.images
         assert images is not None
         is_new = self._images.add(images["image_id"])
@@ -167,7 +169,7 @@ class Verification:
             "image in two parts",
             f"masks/{report.name}",
             images.filter(pc.invert(is_new))["image_uri"],
-            "has a row in a part before this one, too",
+            "the image has another row in an earlier part",
         )
 
     def _without_row(self, listed: pa.Table) -> Iterator[OutputFinding]:
@@ -176,7 +178,7 @@ class Verification:
 
 
 def require_output(output: str) -> None:
-    """Raise UserError where there is nothing of an output."""
+    """Raise UserError if there is no output at this location."""
     tables = ("masks", "class_stats")
     has_parts = any(storage.find(storage.join(output, table)) for table in tables)
     if not has_parts and not storage.exists(storage.join(output, "classes.parquet")):
@@ -184,7 +186,7 @@ def require_output(output: str) -> None:
 
 
 def _no_output(output: str) -> UserError:
-    return UserError(f"output {output}: no masks, no classes.parquet; give a segment_bucket.py --output")
+    return UserError(f"output {output}: no masks and no classes.parquet; pass the --output of a segment_bucket.py run")
 
 
 def _wrong_classes(message: str) -> OutputFinding:
@@ -192,6 +194,6 @@ def _wrong_classes(message: str) -> OutputFinding:
 
 
 def _first(kind: str, file: str, uris: pa.ChunkedArray, message: str) -> Iterator[OutputFinding]:
-    """A Finding for each of the first images; the last of these counts the others."""
+    """Yield a finding for each of the first SHOWN images; the last of these counts the rest."""
     for place, uri in enumerate(uris[:SHOWN].to_pylist(), 1):
         yield OutputFinding(kind, file, message, uri, max(0, len(uris) - SHOWN) if place == SHOWN else 0)

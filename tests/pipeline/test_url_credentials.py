@@ -69,7 +69,7 @@ def test_megabytes_of_a_hostile_list_take_no_longer_than_they_are(piece: str) ->
 def test_no_setting_takes_them(option: str) -> None:
     argv = ["--input", "s3://b/", "--output", "s3://c/", "--checkpoint", "/c"]
     for uri in WITH:
-        with pytest.raises(UserError, match=r"holds credentials; give the address without them") as caught:
+        with pytest.raises(UserError, match=r"contains credentials; remove them from the URL") as caught:
             load_settings(SegmentConfig, [*argv, f"--{option}", uri], prog="jobs/segment_bucket.py")
         assert "hush" not in str(caught.value)
         assert WITH[uri] in str(caught.value)
@@ -79,7 +79,7 @@ def test_an_error_about_another_setting_shows_none(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("predictors: https://me:hush@host/a\nshard: https://host/?sig=hush\n")
     argv = ["--config", str(file), "--input", "a", "--output", "b", "--checkpoint", "c"]
-    with pytest.raises(UserError, match="2 wrong setting") as caught:
+    with pytest.raises(UserError, match="2 invalid setting") as caught:
         load_settings(SegmentConfig, argv, prog="jobs/segment_bucket.py")
     assert "hush" not in str(caught.value)
 
@@ -103,7 +103,7 @@ def test_a_long_row_that_is_cut_in_a_message_shows_none() -> None:
 def test_storage_opens_none() -> None:
     for uri in WITH:
         for use in (storage.exists, storage.read_bytes, storage.open_file, lambda uri: storage.write_bytes(uri, b"")):
-            with pytest.raises(UserError, match="holds credentials") as caught:
+            with pytest.raises(UserError, match="contains credentials") as caught:
                 use(uri)
             assert "hush" not in str(caught.value)
 

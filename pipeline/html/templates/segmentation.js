@@ -8,9 +8,9 @@
   const viewer = byId("viewer"), stage = byId("stage"), legend = byId("legend");
   const percent = (share) => (share > 0 && share < 0.001 ? "<0.1%" : (100 * share).toFixed(1) + "%");
   let shown = [];  // numbers of pictures, filtered and in order
-  let current = 0;  // place in `shown` of the card that Tab comes to, and of the open picture
+  let current = 0;  // index in `shown` of the card in the tab order, and of the open picture
 
-  // The list: filters, order, count.
+  // List: filters, order, count.
 
   const shareOf = (n, id) => facts.pictures[n].classes.find((each) => each[0] === id)?.[1] ?? 0;
   const byUri = (a, b) => (facts.pictures[a].uri < facts.pictures[b].uri ? -1 : 1);
@@ -40,7 +40,7 @@
         classes.value === "" ? "" : ` · ${percent(shareOf(n, Number(classes.value)))} ${facts.classes[classes.value].name}`;
       cards.append(items[n]);
     }
-    byId("count").textContent = shown.length === 0 ? "No picture fits."
+    byId("count").textContent = shown.length === 0 ? "No matching pictures."
       : `${shown.length} of ${items.length} picture${items.length === 1 ? "" : "s"}`;
     setCurrent(0);
   }
@@ -62,7 +62,7 @@
     return below < 0 ? shown.length : below;
   }
 
-  // The slider: how much of the mask is seen, here and in the open picture.
+  // Opacity slider, for the list and the open picture.
 
   const sliders = document.querySelectorAll("input[type=range]");
   function setOpacity(value) {
@@ -71,9 +71,9 @@
   }
   sliders.forEach((slider) => slider.addEventListener("input", () => setOpacity(slider.value)));
 
-  // The open picture.
+  // Open picture.
 
-  let pinned = null;  // the class that alone is shown
+  let pinned = null;  // color of the only class that is shown
 
   function show(place) {
     setCurrent(place);
@@ -103,7 +103,7 @@
     number.textContent = percent(share);
     const entry = document.createElement("button");
     entry.type = "button";
-    entry.title = `confidence ${confidence.toFixed(3)}; show this class alone`;
+    entry.title = `confidence ${confidence.toFixed(3)}; show only this class`;
     entry.setAttribute("aria-pressed", "false");
     entry.append(swatch, label, number);
     entry.addEventListener("mouseenter", () => only(color));
@@ -153,7 +153,7 @@
   byId("next").addEventListener("click", () => step(1));
   byId("apart").addEventListener("change", (event) => stage.classList.toggle("apart", event.target.checked));
 
-  // The keyboard.
+  // Keyboard.
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;

@@ -1,12 +1,12 @@
--- How much each class takes of the pixels of each folder, percent
--- class = : this class alone; all where it is empty
--- depth = 0: so many folders of the URI's path; 0: all of them
+-- Area of each class in each folder, in percent of the folder's pixels
+-- class = : only this class; empty for all classes
+-- depth = 0: number of folders of the URI's path to group by; 0 for the full path
 WITH rows AS (
     SELECT class_name, pixel_count, string_split(image_uri, '/')[:-2] AS folders
     FROM class_stats
 ), by_folder AS (
     SELECT
-        -- Scheme and bucket or root come first: 's3:', '', 'bucket'.
+        -- The first three elements are the scheme and the bucket or root: 's3:', '', 'bucket'.
         array_to_string(CASE WHEN CAST($depth AS INTEGER) = 0 THEN folders
             ELSE folders[:CAST($depth AS INTEGER) + 3] END, '/') AS folder,
         class_name,

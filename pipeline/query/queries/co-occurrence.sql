@@ -1,6 +1,6 @@
--- Which classes appear in the same images; lift above 1: more often than by chance
--- percent = 1: how much of the image each of the two must take at the least
--- limit = 50: pairs at the most
+-- Classes that appear in the same images; a lift above 1 means more often than by chance
+-- percent = 1: minimum area of each of the two classes, in percent of the image
+-- limit = 50: maximum number of pairs
 WITH present AS (
     SELECT image_id, class_name FROM class_stats WHERE pixel_fraction >= CAST($percent AS DOUBLE) / 100
 ), alone AS (

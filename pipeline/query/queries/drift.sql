@@ -1,6 +1,6 @@
--- How class areas differ between two runs, or two prefixes of URIs; the index adds up to PSI
--- before: a run's id or the beginning of URIs
--- after: the same of what is compared with it
+-- Change of class areas between two runs or two URI prefixes; the stability indices add up to the PSI
+-- before: run id or URI prefix to compare with
+-- after: run id or URI prefix to compare
 WITH chosen AS (
     SELECT class_name, pixel_count, 'before' AS side FROM class_stats
     WHERE run_id = $before OR starts_with(image_uri, $before)
@@ -22,7 +22,7 @@ SELECT
     round(100 * share_before, 2) AS percent_before,
     round(100 * share_after, 2) AS percent_after,
     round(100 * (share_after - share_before), 2) AS change,
-    -- Population stability index, class by class; a share of nothing counts as a millionth.
+    -- Contribution of the class to the population stability index (PSI). A share of 0 counts as one millionth.
     round((share_after - share_before) * ln(greatest(share_after, 1e-6) / greatest(share_before, 1e-6)), 4)
         AS stability_index
 FROM shares

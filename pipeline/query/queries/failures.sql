@@ -1,5 +1,5 @@
--- How many images failed, where and why, with an example of each kind
--- prefix = : of images whose URI begins with this
+-- Number of failed images by stage and kind, with an example of each
+-- prefix = : only images whose URI starts with this prefix
 SELECT error_stage AS stage, error_type AS kind, count(*) AS images,
     round(100 * count(*) / (SELECT count(*) FROM masks WHERE starts_with(image_uri, $prefix)), 3) AS percent,
     min(image_uri) AS example, arg_min(error_message, image_uri) AS message

@@ -1,8 +1,8 @@
--- Images to annotate next: the model is less sure of them than of their neighbours by name, and each mix of classes has its share
--- number: how many images
--- prefix = : of images whose URI begins with this
+-- Images to annotate next: less confident than their neighbors by name, and balanced over combinations of classes
+-- number: number of images
+-- prefix = : only images whose URI starts with this prefix
 WITH mixes AS (
-    -- Small classes come and go from frame to frame.
+    -- Ignore small classes, which appear and disappear from frame to frame.
     SELECT image_id, string_agg(class_name, ', ' ORDER BY class_id) AS mix
     FROM class_stats
     WHERE pixel_fraction >= 0.05
@@ -10,7 +10,7 @@ WITH mixes AS (
 ), labelled AS (
     SELECT
         image_id, image_uri, mean_entropy, mean_confidence, low_confidence_fraction,
-        -- Of twenty frames of one scene, which mostly have neighbouring names, one or two.
+        -- Selects one or two of twenty frames of a scene, whose names are usually adjacent.
         mean_entropy >= max(mean_entropy) OVER (
             ORDER BY image_uri ROWS BETWEEN 4 PRECEDING AND 4 FOLLOWING
         ) AS is_peak
@@ -19,7 +19,8 @@ WITH mixes AS (
 ), ranked AS (
     SELECT
         *,
-        -- In proportion: a mix that is rare, or that the model only takes something for, has no more than its share.
+        -- Proportional sampling: a combination that is rare, or that exists only in wrong predictions, gets no more
+        -- than its share.
         (row_number() OVER (PARTITION BY is_peak, mix ORDER BY mean_entropy DESC, image_uri) - 0.5)
         / count(*) OVER (PARTITION BY is_peak, mix) AS turn
     FROM labelled LEFT JOIN mixes USING (image_id)

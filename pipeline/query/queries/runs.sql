@@ -1,4 +1,4 @@
--- What each run did and how fast; one without an end was stopped or still goes on
+-- Results and speed of each run; runs without finished_at were stopped or are still in progress
 WITH of_run AS (
     SELECT run_id, count(*) AS rows_now, min(segmented_at) AS first_part, max(segmented_at) AS last_part
     FROM masks GROUP BY run_id

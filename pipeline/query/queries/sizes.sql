@@ -1,4 +1,4 @@
--- Sizes of the images: how many of each, in megapixels and bytes
+-- Number of images by size, with mean megapixels, file size and processing time
 SELECT
     CASE WHEN longer < 256 THEN 'below 256' WHEN longer < 512 THEN '256 to 511' WHEN longer < 1024 THEN '512 to 1023'
         WHEN longer < 2048 THEN '1024 to 2047' WHEN longer < 4096 THEN '2048 to 4095' ELSE '4096 and above' END

@@ -71,14 +71,14 @@ def test_wide_images_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("settings", [{"crop": None}, {"base_size": 512}])
 def test_what_needs_the_whole_image_at_once_is_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="only in crops at its own size"):
+    with pytest.raises(ValueError, match="requires crops at its own size"):
         predictor(**settings).predict_windows(Recorded(make_images(1, 80, 80)[0]))
 
 
 def test_a_reader_that_returns_something_else_is_refused() -> None:
     source = Recorded(make_images(1, 80, 80)[0])
     source.read = lambda *_: np.zeros((80, 80, 4), np.uint8)  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"was read as uint8 \(80, 80, 4\)"):
+    with pytest.raises(ValueError, match=r"returned uint8 \(80, 80, 4\)"):
         predictor().predict_windows(source)
 
 

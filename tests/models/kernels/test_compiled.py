@@ -117,8 +117,8 @@ def test_a_compiler_that_knows_no_native_target_is_enough(tmp_path: Path, monkey
 
 def test_processes_that_start_at_once_agree(cache: Path, tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib; sys.path.insert(0, sys.argv[1]); from models import native;"
-        "native.SOURCES = pathlib.Path(sys.argv[2]); print(native.library('answer').answer())"
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1]); from models.kernels import compiled;"
+        "compiled.SOURCES = pathlib.Path(sys.argv[2]); print(compiled.library('answer').answer())"
     )
     command = [sys.executable, "-c", program, str(ROOT), str(tmp_path)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

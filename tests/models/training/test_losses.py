@@ -245,7 +245,7 @@ def test_labels_that_are_no_classes_are_refused() -> None:
 
 
 def test_class_weights_must_be_one_for_each_class() -> None:
-    with pytest.raises(ValueError, match="class_weights has 3 numbers for 4 classes"):
+    with pytest.raises(ValueError, match="class_weights has 3 values for 4 classes"):
         make(LossOptions(class_weights=(1.0, 1.0, 1.0)))
 
 

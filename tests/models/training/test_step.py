@@ -287,12 +287,12 @@ def test_an_option_out_of_range_is_named(wrong: dict[str, Any]) -> None:
 
 
 def test_compiling_and_computing_again_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match="compile and activation_checkpointing exclude each other"):
+    with pytest.raises(ValueError, match="compile and activation_checkpointing cannot be combined"):
         StepOptions(compile=True, activation_checkpointing=True)
 
 
 def test_class_weights_of_another_length_are_refused_before_any_step() -> None:
-    with pytest.raises(ValueError, match="class_weights has 2 numbers for 5 classes"):
+    with pytest.raises(ValueError, match="class_weights has 2 values for 5 classes"):
         TrainingStep(
             network := small_network(),
             sgd(network, 0.01, 10, 0.9, 1e-4),

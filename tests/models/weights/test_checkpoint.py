@@ -114,7 +114,7 @@ def test_unreadable_json_is_refused(folder: Path, content: bytes) -> None:
         ({"id2label": NAMES}, r"id2label is \['road', .* it must be an object"),
         ({"id2label": {"0": "a", "1": "b", "2": None}}, "classes is .* it must be a list of names"),
         ({"id2label": {"0": "sky", "1": "road", "2": "sky"}}, "names must differ; given more than once: sky"),
-        ({"id2label": {"0": "a", "2": "b", "3": "c"}}, "lacks the entry '1'"),
+        ({"id2label": {"0": "a", "2": "b", "3": "c"}}, "entry '1' is missing"),
         ({"id2label": {"0": "a"}, "colors": [[0, 0, 0]]}, "1 class names"),
         ({"colors": []}, "3 classes but 0 colors"),
         ({"colors": None}, "colors is None; it must be a list"),
@@ -128,10 +128,10 @@ def test_unreadable_json_is_refused(folder: Path, content: bytes) -> None:
         ({"mean": 120}, "mean is 120; it must be three finite numbers"),
         ({"temperature": 0}, "temperature is 0; it must be a finite number above zero"),
         ({"temperature": "warm"}, "temperature is 'warm'; it must be a finite number above zero"),
-        ({"ignore_index": "255"}, "ignore_index is '255'; it must be a whole number"),
-        ({"ignore_index": None}, "ignore_index is None; it must be a whole number"),
+        ({"ignore_index": "255"}, "ignore_index is '255'; it must be an integer"),
+        ({"ignore_index": None}, "ignore_index is None; it must be an integer"),
         ({"preprocessing": None}, "preprocessing is None; it must be an object"),
-        ({"preprocessing": {"long_side": 0}}, r"long_side is 0; it must be a number of pixels above zero, or null"),
+        ({"preprocessing": {"long_side": 0}}, r"long_side is 0; it must be a positive number of pixels, or null"),
         ({"preprocessing": {"long_side": 512.5}}, r"long_side is 512.5; it must be"),
         ({"preprocessing": {"long_side": True}}, r"long_side is True; it must be"),
         ({"metrics": [0.5]}, r"metrics is \[0.5\]; it must be an object"),
@@ -157,15 +157,15 @@ def test_json_that_only_its_reader_is_deep_enough_for_is_refused(folder: Path) -
     for _ in range(900):
         nested = [nested]
     edit_config(folder, preprocessing={"steps": nested})
-    with pytest.raises(ValueError, match=r"config\.json is not valid JSON \(it is nested more than 50 deep\)"):
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON \(it is nested more than 50 levels deep\)"):
         load(folder)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bins": [1] * 3000}, "at most 64 whole numbers"),  # of which each would get no channel
-        ({"bins": [100_000]}, "whole numbers from 1 to 256"),
+        ({"bins": [1] * 3000}, "at most 64 integers"),  # of which each would get no channel
+        ({"bins": [100_000]}, "integers from 1 to 256"),
         ({"stem": "deep", "stem_channels": [2**31] * 3}, "three numbers of channels, 1 to 4096"),
     ],
 )
@@ -178,7 +178,7 @@ def test_an_architecture_beyond_all_measure_is_refused(folder: Path, changes: di
 
 def test_the_config_of_another_tool_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"architectures": ["UperNet"], "id2label": {"0": "road"}}))
-    with pytest.raises(ValueError, match=r"format_version None, .* use a checkpoint that Sceneparse wrote"):
+    with pytest.raises(ValueError, match=r"format_version None, .* use a checkpoint written by Sceneparse"):
         load(folder)
 
 
@@ -199,7 +199,7 @@ def test_weights_of_another_number_type_are_refused(folder: Path, dtype: torch.d
 
 
 def test_a_half_model_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is bfloat16; call model\.float\(\) before it is saved"):
+    with pytest.raises(ValueError, match=r"is bfloat16; call model\.float\(\) before saving"):
         save(tmp_path, PSPNet(SMALL).bfloat16(), make_metadata())
 
 
@@ -312,10 +312,13 @@ def test_a_damaged_calibration_is_explained(folder: Path, calibration: dict[str,
         (calibration | {"ranges": ranges | {"head.conv": 3}}, "int8 is damaged"),
         (calibration | {"ranges": ranges | {"head.conv": {"input": [0]}}}, "int8 is damaged"),
         (calibration | {"ranges": ranges | {"head.conv": {"input": [0, "1"]}}}, r"head\.conv\.input\[1\] is '1'"),
-        (calibration | {"ranges": {}}, r"lacks head\.conv\.input, .*, \.\.\.; calibrate the checkpoint again"),
+        (
+            calibration | {"ranges": {}},
+            r"has no entry for head\.conv\.input, .*, \.\.\.; calibrate the checkpoint again",
+        ),
         (
             calibration | {"ranges": ranges | {"layer1.0.conv2": {"input": [0, 1], "output": block["output"]}}},
-            r"config\.json: int8\.ranges lacks layer1\.0\.conv2\.shortcut; calibrate",
+            r"config\.json: int8\.ranges has no entry for layer1\.0\.conv2\.shortcut; calibrate",
         ),
     ]
     for int8, message in cases:

@@ -221,11 +221,11 @@ def test_the_callers_model_is_left_as_it_was() -> None:
 
 def test_what_cannot_be_exported_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     model, metadata = make_model()
-    with pytest.raises(ValueError, match=r"model.tflite: unknown suffix; end the name in .onnx"):
+    with pytest.raises(ValueError, match=r"model.tflite: unknown suffix; use .onnx"):
         exporter.export("model.tflite", model, metadata)
-    with pytest.raises(ValueError, match=r"63 x 500 pixels are too small .* 64 x 64 or more"):
+    with pytest.raises(ValueError, match=r"63 x 500 pixels is too small; use 64 x 64 or more"):
         exporter.export("model.pt2", model, metadata, (63, 500))
     monkeypatch.setattr(exporter, "find_spec", lambda name: None if name == "onnxscript" else object())
-    with pytest.raises(ImportError, match=r"needs onnxscript: pip install 'sceneparse\[export\]'"):
+    with pytest.raises(ImportError, match=r"needs onnxscript; run pip install 'sceneparse\[export\]'"):
         exporter.export("model.onnx", model, metadata)
     exporter.check("model.pt2")

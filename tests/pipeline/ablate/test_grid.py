@@ -155,14 +155,14 @@ def test_training_validates_at_one_scale_and_testing_at_all_keeps_the_recipes_mo
     ("options", "expected"),
     [
         (["--experiments", "poling"], "experiments.0: 'poling' is not allowed: Input should be 'pooling', 'auxiliary'"),
-        (["--seeds", "0,1,0"], "seeds names 0 more than once"),
+        (["--seeds", "0,1,0"], "seeds lists 0 more than once"),
         (["--seeds=-1"], "seeds.0: -1 is not allowed: Input should be greater"),
-        (["--auxiliary-weights", "0.4,0.4"], "auxiliary_weights names 0.4 more than once"),
+        (["--auxiliary-weights", "0.4,0.4"], "auxiliary_weights lists 0.4 more than once"),
         (["--reductions", "perhaps"], "reductions.0: 'perhaps' is not allowed"),
         (["--poolings", "median"], "poolings.0: 'median' is not allowed"),
         (["--backbones", "resnet7"], "backbones.0: 'resnet7' is not allowed"),
         (["--trials-at-once", "0"], "trials_at_once: '0' is not allowed"),
-        (["--weights", "s3://w/imagenet"], "weights s3://w/imagenet can fit one backbone only, and the experiments"),
+        (["--weights", "s3://w/imagenet"], "weights s3://w/imagenet fits only one backbone, but the experiments"),
     ],
 )
 def test_a_wrong_grid_is_refused_by_name(options: list[str], expected: str) -> None:

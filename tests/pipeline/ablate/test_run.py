@@ -48,8 +48,13 @@ def test_each_trial_gets_all_that_it_waits_for(options: list[str], cpus: int, gp
 @pytest.mark.parametrize(
     ("options", "cpus", "gpus", "expected"),
     [
-        ([], 3, 0, "1 training(s) at once need 4 CPUs and 0 GPUs"),
-        (["--trials-at-once", "3"], 8, 0, "3 training(s) at once need 12 CPUs"),
+        ([], 3, 0, "need 4 CPUs and 0 GPUs"),
+        (
+            ["--trials-at-once", "3"],
+            8,
+            0,
+            "3 workers with 1 CPU(s) each, 3 validation predictors with 1 CPU(s) each and 3 CPU(s)",
+        ),
         (["--workers.gpu"], 8, 0, "need 4 CPUs and 1 GPUs"),
     ],
 )

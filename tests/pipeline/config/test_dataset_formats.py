@@ -132,7 +132,7 @@ def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
 
 @pytest.mark.parametrize("key", [{"min_confidence": 0.5}, {"image_column": "picture"}, {"label_column": "label"}])
 def test_keys_of_tables_are_refused_elsewhere(key: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=f"{next(iter(key))} is for format parquet alone"):
+    with pytest.raises(ValidationError, match=f"{next(iter(key))} works only with format parquet"):
         data_config(format="voc", **key)
 
 

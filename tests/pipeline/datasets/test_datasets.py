@@ -87,7 +87,7 @@ def test_images_without_annotation_are_counted_and_named(tmp_path: Path) -> None
         list_pairs(data_config(tmp_path), "train")
     message = str(caught.value)
     assert f"data.root {tmp_path}, split 'train':\n  missing annotation (7): " in message
-    assert f"file://{tmp_path}/images/train/lonely0.jpg: there is no annotations/train/lonely0.*" in message
+    assert f"file://{tmp_path}/images/train/lonely0.jpg: found no annotations/train/lonely0.*" in message
     assert "lonely4.* ..." in message
     assert "lonely5" not in message
     assert "add the annotations or remove the images" in message
@@ -97,7 +97,7 @@ def test_images_without_annotation_are_counted_and_named(tmp_path: Path) -> None
 def test_two_files_for_one_name_are_named(tmp_path: Path, folder: str) -> None:
     add_pair(tmp_path)
     write_file(tmp_path / folder / "train" / "a.bmp", b"")
-    with pytest.raises(UserError, match="differ in extension alone; keep one of them") as caught:
+    with pytest.raises(UserError, match="differ only in their extension; keep one of them") as caught:
         list_pairs(data_config(tmp_path), "train")
     assert f"{folder}/train/a.bmp" in str(caught.value)
     assert f"{folder}/train/a.png" in str(caught.value)
@@ -106,7 +106,7 @@ def test_two_files_for_one_name_are_named(tmp_path: Path, folder: str) -> None:
 def test_no_images_name_the_folder_and_the_split(tmp_path: Path) -> None:
     add_pair(tmp_path)
     with pytest.raises(
-        UserError, match=r"no images in images/test; check the folder, data.format and the split"
+        UserError, match=r"found no images in images/test; check data.root, data.format and the name of the split"
     ) as caught:
         list_pairs(data_config(tmp_path), "test")
     assert str(tmp_path) in str(caught.value)
@@ -153,7 +153,7 @@ def test_ids_outside_the_classes_are_named_with_the_file_and_what_to_set(tmp_pat
     message = complaint(pair, data_config(tmp_path))
     assert pair.label_uri in message
     assert "label id(s) 3, 7 are outside the 3 classes (0 to 2) and not the ignore_index 255" in message
-    assert "map the ids with data.label_map (such as 3: 255)" in message
+    assert "map the ids with data.label_map (for example 3: 255)" in message
 
 
 def test_at_most_five_wrong_ids_are_shown(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_colour_of_no_class_is_named_with_its_file_and_place(tmp_path: Path) -
     pair = add_pair(tmp_path, label_HW=colored_HW3)
     message = complaint(pair, data_config(tmp_path))
     assert message.startswith(
-        f"annotation {pair.label_uri}: is in colour, and its colour (200, 100, 50) at column 5, row 2"
+        f"annotation {pair.label_uri}: is a color image, and its color (200, 100, 50) at column 5, row 2"
     )
 
 

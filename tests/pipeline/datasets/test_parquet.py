@@ -123,7 +123,7 @@ def test_a_bad_row_is_named_by_file_and_row(tmp_path: Path) -> None:
         [
             f"annotation {at}0&column=mask: label id(s) 9",
             f"annotation {at}1&column=mask is 2 x 2",
-            f"image {at}2&column=image: not in",
+            f"image {at}2&column=image: not a known image format",
         ],
         strict=True,
     ):
@@ -141,19 +141,22 @@ def test_null_cells_are_told(tmp_path: Path) -> None:
     ]
     write(tmp_path, "bytes.parquet", {"image": pa.array([None], pa.binary()), "mask": [label(0)]})
     data = data_config(tmp_path, "bytes")
-    with pytest.raises(UserError, match=r"bytes\.parquet#row=0&column=image: is null"):
+    with pytest.raises(UserError, match=r"bytes\.parquet#row=0&column=image: the cell is null"):
         load_pair(list_pairs(data, "bytes")[0], data)
 
 
 def test_tables_that_are_none_are_refused(tmp_path: Path) -> None:
     data = data_config(tmp_path)
-    assert "no Parquet file there, nor one of that name with .parquet" in complaint(data)
+    assert "found no Parquet file here or at this path with .parquet" in complaint(data)
     (tmp_path / "train.parquet").write_bytes(b"PAR1 but no more")
-    assert "train.parquet: is not a Parquet file that can be read" in complaint(data)
+    assert "train.parquet: cannot be read as Parquet" in complaint(data)
     write(tmp_path, "train.parquet", {"picture": [b""], "mask": [b""]})
-    assert "has no column 'image', only picture, mask; set data.image_column" in complaint(data)
+    assert (
+        "column 'image' is missing; set data.image_column and data.label_column to columns of this table: picture, mask"
+        in complaint(data)
+    )
     write(tmp_path, "train.parquet", {"image": [1.5], "mask": [b""]})
-    assert "column 'image' holds double; image files" in complaint(data)
+    assert "column 'image' has type double; it must hold image files" in complaint(data)
 
 
 def test_images_and_annotations_beyond_the_limit_are_refused(tmp_path: Path) -> None:
@@ -245,7 +248,10 @@ def test_labels_of_other_classes_are_refused_until_they_are_mapped(tmp_path: Pat
     write_output(tmp_path, {"a": [0.9, 0.9, 0.9]})
     others = [{"name": name, "color": [9, 9, 9]} for name in ("sky", "car")]
     told = complaint(data_config(tmp_path, "labels", classes=others))
-    assert "1 is 'road' there and 'car' here; 2 is 'car' there and 'no class' here" in told
+    assert (
+        "1 is 'road' in the masks but 'car' in data.classes; 2 is 'car' in the masks but 'no class' in data.classes"
+        in told
+    )
     data = data_config(tmp_path, "labels", classes=others, label_map={1: 255, 2: 1})
     (pair,) = list_pairs(data, "labels")
     assert bands(pair, data) == [0, 255, 1]

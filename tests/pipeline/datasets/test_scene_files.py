@@ -15,7 +15,7 @@ from pipeline.datasets.scenes import CLASSES, scene
 def test_scenes_are_read_back_as_a_training_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = str(tmp_path / "scenes")
     make_scenes.main([root, "--num-train", "3", "--num-val", "2", "--height", "129", "--width", "65", "--seed", "5"])
-    assert capsys.readouterr().out == f"3 scenes to train on and 2 to validate on in {root}\n"
+    assert capsys.readouterr().out == f"Wrote 3 training and 2 validation scenes to {root}\n"
     data = DataConfig(root=root, classes=[ClassEntry(name=entry.name, color=entry.color) for entry in CLASSES])
     for split, first, count in (("train", 0, 3), ("val", FIRST_VAL, 2)):
         pairs = list_pairs(data, split)
@@ -31,9 +31,9 @@ def test_scenes_are_read_back_as_a_training_set(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--width", "63"], "'63' is not a whole number from 64 to 4096"),
-        (["--num-train", "0"], "'0' is not a whole number from 1 to 100000"),
-        (["--num-val", "many"], "'many' is not a whole number"),
+        (["--width", "63"], "'63' is not an integer from 64 to 4096"),
+        (["--num-train", "0"], "'0' is not an integer from 1 to 100000"),
+        (["--num-val", "many"], "'many' is not an integer"),
     ],
 )
 def test_a_wrong_number_is_refused(

@@ -86,7 +86,7 @@ def test_the_storage_clock_counts_as_one() -> None:
     fine = {"a": Skew(0, 0.1)}
     assert levels(judge_skews(fine, Skew(-1200, 1))) == [(FAIL, "storage")]
     (found,) = judge_skews(fine, Skew(0.3, 0.6))
-    assert found.message == "nodes within 0.000 s (± 0.100 s) of the driver's, storage's within 0.300 s (± 0.600 s)"
+    assert found.message == "nodes within 0.000 s (± 0.100 s) of the driver, storage within 0.300 s (± 0.600 s)"
 
 
 def test_a_skew_is_known_to_half_the_time_of_the_question() -> None:
@@ -121,7 +121,7 @@ def test_a_head_alone_is_no_cluster_that_has_been_checked() -> None:
     assert levels(judge_nodes([node("head", cpus=0, is_head=True)], [])) == [(WARN, None)]
     assert levels(judge_nodes([node("head", cpus=0, is_head=True), node("a")], [])) == [(OK, None)]
     (own,) = judge_nodes([node("a", cpus=8, is_head=True)], [], private=True)
-    assert own.message.startswith("this machine alone, since RAY_ADDRESS names no cluster; ")
+    assert own.message.startswith("only this machine, since RAY_ADDRESS is not set; ")
     assert judge_nodes([], [CheckResult(FAIL, "gave no answer", "a")]) == [CheckResult(FAIL, "gave no answer", "a")]
 
 
@@ -141,7 +141,7 @@ def test_gpus_that_torch_does_not_see_are_told_with_the_likely_reason() -> None:
         assert found.level == FAIL
         return found.message
 
-    assert "built for CPUs alone" in message(Tried("2.14.1+cpu", None), [H200])
+    assert "built for CPUs only" in message(Tried("2.14.1+cpu", None), [H200])
     assert "there is no driver" in message(Tried("2.14.1", "13.0"), None)
     assert "driver 580.1 may be too old" in message(Tried("2.14.1", "13.0"), [H200])
     assert "has no NCCL" in message(Tried("2.14.1", "13.0", ("NVIDIA H200",)), [H200])
@@ -174,9 +174,9 @@ def test_a_slow_pair_and_a_slow_node_are_named() -> None:
     assert "100 MB/s to 1000 MB/s" in found[0].message
     rates = {"a": Rates(100, 200), "b": Rates(110, 190), "c": Rates(105, 20)}
     assert levels(judge_rates(rates, rates, 64)) == [(OK, None), (WARN, "c")]
-    assert judge_rates(rates, rates, 64)[1].message.startswith("down 20 MB/s where others have 190; ")
+    assert judge_rates(rates, rates, 64)[1].message.startswith("down 20 MB/s, but the median is 190; ")
     assert math.isclose(sum(its.up for its in rates.values()), 315)
-    assert "315 up and 410 down in all" in judge_rates(rates, rates, 64)[0].message
+    assert "315 up and 410 down in total" in judge_rates(rates, rates, 64)[0].message
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_a_round_trip_leaves_nothing_but_the_marker(place: str, request: pytest.
 
 
 def test_a_folder_that_the_nodes_do_not_share_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not found, so this is another place; use a bucket"):
+    with pytest.raises(UserError, match="is not found, so this is not the same storage; use a bucket"):
         transfers.round_trip(str(tmp_path), "node-a", b"what the driver wrote elsewhere")
 
 
@@ -49,7 +49,7 @@ def test_what_may_be_written_but_not_deleted_is_told(tmp_path: Path, monkeypatch
         raise UserError(f"{uri}: access denied")
 
     monkeypatch.setattr(storage, "remove", refuse)
-    with pytest.raises(UserError, match=r"is written and read, but not deleted: .*/node-a: access denied"):
+    with pytest.raises(UserError, match=r"writing and reading work, but deleting fails: .*/node-a: access denied"):
         transfers.round_trip(str(tmp_path), "node-a", None)
 
 
@@ -63,7 +63,7 @@ def test_nothing_is_deleted_where_nobody_could_write(tmp_path: Path) -> None:
 
 def test_a_folder_that_has_another_marker_is_told(tmp_path: Path) -> None:
     transfers.write_marker(str(tmp_path))
-    with pytest.raises(UserError, match="is not what was written"):
+    with pytest.raises(UserError, match="differs from what was written"):
         transfers.round_trip(str(tmp_path), "node-a", b"what the driver wrote elsewhere")
 
 
@@ -79,7 +79,7 @@ def test_the_clock_of_an_object_store_on_this_machine_is_this_machine_s(bucket: 
 def test_what_hangs_here_is_left_behind_in_time() -> None:
     start = time.monotonic()
     reply = nodes.here(time.sleep, 300, limit=0.2)
-    assert reply == nodes.Silence("gave no answer within 0 s", timed_out=True)
+    assert reply == nodes.Silence("no answer within 0 s", timed_out=True)
     assert time.monotonic() - start < 100
 
 
@@ -93,7 +93,7 @@ def test_what_fails_here_is_a_sentence(tmp_path: Path) -> None:
 def test_a_closed_port_is_told_as_one_in_bounded_time() -> None:
     (closed,) = free_ports(1)
     start = time.monotonic()
-    with pytest.raises(UserError, match=f"gloo does not reach rank 0 at {LOOPBACK}:{closed} .* open all TCP ports"):
+    with pytest.raises(UserError, match=f"gloo cannot reach rank 0 at {LOOPBACK}:{closed} .* open all TCP ports"):
         all_reduce.reduce_with("gloo", LOOPBACK, closed, meet_timeout=3)
     assert time.monotonic() - start < 200, "torch's own limit is 300 s"
 
@@ -102,5 +102,5 @@ def test_a_closed_port_is_told_as_one_in_bounded_time() -> None:
 def test_a_partner_that_never_comes_is_told_in_bounded_time() -> None:
     host = all_reduce.Host()
     host.open(meet_timeout=3)
-    with pytest.raises(UserError, match="gloo does not meet rank 1, which should come here"):
+    with pytest.raises(UserError, match="gloo cannot connect to rank 1, which should connect to this node"):
         host.reduce("gloo", meet_timeout=3)

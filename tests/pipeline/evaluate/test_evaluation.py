@@ -8,11 +8,14 @@ import ray
 
 from pipeline import storage
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.predictor import PredictorSpec
+from pipeline.cluster.sizing import Reservation
 from pipeline.config.data import DataConfig
 from pipeline.config.training import ProtocolConfig
 from pipeline.datasets import Pair, list_pairs, load_pair
 from pipeline.errors import UserError, user_error
-from pipeline.evaluate.evaluation import Evaluation, evaluate
+from pipeline.evaluate.evaluation import Evaluation, OnProgress, evaluate
+from pipeline.evaluate.stages import EvalOptions
 from pipeline.images.codec import encode_mask
 from pipeline.metrics.confusion import confusion_matrix
 from tests.evaluation_samples import dataset_of, save_model
@@ -35,10 +38,20 @@ def data(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> DataConfi
     return dataset_of(checkpoint, root)
 
 
-def run(checkpoint: str, data: DataConfig, pairs: list[Pair], predictors: int = 1, **options: object) -> Evaluation:
-    settings = {"gpu": False, "predictor_cpus": 1, "precision": "float32", "boundary": True, "fit_temperature": True}
-    settings |= {"panel": 2, "worst": 3, "predictors": predictors}
-    return evaluate(checkpoint, pairs, data, ProtocolConfig(), **(settings | options))  # type: ignore[arg-type]
+EVERYTHING = EvalOptions(boundary=True, fit_temperature=True, panel=2, worst=3)
+
+
+def run(
+    checkpoint: str,
+    data: DataConfig,
+    pairs: list[Pair],
+    predictors: int = 1,
+    gpu: bool = False,
+    options: EvalOptions = EVERYTHING,
+    on_progress: OnProgress | None = None,
+) -> Evaluation:
+    spec = PredictorSpec(checkpoint, ProtocolConfig(), "cuda" if gpu else "cpu", "float32", threads=1)
+    return evaluate(spec, pairs, data, Reservation("predictors", predictors, 1, gpu), options, on_progress)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +101,9 @@ def test_the_panel_and_the_worst_images_are_kept_to_look_at(evaluation: Evaluati
 
 def test_progress_ends_with_all_images(connected: None, checkpoint: str, data: DataConfig) -> None:
     calls: list[tuple[int, int]] = []
-    options = {"boundary": False, "calibration": False, "fit_temperature": False, "panel": 0, "worst": 0}
-    found = run(checkpoint, data, list_pairs(data, "val")[:5], on_progress=lambda *call: calls.append(call), **options)
+    options = EvalOptions(calibration=False)
+    pairs = list_pairs(data, "val")[:5]
+    found = run(checkpoint, data, pairs, options=options, on_progress=lambda *call: calls.append(call))
     assert sorted(calls) == calls
     assert calls[-1] == (5, 5)
     assert (found.confidence, found.boundary, found.temperature_factor) == (None, None, None)
@@ -118,7 +132,7 @@ def test_what_cannot_work_is_an_error_of_the_users(
         run(checkpoint, void, pairs)
     with pytest.raises(UserError, match=r"nowhere.*config\.json does not exist"):
         run(str(tmp_path / "nowhere"), data, pairs)
-    with pytest.raises(UserError, match=r"8 with 1 CPU\(s\) each leave none of the cluster's 8 CPUs for decoding"):
+    with pytest.raises(UserError, match=r"8 predictors .* need 9 CPUs and 0 GPUs, but the cluster has 8 and 0"):
         run(checkpoint, data, pairs, predictors=8)
-    with pytest.raises(UserError, match=r"1 on GPUs asked for, but the cluster has 0 GPU\(s\)"):
+    with pytest.raises(UserError, match=r"and a GPU each .* need 2 CPUs and 1 GPUs, but the cluster has 8 and 0"):
         run(checkpoint, data, pairs, gpu=True)

@@ -13,7 +13,7 @@ from models import Predictor, SlidingPredictor
 from models.inference.temperature import best_temperature
 from pipeline import storage
 from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.checkpoints.predictor import with_protocol
+from pipeline.checkpoints.predictor import PredictorSpec, with_protocol
 from pipeline.config.data import DataConfig
 from pipeline.config.training import ProtocolConfig
 from pipeline.datasets import list_pairs, load_pair
@@ -25,7 +25,7 @@ from pipeline.metrics.confusion import Metrics, confusion_matrix
 from tests.evaluation_samples import dataset_of, save_model
 from tests.scene_data import PALETTE, write_training_set
 
-EVERYTHING = EvalOptions(boundary=True, calibration=True, slopes=True, panel=1, all_pictures=False)
+EVERYTHING = EvalOptions(boundary=True, calibration=True, fit_temperature=True, panel=1)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,8 @@ def loaded(data: DataConfig) -> pa.Table:
 
 
 def evaluator(checkpoint: str, data: DataConfig, eval_options: EvalOptions = EVERYTHING) -> Evaluator:
-    return Evaluator(checkpoint, data, ProtocolConfig(), "cpu", "float32", torch.get_num_threads(), eval_options)
+    spec = PredictorSpec(checkpoint, ProtocolConfig(), "cpu", "float32", torch.get_num_threads())
+    return Evaluator(spec, data, eval_options)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_an_image_without_a_labelled_pixel_has_no_say_in_the_temperature(actor: 
 
 
 def test_only_what_is_wanted_is_counted(checkpoint: str, data: DataConfig, loaded: pa.Table) -> None:
-    eval_options = EvalOptions(boundary=False, calibration=False, slopes=False, panel=0, all_pictures=False)
+    eval_options = EvalOptions(calibration=False)
     (part,) = counts_of(evaluator(checkpoint, data, eval_options)(loaded))
     assert part.confusion_KK.any()
     assert not part.boundary.union_K.any()
@@ -156,7 +157,7 @@ def test_a_bad_annotation_is_named(data: DataConfig, tmp_path: Path) -> None:
 
 def test_another_models_classes_are_refused(checkpoint: str, data: DataConfig, loaded: pa.Table) -> None:
     actor = evaluator(checkpoint, data.model_copy(update={"classes": data.classes[::-1]}))
-    with pytest.raises(UserError, match=r"its classes are not those of data\.classes"):
+    with pytest.raises(UserError, match=r"its classes differ from data\.classes"):
         actor(loaded)
 
 
@@ -176,10 +177,10 @@ def test_too_little_memory_names_the_image_and_the_way_out(
     actor: Evaluator, loaded: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise MemoryError("no memory for the upsampled rows")
+        raise MemoryError("not enough memory for the upsampled rows")
 
-    monkeypatch.setattr(actor._predictor, "predict", fail)
-    with pytest.raises(UserError, match=r"1000\.jpg: too little memory .* 65 x 65 .*; lower data.long_side"):
+    monkeypatch.setattr(actor.predictor, "predict", fail)
+    with pytest.raises(UserError, match=r"1000\.jpg: not enough memory .* 65 x 65 .*; lower data.long_side"):
         actor(loaded)
 
 

@@ -189,9 +189,9 @@ def test_the_users_mapping_beats_the_names() -> None:
 
 
 def test_a_class_that_cityscapes_lacks_must_be_mapped() -> None:
-    with pytest.raises(UserError, match="no class named grass, tree, house; say which label id each becomes"):
+    with pytest.raises(UserError, match="no class named grass, tree, house; set the label id of each"):
         cityscapes.Mapping.of(classes_of(["sky", "grass", "tree", "house"]), {})
-    with pytest.raises(UserError, match="'gras': no class of the output; it has sky"):
+    with pytest.raises(UserError, match="'gras': not a class of the output; its classes are sky"):
         cityscapes.Mapping.of(classes_of(["sky"]), {"gras": 3})
 
 
@@ -254,10 +254,12 @@ def test_unsure_and_changed_pixels_are_ignored(num_classes: int, ignored: int) -
 def test_an_image_that_is_another_one_by_now_is_not_exported() -> None:
     ids_HW = np.zeros((4, 5), np.uint8)
     image = image_of(ids_HW, file=encode_image(np.zeros((4, 5, 3), np.uint8)))
-    with pytest.raises(Cannot, match="100% of its pixels get another label"):
+    with pytest.raises(Cannot, match="100% of its pixels get a different label"):
         dataset(image, "train", classes_of(NAMES).palette, lambda _: (ids_HW + 1, np.ones((4, 5), np.float16)), 0.5)
     other_size = image_of(ids_HW, file=encode_image(np.zeros((5, 4, 3), np.uint8)))
-    with pytest.raises(Cannot, match="is 4 x 5 pixels, its mask 5 x 4: it changed since it was labelled"):
+    with pytest.raises(
+        Cannot, match="is 4 x 5 pixels, but its mask is 5 x 4; the image has changed since it was labeled"
+    ):
         dataset(other_size, "train", classes_of(NAMES).palette, lambda _: (ids_HW, np.ones((4, 5), np.float16)), 0.5)
 
 
@@ -266,5 +268,5 @@ def test_a_mask_that_cannot_be_decoded_says_what_finds_others() -> None:
     damaged = replace(image, mask=image.mask[:40])
     with pytest.raises(Cannot, match=r"verify\.py --deep"):
         coco.rle(damaged)
-    with pytest.raises(Cannot, match=r"its mask holds class 3 of 3; .*verify\.py --deep"):
+    with pytest.raises(Cannot, match=r"its mask has class id 3, but only 3 classes exist; .*verify\.py --deep"):
         coco.rle(replace(image, num_classes=3))

@@ -40,11 +40,11 @@ def test_the_same_command_does_only_what_is_left(three: ThreeImages, capsys: pyt
     target = three.export("png")
     before = written(target)
     three.export("png")
-    assert "0 exported, 3 done before" in capsys.readouterr().out
+    assert "0 exported, 3 already exported" in capsys.readouterr().out
     assert written(target) == before
     write_output(three.labels, {f"{three.photos}/2024/new.jpg": np.zeros((1, 1), np.uint8)}, run_id="3")
     three.export("png")
-    assert "1 exported, 3 done before" in capsys.readouterr().out
+    assert "1 exported, 3 already exported" in capsys.readouterr().out
     assert {**written(target), **before} == written(target)
     assert "new.png" in written(target)
 
@@ -66,7 +66,7 @@ def test_an_interrupted_export_goes_on_with_the_parts_that_are_missing(
         three.export("coco-rle")
     monkeypatch.setattr(tasks, "_exported", real)
     target = three.export("coco-rle")
-    assert "done before" in (said := capsys.readouterr().out)
+    assert "already exported" in (said := capsys.readouterr().out)
     assert "3 exported" not in said, "nothing was kept of what was done"
     assert len(json.loads(storage.read_bytes(f"{target}/annotations.json"))["images"]) == 3
 
@@ -106,7 +106,7 @@ def test_a_target_holds_one_export(three: ThreeImages, option: str, value: str, 
 def test_new_images_elsewhere_do_not_move_the_names(three: ThreeImages) -> None:
     target = three.export("png")
     write_output(three.labels, {"s3://other/z.jpg": np.zeros((1, 1), np.uint8)}, run_id="3")
-    with pytest.raises(UserError, match="by now some images lie outside that; choose another target"):
+    with pytest.raises(UserError, match="but now some images are not in it; choose another target"):
         main(["--labels", three.labels, "--target", target])
 
 
@@ -114,7 +114,7 @@ def test_new_images_elsewhere_do_not_move_the_names(three: ThreeImages) -> None:
 def test_a_target_whose_record_is_damaged_is_refused(three: ThreeImages, content: bytes) -> None:
     target = three.export("png")
     storage.write_bytes(f"{target}/{SETTINGS}", content)
-    with pytest.raises(UserError, match=f"{SETTINGS}: is not what an export writes there; choose another target"):
+    with pytest.raises(UserError, match=f"{SETTINGS}: not a settings file of an export; choose another target"):
         main(["--labels", three.labels, "--target", target])
 
 
@@ -123,7 +123,7 @@ def test_a_target_whose_record_is_damaged_is_refused(three: ThreeImages, content
 
 def test_an_output_with_labels_of_two_models_is_refused(three: ThreeImages) -> None:
     write_output(three.labels, {"s3://photos/z.jpg": np.zeros((1, 1), np.uint8)}, run_id="3", model_id="another")
-    with pytest.raises(UserError, match=r"holds labels of several models; python jobs/verify\.py says more"):
+    with pytest.raises(UserError, match=r"contains masks of several models; run python jobs/verify\.py for details"):
         three.export("png")
 
 
@@ -133,38 +133,43 @@ def test_images_that_are_gone_are_told_and_tried_again(three: ThreeImages, capsy
     storage.remove(gone)
     target = three.export("overlay", code=1)
     said = capsys.readouterr().out
-    assert "2 exported, 0 done before, 1 failed" in said
+    assert "2 exported, 0 already exported, 1 failed" in said
     assert f"  {gone}: NotFound: " in said
     assert tree(target) == ["2023/b.jpg", "2024/c 1.jpg", "classes.csv"]
     storage.write_bytes(gone, content)
     three.export("overlay")
-    assert "2 exported, 1 done before, 0 failed" in capsys.readouterr().out
+    assert "2 exported, 1 already exported, 0 failed" in capsys.readouterr().out
     assert "2023/a.jpg" in tree(target)
 
 
 def test_an_image_of_another_size_than_its_mask_is_told(three: ThreeImages, capsys: pytest.CaptureFixture[str]) -> None:
     storage.write_bytes(f"{three.photos}/{KEYS[0]}", encode_image(np.zeros((5, 7, 3), np.uint8)))
     three.export("overlay", code=1)
-    assert "is 7 x 5 pixels, its mask 32 x 24: it changed since it was labelled" in capsys.readouterr().out
+    assert (
+        "is 7 x 5 pixels, but its mask is 32 x 24; the image has changed since it was labeled"
+        in capsys.readouterr().out
+    )
 
 
 def test_images_are_not_written_over(three: ThreeImages) -> None:
     with pytest.raises(
-        UserError, match=r"2023/a.jpg lies there, an image of the output, which must not be written over"
+        UserError, match=r"contains .*2023/a.jpg, an image of the output that the export could overwrite"
     ):
         three.export("png", target=three.photos)
-    with pytest.raises(UserError, match="lies in the output"):
+    with pytest.raises(UserError, match="is inside the output"):
         three.export("png", target=f"{three.labels}/masks")
 
 
 def test_other_peoples_files_are_not_written_over(three: ThreeImages) -> None:
     storage.write_bytes(f"{three.root}/png/notes.txt", b"mine")
-    with pytest.raises(UserError, match=r"holds files that no export has made, such as .*notes.txt; choose an empty"):
+    with pytest.raises(
+        UserError, match=r"contains files not written by an export, such as .*notes.txt; choose an empty"
+    ):
         three.export("png")
 
 
 def test_an_output_without_anything_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no masks/\*.parquet; give the --output of a jobs/segment_bucket.py run"):
+    with pytest.raises(UserError, match=r"has no masks/\*.parquet; use the --output of a jobs/segment_bucket.py run"):
         main(["--labels", f"{tmp_path}/labels", "--target", f"{tmp_path}/target"])
     assert not (tmp_path / "target").exists()
 
@@ -174,12 +179,12 @@ def test_an_output_without_a_labelled_image_says_where_to_look(tmp_path: Path) -
     (name,) = (tmp_path / "labels/masks").iterdir()
     table = pq.read_table(name)
     pq.write_table(table.filter(pc.equal(table["image_uri"], "s3://photos/c.jpg")), name)
-    with pytest.raises(UserError, match=r"has no labelled image; python jobs/query.py OUTPUT failures says why"):
+    with pytest.raises(UserError, match=r"has no labeled images; run python jobs/query.py OUTPUT failures to see why"):
         main(["--labels", f"{tmp_path}/labels", "--target", f"{tmp_path}/target"])
 
 
 def test_a_condition_that_is_true_of_nothing_is_told(three: ThreeImages) -> None:
-    with pytest.raises(UserError, match=r"--where width = 1: is true of none of its 3 labelled images"):
+    with pytest.raises(UserError, match=r"--where width = 1: matches none of its 3 labeled images"):
         three.export("png", "--where", "width = 1")
 
 
@@ -190,7 +195,7 @@ def test_failed_images_are_left_out_and_an_unfinished_run_is_noted(
     assert main(["--labels", f"{tmp_path}/labels", "--target", f"{tmp_path}/target"]) == 0
     assert tree(f"{tmp_path}/target") == ["a.png", "b.png", "classes.csv"]
     assert "note: output" in (said := capsys.readouterr().err)
-    assert "no run has finished there yet" in said
+    assert "no run has finished yet" in said
 
 
 def test_an_output_of_an_older_schema_is_exported_with_a_note(
@@ -202,13 +207,13 @@ def test_an_output_of_an_older_schema_is_exported_with_a_note(
         part = f"{three.labels}/masks/{name}".removeprefix("file://")
         pq.write_table(pq.read_table(part).drop_columns(["low_confidence_boxes", "carried"]), part)
     assert len(tree(three.export("coco-panoptic"))) == 4
-    assert "has table schema version 2, this program's is" in capsys.readouterr().err
+    assert "has table schema version 2, but this Sceneparse uses" in capsys.readouterr().err
 
 
 def test_tables_of_something_else_are_refused(three: ThreeImages) -> None:
     uri = f"{three.labels}/classes.parquet".removeprefix("file://")
     pq.write_table(pq.read_table(uri).replace_schema_metadata(None), uri)
-    with pytest.raises(UserError, match=r"its classes.parquet is none of ours"):
+    with pytest.raises(UserError, match=r"its classes.parquet was not written by segment_bucket.py"):
         three.export("png")
 
 
@@ -248,10 +253,13 @@ def test_a_thousand_classes_and_an_image_of_one_pixel(kind: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--format", "dataset", "--min-confidence", "0.5"], "min_confidence and checkpoint go together"),
-        (["--min-confidence", "0.5", "--checkpoint", "c"], "min_confidence is for format dataset alone"),
+        (["--format", "dataset", "--min-confidence", "0.5"], "min_confidence and checkpoint must be set together"),
+        (["--min-confidence", "0.5", "--checkpoint", "c"], "min_confidence works only with format dataset"),
         (["--split", "../up"], "split: '../up' is not allowed"),
-        (["--format", "coco-panoptic", "--things", "dog"], "things: 'dog': no class of the output; it has sky, grass"),
+        (
+            ["--format", "coco-panoptic", "--things", "dog"],
+            "things: 'dog': not a class of the output; its classes are sky, grass",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_told(three: ThreeImages, options: list[str], told: str) -> None:

@@ -100,7 +100,7 @@ def test_the_tiles_of_a_tiff_count_with_what_reaches_beyond_it() -> None:
 def test_a_jpeg_of_very_many_scans_is_refused_and_one_of_the_usual_ten_is_not() -> None:
     decode_image(encoded(picture(), "JPEG", progressive=True))
     error = refusal(progressive_jpeg(101))
-    assert (error.kind, error.message) == ("TooSlow", "a JPEG of 101 scans; the limit is 100")
+    assert (error.kind, error.message) == ("TooSlow", "the JPEG has 101 scans; the limit is 100")
 
 
 def test_what_only_looks_like_scans_does_not_count() -> None:
@@ -249,7 +249,7 @@ def test_an_image_takes_at_most_twenty_bytes_a_pixel(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_too_little_memory_is_an_error_of_its_own(tmp_path: Path) -> None:
     script = (
-        "import resource, sys; from pipeline.images import ImageError, decode_image\n"
+        "import resource, sys; from pipeline.images.codec import ImageError, decode_image\n"
         "content = open(sys.argv[1], 'rb').read()\n"
         "now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (now + (100 << 20), now + (100 << 20)))\n"

@@ -129,14 +129,14 @@ def test_an_inventory_and_its_data_may_be_copied_elsewhere(tmp_path: Path, bucke
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"fileFormat": "ORC"}, "its data files are ORC, which is not read"),
+        ({"fileFormat": "ORC"}, "data format ORC is not supported"),
         ({"fileFormat": None}, "not the manifest.json of an S3 Inventory"),
         ({"files": [{"key": "x"}]}, "not the manifest.json of an S3 Inventory"),
         ({"files": "none"}, "not the manifest.json of an S3 Inventory"),
         ({"sourceBucket": ""}, "not the manifest.json of an S3 Inventory"),
-        ({"fileSchema": "Bucket, Size"}, "its fileSchema has no Key, only Bucket, Size"),
+        ({"fileSchema": "Bucket, Size"}, "fileSchema has no Key column, only Bucket, Size"),
         ({"files": [{"key": "d/lost.csv.gz", "MD5checksum": "00"}]}, "its data file d/lost.csv.gz is missing"),
-        ({"files": []}, "lists no objects"),
+        ({"files": []}, "lists nothing"),
         ({"files": [{"key": 5, "MD5checksum": "00"}]}, "not the manifest.json of an S3 Inventory"),
         ({"sourceBucket": "arn:aws:s3:::\ud800"}, "not the manifest.json of an S3 Inventory"),
     ],
@@ -160,7 +160,7 @@ def test_a_data_file_that_is_damaged_gives_no_row(tmp_path: Path) -> None:
     uri = write_inventory(str(tmp_path), [[row("a.jpg")]])
     data = tmp_path / "s3-inventory/photos/daily/data/0.csv.gz"
     data.write_bytes(csv_file([row("b.jpg")]))
-    with pytest.raises(UserError, match=r"0.csv.gz has the MD5 .* and should have"):
+    with pytest.raises(UserError, match=r"0.csv.gz has the MD5 .* but the manifest lists"):
         inventoried(uri)
 
 
@@ -187,16 +187,18 @@ def test_a_data_file_of_other_content_is_named_by_its_own_name(tmp_path: Path) -
 def test_a_column_of_another_type_is_named(tmp_path: Path, name: str, column: pa.Array) -> None:
     columns = {"bucket": pa.array(["photos"]), "key": pa.array(["a.jpg"])} | {name: column}
     uri = _inventory_of(tmp_path, pa.table(columns))
-    with pytest.raises(UserError, match=rf"0\.parquet: its column {name} holds .* that cannot be read as "):
+    with pytest.raises(UserError, match=rf"0\.parquet: column {name} of type .* cannot be read as "):
         inventoried(uri)
 
 
 def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
     uri = _inventory_of(tmp_path, pa.Table.from_arrays([pa.array(["a.jpg"])] * 2, ["key", "key"]))
-    with pytest.raises(UserError, match=r"0\.parquet: has more than one column key"):
+    with pytest.raises(UserError, match=r"0\.parquet: more than one column is named key"):
         inventoried(uri)
     uri = write_inventory(str(tmp_path), [[row("x")]], schema="Bucket, Key, Key")
-    with pytest.raises(UserError, match=r"0\.csv\.gz: has more than one column Key; its columns are Bucket, Key, Key"):
+    with pytest.raises(
+        UserError, match=r"0\.csv\.gz: more than one column is named Key; its columns are Bucket, Key, Key"
+    ):
         inventoried(uri)
 
 

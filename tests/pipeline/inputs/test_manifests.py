@@ -70,7 +70,7 @@ def test_a_list_in_a_bucket_names_objects_of_the_bucket(bucket: str) -> None:
 @pytest.mark.parametrize("text", [b"", b"\n\n", b"# nothing\n"])
 def test_a_list_without_names_is_refused(tmp_path: Path, text: bytes) -> None:
     write_file(tmp_path / "list.txt", text)
-    with pytest.raises(UserError, match=r"list_file .*list.txt: names no images"):
+    with pytest.raises(UserError, match=r"list_file .*list.txt: contains no image URIs"):
         listed(list_file=str(tmp_path / "list.txt"))
 
 
@@ -86,7 +86,7 @@ def test_a_list_in_utf16_is_refused_and_one_in_latin1_has_a_row_for_each_bad_lin
 
 def test_a_file_without_lines_is_no_list(tmp_path: Path) -> None:
     write_file(tmp_path / "image.jpg", b"\xff\xd8" * (1 << 20))
-    with pytest.raises(UserError, match="is it a list of names"):
+    with pytest.raises(UserError, match="check that this is a list of URIs"):
         listed(list_file=str(tmp_path / "image.jpg"))
 
 
@@ -156,7 +156,7 @@ def test_a_manifest_in_a_bucket_is_read_from_there(bucket: str, tmp_path: Path) 
     found = listed(manifest=[f"{bucket}/m.parquet", f"{bucket}/m.csv.gz"])
     assert uris(found) == [f"{bucket}/{name}" for name in ("photos/a b%20+.jpg", "c.jpg", "d.jpg")]
     assert errors(found) == {}
-    with pytest.raises(UserError, match=r"manifest .*nothing.parquet: no files there"):
+    with pytest.raises(UserError, match=r"manifest .*nothing.parquet: no files found"):
         listed(manifest=f"{bucket}/nothing.parquet")
 
 
@@ -212,7 +212,7 @@ def test_only_the_columns_that_are_wanted_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["missing.parquet", "missing.csv", "missing", "missing/*.parquet"])
 def test_a_missing_manifest_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=r"manifest .*missing.*: no files there"):
+    with pytest.raises(UserError, match=r"manifest .*missing.*: no files found"):
         listed(manifest=f"{tmp_path}/{name}")
 
 
@@ -244,7 +244,7 @@ def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path, end
 
 def test_a_column_of_numbers_names_no_images(tmp_path: Path) -> None:
     path = parquet(tmp_path / "m.parquet", {"image_uri": [1, 2]})
-    with pytest.raises(UserError, match="holds int64, not text"):
+    with pytest.raises(UserError, match="has type int64, not text"):
         listed(manifest=path)
 
 
@@ -256,13 +256,13 @@ def test_a_column_that_is_there_twice_is_named(tmp_path: Path, ending: str) -> N
     else:
         columns = [pa.array([text]) for text in ("a.jpg", "x", "b.jpg")]
         pq.write_table(pa.Table.from_arrays(columns, ["image_uri", "label", "image_uri"]), path)
-    with pytest.raises(UserError, match=rf"m.{ending}: has more than one column 'image_uri'; rename"):
+    with pytest.raises(UserError, match=rf"m.{ending}: more than one column is named 'image_uri'; rename"):
         listed(manifest=str(path))
 
 
 def test_a_header_in_another_encoding_is_explained(tmp_path: Path) -> None:
     path = write_file(tmp_path / "m.csv", "image_uri,größe\na.jpg,7\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"m\.csv: has names of columns that are not UTF-8"):
+    with pytest.raises(UserError, match=r"m\.csv: column names are not valid UTF-8"):
         listed(manifest=str(path))
 
 

@@ -91,13 +91,13 @@ def test_a_disk_has_no_etags(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", ["", "/", "/*.gif", "-nowhere", "/deeper/nowhere"])
 def test_nothing_there_is_an_error_that_names_the_input(photos: str, end: str) -> None:
     uri = f"{photos}{end}" if end not in ("", "/") else f"{photos}/empty{end}"
-    with pytest.raises(UserError, match="no files there; check the prefix or pattern") as caught:
+    with pytest.raises(UserError, match="no files found; check the prefix or pattern") as caught:
         list_images(uri)
     assert uri in str(caught.value)
 
 
 def test_a_part_of_a_folders_name_is_no_prefix(photos: str) -> None:
-    with pytest.raises(UserError, match="no files there"):
+    with pytest.raises(UserError, match="no files found"):
         list_images(photos[:-2])
 
 
@@ -201,7 +201,7 @@ def test_an_output_inside_the_input_is_refused(
     input_uri: str, output_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"lies inside input .*; choose a place outside of it"):
+    with pytest.raises(UserError, match=r"is inside input .*; choose an output outside of it"):
         check_no_output_inside_input(config(input=input_uri.format(here=tmp_path)), output_uri.format(here=tmp_path))
 
 

@@ -58,7 +58,7 @@ def test_an_image_that_has_a_version_since_counts_as_changed() -> None:
 
 def test_a_kind_that_there_is_not_is_refused_with_those_there_are() -> None:
     check_error_types("retry_errors", ["all", "Timeout"])
-    with pytest.raises(UserError, match=r"retry_errors: Timeuot is no kind of failure; use all, or some of .*Timeout"):
+    with pytest.raises(UserError, match=r"retry_errors: unknown error type Timeuot; use all or some of .*Timeout"):
         check_error_types("retry_errors", ["Timeuot"])
 
 

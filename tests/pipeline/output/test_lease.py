@@ -83,7 +83,7 @@ def test_runs_one_after_the_other_have_numbers_in_turn(output: str) -> None:
 
 def test_a_second_run_of_this_process_is_refused_and_disturbs_nothing(output: str) -> None:
     with hold(output) as held:
-        with pytest.raises(UserError, match=f"is being written by run {held.run_id} on .*wait until it ends, or stop"):
+        with pytest.raises(UserError, match=f"is being written by run {held.run_id} on .*Wait until it ends, stop it"):
             hold(output).__enter__()
         held.require()
 
@@ -98,7 +98,7 @@ def test_a_run_of_another_process_is_refused_while_it_lives_and_taken_over_at_on
     with hold(output) as held:
         assert held.claim.sequence == 2
     printed = capsys.readouterr().out
-    assert "ended without a word; going on in its place" in printed
+    assert "ended without releasing its lease; this run takes over" in printed
     assert "waiting" not in printed
 
 
@@ -125,7 +125,7 @@ def test_a_run_on_another_machine_that_shows_no_life_is_taken_over_when_its_leas
     write(output, 4)
     with hold(output) as held:
         assert held.claim.sequence == 5
-    assert "-r4 on far (process 7, since 2026-11-30 09:00:00 UTC) was writing to this output; waiting 1 s at most" in (
+    assert "-r4 on far (process 7, since 2026-11-30 09:00:00 UTC) was writing to this output; waiting up to 1 s" in (
         capsys.readouterr().out
     )
 
@@ -172,10 +172,10 @@ def test_a_run_that_was_taken_over_commits_nothing_more_and_learns_by_whom(outpu
 
 def test_a_lease_that_is_gone_or_of_another_run_is_lost(output: str) -> None:
     claim = Claim(output, 1, "mine")
-    with pytest.raises(LeaseLost, match=r"_leases/00000001.json, this run's lease, is gone"):
+    with pytest.raises(LeaseLost, match=r"_leases/00000001.json: this run's lease is missing"):
         claim.require()
     write(output, 1)
-    with pytest.raises(LeaseLost, match=r"this run's lease, was written by run \S+-r1 on far"):
+    with pytest.raises(LeaseLost, match=r"this run's lease was overwritten by run \S+-r1 on far"):
         claim.require()
 
 
@@ -235,7 +235,7 @@ def test_of_several_one_runs_on_a_store_that_ignores_conditions_too(
 
 def test_what_is_no_lease_is_told(output: str) -> None:
     storage.write_bytes(f"{output}/_leases/00000001.json", b"{}")
-    with pytest.raises(UserError, match=r"00000001.json: is not a lease; remove it if no run writes"):
+    with pytest.raises(UserError, match=r"00000001.json: not a lease file; delete it if no run is writing"):
         hold(output).__enter__()
 
 

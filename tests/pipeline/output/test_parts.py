@@ -381,10 +381,10 @@ def test_what_was_mended_is_told_with_the_file_and_the_reason(output: str) -> No
     write_part(output, ["c", "d"])
     twice = write_part(output, ["c", "d", "e"], run_id="run0")
     lines = "\n".join(reconcile(output).repaired)
-    assert "removed masks/.partial-abc: half written" in lines
-    assert f"removed class_stats/{unfinished}: an interrupted run had not committed it" in lines
-    assert f"removed masks/{incomplete}: its class_stats file is missing; its images are done again" in lines
-    assert f"removed 2 rows from masks/{twice}: newer ones have taken their place" in lines
+    assert "removed masks/.partial-abc: half-written file" in lines
+    assert f"removed class_stats/{unfinished}: an interrupted run did not commit it" in lines
+    assert f"removed masks/{incomplete}: its class_stats file is missing; its images are labeled again" in lines
+    assert f"removed 2 rows from masks/{twice}: newer rows replace them" in lines
 
 
 def test_files_that_are_no_parts_are_left_alone(output: str) -> None:
@@ -419,7 +419,7 @@ def test_the_row_of_the_last_run_takes_the_place_of_others_whatever_clocks_say(
     old = write_part(output, ["a"], failures=["b", "c"], run_id=earlier)
     new = write_part(output, ["b"], failures=["c"], run_id=later, made_at=MADE_AT + timedelta(seconds=seconds))
     result = reconciled(output)
-    assert result.repaired == [f"removed 2 rows from masks/{old}: newer ones have taken their place"]
+    assert result.repaired == [f"removed 2 rows from masks/{old}: newer rows replace them"]
     by_uri = {row["image_uri"]: row["status"] for row in read(output, "masks").to_pylist()}
     assert by_uri == {"a": "ok", "b": "ok", "c": "error"}
     assert f"masks/{new}" in files(output)
@@ -488,10 +488,10 @@ def test_what_came_and_what_is_gone_is_told(output: str) -> None:
     parts.remove_part(output, gone)
     storage.remove(f"{output}/class_stats/{half}")
     assert differences(output, names) == [
-        f"masks/{came} came from another run",
-        f"masks/{gone} is gone",
-        f"class_stats/{came} came from another run",
-        *(f"class_stats/{name} is gone" for name in sorted([gone, half])),
+        f"masks/{came} was written by another run",
+        f"masks/{gone} is missing",
+        f"class_stats/{came} was written by another run",
+        *(f"class_stats/{name} is missing" for name in sorted([gone, half])),
     ]
 
 
@@ -510,7 +510,7 @@ def test_masks_with_columns_or_types_that_are_not_ours_are_refused(
     name = write_part(output, ["a"])
     uri = f"{output}/masks/{name}"
     write_table(uri, change(read_table(uri)))
-    with pytest.raises(UserError, match=f"{name}: has a column .* it was not written by it, or by another version"):
+    with pytest.raises(UserError, match=f"{name}: column .*; another program or another version wrote the file"):
         reconcile(output)
     # Columns that an earlier version did not have are none of a reader's concern.
     write_table(uri, masks_of("a").drop_columns(["carried"]))
@@ -547,7 +547,7 @@ def test_more_parts_than_are_read_at_once_are_all_counted(output: str) -> None:
     assert len(read_completed(output)) == len(uris)
     old = write_part(output, ["000", "far"], run_id="run0")
     result = reconciled(output)
-    assert result.repaired == [f"removed 1 rows from masks/{old}: newer ones have taken their place"]
+    assert result.repaired == [f"removed 1 rows from masks/{old}: newer rows replace them"]
     assert result.image_ids == {image_id(uri) for uri in [*uris, "far"]}
 
 

@@ -247,32 +247,32 @@ def test_a_plan_is_printed_in_a_hundred_columns_with_what_limits_it() -> None:
     printed = list(plan_lines(Planned("s3://bucket/labels", "0" * 32, surveyed, 0.02, plan, forecasts)))
     assert max(map(len, printed)) <= 100
     text = "\n".join(printed)
-    assert "3,000 to label, 0 done before" in text
-    assert "5.09 GB, 1.70 MB an image" in text
-    (limit,) = [line.split()[:5] for line in printed if "limits the run" in line]
+    assert "3,000 to label, 0 already completed" in text
+    assert "5.09 GB, 1.70 MB per image" in text
+    (limit,) = [line.split()[:5] for line in printed if "bottleneck" in line]
     assert limit == ["predict", "100.0", "360.0", "1", "10.0"]
-    assert "prediction takes 95% of the processors' time" in text
+    assert "prediction takes 95% of the CPU time" in text
     cluster = [line.split() for line in printed if "node" in line and line[0] != "C"]
     assert cluster == [
-        ["as", "it", "is", "1", "node", "10.0", "0:05:12", "0.09", "0.31"],
-        ["asked", "for", "20", "nodes", "200", "0:00:27", "0.15", "0.54"],
+        ["current", "1", "node", "10.0", "0:05:12", "0.09", "0.31"],
+        ["requested", "20", "nodes", "200", "0:00:27", "0.15", "0.54"],
     ]
-    assert "64 to 336 images (2.2% to 11.2%); 5 of 100 tried" in text
-    assert "Corrupt             4 tried" in text
-    assert "the run would give up: more than --max-error-rate 0.02" in text
+    assert "64 to 336 images (2.2% to 11.2%); 5 of 100 in the sample" in text
+    assert "Corrupt             4 in the sample" in text
+    assert "the run would stop: more than --max-error-rate 0.02" in text
 
 
 def test_with_gpus_the_plan_tells_how_many_cpus_each_needs() -> None:
     plan = plan_of(1000, tried({"ok": 100}, stage_seconds(WORK)))
     forecast = plan.forecast(Machines(nodes=1, processors=16, gpus=2, predictors=2, decode_tasks=7, write_tasks=3))
     printed = "\n".join(plan_lines(Planned("out", "m", plan.survey, 0.5, plan, (forecast,))))
-    assert "0.2 : 1 keeps the GPUs busy, besides one CPU for each predictor; here 7.0 : 1" in printed
+    assert "0.2 : 1 keeps the GPUs busy, plus one CPU per predictor; this cluster has 7.0 : 1" in printed
 
 
 def test_with_nothing_to_do_it_says_so() -> None:
     surveyed = survey([listed(names(5))], lambda images: pa.array([True] * len(images)))
     printed = "\n".join(plan_lines(Planned("s3://bucket/labels", "0" * 32, surveyed, 0.5)))
-    assert "0 to label, 5 done before" in printed
+    assert "0 to label, 5 already completed" in printed
     assert "nothing to do" in printed
 
 
@@ -280,7 +280,7 @@ def test_a_listing_without_sizes_is_said_to_have_none() -> None:
     surveyed = survey([listed(names(5), [None] * 5)], nothing_done)
     plan = SegmentationPlan(surveyed, tried({"ok": 5}, stage_seconds(WORK)))
     printed = "\n".join(plan_lines(Planned("out", "m", surveyed, 0.5, plan, (plan.forecast(HERE),))))
-    assert "the listing tells no sizes" in printed
+    assert "the listing has no file sizes" in printed
 
 
 def test_bytes_have_three_figures() -> None:

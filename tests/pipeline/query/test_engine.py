@@ -140,9 +140,7 @@ def test_a_folder_that_is_no_output_is_named_with_what_it_lacks(output: str, mis
     with pytest.raises(UserError, match=f"output {output}: has no {missing}") as caught:
         engine.connect(output)
     begun = missing == "masks"  # classes.parquet is a run's first sign
-    assert ("a run has begun there" if begun else "give the --output of a jobs/segment_bucket.py run") in str(
-        caught.value
-    )
+    assert ("a run has started" if begun else "use the --output of a jobs/segment_bucket.py run") in str(caught.value)
 
 
 def test_an_output_that_does_not_exist_is_named(tmp_path: Path, bucket: str) -> None:

@@ -163,18 +163,22 @@ def test_a_value_is_never_a_part_of_the_sql(output: str) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "told"),
     [
-        ("images-with", [], "query images-with: needs class (the class that they have); it is: images-with CLASS"),
+        (
+            "images-with",
+            [],
+            "query images-with: missing class (class that the images contain); usage: images-with CLASS",
+        ),
         (
             "least-confident",
             ["1", "2", "3"],
-            "does not know what to do with '3'; it is: least-confident [LIMIT] [PREFIX]",
+            "unexpected value '3'; usage: least-confident [LIMIT] [PREFIX]",
         ),
         (
             "class-area",
             [],
-            "query 'class-area': there is none of this name, and it is no SQL; did you mean class-areas",
+            "query 'class-area': neither a named query nor a SQL statement; did you mean class-areas",
         ),
-        ("zzz", [], "there are class-areas, "),
+        ("zzz", [], "the named queries are class-areas, "),
     ],
 )
 def test_what_is_wrong_with_a_question_is_said(name: str, arguments: list[str], told: str) -> None:

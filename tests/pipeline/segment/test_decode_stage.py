@@ -107,7 +107,7 @@ def test_what_failed_in_the_listing_is_not_fetched_and_keeps_its_reason(
     fetch = storage.fetch_objects
     monkeypatch.setattr(storage, "fetch_objects", lambda uris, wanted: fetched.extend(uris) or fetch(uris, wanted))
     good = next(iter(images))
-    refused = {"error_stage": "list", "error_type": "NotAllowed", "error_message": "lies outside s3://bucket"}
+    refused = {"error_stage": "list", "error_type": "NotAllowed", "error_message": "is outside s3://bucket"}
     rows = decoded([{"image_uri": "file:///etc/passwd", **refused}, {"image_uri": good}])
     assert fetched == [good]
     assert {key: rows["file:///etc/passwd"][key] for key in refused} == refused

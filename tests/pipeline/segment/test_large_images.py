@@ -69,7 +69,7 @@ def test_a_missing_file_and_a_damaged_one_say_so_before_they_reach_a_predictor(t
 
 def test_more_pixels_than_a_mask_may_have_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_images, "MAX_PIXELS", 200 * 300 - 1)
-    with pytest.raises(ImageError, match="by window the limit is 59999") as caught:
+    with pytest.raises(ImageError, match="the limit for labeling by window is 59999") as caught:
         large_images.seen_in(TILED, 10_000)
     assert caught.value.kind == "TooLarge"
 

@@ -15,7 +15,7 @@ import ray
 import torch
 
 from pipeline.checkpoints.checkpoint import Checkpoint
-from pipeline.checkpoints.predictor import is_out_of_memory
+from pipeline.checkpoints.predictor import PredictorSpec, is_out_of_memory
 from pipeline.cluster.progress_actor import start_progress_actor
 from pipeline.config.training import ProtocolConfig
 from pipeline.images.codec import encode_mask
@@ -55,9 +55,9 @@ def make(tmp_path: Path) -> Iterator[Any]:
 
     def made(progress_actor: Any) -> PredictStage:
         place = str(tmp_path / "checkpoint")
-        return PredictStage(
-            place, model_id, None, ProtocolConfig(mode="whole"), "cpu", "float32", 2, 2, 0.9, progress_actor
-        )
+        protocol = ProtocolConfig(mode="whole")
+        spec = PredictorSpec(place, protocol, "cpu", "float32", threads=2, batch_size=2, model_id=model_id)
+        return PredictStage(spec, max_error_rate=0.9, progress_actor=progress_actor)
 
     prometheus.report()  # what other tests have left
     yield made
@@ -81,13 +81,13 @@ def test_one_thread_predicts_whatever_thread_calls(
     make: Any, blocks: list[pa.Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segmenter = make(start_progress_actor(SegmentationProgressActor))
-    threads, predict = set(), segmenter._predictor.predict_each
+    threads, predict = set(), segmenter.predictor.predict_each
 
     def noted(*arguments: Any) -> Any:
         threads.add(threading.get_ident())
         return predict(*arguments)
 
-    monkeypatch.setattr(segmenter._predictor, "predict_each", noted)
+    monkeypatch.setattr(segmenter.predictor, "predict_each", noted)
     with ThreadPoolExecutor(CALLS) as calls:
         list(calls.map(lambda block: list(segmenter(block)), blocks))
     assert len(threads) == 1
@@ -118,14 +118,14 @@ def test_an_image_that_memory_does_not_hold_is_a_row_that_says_so(
     make: Any, blocks: list[pa.Table], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     segmenter = make(start_progress_actor(SegmentationProgressActor))
-    predict = segmenter._predictor.predict_each
+    predict = segmenter.predictor.predict_each
 
     def tight(images_NHW3: Any, output_sizes: Any) -> Any:
         if images_NHW3.shape[1] == 33:
             raise error
         return predict(images_NHW3, output_sizes)
 
-    monkeypatch.setattr(segmenter._predictor, "predict_each", tight)
+    monkeypatch.setattr(segmenter.predictor, "predict_each", tight)
     (table,) = segmenter(blocks[0])
     failed = {row["height"] for row in table.to_pylist() if row["error_type"] == "OutOfMemory"}
     labelled = {row["height"] for row in table.to_pylist() if row["mask"] is not None}
@@ -144,14 +144,14 @@ def test_a_batch_that_memory_does_not_hold_is_predicted_in_smaller_ones(
 ) -> None:
     expected = without_seconds(list(make(start_progress_actor(SegmentationProgressActor))(blocks[0])))
     segmenter = make(start_progress_actor(SegmentationProgressActor))
-    predict = segmenter._predictor.predict_each
+    predict = segmenter.predictor.predict_each
 
     def tight(images_NHW3: Any, output_sizes: Any) -> Any:
         if len(images_NHW3) > 1:
             raise torch.OutOfMemoryError("no room")
         return predict(images_NHW3, output_sizes)
 
-    monkeypatch.setattr(segmenter._predictor, "predict_each", tight)
+    monkeypatch.setattr(segmenter.predictor, "predict_each", tight)
     assert without_seconds(list(segmenter(blocks[0]))) == expected
 
 
@@ -161,7 +161,7 @@ def test_of_a_block_few_predictions_are_in_memory(make: Any, tmp_path: Path, mon
     block = pa.concat_tables(decode(listed([{"image_uri": uri} for uri in uris]), Limits(10_000, 50_000, 60), None))
     expected = without_seconds(list(make(start_progress_actor(SegmentationProgressActor))(block)))
     segmenter = make(start_progress_actor(SegmentationProgressActor))
-    predict = segmenter._predictor.predict_each
+    predict = segmenter.predictor.predict_each
     masks: list[weakref.ref[Any]] = []
     most = 0
 
@@ -177,7 +177,7 @@ def test_of_a_block_few_predictions_are_in_memory(make: Any, tmp_path: Path, mon
         time.sleep(0.05)
         return encode_mask(*arguments)
 
-    monkeypatch.setattr(segmenter._predictor, "predict_each", noted)
+    monkeypatch.setattr(segmenter.predictor, "predict_each", noted)
     monkeypatch.setattr("pipeline.segment.predict_stage.encode_mask", encoded_slowly)
     assert without_seconds(list(segmenter(block))) == expected
     assert len(masks) == 40

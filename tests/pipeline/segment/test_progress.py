@@ -56,7 +56,7 @@ def test_a_log_gets_a_line_every_half_minute_and_the_last_one(clock: list[float]
 
 
 def test_what_workers_say_stands_on_lines_of_its_own(clock: list[float]) -> None:
-    said = ProgressUpdate({"ok": 1}, ["scene.tif: 40% of 30,000 x 30,000 pixels"], [])
+    said = ProgressUpdate({"ok": 1}, ["scene.tif: read 40% of 30,000 x 30,000 pixels"], [])
     log, terminal = io.StringIO(), Terminal()
     for out in (log, terminal):
         line = ProgressBar(ListingProgress(images=2, ended=True), out=out)

@@ -49,7 +49,7 @@ def test_a_cluster_that_is_too_small_is_let_alone_while_images_are_labelled() ->
         line.last_update = begun + seconds
         lost.judge(smaller, begun + seconds)
     lost.judge(smaller, line.last_update + STILL - 1)
-    with pytest.raises(ClusterChanged, match=r"too small for 2 predictor\(s\), and nothing was labelled for 60 sec"):
+    with pytest.raises(ClusterChanged, match=r"too small for 2 predictor\(s\), and no image was labeled for 60 sec"):
         lost.judge(smaller, line.last_update + STILL + 1)
 
 
@@ -77,7 +77,7 @@ def test_an_autoscaler_is_given_minutes_where_something_is_left() -> None:
     one_left = Resources((Node(4), GPU_NODE), 64, 8)
     scaled.judge(one_left, begun)
     scaled.judge(one_left, begun + STILL_IF_IT_MAY_GROW - 1)
-    with pytest.raises(ClusterChanged, match="labelled for 600 seconds"):
+    with pytest.raises(ClusterChanged, match="labeled for 600 seconds"):
         scaled.judge(one_left, begun + STILL_IF_IT_MAY_GROW + 1)
 
 
@@ -108,7 +108,7 @@ def test_new_nodes_are_taken_where_a_new_start_is_worth_it(seconds: float, secon
     if not ends:
         grown.judge(more, begun + seconds)
         return
-    with pytest.raises(ClusterChanged, match="has grown and holds 2 predictors, not 1"):
+    with pytest.raises(ClusterChanged, match="has grown and now fits 2 predictors instead of 1"):
         grown.judge(more, begun + seconds + 1)
 
 
@@ -117,7 +117,7 @@ def test_a_run_that_went_on_with_fewer_takes_what_it_was_asked_for_and_no_more()
     shrunk = watch(Resources((Node(4), GPU_NODE)), Line(begun), asked=2)
     more = Resources((Node(4), *[GPU_NODE] * 8))
     shrunk.judge(more, begun + WORTH_IT)
-    with pytest.raises(ClusterChanged, match="has grown and holds 2 predictors, not 1"):
+    with pytest.raises(ClusterChanged, match="has grown and now fits 2 predictors instead of 1"):
         shrunk.judge(more, begun + WORTH_IT + SETTLED + 1)
 
 

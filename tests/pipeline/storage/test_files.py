@@ -15,7 +15,7 @@ import s3fs
 from pipeline import storage
 from pipeline.demo.server_process import LOOPBACK, free_ports
 from pipeline.errors import UserError
-from pipeline.storage import s3_client
+from pipeline.storage import files, s3_client
 from tests.swift import SwiftServer
 
 ODD_NAMES = [
@@ -404,7 +404,7 @@ def test_a_server_that_never_answers_is_no_fault_of_a_file(other_environment: py
 
 def test_an_upload_that_the_server_never_finishes_is_given_up(other_environment: pytest.MonkeyPatch) -> None:
     other_environment.setattr(s3_client, "READ_TIMEOUT", 1)
-    other_environment.setattr(storage, "WRITE_TIMEOUT", 1)
+    other_environment.setattr(files, "WRITE_TIMEOUT", 1)
     with socket.create_server((LOOPBACK, 0)) as server:
         endpoint = f"http://{LOOPBACK}:{server.getsockname()[1]}"
         other_environment.setenv("AWS_ENDPOINT_URL", endpoint)

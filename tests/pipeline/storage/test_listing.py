@@ -198,14 +198,14 @@ def test_links_are_followed_once_and_those_to_nowhere_are_listed(tmp_path: Path)
 def test_a_name_that_is_no_text_is_explained(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/\xff.jpg", "wb") as file:
         file.write(b"x")
-    with pytest.raises(UserError, match=r"\\udcff.jpg' is not a name in UTF-8, which tables need; rename it"):
+    with pytest.raises(UserError, match=r"\\udcff.jpg' is not valid UTF-8, which tables require; rename the file"):
         listed(str(tmp_path))
 
 
 def test_a_missing_bucket_and_no_bucket_are_explained(bucket: str) -> None:
     with pytest.raises(UserError, match="the bucket 'no-such-store' does not exist"):
         listed("s3://no-such-store/photos")
-    with pytest.raises(UserError, match="s3://: names no bucket"):
+    with pytest.raises(UserError, match="s3://: the bucket is missing"):
         listed("s3://")
 
 

@@ -85,5 +85,5 @@ def test_a_long_run_stays_small_and_evenly_covered() -> None:
 
 def test_a_damaged_history_is_named(tmp_path: Path) -> None:
     (tmp_path / "history.jsonl").write_text('{"kind": "step", ')
-    with pytest.raises(UserError, match=r"history\.jsonl: not what a training run writes"):
+    with pytest.raises(UserError, match=r"history\.jsonl: not a valid training history"):
         read_history(str(tmp_path))

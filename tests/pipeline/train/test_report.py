@@ -107,7 +107,7 @@ def test_pictures_of_the_best_validation_survive_worse_ones_and_a_resumed_run(tm
         tracker.add([{"kind": "resume", "step": 200}])
     page = report(tmp_path)
     assert re.findall('data:image[^"]*', page) == first
-    assert "as labelled after epoch 1" in page
+    assert "labeled after epoch 1" in page
 
 
 def test_a_curve_of_many_points_keeps_its_mean() -> None:

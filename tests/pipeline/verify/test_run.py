@@ -402,7 +402,7 @@ def test_of_many_findings_the_first_are_told_and_all_are_counted(tmp_path: Path)
     lines = list(tally.lines())
     assert lines[0] == f"another model: 90; {FINDING_KINDS['another model'].remedy}"
     assert len(lines) == 1 + SHOWN + 1
-    assert lines[1].endswith("image 0: is of model x{}, classes.parquet of model1")
+    assert lines[1].endswith("image 0: belongs to model x{}, but classes.parquet to model1")
     assert lines[-1] == "  ... and 80 more"
 
 
@@ -439,16 +439,16 @@ def test_the_summary_counts_images_and_parts(output: Output) -> None:
 def test_a_place_that_is_no_output_is_refused(tmp_path: Path, output: Output) -> None:
     (tmp_path / "photos").mkdir()
     for place in ("nowhere", "photos"):
-        with pytest.raises(UserError, match=f"{place}: no masks, no classes.parquet"):
+        with pytest.raises(UserError, match=f"{place}: no masks and no classes.parquet"):
             list(Verification(f"{tmp_path}/{place}").findings())
     classes_metadata({})(output)
-    with pytest.raises(UserError, match=r"is not segment_bucket\.py's"):
+    with pytest.raises(UserError, match=r"was not written by segment_bucket\.py"):
         found(output)
 
 
 def test_an_output_of_another_schema_version_is_refused(output: Output) -> None:
     classes_metadata({"sceneparse.schema_version": "0"})(output)
-    with pytest.raises(UserError, match=f"schema version 0, this program {SCHEMA_VERSION}; verify it with the version"):
+    with pytest.raises(UserError, match=f"schema version 0, but this program uses {SCHEMA_VERSION}; verify it with"):
         found(output)
 
 
@@ -480,7 +480,7 @@ def test_what_no_run_wrote_keeps_repair_from_starting_where_it_looks_like_a_part
     remove("class_stats/{name}")(output)
     before = tree(output)
     with pytest.raises(
-        UserError, match=r"masks/table.parquet: is not a part, but would be taken for one; move it away"
+        UserError, match=r"masks/table.parquet: not a part, but runs would treat it as one; move it away"
     ):
         repaired(output)
     assert tree(output) == before
@@ -499,7 +499,7 @@ def test_parts_that_all_differ_from_the_class_table_are_not_deleted(output: Outp
     """Someone has put a class table of another model there."""
     classes(class_name=["cat", "dog"])(output)
     before = tree(output)
-    with pytest.raises(UserError, match=r"not one of its 2 part\(s\) goes with classes.parquet"):
+    with pytest.raises(UserError, match=r"none of its 2 part\(s\) matches classes.parquet"):
         repaired(output)
     assert tree(output) == before
 
