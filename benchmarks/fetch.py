@@ -99,7 +99,7 @@ def ways(server: LocalS3) -> dict[str, Way]:
 
     return {
         BASELINE: together(lambda name: s3fs.cat_file(f"{BUCKET}/{name}")),
-        "pipeline.storage.files": lambda names: storage.fetch([f"s3://{BUCKET}/{name}" for name in names]),  # type: ignore[return-value]
+        "pipeline.storage": lambda names: storage.fetch([f"s3://{BUCKET}/{name}" for name in names]),  # type: ignore[return-value]
         "obstore": together(lambda name: obstore.get(store, name).bytes().to_bytes()),
         "pyarrow": together(by_arrow),
     }

@@ -1,4 +1,4 @@
-"""Which folder may import which; CONTRIBUTING.md says it in words."""
+"""The import rule between folders, which CONTRIBUTING.md explains."""
 
 import ast
 import sys

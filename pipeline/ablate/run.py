@@ -24,7 +24,7 @@ from pipeline import storage
 from pipeline.ablate.grid import SINGLE, Trial, protocol_of, training_of, trials_of
 from pipeline.ablate.tables import RESULTS, Row, Table, tables_of
 from pipeline.cluster import connection
-from pipeline.cluster.sizing import Reservation, check_capacity
+from pipeline.cluster.sizing import Reservation, check_capacity, needed
 from pipeline.config.jobs import AblateConfig, TrainConfig
 from pipeline.console import duration, log
 from pipeline.datasets import list_pairs
@@ -289,20 +289,20 @@ def _base(resolved: dict[str, Any]) -> dict[str, Any]:
 
 def trials_at_once(config: AblateConfig, have: connection.Resources) -> int:
     """Return how many trials can run in parallel with all their resources. Raises UserError if none can."""
-    workers, validation = config.workers, config.validation
-    cpus = DRIVER_CPUS + DECODING_CPUS + workers.most * workers.cpus + validation.predictors * validation.predictor_cpus
-    gpus = workers.most * workers.gpu + validation.predictors * validation.gpu
-    most = have.max_cpus // cpus
+    workers = config.workers
+    one_trial = [
+        Reservation("drivers", 1, DRIVER_CPUS),
+        Reservation("workers", workers.most, workers.cpus, workers.gpu),
+        predictors_of(config.validation),
+    ]
+    cpus, gpus = needed(one_trial)
+    most = have.max_cpus // (cpus + DECODING_CPUS)
     if gpus:
         most = min(most, have.max_gpus // gpus)
     count = config.trials_at_once or max(most, 1)
     check_capacity(
         "trials_at_once",
-        [
-            Reservation("drivers", count, DRIVER_CPUS),
-            Reservation("workers", count * workers.most, workers.cpus, workers.gpu),
-            replace(predictors_of(validation), count=count * validation.predictors),
-        ],
+        [replace(each, count=count * each.count) for each in one_trial],
         have,
         "lower trials_at_once, workers.count or workers.cpus, or add nodes",
         decode_cpus=count * DECODING_CPUS,

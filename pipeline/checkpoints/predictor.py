@@ -21,7 +21,7 @@ OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "out of memory", "STATUS_ALLOC_FAILED"
 
 @dataclass(frozen=True)
 class PredictorSpec:
-    """Predictor of an actor."""
+    """Everything that defines the predictor of an actor."""
 
     checkpoint: str  # absolute URI
     protocol: ProtocolConfig

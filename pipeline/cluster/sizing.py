@@ -28,6 +28,12 @@ class Reservation:
     gpu: bool = False
 
 
+def needed(reservations: Sequence[Reservation]) -> tuple[int, int]:
+    """Return the CPUs and GPUs that these reserve together."""
+    cpus = sum(each.count * each.cpus for each in reservations)
+    return cpus, sum(each.count for each in reservations if each.gpu)
+
+
 def check_capacity(
     option: str, reservations: Sequence[Reservation], have: Resources, remedy: str, decode_cpus: int = 1
 ) -> None:
@@ -35,8 +41,8 @@ def check_capacity(
 
     Raises: UserError that begins with the option and ends with the remedy.
     """
-    cpus = decode_cpus + sum(each.count * each.cpus for each in reservations)
-    gpus = sum(each.count for each in reservations if each.gpu)
+    cpus, gpus = needed(reservations)
+    cpus += decode_cpus
     if cpus > have.max_cpus or gpus > have.max_gpus:
         listed = ", ".join(
             f"{each.count} {each.kind} with {each.cpus} CPU(s){' and a GPU' if each.gpu else ''} each"

@@ -1,4 +1,4 @@
-"""Which images are found to kill the process that works on them, and which are not."""
+"""Images that crash their worker are identified, and no others."""
 
 import pytest
 
