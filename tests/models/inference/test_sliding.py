@@ -126,7 +126,8 @@ needs_compiler = C_COMPILER.mark
 @pytest.fixture(params=[pytest.param("kernel", marks=needs_compiler), "torch"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
-        monkeypatch.setattr(masks, "library", lambda: None)
+        for module in (masks, sliding):
+            monkeypatch.setattr(module, "library", lambda: None)
         monkeypatch.setattr(sliding, "STRIP_BYTES_CPU", 4 * 4 * 150 * 7 * 11)
     return request.param
 
@@ -232,16 +233,16 @@ def test_one_whole_image_without_mirror_is_what_the_predictor_says() -> None:
 
 def test_large_images_keep_few_crops_and_change_nothing(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images = make_images(2, 700, 90)
-    sliding = predictor(scales=(0.5, 1.0), max_batch=1)
-    whole = sliding.predict(images, with_confidence_map=True)
+    over_crops = predictor(scales=(0.5, 1.0), max_batch=1)
+    whole = over_crops.predict(images, with_confidence_map=True)
 
     alive, passes = [], []
     mask = sliding._KernelMask if way == "kernel" else sliding._TorchMask
-    original, network = mask.label, sliding.predictor.logits
+    original, network = mask.label, over_crops.predictor.logits
     monkeypatch.setattr(mask, "label", lambda self, band, x: (alive.append(len(x)), original(self, band, x))[1])
-    monkeypatch.setattr(sliding.predictor, "logits", lambda x: (passes.append(1), network(x))[1])
-    sliding.logits_bytes = 1
-    banded = sliding.predict(images, with_confidence_map=True)
+    monkeypatch.setattr(over_crops.predictor, "logits", lambda x: (passes.append(1), network(x))[1])
+    over_crops.logits_bytes = 1
+    banded = over_crops.predict(images, with_confidence_map=True)
     assert_same(whole, banded)
     crops_per_image = 7 + 14 * 2
     assert len(passes) == 2 * crops_per_image  # none twice

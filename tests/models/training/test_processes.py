@@ -54,7 +54,7 @@ def two_processes(rank: int, folder: str) -> None:
     # Shares of 3 images and 1: only the second process has an image alone, and both have to stop.
     share = slice(0, 3) if rank == 0 else slice(3, 4)
     images, labels = images_and_labels(4)
-    with pytest.raises(ValueError, match=r"1 image\(s\) and micro_batch None puts"):
+    with pytest.raises(ValueError, match=r"1 image\(s\) and micro_batch None runs a forward pass on one image"):
         make_step(batch_norm="plain")(images[share], labels[share], 0.01)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
