@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from pipeline.console import run_job
+from pipeline.console import run_job, warn_deprecated
 
 
 def main(argv: list[str], prog: str = "jobs/demo.py") -> None:
@@ -15,19 +15,26 @@ def main(argv: list[str], prog: str = "jobs/demo.py") -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--folder", type=Path, default=Path("build/demo"), help="folder for the results; overwrites an earlier demo"
+        "--to",
+        type=Path,
+        default=Path("build/demo"),
+        metavar="FOLDER",
+        help="folder for the results; overwrites an earlier demo",
     )
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--num-train", type=int, default=480, help="number of training scenes")
     parser.add_argument("--num-val", type=int, default=24, help="number of validation scenes")
     parser.add_argument("--num-photos", type=int, default=48, help="number of photos to label, at least 12")
     arguments, train_options = parser.parse_known_args(argv)
+    if arguments.folder is not None:
+        warn_deprecated("option --folder", "--to")
     from jobs import query, report, segment_bucket, train
     from pipeline.console import duration, log
     from pipeline.demo.run import Jobs, run_demo
 
     start = time.monotonic()
     run_demo(
-        arguments.folder,
+        arguments.folder or arguments.to,
         arguments.num_train,
         arguments.num_val,
         arguments.num_photos,

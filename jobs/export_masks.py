@@ -1,4 +1,4 @@
-"""Export masks to other formats: `python jobs/export_masks.py --labels OUTPUT --target TARGET --format coco-rle`."""
+"""Export masks to other formats: `python jobs/export_masks.py OUTPUT --to FOLDER --format coco-rle`."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""Import published weights: `python jobs/import_weights.py SOURCE OUT --classes wall,building,sky`."""
+"""Import published weights: `python jobs/import_weights.py SOURCE --to CHECKPOINT --classes wall,building,sky`."""
 
 import argparse
 
-from pipeline.console import run_job
+from pipeline.console import add_to_option, given_to, run_job
 
 
 def main(argv: list[str], prog: str = "jobs/import_weights.py") -> None:
@@ -12,7 +12,7 @@ def main(argv: list[str], prog: str = "jobs/import_weights.py") -> None:
         "ImageNet ResNet from torchvision as the backbone of a new PSPNet.",
     )
     parser.add_argument("source", help=".pth, .pt or .safetensors file, path or URI")
-    parser.add_argument("out", help="folder or URI for the checkpoint")
+    add_to_option(parser, metavar="FOLDER", help="folder or URI for the checkpoint")
     parser.add_argument(
         "--classes",
         help="comma-separated class names, or a text file or URI with one name per line; default: those in the source",
@@ -27,12 +27,13 @@ def main(argv: list[str], prog: str = "jobs/import_weights.py") -> None:
         choices=["true", "false"],
         help="align_corners of every bilinear upsampling; default: as in the framework that the weights come from",
     )
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
+    to = given_to(parser, arguments)
     from pipeline.checkpoints.importing import import_checkpoint, read_classes
 
     summary = import_checkpoint(
         arguments.source,
-        arguments.out,
+        to,
         read_classes(arguments.classes) if arguments.classes is not None else None,
         arguments.bins,
         None if arguments.align_corners is None else arguments.align_corners == "true",

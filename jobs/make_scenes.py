@@ -1,8 +1,8 @@
-"""Write the built-in scenes as a dataset: `python jobs/make_scenes.py build/scenes --num-train 1200 --num-val 96`."""
+"""Write the built-in scenes as a dataset: `python jobs/make_scenes.py --to build/scenes --num-train 1200`."""
 
 import argparse
 
-from pipeline.console import run_job
+from pipeline.console import add_to_option, given_to, run_job
 
 
 def main(argv: list[str], prog: str = "jobs/make_scenes.py") -> None:
@@ -11,18 +11,19 @@ def main(argv: list[str], prog: str = "jobs/make_scenes.py") -> None:
         description="Write the built-in scenes and their annotations as a dataset for configs/scenes_pspnet18.yaml.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("root", help="folder or URI to write to, the later --data.root")
+    add_to_option(parser, metavar="FOLDER", help="folder or URI to write to, the later --data.root")
     parser.add_argument("--num-train", type=_count, default=480, help="number of training scenes, at most 100,000")
     parser.add_argument("--num-val", type=_count, default=24, help="number of validation scenes, at most 100,000")
     parser.add_argument("--height", type=_side, default=129, help="height in pixels, 64 to 4096")
     parser.add_argument("--width", type=_side, default=129, help="width in pixels, 64 to 4096")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the scenes")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
+    root = given_to(parser, options)
     from pipeline.console import log
     from pipeline.datasets.scene_files import write_scenes
 
-    write_scenes(options.root, options.num_train, options.num_val, options.seed, options.height, options.width)
-    log(f"Wrote {options.num_train} training and {options.num_val} validation scenes to {options.root}")
+    write_scenes(root, options.num_train, options.num_val, options.seed, options.height, options.width)
+    log(f"Wrote {options.num_train} training and {options.num_val} validation scenes to {root}")
 
 
 def _count(text: str) -> int:

@@ -23,7 +23,7 @@ from pipeline.datasets.scenes import scene
 from pipeline.demo.local_s3 import s3_environment
 from pipeline.images.codec import encode_image
 from pipeline.output.parquet import read_table
-from pipeline.verify.run import Verification
+from pipeline.verify.verification import Verification
 from tests.chaos_cluster import TITLES, ChaosCluster, chaos_cluster
 from tests.conftest import REPOSITORY, make_bucket
 from tests.faulty_storage import CUT, HANG, REFUSE, TRUNCATE, FaultyStorage, faulty_storage, in_turn

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.output import parts
 from pipeline.output.schema import CLASS_STATS, MASKS
-from pipeline.verify.run import Verification
+from pipeline.verify.verification import Verification
 
 
 def read(output: str, table: str) -> pa.Table:

@@ -28,7 +28,7 @@ def test_it_takes_an_earlier_demos_place_shows_everything_and_leaves_no_process(
     mark = {"SCENEPARSE_TEST_MARK": str(tmp_path)}
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
     done = subprocess.run(
-        [sys.executable, "jobs/demo.py", "--folder", str(demo), *SMALL],
+        [sys.executable, "jobs/demo.py", "--to", str(demo), *SMALL],
         cwd=REPOSITORY,
         env={**environment, **mark},
         capture_output=True,

@@ -29,7 +29,7 @@ def test_a_checkpoint_becomes_one_onnx_file(
     tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out" / "model.onnx"
-    main([checkpoint, str(output), "--size", "97x131"])
+    main([checkpoint, "--to", str(output), "--size", "97x131"])
     printed = capsys.readouterr().out
     assert "ONNX, opset 18" in printed
     assert "images uint8 (batch, 97, 131, 3), RGB" in printed
@@ -48,7 +48,7 @@ def test_buckets_hold_checkpoints_and_exports(
     bucket: str, tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage.copy_files(checkpoint, f"{bucket}/checkpoint", ["config.json", "model.safetensors"])
-    main([f"{bucket}/checkpoint", f"{bucket}/exports/model.pt2", "--size", "65x90"])
+    main([f"{bucket}/checkpoint", "--to", f"{bucket}/exports/model.pt2", "--size", "65x90"])
     printed = capsys.readouterr().out
     assert "images uint8 (batch, 65, 90, 3), RGB" in printed
     assert 'torch.export.load("model.pt2"' in printed
@@ -76,7 +76,7 @@ def test_a_file_that_disagrees_with_the_predictor_is_not_left(
 ) -> None:
     without_exporting(monkeypatch, class_id=200)
     with pytest.raises(UserError, match=r"not written, because .* disagrees with Predictor: 0.0000% of"):
-        main([checkpoint, str(tmp_path / "model.pt2")])
+        main([checkpoint, "--to", str(tmp_path / "model.pt2")])
     assert not list(tmp_path.iterdir())
 
 
@@ -85,7 +85,7 @@ def test_a_file_that_nothing_here_can_run_is_written_and_said_to_be_unchecked(
 ) -> None:
     without_exporting(monkeypatch, class_id=200)
     monkeypatch.setattr(exporting, "find_spec", lambda name: None)
-    main([checkpoint, str(tmp_path / "model.onnx")])
+    main([checkpoint, "--to", str(tmp_path / "model.onnx")])
     assert "not checked; to check it, pip install onnxruntime" in capsys.readouterr().out
     assert (tmp_path / "model.onnx").read_bytes() == b"exported"
 
@@ -98,11 +98,11 @@ def test_agreement_allows_ties_and_rounding_only(differing: int, difference: flo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["CHECKPOINT", "model.tflite"], "unknown suffix; use .onnx, or .pt2"),
-        (["CHECKPOINT", "model.onnx", "--size", "63x400"], "63 x 400 pixels is too small"),
-        (["CHECKPOINT", "model.onnx", "--size", "large"], "--size large: give HEIGHTxWIDTH in pixels"),
-        (["nowhere", "model.pt2"], "config.json does not exist; a checkpoint is a folder"),
-        (["CHECKPOINT", "gopher://model.pt2"], "gopher://model.pt2: cannot be opened"),
+        (["CHECKPOINT", "--to", "model.tflite"], "unknown suffix; use .onnx, or .pt2"),
+        (["CHECKPOINT", "--to", "model.onnx", "--size", "63x400"], "63 x 400 pixels is too small"),
+        (["CHECKPOINT", "--to", "model.onnx", "--size", "large"], "--size large: give HEIGHTxWIDTH in pixels"),
+        (["nowhere", "--to", "model.pt2"], "config.json does not exist; a checkpoint is a folder"),
+        (["CHECKPOINT", "--to", "gopher://model.pt2"], "gopher://model.pt2: cannot be opened"),
     ],
 )
 def test_what_the_user_can_mend_is_said_and_exits_2(
@@ -123,4 +123,4 @@ def test_what_the_user_can_mend_is_said_and_exits_2(
 def test_onnx_without_its_packages_says_what_to_install(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs onnx and onnxscript; run pip install 'sceneparse\[export\]'"):
-        main([checkpoint, "model.onnx"])
+        main([checkpoint, "--to", "model.onnx"])

@@ -136,7 +136,7 @@ def test_images_of_any_name_keep_their_labels(kind: str, tmp_path: Path) -> None
     for uri in uris:
         storage.write_bytes(uri, encode_image(np.zeros((1, 1, 3), np.uint8)))
     write_output(tmp_path / "labels", {uri: np.zeros((1, 1), np.uint8) for uri in uris})
-    assert main(["--labels", f"{tmp_path}/labels", "--target", f"{tmp_path}/target", "--format", kind]) == 0
+    assert main([f"{tmp_path}/labels", "--to", f"{tmp_path}/target", "--format", kind]) == 0
     folders = {
         "fiftyone": ("data/", "labels/"),
         "yolo-seg": ("images/", "labels/"),
@@ -214,7 +214,7 @@ def test_pixels_of_low_confidence_are_ignored_in_a_dataset(
         masks[uri], confidences[uri] = found.class_ids_NHW[0], found.confidence_NHW[0]
     least = float(np.median(np.stack([*confidences.values()])))
     write_output(tmp_path / "labels", masks, model_id=model.model_id)
-    arguments = ["--labels", f"{tmp_path}/labels", "--target", f"{tmp_path}/t", "--format", "dataset"]
+    arguments = [f"{tmp_path}/labels", "--to", f"{tmp_path}/t", "--format", "dataset"]
     arguments += ["--min-confidence", str(least), "--checkpoint", f"{tmp_path}/checkpoint"]
     assert main(arguments) == 0
     data = DataConfig.model_validate(yaml.safe_load((tmp_path / "t/dataset.yaml").read_text())["data"])
@@ -232,4 +232,4 @@ def test_pixels_of_low_confidence_are_ignored_in_a_dataset(
     network = models.PSPNet(models.Architecture("resnet18", num_classes=len(NAMES), auxiliary=False)).eval()
     models.save(other, network, models.Metadata(NAMES, palette, preprocessing={"long_side": None}))
     with pytest.raises(UserError, match="differs from the output's model"):
-        main([*arguments[:-1], str(other), "--target", f"{tmp_path}/t2"])
+        main([*arguments[:-1], str(other), "--to", f"{tmp_path}/t2"])

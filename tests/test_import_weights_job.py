@@ -40,7 +40,7 @@ def test_an_import_prints_what_it_is_and_can_predict(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "out")
-    main([str(source), out, "--classes", "wall, building,sky"])
+    main([str(source), "--to", out, "--classes", "wall, building,sky"])
     printed = capsys.readouterr().out
     assert "Recognized    MMSegmentation PSPNet, deep stem" in printed
     assert "resnet18, deep stem 32-32-64, bins 1,2,3,6, an auxiliary head, align_corners false" in printed
@@ -56,7 +56,7 @@ def test_from_bucket_to_bucket_with_class_names_in_a_file(
 ) -> None:
     storage.write_bytes(f"{bucket}/published/net.pth", source.read_bytes())
     storage.write_bytes(f"{bucket}/names.txt", "\ufeffwall\r\nbuilding\n\nsky\n".encode())
-    arguments = [f"{bucket}/published/net.pth", f"{bucket}/out", "--classes", f"{bucket}/names.txt"]
+    arguments = [f"{bucket}/published/net.pth", "--to", f"{bucket}/out", "--classes", f"{bucket}/names.txt"]
     main(arguments)
     assert f"Checkpoint    {bucket}/out\n" in capsys.readouterr().out
     assert_predicts(f"{bucket}/out")
@@ -64,27 +64,27 @@ def test_from_bucket_to_bucket_with_class_names_in_a_file(
     main(arguments)
     assert "(already exists)" in capsys.readouterr().out
     with pytest.raises(UserError, match=rf"^{bucket}/published: not found"):
-        main([f"{bucket}/published", f"{bucket}/new"])
+        main([f"{bucket}/published", "--to", f"{bucket}/new"])
     with pytest.raises(UserError, match=rf"^{bucket}/names.txt is not a readable torch.save file"):
-        main([f"{bucket}/names.txt", f"{bucket}/new"])
+        main([f"{bucket}/names.txt", "--to", f"{bucket}/new"])
 
 
 def test_another_checkpoint_is_never_overwritten(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    main([str(source), str(out), "--classes", ",".join(CLASSES)])
+    main([str(source), "--to", str(out), "--classes", ",".join(CLASSES)])
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(UserError, match=r"holds a different checkpoint, .* choose another folder, or delete"):
-        main([str(source), str(out), "--classes", ",".join(CLASSES), "--align-corners", "true"])
+        main([str(source), "--to", str(out), "--classes", ",".join(CLASSES), "--align-corners", "true"])
     with pytest.raises(UserError, match="holds these weights with different class names"):
-        main([str(source), str(out), "--classes", "a,b,c"])
+        main([str(source), "--to", str(out), "--classes", "a,b,c"])
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
     (out / "config.json").write_text("{")
     with pytest.raises(UserError, match="holds a checkpoint that cannot be read"):
-        main([str(source), str(out)])
+        main([str(source), "--to", str(out)])
     (out / "config.json").unlink()
     with pytest.raises(UserError, match=r"holds model\.safetensors but no complete checkpoint"):
-        main([str(source), str(out)])
+        main([str(source), "--to", str(out)])
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_another_checkpoint_is_never_overwritten(source: Path, tmp_path: Path) -
 )
 def test_class_names_that_do_not_fit(classes: str, message: str, source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        main([str(source), str(tmp_path / "out"), "--classes", classes])
+        main([str(source), "--to", str(tmp_path / "out"), "--classes", classes])
     assert not (tmp_path / "out").exists()
 
 
@@ -106,7 +106,7 @@ def test_files_of_class_names_that_are_none(source: Path, tmp_path: Path) -> Non
     for content, message in ((b"\xff\xfe\x00", "not a UTF-8 text file"), (b"\n \n", "the file is empty")):
         (tmp_path / "names").write_bytes(content)
         with pytest.raises(UserError, match=message):
-            main([str(source), str(tmp_path / "out"), "--classes", str(tmp_path / "names")])
+            main([str(source), "--to", str(tmp_path / "out"), "--classes", str(tmp_path / "names")])
 
 
 def test_a_backbone_is_not_announced_as_ready_to_segment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +114,7 @@ def test_a_backbone_is_not_announced_as_ready_to_segment(tmp_path: Path, capsys:
         shapes = models.PSPNet(models.Architecture("resnet18", 2)).backbone.state_dict()
     state = {name: torch.tensor(0.5).expand(tensor.shape) for name, tensor in shapes.items()}
     torch.save(state, tmp_path / "resnet18.pth")
-    main([str(tmp_path / "resnet18.pth"), str(tmp_path / "out"), "--classes", "a,b", "--bins", "1,4"])
+    main([str(tmp_path / "resnet18.pth"), "--to", str(tmp_path / "out"), "--classes", "a,b", "--bins", "1,4"])
     printed = capsys.readouterr().out
     assert "ImageNet ResNet" in printed
     assert "bins 1,4" in printed
@@ -129,7 +129,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_the_exit_code_tells_success_from_what_the_user_can_mend(source: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    done = run(str(source), out, "--classes", ",".join(CLASSES))
+    done = run(str(source), "--to", out, "--classes", ",".join(CLASSES))
     assert (done.returncode, done.stderr) == (0, "")
     assert_predicts(out)
 
@@ -138,6 +138,6 @@ def test_the_exit_code_tells_success_from_what_the_user_can_mend(source: Path, t
     assert missing.stderr == (
         f"error: {tmp_path / 'nowhere.pth'} does not exist; pass a .pth, .pt or .safetensors file.\n"
     )
-    misspelt = run(str(source), out, "--bins", "one")
+    misspelt = run(str(source), "--to", out, "--bins", "one")
     assert misspelt.returncode == 2
     assert "'one' is not a list of integers such as 1,2,3,6" in misspelt.stderr

@@ -56,12 +56,12 @@ def output_with(pattern: str, folder: Path, made: Path) -> str:
 
 def export_masks(folder: Path, made: Path) -> list[str]:
     labels = output_with("masks/*.parquet", folder, made)
-    return ["jobs/export_masks.py", "--labels", labels, "--target", f"{folder}/exported", "--format", "png"]
+    return ["jobs/export_masks.py", labels, "--to", f"{folder}/exported", "--format", "png"]
 
 
 def export_classes(folder: Path, made: Path) -> list[str]:
     labels = output_with("classes.parquet", folder, made)
-    return ["jobs/export_masks.py", "--labels", labels, "--target", f"{folder}/exported", "--format", "png"]
+    return ["jobs/export_masks.py", labels, "--to", f"{folder}/exported", "--format", "png"]
 
 
 def report(folder: Path, made: Path) -> list[str]:
@@ -69,7 +69,7 @@ def report(folder: Path, made: Path) -> list[str]:
 
 
 def verify(folder: Path, made: Path) -> list[str]:
-    return ["jobs/verify.py", "--output", output_with("class_stats/*.parquet", folder, made), "--deep"]
+    return ["jobs/verify.py", output_with("class_stats/*.parquet", folder, made), "--deep"]
 
 
 @pytest.mark.parametrize(

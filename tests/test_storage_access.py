@@ -134,7 +134,7 @@ def segmentation(guarded: Guarded, policies: dict[str, dict[str, Any]], training
     guarded.run("jobs/segment_bucket.py", *command, "--verbose")
     storage.remove(next(iter(storage.find(f"{output}/masks"))))
     guarded.run("jobs/segment_bucket.py", *command)
-    guarded.run("jobs/verify.py", "--output", output, "--deep", "--repair")
+    guarded.run("jobs/verify.py", output, "--deep", "--repair")
     calls = guarded.guard.take()
     guarded.run("jobs/query.py", output, "SELECT * FROM runs", "--format", "json")
     guarded.run("jobs/report.py", output)
@@ -185,7 +185,7 @@ def test_policies_confine_each_job_to_its_places(policies: dict[str, dict[str, A
 
 def test_a_job_without_its_policy_is_refused(guarded: Guarded) -> None:
     before, guarded.guard.policy = guarded.guard.policy, {"Statement": []}
-    assert b"access denied" in guarded.run("jobs/verify.py", "--output", f"s3://{BUCKET}/labels", code=2)
+    assert b"access denied" in guarded.run("jobs/verify.py", f"s3://{BUCKET}/labels", code=2)
     assert guarded.guard.take()[1]
     guarded.guard.policy = before
 

@@ -17,14 +17,14 @@ def verify(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_right_output_gives_exit_code_0(small_output: Path) -> None:
-    done = verify("--output", str(small_output), "--deep")
+    done = verify(str(small_output), "--deep")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 part(s), 3 images, 2 ok and 1 failed; every mask decoded" in done.stdout
     assert "no problems found" in done.stdout
 
 
 def test_no_output_gives_exit_code_2_and_a_sentence(tmp_path: Path) -> None:
-    done = verify("--output", f"{tmp_path}/nowhere")
+    done = verify(f"{tmp_path}/nowhere")
     assert done.returncode == 2
     assert (
         done.stderr == f"error: output file://{tmp_path}/nowhere: no masks and no classes.parquet; pass "
@@ -34,7 +34,7 @@ def test_no_output_gives_exit_code_2_and_a_sentence(tmp_path: Path) -> None:
 
 def test_it_needs_no_ray(small_output: Path) -> None:
     """Which takes seconds to import, and is not where an analyst is."""
-    run = f"import sys; from jobs.verify import main; main(['--output', {str(small_output)!r}])"
+    run = f"import sys; from jobs.verify import main; main([{str(small_output)!r}])"
     code = f"{run}; assert 'ray' not in sys.modules and 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -51,7 +51,7 @@ def test_findings_are_told_then_mended_and_gone(place: str, request: pytest.Fixt
     write_classes(output)
     broken = write_part(output, names[:2], failures=names[2:3])
     write_part(output, names[3:], run_id="run2")
-    everything = ("--output", output, "--input", photos, "--deep")
+    everything = (output, "--input", photos, "--deep")
     assert verify(*everything).returncode == 0
     content = storage.read_bytes(f"{output}/masks/{broken}")
     storage.write_bytes(f"{output}/masks/{broken}", content[:-10])
@@ -65,11 +65,11 @@ def test_findings_are_told_then_mended_and_gone(place: str, request: pytest.Fixt
     assert "4 finding(s), 1 of which --repair can fix" in found.stdout
     assert storage.read_bytes(f"{output}/masks/{broken}") == content[:-10], "without --repair nothing is changed"
 
-    repaired = verify("--output", output, "--repair")
+    repaired = verify(output, "--repair")
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
     assert f"deleted part {broken}: unreadable part" in repaired.stdout
     assert not storage.exists(f"{output}/class_stats/{broken}")
-    assert verify("--output", output).returncode == 0
+    assert verify(output).returncode == 0
     assert verify(*everything).returncode == 1
     write_part(output, names[:2], failures=names[2:3], run_id="run3")
     assert verify(*everything).returncode == 0

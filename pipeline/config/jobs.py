@@ -1,13 +1,13 @@
 """Settings of every job, one pydantic model per job."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from pipeline.config.data import MAX_PIXELS, DataConfig, EvalDataConfig
 from pipeline.config.inputs import SOURCES, InputConfig
-from pipeline.config.loading import JobSettings, Texts
+from pipeline.config.loading import JobSettings, Positional, Texts
 from pipeline.config.training import (
     AugmentConfig,
     LossConfig,
@@ -282,7 +282,7 @@ class EvaluateConfig(PredictConfig):
 class VerifyConfig(InputConfig):
     """Check the integrity of an output and optionally repair it. Exit code 1: the output has errors."""
 
-    output: str = Field(description="Folder or URI written by jobs/segment_bucket.py.")
+    output: Positional = Field("", description="Folder or URI that jobs/segment_bucket.py wrote (its --output).")
     deep: bool = Field(False, description="Also decode every mask and compare it with its statistics.")
     repair: bool = Field(
         False,
@@ -318,8 +318,10 @@ class DoctorConfig(JobSettings):
 class ExportMasksConfig(JobSettings):
     """Export the masks of an output to the formats of other tools (docs/exports.md). To resume, run it again."""
 
-    labels: str = Field(description="Folder or URI written by jobs/segment_bucket.py (its --output).")
-    target: str = Field(
+    deprecated: ClassVar[dict[str, str]] = {"labels": "output", "target": "to"}
+
+    output: Positional = Field("", description="Folder or URI that jobs/segment_bucket.py wrote (its --output).")
+    to: str = Field(
         description="Folder or URI for the export; must be empty or hold the same export, which is then resumed."
     )
     format: Literal["png", "overlay", "coco-panoptic", "coco-rle", "cityscapes", "yolo-seg", "fiftyone", "dataset"] = (

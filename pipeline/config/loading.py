@@ -3,12 +3,14 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, ClassVar, TypeVar, cast, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
+    CliPositionalArg,
     CliSettingsSource,
     InitSettingsSource,
     NoDecode,
@@ -17,6 +19,7 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError
 
+from pipeline.console import warn_deprecated
 from pipeline.errors import UserError
 from pipeline.url_credentials import credentials_refusal, masked
 
@@ -33,6 +36,18 @@ MAX_DIGITS = 1000  # of a number in a YAML file; Python refuses to print more th
 
 # Paths and patterns: each occurrence of the option is one value, and its commas and brackets are kept as they are.
 Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_several)]
+
+
+def _given(value: str) -> str:
+    if not value:
+        raise PydanticCustomError("missing", "Field required")
+    return value
+
+
+_POSITIONAL = get_args(CliPositionalArg[str])[1]
+# A required argument without an option name. Its default is "", since argparse would otherwise require it even if the
+# file or the environment sets it.
+Positional = Annotated[CliPositionalArg[str], Field(validate_default=True), AfterValidator(_given)]
 
 
 class Section(BaseModel):
@@ -55,6 +70,9 @@ class JobSettings(BaseSettings):
         cli_parse_none_str="none",  # the word used in the descriptions
     )
 
+    # Names of options in the previous release, and their fields.
+    deprecated: ClassVar[dict[str, str]] = {}
+
     config: str | None = Field(None, description="YAML file that sets any of these options.")
     verbose: bool = Field(False, description="Also show Ray's log lines.")
 
@@ -69,9 +87,9 @@ def load_settings(settings: type[Settings], argv: list[str], prog: str) -> Setti
 
     Raises: UserError that lists every wrong key with its value and the allowed values.
     """
-    argv = _quoted([_kebab(argument) for argument in argv], settings)
+    argv = _quoted(_without_deprecated([_kebab(argument) for argument in argv], settings), settings)
     path = _option(argv, "--config") or os.environ.get("SCENEPARSE_CONFIG")
-    in_file = _read_yaml(path) if path else {}
+    in_file = _renamed(_read_yaml(path) if path else {}, settings)
 
     class FromEverywhere(settings):  # type: ignore[valid-type, misc]
         __doc__ = settings.__doc__
@@ -109,6 +127,42 @@ def _kebab(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value
+
+
+def _without_deprecated(argv: list[str], settings: type[JobSettings]) -> list[str]:
+    """Return `argv` with deprecated options in their present form, and print a note for each."""
+    # A positional argument was an option of the same name.
+    fields = {name: name for name in settings.model_fields if _is_positional(settings, name)} | settings.deprecated
+    options = {f"--{old.replace('_', '-')}": field for old, field in fields.items()}
+    present = []
+    for argument in argv:
+        option, equals, value = argument.partition("=")
+        field = options.get(option)
+        if field is None:
+            present.append(argument)
+        elif _is_positional(settings, field):
+            warn_deprecated(f"option {option}", f"{field.upper()} without an option name")
+            present += [value] if equals else []  # otherwise the next argument is the value
+        else:
+            warn_deprecated(f"option {option}", f"--{field}")
+            present.append(f"--{field}{equals}{value}")
+    return present
+
+
+def _renamed(values: dict[str, Any], settings: type[JobSettings]) -> dict[str, Any]:
+    """Return the values of a file with its deprecated keys, and those of the environment, under their present names."""
+    prefix = settings.model_config["env_prefix"]
+    for old, field in settings.deprecated.items():
+        for name, source in ((old, values), (prefix + old.upper(), os.environ)):
+            if name in source:
+                warn_deprecated(name, field if source is values else prefix + field.upper())
+                values = {**values, field: source[name]}
+                values.pop(old, None)
+    return values
+
+
+def _is_positional(settings: type[JobSettings], name: str) -> bool:
+    return _POSITIONAL in settings.model_fields[name].metadata
 
 
 def _quoted(argv: list[str], settings: type[JobSettings]) -> list[str]:
@@ -211,7 +265,9 @@ def _explain(error: ValidationError, settings: type[JobSettings], path: str | No
         key = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "missing":
-            lines.append(f"  {key}: missing; set it in the file or with --{key.replace('_', '-')}")
+            positional = key in settings.model_fields and _is_positional(settings, key)
+            option = f"as the argument {key.upper()}" if positional else f"with --{key.replace('_', '-')}"
+            lines.append(f"  {key}: missing; set it in the file or {option}")
         elif item["type"] == "extra_forbidden":
             lines.append(f"  {key}: no such key; allowed here: {', '.join(_siblings(settings, item['loc']))}")
         elif key and item["type"] == "value_error":

@@ -42,11 +42,11 @@ def format_of(config: ExportMasksConfig, classes: Classes, target: str, model_id
             return of_classes(make, beside({"classes.csv": classes.as_csv()}), needs_images=True)
         case "coco-panoptic":
             things = classes.ids("things", config.things)
-            info = {"description": f"{config.labels}, model {model_id}"}
+            info = {"description": f"{config.output}, model {model_id}"}
             finish = partial(_finish_panoptic, target, info, coco.categories(classes, things))
             return of_classes(partial(coco.panoptic, things=things), finish, needs_images=False)
         case "coco-rle":
-            info = {"description": f"{config.labels}, model {model_id}"}
+            info = {"description": f"{config.output}, model {model_id}"}
             finish = partial(_finish_rle, target, info, coco.categories(classes))
             return of_classes(coco.rle, finish, needs_images=False)
         case "cityscapes":
@@ -65,7 +65,7 @@ def format_of(config: ExportMasksConfig, classes: Classes, target: str, model_id
             predicts = config.min_confidence is not None
             if predicts:
                 checkpoint = storage.absolute(config.checkpoint or "")
-                relabel = relabel_as(config.labels, model_id, checkpoint, config.precision)
+                relabel = relabel_as(config.output, model_id, checkpoint, config.precision)
                 make = partial(make, relabel=relabel, min_confidence=config.min_confidence)
             return of_classes(make, beside({"dataset.yaml": dataset_yaml(classes, target, split)}), True, predicts)
 

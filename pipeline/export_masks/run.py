@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.config.jobs import ExportMasksConfig
-from pipeline.errors import UserError, user_error
+from pipeline.errors import UserError, raise_user_error
 from pipeline.export_masks.formats import Format, format_of
 from pipeline.export_masks.labelled_image import Classes
 from pipeline.export_masks.selection import MaskSelection, SelectedPart
@@ -45,7 +45,7 @@ class MaskExportSummary:
 
 def export_masks(config: ExportMasksConfig) -> MaskExportSummary:
     """Export an output's masks, or resume an earlier export. Raises UserError."""
-    output, target = storage.absolute(config.labels), storage.absolute(config.target)
+    output, target = storage.absolute(config.output), storage.absolute(config.to)
     if place_prefix(target).startswith(place_prefix(output)):
         raise UserError(f"target {target}: is inside the output {output}; choose a folder outside of it")
     with MaskSelection(output, config.where) as selection:
@@ -117,7 +117,7 @@ def _on_ray(
     try:
         yield from exported.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except Exception as error:
-        raise user_error(error) or error from None
+        raise_user_error(error)
 
 
 def _waves(todo: list[SelectedPart]) -> Iterator[list[SelectedPart]]:
@@ -169,7 +169,7 @@ def _claim(target: str, config: ExportMasksConfig, before: dict[str, Any] | None
     """Write the settings of this export to the target. Raises UserError if it has an export with other settings."""
     settings = {
         **config.model_dump(mode="json", exclude=BESIDE_THE_POINT),
-        "output": storage.absolute(config.labels),
+        "output": storage.absolute(config.output),
         "model": model_id,
     }
     if before is None:

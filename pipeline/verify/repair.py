@@ -8,8 +8,8 @@ from pipeline.errors import UserError
 from pipeline.output import parts
 from pipeline.output.reconcile import remove_superseded
 from pipeline.verify.findings import FINDING_KINDS, Tally
-from pipeline.verify.run import Verification
 from pipeline.verify.run_files import write_repair
+from pipeline.verify.verification import Verification
 
 # Kinds of findings that a wrong classes.parquet or another version of this program would explain as well.
 BY_COMPARISON = {"wrong columns", "another model", "unknown class", "wrong class name"}

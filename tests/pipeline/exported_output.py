@@ -87,7 +87,7 @@ class ThreeImages:
 
     def export(self, kind: str, *options: str, target: str = "", code: int = 0) -> str:
         target = target or f"{self.root}/{kind}"
-        assert main(["--labels", self.labels, "--target", target, "--format", kind, *options]) == code
+        assert main([self.labels, "--to", target, "--format", kind, *options]) == code
         return target
 
     def mask(self, key: str) -> NDArray[Any]:

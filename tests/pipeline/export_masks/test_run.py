@@ -100,14 +100,14 @@ def test_files_about_all_images_follow_the_output(three: ThreeImages) -> None:
 def test_a_target_holds_one_export(three: ThreeImages, option: str, value: str, told: str) -> None:
     target = three.export("png")
     with pytest.raises(UserError, match=f"was exported with {told}; choose another target"):
-        main(["--labels", three.labels, "--target", target, option, value])
+        main([three.labels, "--to", target, option, value])
 
 
 def test_new_images_elsewhere_do_not_move_the_names(three: ThreeImages) -> None:
     target = three.export("png")
     write_output(three.labels, {"s3://other/z.jpg": np.zeros((1, 1), np.uint8)}, run_id="3")
     with pytest.raises(UserError, match="but now some images are not in it; choose another target"):
-        main(["--labels", three.labels, "--target", target])
+        main([three.labels, "--to", target])
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"folder": ""}'])
@@ -115,7 +115,7 @@ def test_a_target_whose_record_is_damaged_is_refused(three: ThreeImages, content
     target = three.export("png")
     storage.write_bytes(f"{target}/{SETTINGS}", content)
     with pytest.raises(UserError, match=f"{SETTINGS}: not a settings file of an export; choose another target"):
-        main(["--labels", three.labels, "--target", target])
+        main([three.labels, "--to", target])
 
 
 # What is missing or in the way
@@ -170,7 +170,7 @@ def test_other_peoples_files_are_not_written_over(three: ThreeImages) -> None:
 
 def test_an_output_without_anything_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no masks/\*.parquet; use the --output of a jobs/segment_bucket.py run"):
-        main(["--labels", f"{tmp_path}/labels", "--target", f"{tmp_path}/target"])
+        main([f"{tmp_path}/labels", "--to", f"{tmp_path}/target"])
     assert not (tmp_path / "target").exists()
 
 
@@ -180,7 +180,7 @@ def test_an_output_without_a_labelled_image_says_where_to_look(tmp_path: Path) -
     table = pq.read_table(name)
     pq.write_table(table.filter(pc.equal(table["image_uri"], "s3://photos/c.jpg")), name)
     with pytest.raises(UserError, match=r"has no labeled images; run python jobs/query.py OUTPUT failures to see why"):
-        main(["--labels", f"{tmp_path}/labels", "--target", f"{tmp_path}/target"])
+        main([f"{tmp_path}/labels", "--to", f"{tmp_path}/target"])
 
 
 def test_a_condition_that_is_true_of_nothing_is_told(three: ThreeImages) -> None:
@@ -192,7 +192,7 @@ def test_failed_images_are_left_out_and_an_unfinished_run_is_noted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_small_output(tmp_path / "labels")
-    assert main(["--labels", f"{tmp_path}/labels", "--target", f"{tmp_path}/target"]) == 0
+    assert main([f"{tmp_path}/labels", "--to", f"{tmp_path}/target"]) == 0
     assert tree(f"{tmp_path}/target") == ["a.png", "b.png", "classes.csv"]
     assert "note: output" in (said := capsys.readouterr().err)
     assert "no run has finished yet" in said
@@ -223,7 +223,7 @@ def test_a_damaged_part_is_named(three: ThreeImages) -> None:
     start = content.index(b"\x89PNG")
     content[start : start + 60] = bytes(60)
     storage.write_bytes(uri, bytes(content))
-    assert main(["--labels", three.labels, "--target", f"{three.root}/t", "--format", "coco-rle"]) == 1
+    assert main([three.labels, "--to", f"{three.root}/t", "--format", "coco-rle"]) == 1
     storage.write_bytes(uri, bytes(content[:-100]))
     with pytest.raises(UserError, match=three.parts[0]):
         three.export("png")
@@ -239,7 +239,7 @@ def test_a_thousand_classes_and_an_image_of_one_pixel(kind: str, tmp_path: Path)
     for uri, ids_HW in masks.items():
         storage.write_bytes(uri, encode_image(np.zeros((*ids_HW.shape, 3), np.uint8)))
     write_output(tmp_path / "labels", masks, names)
-    assert main(["--labels", f"{tmp_path}/labels", "--target", f"{tmp_path}/target", "--format", kind]) == 0
+    assert main([f"{tmp_path}/labels", "--to", f"{tmp_path}/target", "--format", kind]) == 0
     if kind == "png":
         assert decode_label((tmp_path / "target/one.png").read_bytes()).tolist() == [[999]]
     if kind == "yolo-seg":
@@ -264,12 +264,12 @@ def test_a_thousand_classes_and_an_image_of_one_pixel(kind: str, tmp_path: Path)
 )
 def test_options_that_do_not_fit_are_told(three: ThreeImages, options: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        main(["--labels", three.labels, "--target", f"{three.root}/t", *options])
+        main([three.labels, "--to", f"{three.root}/t", *options])
     assert not storage.exists(f"{three.root}/t")
 
 
 def test_without_images_to_label_it_needs_neither_ray_nor_torch(three: ThreeImages) -> None:
-    arguments = ["--labels", three.labels, "--target", f"{three.root}/t"]
+    arguments = [three.labels, "--to", f"{three.root}/t"]
     code = f"import sys; from jobs.export_masks import main; main({arguments}); "
     code += "assert 'ray' not in sys.modules and 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)

@@ -48,7 +48,7 @@ HOSTILE = ["../../up.png", "%2e%2e/%2e%2e/up.png", "..\\up.png", "C:\\up.png", "
 def test_no_image_is_exported_outside_the_target(tmp_path: Path) -> None:
     ids_HW = blobs(*SIZE, len(NAMES), 0)
     write_output(tmp_path / "deep/labels", {f"s3://b/{key}": ids_HW for key in HOSTILE})
-    arguments = ["--labels", f"{tmp_path}/deep/labels", "--target", f"{tmp_path}/deep/deeper/target"]
+    arguments = [f"{tmp_path}/deep/labels", "--to", f"{tmp_path}/deep/deeper/target"]
     assert main([*arguments, "--strip", "s3://b"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep"]
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["deeper", "labels"]
@@ -60,7 +60,7 @@ def test_names_that_would_be_one_are_refused_with_both_images_and_nothing_is_wri
     ids_HW = blobs(*SIZE, len(NAMES), 0)
     write_output(tmp_path / "labels", {"s3://b/x/a.jpg": ids_HW, "s3://b/x/a?.jpg": ids_HW})
     write_output(tmp_path / "labels", {"s3://b/x/a.png": ids_HW, "s3://b/x/a*.jpg": ids_HW}, run_id="run2")
-    arguments = ["--labels", f"{tmp_path}/labels", "--target", f"{tmp_path}/target"]
+    arguments = [f"{tmp_path}/labels", "--to", f"{tmp_path}/target"]
     with pytest.raises(UserError) as caught:
         main(arguments)
     assert "  a: s3://b/x/a.jpg and s3://b/x/a.png" in str(caught.value)
@@ -77,4 +77,4 @@ def test_an_image_that_stands_twice_is_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"s3://b/a.jpg has two rows; run python jobs/verify.py --repair to keep the newer"
     ):
-        main(["--labels", f"{tmp_path}/labels", "--target", f"{tmp_path}/target"])
+        main([f"{tmp_path}/labels", "--to", f"{tmp_path}/target"])

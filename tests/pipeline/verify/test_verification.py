@@ -29,7 +29,7 @@ from pipeline.verify.findings import FINDING_KINDS, SHOWN, OutputFinding, Tally
 from pipeline.verify.mask_checks import regions
 from pipeline.verify.part_checks import Reference
 from pipeline.verify.repair import repair
-from pipeline.verify.run import Verification
+from pipeline.verify.verification import Verification
 from tests.pipeline.samples import CLASS_IDS_HW, CLASS_NAMES, MADE_AT, encoded, write_classes, write_part
 
 PALETTE = np.zeros((2, 3), np.uint8)
