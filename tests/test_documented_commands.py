@@ -43,12 +43,16 @@ def rows_of_what_was_selected(printed: str) -> None:
 
 @dataclass(frozen=True)
 class Page:
-    """What shows that a page's commands did what the page says."""
+    """What shows that a page's commands did what the page says.
+
+    `long`: they take long, and jobs that other tests run, too.
+    """
 
     printed: tuple[str, ...] = ()
     files: tuple[str, ...] = ()  # URIs, or names in the checkout
     check: Callable[[str], None] | None = None  # of what the commands printed
     prepare: Callable[[], None] | None = None
+    long: bool = False
 
 
 EVIDENCE = {
@@ -57,24 +61,24 @@ EVIDENCE = {
         files=("s3://bucket/runs/mine/best/model.safetensors", "s3://bucket/runs/mine/report.html", "labels.html"),
         check=rows_of_all_photos,
     ),
-    "docs/ablation.md": Page(printed=("0.25",)),
-    "docs/camvid.md": Page(printed=("export AWS_ENDPOINT_URL=http://127.0.0.1:",)),
+    "docs/ablation.md": Page(printed=("0.25",), long=True),
+    "docs/camvid.md": Page(printed=("export AWS_ENDPOINT_URL=http://127.0.0.1:",), long=True),
     "docs/cluster.md": Page(printed=("Ray runtime started",)),
     "docs/datasets.md": Page(files=("s3://bucket/ade-check/dataset.html",)),
     "docs/doctor.md": Page(printed=("succeeded", "written, read back and deleted by the driver")),
     "docs/exports.md": Page(files=("s3://bucket/masks/classes.csv", "coco/panoptic.json")),
-    "docs/inputs.md": Page(check=rows_of_what_was_selected),
-    "docs/planning.md": Page(printed=("20 nodes",), check=three_photos_are_new, prepare=add_photos),
+    "docs/inputs.md": Page(check=rows_of_what_was_selected, long=True),
+    "docs/planning.md": Page(printed=("20 nodes",), check=three_photos_are_new, prepare=add_photos, long=True),
     "docs/queries.md": Page(
         printed=('"NotAnImage"', "images-with CLASS", "percent_of_pixels", "sql>"),
         files=("s3://bucket/to-check.csv", "boats.csv"),
     ),
-    "docs/recipes.md": Page(files=("runs/mine/best/model.safetensors", "runs/mine/report.html")),
+    "docs/recipes.md": Page(files=("runs/mine/best/model.safetensors", "runs/mine/report.html"), long=True),
     "docs/report.md": Page(files=("s3://bucket/labels/report.html", "labels.html")),
-    "docs/segmentation.md": Page(check=rows_of_all_photos, prepare=add_photos),
+    "docs/segmentation.md": Page(check=rows_of_all_photos, prepare=add_photos, long=True),
     "docs/tables.md": Page(),
-    "docs/training.md": Page(printed=("mIoU",), files=("s3://bucket/runs/voc50/best/model.safetensors",)),
-    "docs/uncertainty.md": Page(files=("next.csv",)),
+    "docs/training.md": Page(printed=("mIoU",), files=("s3://bucket/runs/voc50/best/model.safetensors",), long=True),
+    "docs/uncertainty.md": Page(files=("next.csv",), long=True),
     "docs/verify.md": Page(printed=("Result      no problems found",)),
     "docs/weights.md": Page(
         files=(
@@ -82,6 +86,7 @@ EVIDENCE = {
             *(["s3://bucket/runs/mine/int8/config.json"] if INT8.is_met() else []),
             "model.onnx",
         ),
+        long=True,
     ),
 }
 
@@ -115,7 +120,9 @@ def run_page(world: World, page: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("page", EVIDENCE)
+@pytest.mark.parametrize(
+    "page", [pytest.param(name, marks=pytest.mark.exhaustive if page.long else ()) for name, page in EVIDENCE.items()]
+)
 def test_commands_of_a_page_run_as_they_are_printed(page: str, after_the_readme: World) -> None:
     if page != "README.md":
         run_page(after_the_readme, page)

@@ -14,7 +14,8 @@ from pipeline.datasets.scenes import CLASSES, scene
 
 def test_scenes_are_read_back_as_a_training_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = str(tmp_path / "scenes")
-    make_scenes.main(["--to", root, "--num-train", "3", "--num-val", "2", "--height", "129", "--width", "65", "--seed", "5"])
+    counts, size = ["--num-train", "3", "--num-val", "2"], ["--height", "129", "--width", "65"]
+    make_scenes.main(["--to", root, *counts, *size, "--seed", "5"])
     assert capsys.readouterr().out == f"Wrote 3 training and 2 validation scenes to {root}\n"
     data = DataConfig(root=root, classes=[ClassEntry(name=entry.name, color=entry.color) for entry in CLASSES])
     for split, first, count in (("train", 0, 3), ("val", FIRST_VAL, 2)):
