@@ -23,7 +23,7 @@ from pipeline.storage.places import place_prefix
 
 SETTINGS = ".export/settings.json"
 # Options that do not affect the exported files.
-BESIDE_THE_POINT = {"config", "verbose", "target", "labels"}
+BESIDE_THE_POINT = {"config", "verbose", "to"}
 # Up to this many images (or images to label again) are exported in this process, because starting Ray takes longer.
 FEW, FEW_TO_PREDICT = 2000, 50
 WAVE = 1_000_000  # images whose names the driver holds in memory
@@ -58,6 +58,7 @@ def export_masks(config: ExportMasksConfig) -> MaskExportSummary:
             raise UserError(f"output {output}: contains masks of several models; run python jobs/verify.py for details")
         summary.folder = selection.choose(target, config.strip, before["folder"] if before else None)
         format = format_of(config, classes, target, model_ids[0])
+        config = config.model_copy(update={"output": output})
         _claim(target, config, before, summary.folder, model_ids[0])
         chosen = selection.parts()
         done = _fragments(target)
@@ -167,11 +168,7 @@ def _settings_before(target: str) -> dict[str, Any] | None:
 
 def _claim(target: str, config: ExportMasksConfig, before: dict[str, Any] | None, folder: str, model_id: str) -> None:
     """Write the settings of this export to the target. Raises UserError if it has an export with other settings."""
-    settings = {
-        **config.model_dump(mode="json", exclude=BESIDE_THE_POINT),
-        "output": storage.absolute(config.output),
-        "model": model_id,
-    }
+    settings = {**config.model_dump(mode="json", exclude=BESIDE_THE_POINT), "model": model_id}
     if before is None:
         about = {"folder": folder, "settings": settings}
         storage.write_bytes(storage.join(target, SETTINGS), json.dumps(about, indent=1, ensure_ascii=False).encode())

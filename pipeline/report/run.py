@@ -39,6 +39,7 @@ def build_report(output: str, to: str | None, pictures: int, max_bytes: int, max
 
     Raises: UserError.
     """
+    output = storage.absolute(output)
     tables = OutputTables(output, max_parts)
     log(f"Reading {len(tables.names):,} of {tables.num_parts:,} parts")
     classes = tables.classes()
@@ -49,14 +50,13 @@ def build_report(output: str, to: str | None, pictures: int, max_bytes: int, max
     while len(page) > max_bytes and gallery.pictures:
         gallery.shrink(len(page) - max_bytes)
         page = _page(values, gallery, classes)
-    uri = to or storage.join(storage.absolute(output), REPORT)
+    uri = to or storage.join(output, REPORT)
     storage.write_bytes(uri, page)
     return Report(uri, len(page), [*values["notes"], *_gallery_notes(gallery)])
 
 
 def _values(tables: OutputTables, classes: list[Row]) -> dict[str, Any]:
     """Return the template's values, except for the gallery."""
-    output = storage.absolute(tables.output)
     runs = [_run(row) for row in tables.runs()]
     seen = [row for row in classes if row["images"]]
     labelled = max(1, tables.totals.labelled)
@@ -64,8 +64,8 @@ def _values(tables: OutputTables, classes: list[Row]) -> dict[str, Any]:
         row["share"] = row["pixels"] / max(1, tables.totals.pixels)
         row["frequency"] = row["images"] / labelled
     return {
-        "name": output.rpartition("/")[2],
-        "output": output,
+        "name": tables.output.rpartition("/")[2],
+        "output": tables.output,
         "made_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "notes": [*tables.warnings, *_sample_notes(tables)],
         "tiles": _tiles(tables, len(seen), len(classes), runs),

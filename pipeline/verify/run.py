@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 
-from pipeline import storage
 from pipeline.config.jobs import VerifyConfig
 from pipeline.console import log
 from pipeline.inputs import list_images
@@ -21,8 +20,8 @@ def verify(config: VerifyConfig) -> int:
     """
     if config.repair:
         require_output(config.output)
-    with hold(storage.absolute(config.output)) if config.repair else nullcontext():
-        verification = Verification(config.output, config.deep, list_images(config) if config.has_inputs else ())
+    verification = Verification(config.output, config.deep, list_images(config) if config.has_inputs else ())
+    with hold(verification.output) if config.repair else nullcontext():
         tally = Tally()
         for finding in verification.findings():
             tally.add(finding)

@@ -49,6 +49,26 @@ def test_the_same_command_does_only_what_is_left(three: ThreeImages, capsys: pyt
     assert "new.png" in written(target)
 
 
+def test_the_recorded_settings_are_those_of_version_0_1_so_that_its_exports_go_on(three: ThreeImages) -> None:
+    recorded = json.loads(storage.read_bytes(f"{three.export('png')}/.export/settings.json"))["settings"]
+    assert recorded == {
+        "format": "png",
+        "where": None,
+        "strip": None,
+        "split": "train",
+        "copy_images": True,
+        "opacity": 0.5,
+        "things": [],
+        "label_ids": {},
+        "min_area": 16,
+        "min_confidence": None,
+        "checkpoint": None,
+        "precision": None,
+        "output": three.labels,
+        "model": recorded["model"],
+    }
+
+
 def test_an_interrupted_export_goes_on_with_the_parts_that_are_missing(
     three: ThreeImages, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
