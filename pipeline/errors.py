@@ -1,5 +1,7 @@
 """The exception for errors that the user can fix."""
 
+from typing import NoReturn
+
 
 class UserError(Exception):
     """Error that the user can fix. The message says what is wrong, where, and what to do next.
@@ -22,3 +24,11 @@ def user_error(error: BaseException) -> UserError | None:
         causes = (current.__cause__, current.__context__, getattr(current, "cause", None))
         waiting += [cause for cause in causes if isinstance(cause, BaseException)]
     return None
+
+
+def raise_user_error(error: BaseException) -> NoReturn:
+    """Raise the UserError that caused a (possibly remote) failure, or the failure itself if no UserError did."""
+    known = user_error(error)
+    if known is None:
+        raise error from None
+    raise known from None

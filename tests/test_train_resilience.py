@@ -18,8 +18,8 @@ from ray.cluster_utils import Cluster
 
 from pipeline import storage
 from pipeline.demo.local_s3 import s3_environment
+from pipeline.train.run_checkpoints import TRAINING_STATE
 from pipeline.train.run_folder import recorded_checkpoints
-from pipeline.train.worker import TRAINING_STATE
 from tests.conftest import REPOSITORY
 from tests.faulty_storage import faulty_storage
 from tests.finished_training import STEPS, FinishedTraining, with_changes

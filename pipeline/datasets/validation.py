@@ -36,7 +36,7 @@ from pipeline.datasets.loading import (
     read,
 )
 from pipeline.datasets.pairs import FINDING_KINDS, SHOWN, DatasetFinding
-from pipeline.errors import UserError, user_error
+from pipeline.errors import UserError, raise_user_error
 
 PAIRS_PER_BLOCK = 32  # plus the rest of a table's row group, which is read as a whole
 MAX_PER_BLOCK = 256
@@ -154,7 +154,7 @@ def _read_all(check: DatasetCheck, pairs: dict[str, list[Pair]], verbose: bool) 
                 log(f"  {done:,} of {total:,} images · {duration(left)} left · {check.errors:,} errors")
                 last = now
     except Exception as error:
-        raise user_error(error) or error from None
+        raise_user_error(error)
     return hashes
 
 

@@ -20,14 +20,15 @@ from pipeline.config.jobs import TrainConfig
 from pipeline.config.training import ValidationConfig, WorkersConfig
 from pipeline.console import log
 from pipeline.datasets import Pair, check_no_shared_images, fingerprint, list_pairs, load_pair
-from pipeline.errors import UserError, user_error
+from pipeline.errors import UserError, raise_user_error
 from pipeline.train.batches import BatchSchedule, put_pairs
 from pipeline.train.provenance import describe_run, read_starts
 from pipeline.train.report import REPORT
 from pipeline.train.run_folder import claim_run, publish, remove_orphans
 from pipeline.train.tracking import Tracker
 from pipeline.train.validation import Validator, predictors_of
-from pipeline.train.worker import WorkerSpec, train_worker
+from pipeline.train.worker import train_worker
+from pipeline.train.worker_spec import WorkerSpec
 
 NUM_KEPT = 2  # best checkpoints to keep; Ray Train also keeps the latest one and those being validated
 
@@ -132,7 +133,7 @@ def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validat
         with reserve_resources(_beside(config.validation)) if is_elastic else nullcontext():
             return trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise user_error(error) or error from None
+        raise_user_error(error)
 
 
 def _beside(validation: ValidationConfig) -> list[dict[str, float]]:

@@ -59,6 +59,16 @@ def remove_orphans(output: str) -> None:
             storage.remove(storage.join(output, folder))
 
 
+def checkpoint_name(steps_taken: int) -> str:
+    """Return the name of the checkpoint folder after that many steps."""
+    return f"checkpoint_{steps_taken:08d}"
+
+
+def num_steps(name: str) -> int:
+    """Return the number of steps from the name of a checkpoint folder."""
+    return int(name.rsplit("_", 1)[1])
+
+
 def recorded_checkpoints(output: str) -> set[str]:
     """Return the names of the checkpoint folders that Ray Train has recorded."""
     uri = storage.join(output, SNAPSHOT)

@@ -12,9 +12,10 @@ from pipeline.config.jobs import TrainConfig
 from pipeline.config.training import ProtocolConfig, ValidationConfig
 from pipeline.console import duration
 from pipeline.datasets import Pair
-from pipeline.errors import user_error
+from pipeline.errors import raise_user_error, user_error
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.evaluate.stages import EvalOptions
+from pipeline.train.run_folder import num_steps
 
 NUM_WORST = 6  # images that the report shows
 
@@ -24,7 +25,7 @@ def predictor_spec(uri: str, config: TrainConfig, protocol: ProtocolConfig) -> P
     return PredictorSpec(
         checkpoint=storage.absolute(uri),
         protocol=protocol,
-        device="cuda" if config.validation.gpu else "cpu",
+        gpu=config.validation.gpu,
         precision=config.optimization.prediction_precision,
         threads=config.validation.predictor_cpus,
     )
@@ -55,7 +56,7 @@ class Validator:
         except Exception as error:
             known = user_error(error)
             self.progress_actor.report_error.remote(str(known or f"validation of {checkpoint.path} failed: {error!r}"))
-            raise known or error from None
+            raise_user_error(error)
 
     def validate(self, name: str) -> dict[str, Any]:
         """Return the metrics of the run's checkpoint folder `name`. Raises UserError."""
@@ -65,7 +66,7 @@ class Validator:
         options = EvalOptions(panel=config.tracking.panel, worst=NUM_WORST)
         result = evaluate(spec, self.pairs, config.data, predictors_of(settings), options)
         metrics = result.as_dict([entry.name for entry in config.data.classes])
-        steps = int(name.rsplit("_", 1)[1])
+        steps = num_steps(name)
         epoch = steps // (self.num_train // config.optimization.batch_size)
         log = f"Epoch {epoch}/{config.optimization.epochs} · validation mIoU {result.metrics.miou:.4f} · "
         self.progress_actor.log.remote(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.errors import UserError, user_error
+from pipeline.errors import UserError, raise_user_error, user_error
 
 
 class Wrapped(Exception):
@@ -81,3 +81,15 @@ def test_a_circle_of_causes_ends() -> None:
     first, second = ValueError("first"), Wrapped(None)
     first.__cause__, second.cause = second, first
     assert user_error(first) is None
+
+
+def test_the_cause_that_the_user_can_fix_is_raised_alone_and_any_other_error_as_it_is() -> None:
+    crash = RuntimeError("task failed")
+    crash.__cause__ = UserError("photo.jpg: no such file")
+    with pytest.raises(UserError, match=r"^photo.jpg: no such file$") as raised:
+        raise_user_error(crash)
+    assert raised.value.__suppress_context__
+    bug = KeyError("a bug")
+    with pytest.raises(KeyError) as same:
+        raise_user_error(bug)
+    assert same.value is bug
