@@ -2,6 +2,9 @@
 
 After AWS refuses a launch, Ray 2.60's autoscaler requests the same node type again as long as there is no spot
 capacity, and never tries another type that would also be suitable.
+
+This module stands alone: the cluster's head imports it without the rest of this package. It uses a private API of Ray,
+verified on 2.60; tests/pipeline/cluster/test_ray_internals.py has a canary test.
 """
 
 import logging

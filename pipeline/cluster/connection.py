@@ -3,17 +3,14 @@
 import logging
 import os
 import socket
-import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
-import ray._private.state
-import ray._private.worker
 
+from pipeline.cluster import ray_internals
 from pipeline.errors import UserError
 
 # Minimum logical CPUs of a local Ray. With fewer, the stages of a pipeline wait for each other's CPUs.
@@ -46,10 +43,10 @@ def _init(verbose: bool, level: int) -> None:
         require_listener(address)
     else:
         options |= {"address": "local", "num_cpus": max(LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
-    with nullcontext() if verbose else _quiet_core():
+    with nullcontext() if verbose else ray_internals.hide_core_messages():
         ray.init(**options)
     if not verbose:
-        leave_out(MANY_PROCESSES)
+        ray_internals.suppress_raylet_messages(MANY_PROCESSES)
 
 
 @contextmanager
@@ -62,40 +59,6 @@ def disconnecting_on_error() -> Iterator[None]:
         if not connected_before:
             ray.shutdown()
         raise
-
-
-@contextmanager
-def _quiet_core() -> Iterator[None]:
-    """Hide the messages that Ray's C++ core prints while it starts; show them if the start fails.
-
-    They bypass Python's logging. Their level can be set only by an environment variable, and the core prints that it
-    uses the variable, so stderr is redirected, too.
-    """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as told:
-        os.dup2(told.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            told.seek(0)
-            os.write(terminal, told.read())
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
-
-
-def leave_out(notice: str) -> None:
-    """Suppress the raylet's messages that contain `notice`; Ray has no setting for that. Others are still printed."""
-    show = ray._private.worker.print_to_stdstream
-
-    def show_others(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
-        if not any(notice in line for line in data.get("lines", ())):
-            show(data, *arguments, **options)
-
-    ray._private.worker.print_to_stdstream = show_others
 
 
 def require_listener(address: str) -> None:
@@ -165,8 +128,7 @@ class Resources:
 def resources() -> Resources:
     """Return the resources of the nodes that are alive and the limits of the cluster's configuration."""
     living = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    # Private API, which Ray's own libraries use, too; there is no public one. None without an autoscaler.
-    allowed = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    allowed = ray_internals.max_resources_of_autoscaler()
     return Resources(
         tuple(sorted(Node(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in living)),
         allowed_cpus=int(allowed.get("CPU", 0)),

@@ -9,6 +9,8 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from pipeline.cluster import ray_internals
+
 
 def map_tables(
     function: Callable[..., Iterable[pa.Table]],
@@ -77,11 +79,10 @@ def map_by_actors(
         arguments: keyword arguments of the class's constructor.
         num_cpus, gpu: CPUs, and whether a GPU, that each actor reserves.
     """
-    # `Dataset.map_batches` requires a batch size if GPUs are used, but the tables must stay as they are.
-    return tables.map_batches_internal(
+    return ray_internals.map_blocks(
+        tables,
         actor,
         fn_constructor_kwargs=arguments,
-        batch_size=None,
         batch_format="pyarrow",
         num_cpus=num_cpus,
         num_gpus=1 if gpu else 0,

@@ -8,10 +8,7 @@ import sys
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-import ray
-import ray._private.worker
-from ray._private.authentication.authentication_utils import is_token_auth_enabled
-
+from pipeline.cluster import ray_internals
 from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult
 from pipeline.doctor.nodes import Answer, Roll
 
@@ -22,18 +19,6 @@ PAGE = "/api/jobs/"
 TURN_ON = (
     "create a token (ray get-auth-token --generate), copy it to all nodes, set RAY_AUTH_MODE=token there, restart Ray"
 )
-# Runs in a separate process, because Ray reads the token only once per process.
-ASK_HEAD = """
-import sys
-from ray._raylet import GcsClient
-from ray.exceptions import AuthenticationError
-try:
-    GcsClient(address=sys.argv[1]).internal_kv_keys(b"", b"fun", timeout=10)
-except AuthenticationError:
-    print("refused")
-else:
-    print("let in")
-"""
 
 
 @dataclass(frozen=True)
@@ -54,11 +39,6 @@ class Dashboard:
         return 200 in (self.at_head, self.elsewhere)
 
 
-def token_mode() -> bool:
-    """Return True if this process uses token authentication."""
-    return is_token_auth_enabled()
-
-
 def is_let_in(address: str, stranger: bool = False) -> bool | None:
     """Return True if the head at HOST:PORT accepts this process's token or, for a `stranger`, no token.
 
@@ -67,7 +47,7 @@ def is_let_in(address: str, stranger: bool = False) -> bool | None:
     without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", ASK_HEAD, address],
+            [sys.executable, "-c", ray_internals.ASK_HEAD, address],
             env={**without, "RAY_AUTH_MODE": "disabled"} if stranger else None,
             capture_output=True,
             text=True,
@@ -80,8 +60,7 @@ def is_let_in(address: str, stranger: bool = False) -> bool | None:
 
 def look_at_dashboard(roll: Roll) -> Dashboard | None:
     """Request a page without a token, on the head and from another node. Return None if no dashboard is running."""
-    node = ray._private.worker._global_node
-    address = node.webui_url if node is not None else None
+    address = ray_internals.dashboard_address()
     if not address:
         return None
     parts = urlsplit(f"//{address}")
@@ -115,8 +94,8 @@ def judge_authentication(
 
     Args:
         let_in: result of `is_let_in` for a stranger.
-        own_mode: `token_mode` of the driver.
-        modes: `token_mode` by node.
+        own_mode: True if the driver uses it.
+        modes: True for nodes that use it, by name.
         private: the driver started this Ray itself, on this machine, and it ends with the driver.
     """
     without = [name for name, on in modes.items() if not on]

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import ray._private.state
-
+from pipeline.cluster import ray_internals
 from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult
 from pipeline.doctor.nodes import Node, Question, Reply, Roll, Silence, answered, send
 from pipeline.errors import UserError
@@ -107,7 +106,7 @@ def _multiply(device: "torch.device") -> None:
 
 def free_gpus() -> dict[str, int]:
     """Return the number of free whole GPUs by node id."""
-    available = ray._private.state.available_resources_per_node()
+    available = ray_internals.available_resources_per_node()
     return {node: int(resources.get("GPU", 0)) for node, resources in available.items()}
 
 

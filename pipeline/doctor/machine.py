@@ -6,8 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import ray._private.worker
-
+from pipeline.cluster import ray_internals
 from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult, size, spread
 
 SHARED_MEMORY = "/dev/shm"
@@ -42,10 +41,8 @@ class Machine:
 
 def measure_machine() -> Machine:
     """Measure the node on which this process, a Ray worker, runs."""
-    options = _raylet_options()
-    node = ray._private.worker._global_node
-    assert node is not None, "not in a worker"
-    logs = node.get_temp_dir_path()  # contains the session folder
+    options = ray_internals.raylet_options()
+    logs = ray_internals.temporary_folder()
     spill = options.get("fallback_directory", logs)
     if Path(spill).is_relative_to(logs):
         disks = [_disk(logs, "logs and spilled objects")]
@@ -62,14 +59,6 @@ def measure_machine() -> Machine:
 def _disk(path: str, use: str) -> Disk:
     usage = shutil.disk_usage(path)
     return Disk(path, use, usage.total, usage.free)
-
-
-def _raylet_options() -> dict[str, str]:
-    """Return the options of the raylet, this process's parent; empty if the system does not show them."""
-    command = Path(f"/proc/{os.getppid()}/cmdline")
-    arguments = command.read_bytes().decode(errors="replace").split("\0") if command.exists() else []
-    pairs = [argument.removeprefix("--").partition("=") for argument in arguments if argument.startswith("--")]
-    return {name: value for name, _, value in pairs}
 
 
 def judge_disks(machines: dict[str, Machine]) -> list[CheckResult]:

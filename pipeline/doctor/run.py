@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import ray
 
 from pipeline import storage
-from pipeline.cluster import connection
+from pipeline.cluster import connection, ray_internals
 from pipeline.config.jobs import DoctorConfig
 from pipeline.console import log
 from pipeline.doctor import access, all_reduce, clock, gpus, machine, object_store, transfers, versions
@@ -51,7 +51,7 @@ class Introduction:
 
 
 def introduce() -> Introduction:
-    return Introduction(versions.versions(), machine.measure_machine(), access.token_mode())
+    return Introduction(versions.versions(), machine.measure_machine(), ray_internals.uses_token_authentication())
 
 
 def examine(config: DoctorConfig) -> int:
@@ -102,7 +102,7 @@ def _connect(verbose: bool) -> None:
             raise UserError(f"{what}: {sentence_of(error)}; check the head (ray status)") from None
     if not verbose:
         for notice in NOTICES_OF_LOSS:
-            connection.leave_out(notice)
+            ray_internals.suppress_raylet_messages(notice)
 
 
 @contextmanager
@@ -207,7 +207,7 @@ class Examination:
     def _authentication(self) -> list[CheckResult]:
         modes = {node.name: its.token_mode for node, its in self._introductions.items()}
         let_in = None if self._private else access.is_let_in(self._gcs, stranger=True)
-        return access.judge_authentication(let_in, access.token_mode(), modes, self._private)
+        return access.judge_authentication(let_in, ray_internals.uses_token_authentication(), modes, self._private)
 
     def _versions(self) -> list[CheckResult]:
         nodes = {node.name: its.versions for node, its in self._introductions.items()}

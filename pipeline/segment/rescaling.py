@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 import ray.data
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.cluster import connection
+from pipeline.cluster.ray_internals import ExecutionCallback
 from pipeline.cluster.sizing import ActorPoolSize, size_actor_pool
 from pipeline.config.jobs import PredictConfig
 from pipeline.segment.progress import ProgressBar
