@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.rates import timed
 from models.inference import masks
+from models.inference.interpolation import both_taps
 from models.kernels.convolution import OneDnnConvolution
 from models.kernels.winograd import WinogradConvolution
 from models.training.cross_entropy import upsampled_cross_entropy
@@ -50,7 +51,7 @@ def compare(name: str, calls: dict[str, Callable[[], Any]]) -> None:
 def labels() -> None:
     logits_hwK = torch.randn(CELLS, CELLS, NUM_CLASSES)
     size = SIDE, SIDE
-    taps = [masks.taps(SIDE, SIDE, CELLS, SIDE, True) for _ in size]
+    taps = both_taps((CELLS, CELLS), size, size, size, True)
     rows, columns = (axis.tensors(CPU) for axis in taps)
     compiled = torch.compile(masks._reduce_strip, dynamic=True)
     start = time.perf_counter()

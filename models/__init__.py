@@ -1,6 +1,6 @@
 """PSPNet with its weights and inference. Depends on torch and safetensors, not on the rest of Sceneparse."""
 
-from models.inference.masks import Prediction
+from models.inference.prediction import Prediction
 from models.inference.predictor import Predictor
 from models.inference.sliding import SlidingPredictor
 from models.pspnet import Architecture, PSPNet

@@ -1,11 +1,16 @@
 """Pyramid pooling head that evaluates the convolution over the concatenated levels level by level.
 
-The published PSPNet upsamples every pyramid level to the size of the features, concatenates, and convolves 3x3.
+The published PSPNet upsamples every pyramid level to the size of the features, concatenates, and convolves 3x3:
+
+    def fuse(features_NCHW, levels_NLBB):
+        size = features_NCHW.shape[2:]
+        upsampled = [F.interpolate(p, size, mode="bilinear", align_corners=align_corners) for p in levels_NLBB]
+        return F.conv2d(torch.cat([features_NCHW, *upsampled], dim=1), conv.weight, padding=1)
+
 That convolution is linear and an upsampled level is U p V' with a tiny p, so this head convolves only the features
 and adds, for every level with cells p and kernel slice w,
 
-    out[y, x] += sum over taps (dy, dx) and cells (i, j) of  U[y+dy, i] V[x+dx, j] (w[:, :, dy, dx] p[:, i,
-    j])
+    out[y, x] += sum over taps (dy, dx) and cells (i, j) of  U[y+dy, i] V[x+dx, j] (w[:, :, dy, dx] p[:, i, j])
 
 where U and V have zero rows outside the map (the zero padding). This is the same function of the same
 parameters.

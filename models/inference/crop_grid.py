@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.inference import masks
-from models.inference.masks import Taps, TapsStruct
+from models.inference.interpolation import Taps, TapsStruct, half_pixel_positions, taps
 from models.inference.preprocessing import padded_size
 from models.pspnet import feature_size
 
@@ -84,9 +83,9 @@ class Axis:
             cells,
             starts.astype(np.int32),
             (1 / num_covering).astype(np.float32),
-            Taps.at(masks.half_pixel_positions(image_size, size), image_size),
-            Taps.at(masks.half_pixel_positions(size, output_size), size),
-            masks.taps(crop, padded_crop, cells, crop, align_corners),
+            Taps.at(half_pixel_positions(image_size, size), image_size),
+            Taps.at(half_pixel_positions(size, output_size), size),
+            taps(crop, padded_crop, cells, crop, align_corners),
         )
 
     def covering(self, first: int, last: int) -> range:

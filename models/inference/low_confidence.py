@@ -29,6 +29,6 @@ def count_by_column(confidence_NSW: Tensor, side: int) -> Tensor:
     return low_NSW.unflatten(-1, (columns, side)).sum(-1, dtype=torch.int32)
 
 
-def count_by_cell(low_HG: NDArray[np.int32], side: int) -> NDArray[np.int32]:
-    """Sum the counts of rows to counts of cells, (R, G)."""
-    return np.add.reduceat(low_HG, np.arange(0, len(low_HG), side), axis=0, dtype=np.int32)
+def count_by_cell(low_NHG: NDArray[np.int32], side: int) -> NDArray[np.int32]:
+    """Sum the counts of rows to counts of cells, (N, R, G)."""
+    return np.add.reduceat(low_NHG, np.arange(0, low_NHG.shape[1], side), axis=1, dtype=np.int32)

@@ -6,16 +6,18 @@ Shape suffixes: N batch, H W rows and columns of the output, K classes, h w rows
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.inference.masks import Prediction, label, label_batch, stacked, taps
+from models.inference.interpolation import both_taps
+from models.inference.masks import label, label_batch
 from models.inference.network import InferenceNetwork, compiled
 from models.inference.parallel import map_images_in_parallel
+from models.inference.prediction import Prediction, concatenate
 from models.inference.preprocessing import NetworkInputs, checked_images, checked_output_size, padded_size
 from models.kernels.int8 import Ranges
 from models.kernels.selection import Maker, Precision, maker
@@ -105,7 +107,7 @@ class Predictor:
         images_NHWC = checked_images(images_NHWC)
         output_size = checked_output_size(output_size, images_NHWC)
         if self.device.type == "cpu":
-            return stacked(self._side_by_side(images_NHWC, [output_size] * len(images_NHWC), with_confidence_map))
+            return concatenate(self._side_by_side(images_NHWC, [output_size] * len(images_NHWC), with_confidence_map))
         size = images_NHWC.shape[1], images_NHWC.shape[2]
         return self._label(self.logits(images_NHWC), size, output_size, with_confidence_map)
 
@@ -120,7 +122,7 @@ class Predictor:
         images_NHWC = checked_images(images_NHWC)
         checked = [checked_output_size(output_size, images_NHWC) for output_size in output_sizes]
         if self.device.type == "cpu":
-            return [stacked([fields]) for fields in self._side_by_side(images_NHWC, checked, False)]
+            return self._side_by_side(images_NHWC, checked, False)
         size = images_NHWC.shape[1], images_NHWC.shape[2]
         logits_NhwK = self.logits(images_NHWC)
 
@@ -131,19 +133,19 @@ class Predictor:
 
     def _side_by_side(
         self, images_NHWC: Tensor, output_sizes: Sequence[tuple[int, int]], with_confidence_map: bool
-    ) -> list[dict[str, Any]]:
-        """Return the fields of each image's mask on a CPU, where the threads that run the network also make masks."""
+    ) -> list[Prediction]:
+        """Label each image, as a batch of one, on a CPU, where the threads that run the network also make masks."""
         size, align_corners = (images_NHWC.shape[1], images_NHWC.shape[2]), self.architecture.align_corners
         padded = padded_size(size, align_corners)
 
-        def fields(images: slice) -> list[dict[str, Any]]:
+        def label_some(images: slice) -> list[Prediction]:
             logits_NhwK = self._one_pass(images_NHWC[images])
             return [
                 label(logits_hwK, size, padded, output_size, align_corners, with_confidence_map, self.max_strip_bytes)
                 for logits_hwK, output_size in zip(logits_NhwK, output_sizes[images], strict=True)
             ]
 
-        return [each for some in self._map_passes(fields, images_NHWC) for each in some]
+        return [each for some in self._map_passes(label_some, images_NHWC) for each in some]
 
     def _label(
         self, logits_NhwK: Tensor, size: tuple[int, int], output_size: tuple[int, int], with_confidence_map: bool
@@ -170,7 +172,7 @@ class Predictor:
         size, align_corners = (image_1HW3.shape[1], image_1HW3.shape[2]), self.architecture.align_corners
         padded = padded_size(size, align_corners)
         logits_hwK = self.logits(image_1HW3)[0]
-        ys, xs = (taps(size[i], padded[i], logits_hwK.shape[i], output_size[i], align_corners) for i in (0, 1))
+        ys, xs = both_taps(logits_hwK.shape[:2], size, padded, output_size, align_corners)
         top_P, bottom_P, down_P = ys.part(rows_P).tensors(self.device)
         left_P, right_P, along_P = xs.part(columns_P).tensors(self.device)
         upper_PK, lower_PK = (

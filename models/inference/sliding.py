@@ -21,7 +21,6 @@ import math
 import operator
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,11 +29,12 @@ from torch import Tensor
 
 from models.inference.crop_grid import Axis, CropKey, CropRow, Grid, ScaleStruct, span_of, within
 from models.inference.image_source import HeldRows, ImageWindows, WholeImage
+from models.inference.interpolation import mix
+from models.inference.label_statistics import KernelStatistics, StripStatistics, library
 from models.inference.malloc import return_large_blocks
-from models.inference.masks import Output, Prediction, library, mix, stacked
+from models.inference.prediction import Prediction, concatenate
 from models.inference.predictor import Predictor, by_output_size
 from models.inference.preprocessing import checked_images, checked_output_size
-from models.inference.strip_masks import StripOutput
 from models.pspnet import MIN_SIZE
 
 # On a CPU, each thread has its own crop (parallel.py), or several small ones with as many pixels as one of the paper's.
@@ -110,7 +110,7 @@ class SlidingPredictor:
         for start in range(0, len(masks), together):
             group = slice(start, start + together)
             self._label(grid, [*map(WholeImage, images_NHWC[group])], masks[group], in_one_band=fits)
-        return stacked([mask.fields() for mask in masks])
+        return concatenate([mask.statistics.prediction() for mask in masks])
 
     def predict_each(
         self, images_NHWC: Tensor | NDArray[np.uint8], output_sizes: Sequence[tuple[int, int]]
@@ -137,7 +137,7 @@ class SlidingPredictor:
         grid = self._grid(size, size)
         mask = _new_mask(grid, size, self.predictor.architecture.num_classes, False, device)
         self._label(grid, [HeldRows(image, device)], [mask], in_one_band=False)
-        return stacked([mask.fields()])
+        return mask.statistics.prediction()
 
     def _grid(self, size: tuple[int, int], output_size: tuple[int, int]) -> Grid:
         align_corners = self.predictor.architecture.align_corners
@@ -226,12 +226,12 @@ Logits = Mapping[CropKey, Tensor]
 
 
 class _KernelMask:
-    """Mask of one image, computed by the kernel; a unit is a chunk of Output."""
+    """Mask of one image, computed by the kernel; a unit is a chunk of its statistics."""
 
     def __init__(self, grid: Grid, size: tuple[int, int], num_classes: int, with_confidence_map: bool) -> None:
         self._grid = grid
-        self._output = Output(size, num_classes, with_confidence_map)
-        self.unit_rows, self.num_units = self._output.chunk_rows, self._output.num_chunks
+        self.statistics = KernelStatistics(size, num_classes, with_confidence_map)
+        self.unit_rows, self.num_units = self.statistics.chunk_rows, self.statistics.num_chunks
 
     def label(self, units: range, logits: Logits) -> None:
         grid, kernels = self._grid, library()
@@ -246,10 +246,7 @@ class _KernelMask:
                 for (rows, columns), of_scale in zip(grid.scales, addresses, strict=True)
             )
         )
-        self._output.fill(kernels.label_crops, structs, len(structs), grid.mirrors, chunks=units)
-
-    def fields(self) -> dict[str, Any]:
-        return self._output.fields()
+        self.statistics.fill(kernels.label_crops, structs, len(structs), grid.mirrors, chunks=units)
 
 
 class _TorchMask:
@@ -259,7 +256,7 @@ class _TorchMask:
         self, grid: Grid, size: tuple[int, int], num_classes: int, with_confidence_map: bool, device: torch.device
     ) -> None:
         self._grid, self._device = grid, device
-        self._output = StripOutput(size, num_classes, with_confidence_map, device)
+        self.statistics = StripStatistics(size, num_classes, with_confidence_map, device)
         strip_bytes = STRIP_BYTES_CPU if device.type == "cpu" else STRIP_BYTES_GPU
         # Four planes: the sum over scales, both neighbors of the term to add, and the rows from which these come.
         self.unit_rows = min(size[0], max(1, strip_bytes // (4 * 4 * size[1] * num_classes)))
@@ -274,10 +271,7 @@ class _TorchMask:
             probability_SWK /= len(self._grid.scales)
             top_SW, ids_SW = probability_SWK.max(-1)
             entropy_SW = torch.special.entr(probability_SWK).sum(-1)
-            self._output.put(strip, ids_SW, top_SW, entropy_SW)
-
-    def fields(self) -> dict[str, Any]:
-        return self._output.fields()
+            self.statistics.put(strip, ids_SW[None], top_SW[None], entropy_SW[None])
 
     def _at_scale(self, scale: int, strip: slice, logits: Logits) -> Tensor:
         """Return the probabilities of a strip of the output at one scale, (S, W, K)."""

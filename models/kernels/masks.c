@@ -1,5 +1,5 @@
-/* One pass from class scores at stride 8 to masks and statistics. masks.py describes the mathematics, and its
- * torch code is the reference for this file, which never stores a plane of classes x pixels.
+/* One pass from class scores at stride 8 to masks and statistics. interpolation.py describes the mathematics, and the
+ * torch code of masks.py is the reference for this file, which never stores a plane of classes x pixels.
  *
  * Threads call the same function on the same Output and take chunks of rows from it until none is left. One thread
  * processes a chunk row by row into the chunk's own tallies, so that sums do not depend on the number of threads.

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.inference.masks import Taps, cell_positions
+from models.inference.interpolation import Taps, cell_positions
 from models.kernels import compiled
 
 LANES = 16

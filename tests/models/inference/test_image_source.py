@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.inference import image_source, masks, sliding
+from models.inference import image_source, sliding
 from tests.models.inference.test_sliding import SIX_SCALES, assert_same, make_images, needs_compiler, predictor
 from tests.requirements import PROC
 
@@ -45,7 +45,7 @@ def test_an_image_read_by_window_is_labelled_as_the_whole_one(case: str, size: t
 
 @pytest.mark.parametrize("case", ["mirrored", "far apart scales"])
 def test_so_it_is_without_the_kernel(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masks, "library", lambda: None)
+    monkeypatch.setattr(sliding, "library", lambda: None)
     monkeypatch.setattr(sliding, "STRIP_BYTES_CPU", 16 * 7 * 90 * 10)  # ten rows
     check_windows(case, (130, 90))
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.inference import masks
-from models.inference.masks import label, label_batch, label_in_strips, only_image, taps
+from models import Prediction
+from models.inference import label_statistics, masks
+from models.inference.interpolation import both_taps, taps
+from models.inference.masks import label, label_batch, label_in_strips
 from models.kernels import compiled
 from tests.models.low_counts import assert_low_counts
 from tests.requirements import C_COMPILER
@@ -19,12 +21,21 @@ Fields = dict[str, Any]
 needs_compiler = C_COMPILER.mark
 
 
+def fields_of(batch: Prediction, n: int = 0) -> Fields:
+    """Return the fields of one image, without the leading axis N."""
+    return {name: None if values is None else values[n] for name, values in vars(batch).items()}
+
+
+def one(*arguments: Any) -> Fields:
+    return fields_of(label(*arguments))
+
+
 def strips(logits, size, padded, output_size, align_corners, with_map, max_strip_bytes=None) -> Fields:
-    rows, columns = (taps(size[i], padded[i], logits.shape[i], output_size[i], align_corners) for i in (0, 1))
-    return only_image(label_in_strips(logits[None], rows, columns, with_map, max_strip_bytes))
+    rows, columns = both_taps(logits.shape[:2], size, padded, output_size, align_corners)
+    return fields_of(label_in_strips(logits[None], rows, columns, with_map, max_strip_bytes))
 
 
-WAYS = [pytest.param(label, marks=needs_compiler, id="kernel"), pytest.param(strips, id="strips")]
+WAYS = [pytest.param(one, marks=needs_compiler, id="kernel"), pytest.param(strips, id="strips")]
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +131,7 @@ def test_at_another_size_pixel_centres_correspond(way: Callable[..., Fields], ou
 def test_the_kernel_agrees_with_the_strips(num_classes: int) -> None:
     logits = make_logits(30, 26, num_classes)
     arguments = (logits, (233, 200), (233, 201), (233, 200), True, True)
-    kernel, torch_fields = label(*arguments), strips(*arguments)
+    kernel, torch_fields = one(*arguments), strips(*arguments)
     for name in kernel:
         assert kernel[name].dtype == torch_fields[name].dtype, name
         np.testing.assert_allclose(kernel[name], torch_fields[name], rtol=1e-3, err_msg=name)
@@ -150,7 +161,7 @@ def test_extreme_logits_keep_finite_statistics(way: Callable[..., Fields]) -> No
 
 @needs_compiler
 def test_scores_that_are_not_numbers_stay_visible_and_in_range() -> None:
-    fields = label(torch.full((9, 9, 20), torch.nan), (65, 65), (65, 65), (65, 65), True, True)
+    fields = one(torch.full((9, 9, 20), torch.nan), (65, 65), (65, 65), (65, 65), True, True)
     assert fields["class_ids_NHW"].max() < 20
     assert np.isnan(fields["mean_confidence_N"])
 
@@ -162,7 +173,7 @@ def test_the_number_of_threads_changes_nothing(size: tuple[int, int]) -> None:
     results = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        results.append(label(*arguments))
+        results.append(one(*arguments))
     assert_equal(results[0], results[1])
     assert_equal(results[0], results[2])
 
@@ -188,21 +199,21 @@ def test_upsampled_logits_never_exceed_the_strip(monkeypatch: pytest.MonkeyPatch
 def test_a_batch_in_strips_is_its_images(num_classes: int) -> None:
     logits = torch.stack([make_logits(9, 12, num_classes, spread) for spread in (3, 6, 9)])
     shape = (70, 90), (73, 97), (70, 90), True, True
-    rows, columns = (taps((70, 90)[i], (73, 97)[i], (9, 12)[i], (70, 90)[i], True) for i in (0, 1))
+    rows, columns = both_taps((9, 12), *shape[:4])
     in_strips = label_in_strips(logits, rows, columns, True, 4 * 2 * 3 * 90 * num_classes * 20)
-    batch = vars(label_batch(logits, *shape))
-    for n, one in enumerate(logits):
-        assert_equal({name: values[n] for name, values in in_strips.items()}, strips(one, *shape))
-        assert_equal({name: values[n] for name, values in batch.items()}, label(one, *shape))
+    batch = label_batch(logits, *shape)
+    for n, logits_hwK in enumerate(logits):
+        assert_equal(fields_of(in_strips, n), strips(logits_hwK, *shape))
+        assert_equal(fields_of(batch, n), one(logits_hwK, *shape))
 
 
 def test_without_a_compiler_torch_does_the_work_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (make_logits(9, 9, 7), (65, 65), (65, 65), (65, 65), True, True)
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.setattr(compiled, "library", compiled.library.__wrapped__)
-    monkeypatch.setattr(masks, "library", masks.library.__wrapped__)
+    monkeypatch.setattr(masks, "library", label_statistics.library.__wrapped__)
     with pytest.warns(RuntimeWarning, match=r"no C compiler 'no-such-compiler'; install gcc"):
-        fields = label(*arguments)
+        fields = one(*arguments)
     assert_equal(fields, strips(*arguments))
 
 

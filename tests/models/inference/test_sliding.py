@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import Architecture, Predictor, PSPNet
-from models.inference import masks, sliding
-from models.inference.masks import Prediction
+from models import Architecture, Prediction, Predictor, PSPNet
+from models.inference import sliding
 from models.inference.preprocessing import padded_size
 from models.inference.sliding import SlidingPredictor
 from tests.models.low_counts import assert_low_counts
@@ -126,8 +125,7 @@ needs_compiler = C_COMPILER.mark
 @pytest.fixture(params=[pytest.param("kernel", marks=needs_compiler), "torch"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
-        for module in (masks, sliding):
-            monkeypatch.setattr(module, "library", lambda: None)
+        monkeypatch.setattr(sliding, "library", lambda: None)
         monkeypatch.setattr(sliding, "STRIP_BYTES_CPU", 4 * 4 * 150 * 7 * 11)
     return request.param
 
