@@ -28,9 +28,7 @@ def main(argv: list[str], prog: str = "jobs/segment_bucket.py") -> int:
     failed = images - summary.outcomes.get("ok", 0)
     log(f"Failed      {failed:,}{' (each has a row with the reason)' if failed else ''}")
     for failure in summary.failures:
-        log(
-            f"  {failure['image_uri']}: {failure['error_type']} at {failure['error_stage']}: {failure['error_message']}"
-        )
+        log(f"  {failure.image_uri}: {failure.error_type} at {failure.error_stage}: {failure.error_message}")
     if failed > len(summary.failures):
         log(f"  ... and {failed - len(summary.failures):,} more: SELECT * FROM masks WHERE status = 'error'")
     if not summary.is_exact:

@@ -35,9 +35,9 @@ def note(stage: str) -> None:
     Path(os.environ[NOTES], f"{stage}.{ray.get_runtime_context().get_node_id()}").touch()
 
 
-def require_reserved(device: str) -> None:
+def require_reserved(gpu: bool) -> None:
     reserved = ray.get_runtime_context().get_assigned_resources()
-    assert bool(reserved.get("GPU")) == (device == "cuda"), reserved
+    assert bool(reserved.get("GPU")) == gpu, reserved
 
 
 def noted_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
@@ -47,8 +47,8 @@ def noted_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
 
 class NotedSegmenter(PredictStage):
     def __init__(self, spec: PredictorSpec, **arguments: Any) -> None:
-        require_reserved(spec.device)
-        super().__init__(replace(spec, device="cpu"), **arguments)
+        require_reserved(spec.gpu)
+        super().__init__(replace(spec, gpu=False), **arguments)
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, decoded: pa.Table) -> Iterator[pa.Table]:
@@ -60,8 +60,8 @@ class NotedSegmenter(PredictStage):
 
 class NotedEvaluator(Evaluator):
     def __init__(self, spec: PredictorSpec, **arguments: Any) -> None:
-        require_reserved(spec.device)
-        super().__init__(replace(spec, device="cpu"), **arguments)
+        require_reserved(spec.gpu)
+        super().__init__(replace(spec, gpu=False), **arguments)
 
     def __call__(self, loaded: pa.Table) -> pa.Table:
         note("predict")

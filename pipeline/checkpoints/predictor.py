@@ -25,12 +25,16 @@ class PredictorSpec:
 
     checkpoint: str  # absolute URI
     protocol: ProtocolConfig
-    device: str  # "cpu" or "cuda"
+    gpu: bool
     precision: str  # as `models.Predictor` takes it
     threads: int  # of a CPU predictor
     batch_size: int = 1  # maximum number of images that are predicted together
     long_side: int | None = None  # pixels; None: the checkpoint's
     model_id: str | None = None  # that the checkpoint must have; None: any
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpu else "cpu"
 
 
 class PredictorActor:

@@ -23,7 +23,7 @@ from pipeline.cluster.ray_data import map_by_actors, map_tables
 from pipeline.cluster.sizing import Reservation, check_capacity
 from pipeline.config.data import DataConfig
 from pipeline.datasets import Pair
-from pipeline.errors import UserError, user_error
+from pipeline.errors import UserError, raise_user_error
 from pipeline.evaluate.stages import EvalCounts, EvalOptions, Evaluator, ImageResult, counts_of, listed_block, load
 from pipeline.metrics.boundary_iou import BoundaryCounts
 from pipeline.metrics.calibration_error import ConfidenceCounts
@@ -156,7 +156,7 @@ def _parts(counted: ray.data.Dataset) -> Iterator[EvalCounts]:
         for table in counted.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from counts_of(table)
     except Exception as error:
-        raise user_error(error) or error from None
+        raise_user_error(error)
 
 
 def _without_pictures(part: EvalCounts) -> EvalCounts:

@@ -59,7 +59,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> Outcome:
         spec = PredictorSpec(
             checkpoint=storage.absolute(uri),
             protocol=config.protocol,
-            device="cuda" if config.gpu else "cpu",
+            gpu=config.gpu,
             precision=config.precision,
             threads=stages.predictor_threads,
         )

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import cv2
@@ -40,6 +41,20 @@ LOADED = pa.schema(
     ]
 )
 COUNTED = pa.schema([("part", pa.large_binary())])  # pickled EvalCounts
+
+
+@dataclass(frozen=True)
+class LoadedPair:
+    """Row of a LOADED table: a pair with its decoded pixels."""
+
+    number: int  # position among the evaluated pairs
+    pair: bytes  # pickled
+    height: int
+    width: int
+    input_height: int
+    input_width: int
+    pixels: bytes
+    label: bytes
 
 
 @dataclass(frozen=True)
@@ -126,15 +141,16 @@ def listed_block(first: int, pairs: list[Pair]) -> pa.Table:
 def load(listed: pa.Table, data: DataConfig) -> Iterator[pa.Table]:
     """Download and decode a block of LISTED pairs into LOADED rows. Raises UserError that names the file."""
     cv2.setNumThreads(1)
-    rows: list[dict[str, Any]] = []
+    loaded: list[LoadedPair] = []
     with ThreadPoolExecutor(DOWNLOADS) as pool:
-        for row in pool.map(lambda row: row | _loaded(pickle.loads(row["pair"]), data), listed.to_pylist()):
-            rows.append(row)
-            if sum(len(row["pixels"]) + len(row["label"]) for row in rows) > LOADED_BYTES:
-                yield pa.Table.from_pylist(rows, LOADED)
-                rows = []
-    if rows:
-        yield pa.Table.from_pylist(rows, LOADED)
+        numbers, pairs = listed["number"].to_pylist(), listed["pair"].to_pylist()
+        for row in pool.map(partial(_loaded, data), numbers, pairs):
+            loaded.append(row)
+            if sum(len(row.pixels) + len(row.label) for row in loaded) > LOADED_BYTES:
+                yield _loaded_table(loaded)
+                loaded = []
+    if loaded:
+        yield _loaded_table(loaded)
 
 
 def counts_of(counted: pa.Table) -> list[EvalCounts]:
@@ -161,15 +177,15 @@ class Evaluator(PredictorActor):
         self.require_ready()
         total = EvalCounts.none(len(self._data.classes))
         for row in loaded.to_pylist():
-            total += self._part(row)
+            total += self._count(LoadedPair(**row))
         return pa.Table.from_pylist([{"part": pickle.dumps(total)}], COUNTED)
 
-    def _part(self, row: dict[str, Any]) -> EvalCounts:
+    def _count(self, row: LoadedPair) -> EvalCounts:
         eval_options, ignore_index = self._eval_options, self._data.ignore_index
         num_classes = len(self._data.classes)
-        pair: Pair = pickle.loads(row["pair"])
-        image_HW3 = np.frombuffer(row["pixels"], np.uint8).reshape(row["input_height"], row["input_width"], 3)
-        truth_HW = np.frombuffer(row["label"], np.uint16).reshape(row["height"], row["width"])
+        pair: Pair = pickle.loads(row.pair)
+        image_HW3 = np.frombuffer(row.pixels, np.uint8).reshape(row.input_height, row.input_width, 3)
+        truth_HW = np.frombuffer(row.label, np.uint16).reshape(row.height, row.width)
         try:
             # One image at a time: in a batch, the last bits of a result would depend on the other images.
             prediction = self.submit(
@@ -180,7 +196,7 @@ class Evaluator(PredictorActor):
             if not is_out_of_memory(error):
                 raise
             raise UserError(
-                f"image {pair.image_uri}: not enough memory to label its {row['input_width']} x {row['input_height']} "
+                f"image {pair.image_uri}: not enough memory to label its {row.input_width} x {row.input_height} "
                 f"pixels ({error}); lower data.long_side, or use a larger machine"
             ) from None
         predicted_HW = prediction.class_ids_NHW[0]
@@ -191,9 +207,9 @@ class Evaluator(PredictorActor):
             boundary = boundary_counts(truth_HW, predicted_HW, num_classes, ignore_index)
         if eval_options.calibration:
             confidence = confidence_counts(truth_HW, predicted_HW, prediction.confidence_NHW[0], ignore_index)
-        shown = eval_options.worst > 0 or row["number"] < eval_options.panel
+        shown = eval_options.worst > 0 or row.number < eval_options.panel
         result = ImageResult(
-            row["number"],
+            row.number,
             pair,
             int(confusion_KK.sum()),
             metrics.miou,
@@ -217,14 +233,20 @@ class Evaluator(PredictorActor):
         return slopes(logits_PK, truth_HW[rows_P, columns_P])
 
 
-def _loaded(pair: Pair, data: DataConfig) -> dict[str, Any]:
-    image_HW3, label_HW = load_pair(pair, data)
+def _loaded(data: DataConfig, number: int, pickled_pair: bytes) -> LoadedPair:
+    image_HW3, label_HW = load_pair(pickle.loads(pickled_pair), data)
     small_HW3 = shrink(image_HW3, data.long_side)
-    return {
-        "height": label_HW.shape[0],
-        "width": label_HW.shape[1],
-        "input_height": small_HW3.shape[0],
-        "input_width": small_HW3.shape[1],
-        "pixels": np.ascontiguousarray(small_HW3).tobytes(),
-        "label": label_HW.astype(np.uint16).tobytes(),
-    }
+    return LoadedPair(
+        number=number,
+        pair=pickled_pair,
+        height=label_HW.shape[0],
+        width=label_HW.shape[1],
+        input_height=small_HW3.shape[0],
+        input_width=small_HW3.shape[1],
+        pixels=np.ascontiguousarray(small_HW3).tobytes(),
+        label=label_HW.astype(np.uint16).tobytes(),
+    )
+
+
+def _loaded_table(loaded: list[LoadedPair]) -> pa.Table:
+    return pa.Table.from_pylist([vars(row) for row in loaded], LOADED)

@@ -26,8 +26,3 @@ def check_error_types(option: str, kinds: Sequence[str]) -> None:
     if unknown := [kind for kind in kinds if kind not in (*ERROR_TYPES, EVERY_KIND)]:
         known = ", ".join(ERROR_TYPES)
         raise UserError(f"{option}: unknown error type {', '.join(unknown)}; use {EVERY_KIND} or some of {known}")
-
-
-def failure(stage: str, kind: str, message: str) -> dict[str, str]:
-    """Return the error columns of a failed image's row."""
-    return {"error_stage": stage, "error_type": kind, "error_message": message}

@@ -2,6 +2,7 @@
 
 import posixpath
 from collections import Counter
+from dataclasses import dataclass, fields
 
 import pyarrow.compute as pc
 
@@ -77,13 +78,24 @@ def outcomes_of(output: str, run_id: str) -> dict[str, int]:
     return dict(outcomes)
 
 
-def first_failures(output: str, names: list[str], most: int) -> list[dict[str, str]]:
-    """Return the first `most` failed images of some parts: image_uri, error_stage, error_type, error_message."""
-    columns = ["image_uri", "error_stage", "error_type", "error_message"]
-    failures: list[dict[str, str]] = []
+@dataclass(frozen=True)
+class FailedImage:
+    """Image of an output that has no labels, and why."""
+
+    image_uri: str
+    error_stage: str
+    error_type: str
+    error_message: str
+
+
+def first_failures(output: str, names: list[str], most: int) -> list[FailedImage]:
+    """Return the first `most` failed images of some parts."""
+    columns = [field.name for field in fields(FailedImage)]
+    failures: list[FailedImage] = []
     for name in names:
         part = read_table(storage.join(output, "masks", name), columns, MASKS)
-        failures += part.filter(pc.is_valid(part["error_type"])).to_pylist()
+        rows = part.filter(pc.is_valid(part["error_type"])).to_pylist()
+        failures += [FailedImage(**row) for row in rows]
         if len(failures) >= most:
             break
     return failures[:most]

@@ -30,7 +30,7 @@ from pipeline.output.schema import MASKS
 from pipeline.plan.forecast import Forecast, Machines, SegmentationPlan, Survey, Tried, steady_rate, survey
 from pipeline.segment.progress import LINE_EVERY, ProgressBar
 from pipeline.segment.rescaling import ClusterChanged
-from pipeline.segment.run import SegmentSummary, opened, run_waves
+from pipeline.segment.run import opened, run_waves
 from pipeline.segment.worklist import FIRST_WAIT, ListingProgress, Worklist
 
 LEAST_TRIED = 32  # minimum images of the sample per predictor
@@ -61,7 +61,7 @@ def make_plan(config: SegmentConfig) -> Planned:
     again = config.retry_errors, config.relabel_changed
     done = read_completed(output, *again) if is_claimed(output, model) else CompletedImages(*again)
     begun = time.monotonic()
-    surveyed = survey(_told(listing), done.contains)
+    surveyed = survey(_logging_progress(listing), done.contains)
     planned = Planned(output, model.model_id, surveyed, config.max_error_rate)
     if not surveyed.images:
         return planned
@@ -72,7 +72,7 @@ def make_plan(config: SegmentConfig) -> Planned:
     return replace(planned, plan=plan, forecasts=tuple(_forecasts(config, plan)))
 
 
-def _told(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+def _logging_progress(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Yield the same tables; log the number of images so far every LINE_EVERY seconds."""
     images, last = 0, time.monotonic()
     for table in tables:
@@ -83,7 +83,7 @@ def _told(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield table
 
 
-class _SampleLine(ProgressBar):
+class _SampleBar(ProgressBar):
     """Progress bar that also records the progress of the sample."""
 
     def __init__(self, listed: ListingProgress) -> None:
@@ -108,10 +108,9 @@ def _try(config: SegmentConfig, model: Checkpoint, surveyed: Survey, output: str
     config = config.model_copy(update={"max_error_rate": 1.0})
     with _folder_below(output) as folder:
         with hold(folder) as lease, Worklist([sample], lambda listed: pa.array([False] * len(listed))) as worklist:
-            summary = SegmentSummary(lease.run_id, folder, worklist.listed)
-            line = _SampleLine(worklist.listed)
+            bar = _SampleBar(worklist.listed)
             try:
-                run_waves(config, model, worklist, summary, lease, line)
+                labeled = run_waves(config, model, worklist, lease, start_bar=lambda: bar)
             except ClusterChanged as change:
                 raise UserError(f"plan: {change}; run the same command again") from None
         ended = time.monotonic()
@@ -121,12 +120,12 @@ def _try(config: SegmentConfig, model: Checkpoint, surveyed: Survey, output: str
     mask_bytes = pc.fill_null(pc.binary_length(pc.struct_field(rows["mask"], "bytes")), 0)
     return Tried(
         seconds=ended - started,
-        seconds_to_first=before + line.marks[0][0] - started,
-        seconds_after_last=ended - line.marks[-1][0],
-        rate=steady_rate(line.marks),
-        outcomes=summary.outcomes,
-        stages=summary.stage_seconds,
-        output_bytes=summary.stage_seconds.spent["write"].bytes,
+        seconds_to_first=before + bar.marks[0][0] - started,
+        seconds_after_last=ended - bar.marks[-1][0],
+        rate=steady_rate(bar.marks),
+        outcomes=labeled.outcomes,
+        stages=labeled.stage_seconds,
+        output_bytes=labeled.stage_seconds.spent["write"].bytes,
         file_bytes=rows["size_bytes"].to_numpy().astype(np.float64),
         image_seconds=rows["seconds"].to_numpy().astype(np.float64),
         mask_bytes=mask_bytes.to_numpy().astype(np.float64),

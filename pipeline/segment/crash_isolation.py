@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from pipeline.output.errors import failure
+from pipeline.segment.image_rows import Image, ListedImage
 
 # Number of crashes after which an image is given up. More node losses are tolerated, because a node may be lost for
 # unrelated reasons while a scene takes hours. They count nevertheless: a container that runs out of memory takes its
@@ -64,34 +64,38 @@ class CrashLedger:
 
 
 class BlockAttempt:
-    """One attempt at a block of rows; the worker's side. Turns the rows that are given up into error rows.
+    """One attempt at a block of images; the worker's side.
 
     Args:
         stage: 'decode' or 'predict'.
         progress_actor: the run's; None to report nothing and to ignore earlier attempts.
     """
 
-    def __init__(self, stage: str, rows: Sequence[dict[str, Any]], progress_actor: Any) -> None:
+    def __init__(self, stage: str, images: Sequence[ListedImage], progress_actor: Any) -> None:
         self.one_by_one = False
+        self._stage = stage
+        self._given_up: frozenset[bytes] = frozenset()
         self._progress_actor = progress_actor
         if progress_actor is None:
             return
         import ray
 
-        ids = [row["image_id"] for row in rows]
+        ids = [image.image_id for image in images]
         self._block = f"{stage} {hashlib.blake2b(b''.join(sorted(ids)), digest_size=16).hexdigest()}"
-        self.one_by_one, given_up = ray.get(
-            progress_actor.begin.remote(self._block, ids, ray.get_runtime_context().get_node_id())
-        )
+        plan = ray.get(progress_actor.begin.remote(self._block, ids, ray.get_runtime_context().get_node_id()))
+        self.one_by_one, self._given_up = plan.one_by_one, frozenset(plan.given_up)
         if self.one_by_one:
-            progress_actor.log.remote(f"Lost a worker with {len(rows):,} images to {stage}; retrying them one by one")
-        for row in rows:
-            if row["image_id"] in given_up and row["error_type"] is None:
-                row |= failure(
-                    stage,
-                    "Crashed",
-                    f"the worker crashed each time it tried to {stage} this image; most likely it ran out of memory",
-                )
+            progress_actor.log.remote(f"Lost a worker with {len(images):,} images to {stage}; retrying them one by one")
+
+    def without_given_up(self, images: Sequence[Image]) -> list[Image]:
+        """Return the images, with an error for those that must not be tried again."""
+        message = f"the worker crashed each time it tried to {self._stage} this image; most likely it ran out of memory"
+        return [
+            image.failed(self._stage, "Crashed", message)
+            if image.image_id in self._given_up and image.error_type is None
+            else image
+            for image in images
+        ]
 
     @contextmanager
     def at(self, image_id: bytes) -> Iterator[None]:

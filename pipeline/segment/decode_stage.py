@@ -2,10 +2,10 @@
 
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import cv2
@@ -14,15 +14,18 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.images.codec import ImageError, decode_image, shrink
 from pipeline.images.tiff_windows import is_tiff
-from pipeline.output.errors import failure
-from pipeline.output.schema import DECODED, table
+from pipeline.output.schema import DECODED
 from pipeline.segment import large_images, prometheus
 from pipeline.segment.crash_isolation import BlockAttempt
+from pipeline.segment.image_rows import DecodedImage, ListedImage, listed_images, to_table
 
 # Decoded pixels are yielded in tables of about this size, so that large images do not accumulate in a task.
 DECODED_BYTES = 32_000_000
 # Maximum images, and bytes of their files, that are downloaded together while the previous group is decoded.
 FETCHED_TOGETHER, FETCHED_BYTES = 16, 64_000_000
+
+Download = storage.Fetched | Exception | None
+"""File of an image, or why it could not be read; None: the file is not needed."""
 
 
 class Limits(NamedTuple):
@@ -46,83 +49,84 @@ def decode(
     since = time.process_time()
     cv2.setNumThreads(1)
     waiting = SizeBuckets()
-    listed_rows = listed.to_pylist()
-    attempt = BlockAttempt("decode", listed_rows, progress_actor)
-    for row in _fetched_and_decoded(listed_rows, limits, long_side, by_window, attempt):
-        waiting.add(row)
+    images = listed_images(listed)
+    attempt = BlockAttempt("decode", images, progress_actor)
+    for image in _downloaded_and_decoded(attempt.without_given_up(images), limits, long_side, by_window, attempt):
+        waiting.add(image)
         if waiting.bytes > DECODED_BYTES:
-            yield table(waiting.largest(), DECODED)
+            yield to_table(waiting.largest(), DECODED)
     if rest := waiting.all():
-        yield table(rest, DECODED)
+        yield to_table(rest, DECODED)
     attempt.end()
     prometheus.count_processor("decode", since)
     if progress_actor is not None:
         progress_actor.add_timing.remote(prometheus.report())
 
 
-def _fetched_and_decoded(
-    rows: list[dict[str, Any]], limits: Limits, long_side: int | None, by_window: bool, attempt: BlockAttempt
-) -> Iterator[dict[str, Any]]:
+def _downloaded_and_decoded(
+    images: list[ListedImage], limits: Limits, long_side: int | None, by_window: bool, attempt: BlockAttempt
+) -> Iterator[DecodedImage]:
     if attempt.one_by_one:
-        for row in rows:
-            with attempt.at(row["image_id"]):
-                done = [_decoded(*each, limits, long_side, by_window) for each in _downloaded([row], limits)]
-            yield from done
+        for image in images:
+            with attempt.at(image.image_id):
+                ((image_to_decode, file),) = _downloaded([image], limits)
+                decoded = _decoded(image_to_decode, file, limits, long_side, by_window)
+            yield decoded
         return
-    for row, file in _downloaded(rows, limits):
-        yield _decoded(row, file, limits, long_side, by_window)
+    for image, file in _downloaded(images, limits):
+        yield _decoded(image, file, limits, long_side, by_window)
 
 
 def _decoded(
-    row: dict[str, Any],
-    file: storage.Fetched | Exception | None,
-    limits: Limits,
-    long_side: int | None,
-    by_window: bool,
-) -> dict[str, Any]:
-    """Return the row with its pixels or its error. A row that failed earlier has no file and keeps its error."""
+    listed: ListedImage, file: Download, limits: Limits, long_side: int | None, by_window: bool
+) -> DecodedImage:
+    """Return the image with its pixels or its error. An image that failed earlier has no file and keeps its error."""
     start = time.perf_counter()
-    if _is_too_large(row, limits):
-        row |= _too_large(row, limits, by_window)
+    image = DecodedImage(**vars(listed))
+    if _is_too_large(image, limits):
+        image = _by_window_or_too_large(image, limits, by_window)
     elif isinstance(file, Exception):
-        row |= failure("download", storage.failure_kind(file), storage.reason(file))
+        image = image.failed("download", storage.failure_kind(file), storage.reason(file))
     elif file is not None:
         # The file may have changed since it was listed.
-        row |= {"etag": file.etag, "size_bytes": len(file.content)}
+        image = replace(image, etag=file.etag, size_bytes=len(file.content))
         try:
             with prometheus.timed("decode") as work:
                 work.bytes = len(file.content)
-                row |= _pixels(file.content, limits, long_side)
+                image = _with_pixels(image, file.content, limits, long_side)
         except ImageError as error:
-            row |= _undecoded(error, file.content, limits, by_window)
-    row["seconds"] = time.perf_counter() - start
-    return row
+            image = _by_window_or_undecoded(image, error, file.content, limits, by_window)
+    return replace(image, seconds=time.perf_counter() - start)
 
 
 class SizeBuckets:
-    """Buffer of decoded rows, grouped by image size so that each group fills batches of one size."""
+    """Buffer of decoded images, grouped by size so that each group fills batches of one size."""
 
     def __init__(self) -> None:
-        self.bytes = 0
-        self._groups: dict[tuple[int | None, int | None], list[dict[str, Any]]] = defaultdict(list)
+        self.bytes = 0  # of the pixels
+        self._groups: dict[tuple[int | None, int | None], list[DecodedImage]] = defaultdict(list)
 
-    def add(self, row: dict[str, Any]) -> None:
-        self._groups[row.get("input_height"), row.get("input_width")].append(row)
-        self.bytes += len(row.get("pixels", b""))
+    def add(self, image: DecodedImage) -> None:
+        self._groups[image.input_height, image.input_width].append(image)
+        self.bytes += _num_bytes(image)
 
-    def largest(self) -> list[dict[str, Any]]:
-        """Remove and return the group of rows that takes the most memory."""
+    def largest(self) -> list[DecodedImage]:
+        """Remove and return the group of images that takes the most memory."""
 
-        def size_of(group: list[dict[str, Any]]) -> int:
-            return sum(len(row.get("pixels", b"")) for row in group)
+        def bytes_of(size: tuple[int | None, int | None]) -> int:
+            return sum(map(_num_bytes, self._groups[size]))
 
-        group = self._groups.pop(max(self._groups, key=lambda size: size_of(self._groups[size])))
-        self.bytes -= size_of(group)
-        return group
+        size = max(self._groups, key=bytes_of)
+        self.bytes -= bytes_of(size)
+        return self._groups.pop(size)
 
-    def all(self) -> list[dict[str, Any]]:
+    def all(self) -> list[DecodedImage]:
         groups, self._groups = self._groups, defaultdict(list)
-        return [row for group in groups.values() for row in group]
+        return [image for group in groups.values() for image in group]
+
+
+def _num_bytes(image: DecodedImage) -> int:
+    return 0 if image.pixels is None else len(image.pixels)
 
 
 class ByteBudget:
@@ -136,99 +140,123 @@ class ByteBudget:
     def __call__(self, size: int) -> bool:
         with self._lock:
             fits = size <= self._max_bytes and (not self._bytes or self._bytes + size <= FETCHED_BYTES)
-            self._bytes += size * fits
+            if fits:
+                self._bytes += size
             return fits
 
 
-def _downloaded(
-    rows: list[dict[str, Any]], limits: Limits
-) -> Iterator[tuple[dict[str, Any], storage.Fetched | Exception | None]]:
-    """Yield every row with its file, or None if the file is not needed; download ahead while the caller decodes.
+def _downloaded(images: list[ListedImage], limits: Limits) -> Iterator[tuple[ListedImage, Download]]:
+    """Yield every image with its file, in the given order; download the next group while the caller decodes.
 
-    Keeps the order of the rows regardless of which download finishes first, because work that Ray repeats must give
-    the same result.
+    The order does not depend on which download finishes first, because work that Ray repeats must give the same result.
     """
-    groups = list(_groups(rows))
-
-    def fetch(group: list[dict[str, Any]]) -> list[storage.Fetched | Exception]:
-        uris = [row["image_uri"] for row in group if _is_wanted(row, limits)]
-        # Sizes that the listing contains have been checked against the limits already.
-        room = ByteBudget(limits.max_bytes) if any(row["size_bytes"] is None for row in group) else None
-        with prometheus.timed("download") as work:
-            files = storage.fetch_objects(uris, room)
-            work.images = sum(not isinstance(file, storage.Refused) for file in files)
-            work.bytes = sum(len(file.content) for file in files if isinstance(file, storage.Fetched))
-            return files
-
-    with ThreadPoolExecutor(1) as ahead:
-        waiting = [ahead.submit(fetch, group) for group in groups[:1]]
-        for group, following in zip_longest(groups, groups[1:]):
-            files = waiting.pop().result()
-            if following:
-                waiting.append(ahead.submit(fetch, following))
-            wanted = [row for row in group if _is_wanted(row, limits)]
-            found = {row["image_id"]: file for row, file in zip(wanted, files, strict=True)}
-            late = []  # rows whose files did not fit into memory with the others
-            for row in wanted:
-                file = found[row["image_id"]]
-                if isinstance(file, storage.Refused):
-                    row["size_bytes"] = file.size
-                    if _is_wanted(row, limits):
-                        late.append(row)
-            of_late = (file for part in _groups(late) for file in fetch(part))
-            late_ids = {row["image_id"] for row in late}
-            for row in group:
-                yield row, next(of_late) if row["image_id"] in late_ids else found.pop(row["image_id"], None)
+    groups = list(_groups(images))
+    with ThreadPoolExecutor(1) as thread:
+        # A finished download leaves the queue, so that its files can be freed one by one.
+        downloading = deque(thread.submit(_download, group, limits) for group in groups[:1])
+        for number, group in enumerate(groups, 1):
+            files = downloading.popleft().result()
+            if number < len(groups):
+                downloading.append(thread.submit(_download, groups[number], limits))
+            yield from _with_postponed(group, files, limits)
 
 
-def _is_wanted(row: dict[str, Any], limits: Limits) -> bool:
-    return row["error_type"] is None and not _is_too_large(row, limits)
+def _download(group: list[ListedImage], limits: Limits) -> deque[Download]:
+    """Return the file of each image of a group."""
+    uris = [image.image_uri for image in group if _is_wanted(image, limits)]
+    # Sizes that the listing contains have been checked against the limits already.
+    has_unknown = any(image.size_bytes is None for image in group)
+    with prometheus.timed("download") as work:
+        files = storage.fetch_objects(uris, ByteBudget(limits.max_bytes) if has_unknown else None)
+        work.images = sum(not isinstance(file, storage.Refused) for file in files)
+        work.bytes = sum(len(file.content) for file in files if isinstance(file, storage.Fetched))
+    found = dict(zip(uris, files, strict=True))
+    return deque(found.get(image.image_uri) for image in group)
 
 
-def _is_too_large(row: dict[str, Any], limits: Limits) -> bool:
-    return row["error_type"] is None and (row["size_bytes"] or 0) > limits.max_bytes
+def _with_postponed(
+    group: list[ListedImage], files: deque[Download], limits: Limits
+) -> Iterator[tuple[ListedImage, Download]]:
+    """Yield the images of a group with their files; download the files that did not fit into memory with the others.
+
+    Their sizes are known by now, so they are downloaded in groups that do fit, when the first file of each is due.
+    """
+    images = [
+        replace(image, size_bytes=file.size) if isinstance(file, storage.Refused) else image
+        for image, file in zip(group, files, strict=True)
+    ]
+    is_postponed = [
+        isinstance(file, storage.Refused) and _is_wanted(image, limits)
+        for image, file in zip(images, files, strict=True)
+    ]
+    postponed_groups = _groups([image for image, postponed in zip(images, is_postponed, strict=True) if postponed])
+    postponed_files: deque[Download] = deque()
+    for image, postponed in zip(images, is_postponed, strict=True):
+        file = files.popleft()
+        if postponed:
+            if not postponed_files:
+                postponed_files = _download(next(postponed_groups), limits)
+            file = postponed_files.popleft()
+        yield image, file
 
 
-def _groups(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    group: list[dict[str, Any]] = []
-    for row in rows:
-        if len(group) == FETCHED_TOGETHER or sum(each["size_bytes"] or 0 for each in [*group, row]) > FETCHED_BYTES:
-            if group:
-                yield group
-            group = []
-        group.append(row)
+def _is_wanted(image: ListedImage, limits: Limits) -> bool:
+    return image.error_type is None and not _is_too_large(image, limits)
+
+
+def _is_too_large(image: ListedImage, limits: Limits) -> bool:
+    return image.error_type is None and (image.size_bytes or 0) > limits.max_bytes
+
+
+def _groups(images: list[ListedImage]) -> Iterator[list[ListedImage]]:
+    """Split images into groups whose files are downloaded together."""
+    group: list[ListedImage] = []
+    group_bytes = 0
+    for image in images:
+        size = image.size_bytes or 0
+        if group and (len(group) == FETCHED_TOGETHER or group_bytes + size > FETCHED_BYTES):
+            yield group
+            group, group_bytes = [], 0
+        group.append(image)
+        group_bytes += size
     if group:
         yield group
 
 
-def _pixels(content: bytes, limits: Limits, long_side: int | None) -> dict[str, Any]:
+def _with_pixels(image: DecodedImage, content: bytes, limits: Limits, long_side: int | None) -> DecodedImage:
     image_HW3 = decode_image(content, *limits)
     small_HW3 = shrink(image_HW3, long_side)
-    return {
-        "width": image_HW3.shape[1],
-        "height": image_HW3.shape[0],
-        "input_width": small_HW3.shape[1],
-        "input_height": small_HW3.shape[0],
-        "pixels": small_HW3.tobytes(),
-    }
+    return replace(
+        image,
+        width=image_HW3.shape[1],
+        height=image_HW3.shape[0],
+        input_width=small_HW3.shape[1],
+        input_height=small_HW3.shape[0],
+        pixels=small_HW3.tobytes(),
+    )
 
 
-def _too_large(row: dict[str, Any], limits: Limits, by_window: bool) -> dict[str, Any]:
-    """Return the columns of a file that is too large to download: for reading by window, or an error."""
-    try:
-        seen = large_images.seen(row["image_uri"], limits.max_pixels) if by_window else None
-    except (ImageError, large_images.ReadFault) as error:
-        return large_images.failed(error)
-    return seen or failure("download", "TooLarge", f"{row['size_bytes']} bytes; the limit is {limits.max_bytes}")
+def _by_window_or_too_large(image: DecodedImage, limits: Limits, by_window: bool) -> DecodedImage:
+    """Return an image whose file is too large to download: to be read by window, or with an error."""
+    if by_window:
+        try:
+            described = large_images.describe_file(image, limits.max_pixels)
+        except (ImageError, large_images.ReadFault) as error:
+            return large_images.with_error(image, error)
+        if described is not None:
+            return described
+    return image.failed("download", "TooLarge", f"{image.size_bytes} bytes; the limit is {limits.max_bytes}")
 
 
-def _undecoded(error: ImageError, content: bytes, limits: Limits, by_window: bool) -> dict[str, Any]:
-    """Return the columns of a file that cannot be decoded whole: for reading by window, or an error."""
+def _by_window_or_undecoded(
+    image: DecodedImage, error: ImageError, content: bytes, limits: Limits, by_window: bool
+) -> DecodedImage:
+    """Return an image that cannot be decoded whole: to be read by window, or with an error."""
     if error.kind == "TooLarge" and is_tiff(content):
         if not by_window:
-            return failure("decode", error.kind, f"{error.message}; {large_images.HOW}")
+            return image.failed("decode", error.kind, f"{error.message}; {large_images.HOW}")
         try:
-            return large_images.seen_in(content, limits.max_pixels)
+            return large_images.describe_content(image, content, limits.max_pixels)
         except ImageError as of_window:
             error = of_window
-    return failure("decode", error.kind, error.message)
+    return image.failed("decode", error.kind, error.message)

@@ -6,6 +6,7 @@ Does not import torch, because the decode stage imports this module.
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.images.formats import ImageError
 from pipeline.images.tiff_directory import Readable
 from pipeline.images.tiff_windows import SIGNATURE_BYTES, TiffWindows, is_tiff
-from pipeline.output.errors import failure
+from pipeline.segment.image_rows import DecodedImage, Image
 from pipeline.storage.range_file import RangeFile
 
 # The whole mask is held in memory, one or two bytes per pixel.
@@ -35,43 +36,43 @@ def applies(protocol: ProtocolConfig, long_side: int | None) -> bool:
     return protocol.mode == "sliding" and protocol.base_size is None and long_side is None
 
 
-def seen(uri: str, max_pixels: int) -> dict[str, Any] | None:
-    """Return the columns of a DECODED row for an image to be labeled by window; None if the file is not a TIFF.
+def describe_file(image: DecodedImage, max_pixels: int) -> DecodedImage | None:
+    """Return the image as one to be labeled by window, without downloading it; None if its file is not a TIFF.
 
     Args:
         max_pixels: limit for the pixels of a tile.
 
     Raises: ImageError, ReadFault.
     """
-    with _opened(uri) as file:
+    with _opened(image.image_uri) as file:
         if not is_tiff(file.read(SIGNATURE_BYTES) or b""):
             return None
-        return {"etag": file.etag, "size_bytes": file.size, **_described(file, file.size, max_pixels)}
+        return _described(replace(image, etag=file.etag, size_bytes=file.size), file, file.size, max_pixels)
 
 
-def seen_in(content: bytes, max_pixels: int) -> dict[str, Any]:
-    """Return the same as `seen` for a TIFF that has been downloaded. Raises: ImageError."""
-    return _described(io.BytesIO(content), len(content), max_pixels)
+def describe_content(image: DecodedImage, content: bytes, max_pixels: int) -> DecodedImage:
+    """Return the same as `describe_file` for a TIFF that has been downloaded. Raises: ImageError."""
+    return _described(image, io.BytesIO(content), len(content), max_pixels)
 
 
-def predicted(predictor: Any, row: dict[str, Any], on_read: Callable[[float], None] | None = None) -> Any:
-    """Return the models.Prediction of a row that `seen` described.
+def predict_windows(predictor: Any, image: DecodedImage, on_read: Callable[[float], None] | None = None) -> Any:
+    """Return the models.Prediction of an image that `describe_file` or `describe_content` returned.
 
     Args:
         on_read: called after each read with the fraction of the image's rows that have been read.
 
-    Raises: ImageError; ReadFault, also if the object's ETag is no longer the row's.
+    Raises: ImageError; ReadFault, also if the object's ETag is no longer the image's.
     """
-    with _opened(row["image_uri"]) as file:
-        if file.etag != row["etag"]:
+    with _opened(image.image_uri) as file:
+        if file.etag != image.etag:
             raise ReadFault from OSError(
-                f"the object changed during the run: its ETag was {row['etag']} and is now {file.etag}"
+                f"the object changed during the run: its ETag was {image.etag} and is now {file.etag}"
             )
-        image = TiffWindows(file, file.size)
-        return predictor.predict_windows(image if on_read is None else _Told(image, on_read))
+        windows = TiffWindows(file, file.size)
+        return predictor.predict_windows(windows if on_read is None else _Reported(windows, on_read))
 
 
-class _Told:
+class _Reported:
     """Image that calls `on_read` after each read."""
 
     def __init__(self, image: TiffWindows, on_read: Callable[[float], None]) -> None:
@@ -84,24 +85,24 @@ class _Told:
         return pixels_HW3
 
 
-def failed(error: ImageError | ReadFault) -> dict[str, Any]:
-    """Return the error columns of a row for this error."""
+def with_error(image: Image, error: ImageError | ReadFault) -> Image:
+    """Return the image's row with this error."""
     if isinstance(error, ImageError):
-        return failure("decode", error.kind, error.message)
+        return image.failed("decode", error.kind, error.message)
     assert isinstance(error.__cause__, Exception)
-    return failure("download", storage.failure_kind(error.__cause__), storage.reason(error.__cause__))
+    return image.failed("download", storage.failure_kind(error.__cause__), storage.reason(error.__cause__))
 
 
-def _described(file: Readable, size: int, max_pixels: int) -> dict[str, Any]:
-    image = TiffWindows(file, size, max_pixels)
-    if image.width * image.height > MAX_PIXELS:
+def _described(image: DecodedImage, file: Readable, size: int, max_pixels: int) -> DecodedImage:
+    windows = TiffWindows(file, size, max_pixels)
+    if windows.width * windows.height > MAX_PIXELS:
         raise ImageError(
             "TooLarge",
-            f"{image.width} x {image.height} is {image.width * image.height} pixels; the limit for labeling by "
+            f"{windows.width} x {windows.height} is {windows.width * windows.height} pixels; the limit for labeling by "
             f"window is {MAX_PIXELS}",
         )
-    image.read(0, 1, 0, 1)  # finds samples that cannot be decoded here instead of on a GPU
-    return {"width": image.width, "height": image.height, "by_window": True}
+    windows.read(0, 1, 0, 1)  # finds samples that cannot be decoded here instead of on a GPU
+    return replace(image, width=windows.width, height=windows.height, by_window=True)
 
 
 class _Guarded:

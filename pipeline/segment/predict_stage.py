@@ -9,7 +9,8 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +20,31 @@ from pipeline import storage
 from pipeline.checkpoints.predictor import PredictorActor, PredictorSpec, is_out_of_memory
 from pipeline.errors import UserError
 from pipeline.images.codec import ImageError, encode_mask
-from pipeline.output.errors import failure
+from pipeline.output.schema import PREDICTED
 from pipeline.segment import large_images, prometheus
 from pipeline.segment.crash_isolation import BlockAttempt
-from pipeline.segment.prediction_rows import outcome, predicted_table
+from pipeline.segment.image_rows import DecodedImage, PredictedImage, decoded_images, to_table
+from pipeline.segment.prediction_rows import outcome
 from pipeline.segment.stage_timing import Spent
 
 # Images after which the error rate of a run is checked for the first time.
 MIN_TO_JUDGE = 200
 SECONDS_BETWEEN_LINES = 30.0  # between the progress lines of a large image
 CALLS = 2  # concurrent calls of one actor
+
+
+class BatchPrediction(NamedTuple):
+    """Result of predicting a batch."""
+
+    predictions: list[Any]  # a models.Prediction for each image, or the error if memory is too small for it alone
+    seconds_per_image: float
+
+
+class Encoding(NamedTuple):
+    """Row of a predicted image whose mask is still being compressed."""
+
+    row: PredictedImage
+    mask: Future[bytes] | None  # None: the image has an error
 
 
 class PredictStage(PredictorActor):
@@ -54,75 +70,89 @@ class PredictStage(PredictorActor):
 
     def __call__(self, decoded: pa.Table) -> Iterator[pa.Table]:
         self.require_ready()
-        rows = decoded.to_pylist()
-        attempt = BlockAttempt("predict", rows, self._progress_actor)
-        in_memory = [row for row in rows if not row["by_window"]]
+        images = decoded_images(decoded)
+        attempt = BlockAttempt("predict", images, self._progress_actor)
+        images = attempt.without_given_up(images)
+        in_memory = [image for image in images if not image.by_window]
         if in_memory:
-            yield self._segment(in_memory, attempt)
-        for row in rows:
-            if row["by_window"]:
+            yield to_table(self._predict_in_memory(in_memory, attempt), PREDICTED)
+        for image in images:
+            if image.by_window:
+                predicted = self._predict_by_window(image, attempt)
+                self._report([predicted])
                 # One table per image, because a single mask may reach the size limit of a table's column.
-                yield self._segment_by_window(row, attempt)
+                yield to_table([predicted], PREDICTED)
         attempt.end()
         with self._counting_processor:
             self._processor_since = prometheus.count_processor("predict", self._processor_since)
         self._progress_actor.add_timing.remote(prometheus.report())
 
-    def _segment(self, rows: list[dict[str, Any]], attempt: BlockAttempt) -> pa.Table:
-        self._tell([row for row in rows if row["error_type"]])
+    def _predict_in_memory(self, images: list[DecodedImage], attempt: BlockAttempt) -> list[PredictedImage]:
+        """Label images whose pixels are in the block, in batches, and encode their masks. Keeps their order."""
+        rows = [PredictedImage(**vars(image)) for image in images]
+        self._report([row for row in rows if row.error_type])
         # Keep only a few batches of a block in memory, because predictions and masks have the images' original size.
-        predicting: deque[tuple[list[dict[str, Any]], Future[list[Any]]]] = deque()
-        encoding: deque[list[tuple[dict[str, Any], Future[bytes]]]] = deque()
+        # Images are identified by their position in the block.
+        predicting: deque[tuple[list[int], Future[BatchPrediction]]] = deque()
+        encoding: deque[tuple[list[int], list[Encoding]]] = deque()
         batch_size, ahead, behind = (1, 0, 0) if attempt.one_by_one else (self._batch_size, 1, 1)
 
-        def finish(most_predicting: int, most_encoding: int) -> None:
-            while len(predicting) > most_predicting:
-                batch, predictions = predicting.popleft()
-                encoding.append(self._finished(batch, predictions.result()))
-                self._tell(batch)
-            while len(encoding) > most_encoding:
-                self._encoded(encoding.popleft())
+        def finish(max_predicting: int, max_encoding: int) -> None:
+            while len(predicting) > max_predicting:
+                positions, prediction = predicting.popleft()
+                batch = self._start_encoding([rows[position] for position in positions], prediction.result())
+                self._report([row for row, _ in batch])
+                encoding.append((positions, batch))
+            while len(encoding) > max_encoding:
+                positions, batch = encoding.popleft()
+                for position, row in zip(positions, self._finish_encoding(batch), strict=True):
+                    rows[position] = row
 
         with self._submitting:
-            for batch in _batches_of_one_size(rows, batch_size):
-                with attempt.at(batch[0]["image_id"]):
-                    predicting.append((batch, self.submit(self._predict, batch, *_inputs(batch))))
+            for positions in _batches_of_one_size(rows, batch_size):
+                batch = [rows[position] for position in positions]
+                with attempt.at(batch[0].image_id):
+                    predicting.append((positions, self._start_predicting(batch)))
                     finish(ahead, behind)
         finish(0, 0)
-        return predicted_table(rows)
+        return rows
 
-    def _segment_by_window(self, row: dict[str, Any], attempt: BlockAttempt) -> pa.Table:
+    def _predict_by_window(self, image: DecodedImage, attempt: BlockAttempt) -> PredictedImage:
         """Read, label and encode one image by window. A failure of this image becomes an error row."""
-        if row["error_type"]:
-            self._tell([row])
-            return predicted_table([row])
+        row = PredictedImage(**vars(image))
+        if row.error_type:
+            return row
         try:
-            with attempt.at(row["image_id"]):
-                prediction = self.submit(self._predict_by_window, row).result()
+            with attempt.at(row.image_id):
+                row, prediction = self.submit(self._read_and_predict, row).result()
+                if prediction is None:
+                    return row
                 with prometheus.timed("encode") as work:
                     mask = encode_mask(prediction.class_ids_NHW[0], self.palette)
                     work.bytes = len(mask)
-            row["seconds"] += work.seconds
+            row = replace(row, seconds=row.seconds + work.seconds)
             if len(mask) > large_images.MAX_MASK_BYTES:
                 limit = large_images.MAX_MASK_BYTES
                 raise ImageError("TooLarge", f"its mask has {len(mask)} bytes as PNG; the limit is {limit}")
-            row |= {**outcome(prediction, 0), "mask": {"bytes": mask, "path": row["image_id"].hex() + ".png"}}
-        except (ImageError, large_images.ReadFault) as error:
-            row |= large_images.failed(error)
         except Exception as error:
-            if not is_out_of_memory(error):
+            failed = _with_error(row, error)
+            if failed is None:
                 raise
-            size = f"{row['width']} x {row['height']} pixels by window"
-            row |= failure("predict", "OutOfMemory", f"{size}: {storage.reason(error)}")
-        self._tell([row])
-        return predicted_table([row])
+            return failed
+        return replace(row, **outcome(prediction, 0)).with_mask(mask)
 
-    def _predict_by_window(self, row: dict[str, Any]) -> Any:
+    def _read_and_predict(self, row: PredictedImage) -> tuple[PredictedImage, Any]:
+        """Return the row with the seconds that it took, and its models.Prediction; None: the row has an error."""
         try:
             with self._working() as work:
-                return large_images.predicted(self.predictor, row, self._telling(row))
-        finally:
-            row["seconds"] += work.seconds
+                prediction = large_images.predict_windows(self.predictor, row, self._reading_reporter(row))
+        except Exception as error:
+            # Handled here and not by the caller, because the traceback keeps the tensors of its frames alive.
+            failed = _with_error(row, error)
+            if failed is None:
+                raise
+            return replace(failed, seconds=row.seconds + work.seconds), None
+        return replace(row, seconds=row.seconds + work.seconds), prediction
 
     @contextmanager
     def _working(self, images: int = 1) -> Iterator[Spent]:
@@ -134,20 +164,20 @@ class PredictStage(PredictorActor):
         finally:
             self._idle_since = time.perf_counter()
 
-    def _telling(self, row: dict[str, Any]) -> Callable[[float], None]:
+    def _reading_reporter(self, image: DecodedImage) -> Callable[[float], None]:
         """Return a callback that logs the progress of a large image every 30 seconds: one may take hours."""
-        told = time.monotonic()
+        last_logged = time.monotonic()
 
         def on_read(share: float) -> None:
-            nonlocal told
-            if time.monotonic() - told >= SECONDS_BETWEEN_LINES:
-                told = time.monotonic()
-                size = f"{row['width']:,} x {row['height']:,} pixels"
-                self._progress_actor.log.remote(f"{row['image_uri']}: read {share:.0%} of {size}")
+            nonlocal last_logged
+            if time.monotonic() - last_logged >= SECONDS_BETWEEN_LINES:
+                last_logged = time.monotonic()
+                size = f"{image.width:,} x {image.height:,} pixels"
+                self._progress_actor.log.remote(f"{image.image_uri}: read {share:.0%} of {size}")
 
         return on_read
 
-    def _tell(self, rows: list[dict[str, Any]]) -> None:
+    def _report(self, rows: list[PredictedImage]) -> None:
         """Report the outcomes of images to the progress actor, and check the error rate of the run.
 
         The check uses the counts that the previous report returned, so that it need not wait for an answer.
@@ -159,7 +189,7 @@ class PredictStage(PredictorActor):
         if not rows:
             return
         counts = ray.get(self._counts) if self._counts is not None else {}
-        outcomes = Counter(row.get("error_type") or "ok" for row in rows)
+        outcomes = Counter(row.error_type or "ok" for row in rows)
         self._counts = self._progress_actor.add.remote(**outcomes)
         prometheus.count_images(outcomes)
         seen, failed = sum(counts.values()), sum(counts.values()) - counts.get("ok", 0)
@@ -171,15 +201,14 @@ class PredictStage(PredictorActor):
                 "--max-error-rate"
             )
 
-    def _predict(
-        self, batch: list[dict[str, Any]], images_NHW3: NDArray[np.uint8], output_sizes: list[tuple[int, int]]
-    ) -> list[Any]:
-        """Return for each row its models.Prediction, or the error if memory is too small for the image alone."""
-        with self._working(len(batch)) as work:
+    def _start_predicting(self, batch: list[PredictedImage]) -> Future[BatchPrediction]:
+        images_NHW3 = np.stack([image.input_HW3 for image in batch])
+        return self.submit(self._predict_batch, images_NHW3, [image.size for image in batch])
+
+    def _predict_batch(self, images_NHW3: NDArray[np.uint8], output_sizes: list[tuple[int, int]]) -> BatchPrediction:
+        with self._working(len(images_NHW3)) as work:
             predictions = self._predict_what_fits(images_NHW3, output_sizes)
-        for row in batch:
-            row["seconds"] += work.seconds_per_image
-        return predictions
+        return BatchPrediction(predictions, work.seconds_per_image)
 
     def _predict_what_fits(self, images_NHW3: NDArray[np.uint8], output_sizes: list[tuple[int, int]]) -> list[Any]:
         try:
@@ -193,39 +222,51 @@ class PredictStage(PredictorActor):
         parts = slice(half), slice(half, None)
         return [one for part in parts for one in self._predict_what_fits(images_NHW3[part], output_sizes[part])]
 
-    def _finished(
-        self, batch: list[dict[str, Any]], predictions: list[Any]
-    ) -> list[tuple[dict[str, Any], Future[bytes]]]:
-        """Fill in the rows of a batch except for their masks; return each row with the future of its PNG."""
-        masks = []
-        for row, prediction in zip(batch, predictions, strict=True):
+    def _start_encoding(self, batch: list[PredictedImage], predicted: BatchPrediction) -> list[Encoding]:
+        """Return the rows of a batch without their masks, which the encoding threads compress meanwhile."""
+        encoding = []
+        for image, prediction in zip(batch, predicted.predictions, strict=True):
+            row = replace(image, seconds=image.seconds + predicted.seconds_per_image)
             if isinstance(prediction, Exception):
-                shape = row["input_height"], row["input_width"], 3
-                row |= failure("predict", "OutOfMemory", f"{shape} pixels: {storage.reason(prediction)}")
-                continue
-            row |= outcome(prediction, 0)
-            masks.append((row, self._encoders.submit(encode_mask, prediction.class_ids_NHW[0], self.palette)))
-        return masks
+                shape = row.input_height, row.input_width, 3
+                row = row.failed("predict", "OutOfMemory", f"{shape} pixels: {storage.reason(prediction)}")
+                encoding.append(Encoding(row, None))
+            else:
+                mask = self._encoders.submit(encode_mask, prediction.class_ids_NHW[0], self.palette)
+                encoding.append(Encoding(replace(row, **outcome(prediction, 0)), mask))
+        return encoding
 
-    def _encoded(self, masks: list[tuple[dict[str, Any], Future[bytes]]]) -> None:
-        with prometheus.timed("encode", len(masks)) as work:
-            for row, mask in masks:
-                row["mask"] = {"bytes": mask.result(), "path": row["image_id"].hex() + ".png"}
-                work.bytes += len(row["mask"]["bytes"])
+    def _finish_encoding(self, batch: list[Encoding]) -> list[PredictedImage]:
+        """Wait for the masks of a batch, and return its rows with them."""
+        rows = []
+        num_masks = sum(mask is not None for _, mask in batch)
+        with prometheus.timed("encode", num_masks) as work:
+            for row, mask in batch:
+                if mask is None:
+                    rows.append(row)
+                else:
+                    png = mask.result()
+                    work.bytes += len(png)
+                    rows.append(row.with_mask(png))
+        return rows
 
 
-def _inputs(batch: list[dict[str, Any]]) -> tuple[NDArray[np.uint8], list[tuple[int, int]]]:
-    """Return the pixels of a batch, removed from its rows, and the (height, width) of each mask."""
-    shape = (batch[0]["input_height"], batch[0]["input_width"], 3)
-    images_NHW3 = np.stack([np.frombuffer(row.pop("pixels"), np.uint8).reshape(shape) for row in batch])
-    return images_NHW3, [(row["height"], row["width"]) for row in batch]
+def _with_error(row: PredictedImage, error: Exception) -> PredictedImage | None:
+    """Return the row of an image labeled by window with this error; None if the error does not concern it alone."""
+    if isinstance(error, ImageError | large_images.ReadFault):
+        return large_images.with_error(row, error)
+    if is_out_of_memory(error):
+        size = f"{row.width} x {row.height} pixels by window"
+        return row.failed("predict", "OutOfMemory", f"{size}: {storage.reason(error)}")
+    return None
 
 
-def _batches_of_one_size(rows: list[dict[str, Any]], batch_size: int) -> Iterator[list[dict[str, Any]]]:
-    groups: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        if row["error_type"] is None:
-            groups[row["input_height"], row["input_width"]].append(row)
+def _batches_of_one_size(rows: list[PredictedImage], batch_size: int) -> Iterator[list[int]]:
+    """Yield the positions of images without an error, in batches of one input size."""
+    groups: dict[tuple[int | None, int | None], list[int]] = defaultdict(list)
+    for position, row in enumerate(rows):
+        if row.error_type is None:
+            groups[row.input_height, row.input_width].append(position)
     for group in groups.values():
         for start in range(0, len(group), batch_size):
             yield group[start : start + batch_size]

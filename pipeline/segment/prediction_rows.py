@@ -4,16 +4,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.output.schema import PREDICTED, table
-
 MAX_BOXES = 16  # per image; the regions with the most pixels are kept
-
-
-def predicted_table(rows: list[dict[str, Any]]) -> pa.Table:
-    return table([{name: row[name] for name in PREDICTED.names if name in row} for row in rows], PREDICTED)
 
 
 def outcome(prediction: Any, n: int) -> dict[str, Any]:
@@ -74,5 +67,10 @@ def low_confidence_boxes(low_RG: NDArray[np.int32], side: int, height: int, widt
 
 def _box(cells: NDArray[Any], count: int, xs: NDArray[Any], ys: NDArray[Any]) -> dict[str, int]:
     left, top, columns, rows = cells[:4].tolist()
-    box = {"x_min": xs[left], "y_min": ys[top], "x_max": xs[left + columns], "y_max": ys[top + rows]}
-    return {**{name: int(edge) for name, edge in box.items()}, "pixel_count": count}
+    return {
+        "x_min": int(xs[left]),
+        "y_min": int(ys[top]),
+        "x_max": int(xs[left + columns]),
+        "y_max": int(ys[top + rows]),
+        "pixel_count": count,
+    }

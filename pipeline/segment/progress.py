@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import ray
 
@@ -19,6 +19,14 @@ from pipeline.segment.worklist import ListingProgress
 LINE_EVERY = 30.0  # seconds between lines in a log
 RECENT = 30.0  # seconds over which the current rate is averaged
 BAR = 20  # width in characters
+CLEAR_LINE = "\r\x1b[K"  # to the terminal: return to the start of the line and clear it
+
+
+class Mark(NamedTuple):
+    """Images completed so far at a moment of the run."""
+
+    seconds: float  # since its start
+    images: int
 
 
 class SegmentationProgressActor(ProgressActor):
@@ -78,41 +86,42 @@ class ProgressBar:
         self._price_per_hour, self._seconds_before = price_per_hour, seconds_before
         self._out = out or sys.stdout
         self._in_place = self._out.isatty()
+        self._line_start = CLEAR_LINE if self._in_place else ""
         self._start = time.monotonic()
         self.last_update = self._start  # when an image was completed or a worker logged a line
-        self._recent: deque[tuple[float, int]] = deque([(0.0, 0)])  # (seconds, images) of the last RECENT seconds
-        self._printed: tuple[float, int] = (0.0, 0)  # seconds and images of the last print
+        self._recent: deque[Mark] = deque([Mark(0.0, 0)])  # of the last RECENT seconds
+        self._printed = Mark(0.0, 0)  # when a line was last printed
 
     def show(self, update: ProgressUpdate) -> None:
         """Print the workers' lines, and the progress if a line is due."""
         for line in update.lines:
-            print("\r\x1b[K" * self._in_place + printable(line), file=self._out, flush=True)
+            print(f"{self._line_start}{printable(line)}", file=self._out, flush=True)
         counts, total = update.counts, self._listed.todo
         now, done = time.monotonic() - self._start, min(sum(counts.values()), total)
-        if update.lines or done > self._recent[-1][1]:
+        if update.lines or done > self._recent[-1].images:
             self.last_update = self._start + now
         if done and self.seconds_to_first is None:
             self.seconds_to_first = round(now, 1)
-        self._recent.append((now, done))
-        while self._recent[1][0] <= now - RECENT:
+        self._recent.append(Mark(now, done))
+        while self._recent[1].seconds <= now - RECENT:
             self._recent.popleft()
         is_last = done == total and self._listed.ended
-        last_time, last_done = self._printed
         if is_last:
-            is_time = done != last_done
+            is_due = done != self._printed.images
         else:
+            is_first = done > 0 and self._printed.images == 0
             # A log gets its line even without progress, to show that the run is alive.
-            is_time = self._in_place or (done and not last_done) or now - last_time >= LINE_EVERY
-        if is_time:
-            self._printed = now, done
+            is_due = self._in_place or is_first or now - self._printed.seconds >= LINE_EVERY
+        if is_due:
+            self._printed = Mark(now, done)
             self._print(self.line(counts, now, done), is_last)
 
     def line(self, counts: dict[str, int], now: float, done: int) -> str:
         """Return the progress line after `now` seconds with `done` images."""
         total, is_listed = self._listed.todo, self._listed.ended
-        then, before = self._recent[0]
+        oldest = self._recent[0]
         rate = done / now
-        recent = (done - before) / (now - then) if now > then else rate
+        recent = (done - oldest.images) / (now - oldest.seconds) if now > oldest.seconds else rate
         failed = {kind: count for kind, count in sorted(counts.items()) if kind != "ok"}
         kinds = f" ({', '.join(f'{count:,} {kind}' for kind, count in failed.items())})" if failed else ""
         parts = [
@@ -129,7 +138,7 @@ class ProgressBar:
 
     def seconds_left(self, now: float) -> float:
         """Return the remaining seconds at the average rate; infinite if unknown. `now` is a time.monotonic()."""
-        done = self._recent[-1][1]
+        done = self._recent[-1].images
         if not done or not self._listed.ended:
             return math.inf
         return (self._listed.todo - done) * (now - self._start) / done
@@ -139,6 +148,6 @@ class ProgressBar:
             print(line, file=self._out, flush=True)
             return
         width = shutil.get_terminal_size().columns
-        filled = round(BAR * self._printed[1] / max(1, self._listed.todo))
+        filled = round(BAR * self._printed.images / max(1, self._listed.todo))
         text = f"{'█' * filled}{'░' * (BAR - filled)} {line}"[: width - 1]
-        print(f"\r\x1b[K{text}", end="\n" if is_last else "", file=self._out, flush=True)
+        print(f"{self._line_start}{text}", end="\n" if is_last else "", file=self._out, flush=True)

@@ -7,7 +7,7 @@ import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -28,12 +28,12 @@ from pipeline.cluster.ray_data import map_by_actors, map_tables
 from pipeline.cluster.sizing import DECODE_CPUS, ActorPoolSize, size_actor_pool
 from pipeline.config.jobs import SegmentConfig
 from pipeline.console import log
-from pipeline.errors import user_error
+from pipeline.errors import raise_user_error
 from pipeline.inputs import list_images
 from pipeline.output.errors import check_error_types
 from pipeline.output.id_set import IdSum
 from pipeline.output.lease import Lease, hold
-from pipeline.output.ownership import claim_output, first_failures, is_begun, outcomes_of
+from pipeline.output.ownership import FailedImage, claim_output, first_failures, is_begun, outcomes_of
 from pipeline.output.reconcile import differences, reconcile, remove_strays, remove_superseded, stored_images
 from pipeline.segment import large_images
 from pipeline.segment.decode_stage import DECODED_BYTES, Limits, decode
@@ -50,23 +50,35 @@ MAX_REPEATS = 3  # runs that follow one whose rows are not exact
 MAX_FAILURES = 10  # failed images that a summary lists
 
 
-@dataclass
+@dataclass(frozen=True)
+class LabeledWaves:
+    """Result of labeling the images of a worklist."""
+
+    parts: frozenset[str] = frozenset()  # names of the parts written
+    outcomes: dict[str, int] = field(default_factory=dict)  # 'ok' or error type -> images
+    failures: list[FailedImage] = field(default_factory=list)  # the first ones
+    seconds_to_first: float | None = None
+    stage_seconds: StageSeconds = field(default_factory=StageSeconds)  # over all workers
+    is_exact: bool = True  # True if the parts hold each image exactly once
+
+
+@dataclass(frozen=True)
 class SegmentSummary:
     """Result of a run."""
 
     run_id: str
     output: str
-    listed: ListingProgress = field(default_factory=ListingProgress)
-    outcomes: dict[str, int] = field(default_factory=dict)  # of this run: 'ok' or error type -> images
-    failures: list[dict[str, str]] = field(default_factory=list)  # first failed images of this run
-    seconds: float = 0.0
-    seconds_to_first: float | None = None
-    stage_seconds: StageSeconds = field(default_factory=StageSeconds)  # of this run, over all workers
+    listed: ListingProgress
+    outcomes: dict[str, int]  # of this run: 'ok' or error type -> images
+    failures: list[FailedImage]  # first failed images of this run
+    seconds: float
+    seconds_to_first: float | None
+    stage_seconds: StageSeconds  # of this run, over all workers
     # True if each image has exactly one row in storage. When a node is lost, Ray repeats its work and takes the blocks
     # that are still missing by their number. The images of a block depend on their decoded sizes and on which of them
     # fail. If an image fails in only one of the two attempts, the others shift between blocks and may be lost or
     # duplicated. Also, a part of a run that was taken over may arrive late.
-    is_exact: bool = True
+    is_exact: bool
 
     def following(self, earlier: "SegmentSummary | None") -> "SegmentSummary":
         """Return this run's summary combined with that of the run just before it."""
@@ -119,27 +131,41 @@ def _run(config: SegmentConfig, shrink_to_fit: bool, seconds_before: float) -> S
         found = reconcile(output, config.retry_errors, config.relabel_changed)
         for line in found.repaired:
             log(f"Repaired: {line}")
-        summary = SegmentSummary(lease.run_id, output)
         with Worklist(listing, found.completed.contains) as worklist:
-            summary.listed = worklist.listed
-            written = run_waves(
-                config, model, worklist, summary, lease, shrink_to_fit=shrink_to_fit, seconds_before=seconds_before
-            )
+            listed = worklist.listed
+
+            def start_bar() -> ProgressBar:
+                _log_inputs(model, listed)
+                return ProgressBar(listed, config.price_per_hour, seconds_before)
+
+            labeled = run_waves(config, model, worklist, lease, start_bar, shrink_to_fit)
+            if not listed.todo:
+                _log_inputs(model, listed)
         _wait_for_commits(lease, found.in_doubt)
         lease.require()
-        if differing := differences(output, found.names | written):
-            summary.is_exact = False
+        differing = differences(output, found.names | labeled.parts)
+        if differing:
             log(f"The output differs from what this run committed ({', '.join(differing[:3])}); repairing it")
-        if config.retry_errors or config.relabel_changed or not summary.is_exact:
+        is_exact = labeled.is_exact and not differing
+        if config.retry_errors or config.relabel_changed or not is_exact:
             remove_superseded(output)
-        if not summary.is_exact:
-            summary.outcomes = outcomes_of(output, summary.run_id)
+        outcomes = labeled.outcomes if is_exact else outcomes_of(output, lease.run_id)
         if found.completed.num_without_etag:
             log(
                 f"relabel_changed: {found.completed.num_without_etag:,} completed images have no ETag in the listing, "
                 "so changes to them cannot be detected; only S3 prefixes and inventories list ETags"
             )
-        summary.seconds = time.monotonic() - started
+        summary = SegmentSummary(
+            run_id=lease.run_id,
+            output=output,
+            listed=listed,
+            outcomes=outcomes,
+            failures=labeled.failures,
+            seconds=time.monotonic() - started,
+            seconds_to_first=labeled.seconds_to_first,
+            stage_seconds=labeled.stage_seconds,
+            is_exact=is_exact,
+        )
         _write_run(config, model, summary)
     return summary
 
@@ -178,61 +204,57 @@ def run_waves(
     config: SegmentConfig,
     model: Checkpoint,
     worklist: Worklist,
-    summary: SegmentSummary,
     lease: Lease,
-    line: ProgressBar | None = None,
+    start_bar: Callable[[], ProgressBar],
     shrink_to_fit: bool = False,
-    seconds_before: float = 0.0,
-) -> set[str]:
-    """Label the images of the worklist into the summary's output, and fill in the summary.
+) -> LabeledWaves:
+    """Label the images of the worklist into the output whose lease this is.
 
     Args:
-        lease: lease of that output.
-        line: progress bar; None: the number of images is logged, and a new bar is created.
+        start_bar: returns the progress bar; called when the first images are about to be labeled.
         shrink_to_fit: use fewer predictors than requested if only fewer fit on the cluster now.
-        seconds_before: seconds that the same command has already run.
-
-    Returns: names of the parts written.
 
     Raises: UserError, ClusterChanged.
     """
     progress_actor: Any = None
+    bar: ProgressBar | None = None
     written: list[WrittenPart] = []
     handed_out = IdSum()
     for wave in worklist.waves():
-        if progress_actor is None:
+        if bar is None:
             connection.connect(config.verbose)
             progress_actor = start_progress_actor(SegmentationProgressActor)
-            if line is None:
-                _say_what_there_is(config, model, worklist.listed)
-                line = ProgressBar(worklist.listed, config.price_per_hour, seconds_before)
-        assert line is not None
+            bar = start_bar()
         handed_out = handed_out.plus(IdSum.of(wave["image_id"]))
         stages = size_actor_pool(config, connection.resources(), shrink_to_fit)
-        watch = Watch(config, stages, line)
-        with watched(progress_actor, line.show), watching(lease.look, watch.look):
+        watch = Watch(config, stages, bar)
+        with watched(progress_actor, bar.show), watching(lease.look, watch.look):
             written += _run_wave(config, model, wave, stages, progress_actor, lease)
-    if progress_actor is None or line is None:
-        _say_what_there_is(config, model, worklist.listed)
-        return set()
-    summary.seconds_to_first = line.seconds_to_first
-    summary.stage_seconds = ray.get(progress_actor.stage_seconds.remote())
+    if bar is None:
+        return LabeledWaves()
+    stage_seconds: StageSeconds = ray.get(progress_actor.stage_seconds.remote())
+    outcomes: Counter[str] = Counter()
     for part in written:
-        summary.stage_seconds.add(part.report)
-    summary.outcomes = dict(sum((Counter(part.outcomes) for part in written), Counter()))
-    names = {part.name for part in written}
+        stage_seconds.add(part.report)
+        outcomes.update(part.outcomes)
+    output, names = lease.claim.output, {part.name for part in written}
     lease.require()
-    remove_strays(summary.output, summary.run_id, names)
-    came_out = stored_images(summary.output, names)
-    if came_out != handed_out or handed_out.num_ids != worklist.listed.todo:
-        summary.is_exact = False
+    remove_strays(output, lease.run_id, names)
+    is_exact = stored_images(output, names) == handed_out and handed_out.num_ids == worklist.listed.todo
+    if not is_exact:
         log("Images were duplicated or lost when a lost node's work was repeated; repairing the output")
-    failed = [part.name for part in written if set(part.outcomes) != {"ok"}]
-    summary.failures = first_failures(summary.output, failed, MAX_FAILURES)
-    return names
+    with_failures = [part.name for part in written if set(part.outcomes) != {"ok"}]
+    return LabeledWaves(
+        parts=frozenset(names),
+        outcomes=dict(outcomes),
+        failures=first_failures(output, with_failures, MAX_FAILURES),
+        seconds_to_first=bar.seconds_to_first,
+        stage_seconds=stage_seconds,
+        is_exact=is_exact,
+    )
 
 
-def _say_what_there_is(config: SegmentConfig, model: Checkpoint, listed: ListingProgress) -> None:
+def _log_inputs(model: Checkpoint, listed: ListingProgress) -> None:
     so_far = "" if listed.ended else " so far; the listing continues"
     log(
         f"{listed.images:,} images in the input, {listed.done_before:,} already completed{so_far}; "
@@ -261,7 +283,7 @@ def _run_wave(
     spec = PredictorSpec(
         checkpoint=storage.absolute(config.checkpoint),
         protocol=config.protocol,
-        device="cuda" if config.gpu else "cpu",
+        gpu=config.gpu,
         precision=config.precision,
         threads=stages.predictor_threads,
         batch_size=config.batch_size or (GPU_BATCH if config.gpu else CPU_BATCH),
@@ -282,7 +304,7 @@ def _run_wave(
     try:
         predicted.write_datasink(sink, ray_remote_args={"num_cpus": 1}, concurrency=stages.write_tasks)
     except Exception as error:
-        raise user_error(error) or error from None
+        raise_user_error(error)
     return sink.written
 
 

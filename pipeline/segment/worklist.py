@@ -102,9 +102,13 @@ class Worklist:
             self._hand_over(error)
 
     def _hand_over(self, item: pa.Table | Exception | None) -> None:
-        while not self._stopped.is_set() and (item is None or isinstance(item, Exception) or len(item)):
+        """Put an item into the queue as soon as there is room. A table without images is left out."""
+        if isinstance(item, pa.Table) and not len(item):
+            return
+        while not self._stopped.is_set():
             try:
-                return self._ahead.put(item, timeout=0.1)
+                self._ahead.put(item, timeout=0.1)
+                return
             except queue.Full:
                 continue
 

@@ -50,7 +50,7 @@ def run(
     options: EvalOptions = EVERYTHING,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
-    spec = PredictorSpec(checkpoint, ProtocolConfig(), "cuda" if gpu else "cpu", "float32", threads=1)
+    spec = PredictorSpec(checkpoint, ProtocolConfig(), gpu, "float32", threads=1)
     return evaluate(spec, pairs, data, Reservation("predictors", predictors, 1, gpu), options, on_progress)
 
 

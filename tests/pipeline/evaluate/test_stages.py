@@ -46,7 +46,7 @@ def loaded(data: DataConfig) -> pa.Table:
 
 
 def evaluator(checkpoint: str, data: DataConfig, eval_options: EvalOptions = EVERYTHING) -> Evaluator:
-    spec = PredictorSpec(checkpoint, ProtocolConfig(), "cpu", "float32", torch.get_num_threads())
+    spec = PredictorSpec(checkpoint, ProtocolConfig(), gpu=False, precision="float32", threads=torch.get_num_threads())
     return Evaluator(spec, data, eval_options)
 
 

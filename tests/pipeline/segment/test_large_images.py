@@ -15,7 +15,8 @@ from pipeline.images.tiff_windows import TiffWindows
 from pipeline.output.schema import LISTED, image_id, table
 from pipeline.segment import large_images
 from pipeline.segment.decode_stage import Limits, decode
-from pipeline.segment.large_images import ReadFault, failed
+from pipeline.segment.image_rows import DecodedImage
+from pipeline.segment.large_images import ReadFault, with_error
 from pipeline.storage import s3_client
 from pipeline.storage.s3_objects import Unreachable
 from tests.pipeline.image_corpus import tiff
@@ -70,8 +71,18 @@ def test_a_missing_file_and_a_damaged_one_say_so_before_they_reach_a_predictor(t
 def test_more_pixels_than_a_mask_may_have_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_images, "MAX_PIXELS", 200 * 300 - 1)
     with pytest.raises(ImageError, match="the limit for labeling by window is 59999") as caught:
-        large_images.seen_in(TILED, 10_000)
+        large_images.describe_content(listed("large.tif"), TILED, 10_000)
     assert caught.value.kind == "TooLarge"
+
+
+def listed(uri: str) -> DecodedImage:
+    return DecodedImage(image_id(uri), uri)
+
+
+def described(uri: str) -> DecodedImage:
+    image = large_images.describe_file(listed(uri), 10_000)
+    assert image is not None
+    return image
 
 
 class Reader:
@@ -89,15 +100,15 @@ class Reader:
 def test_an_object_is_read_by_window_from_a_bucket(bucket: str) -> None:
     uri = f"{bucket}/large.tif"
     storage.write_bytes(uri, TILED)
-    row = {"image_uri": uri, **(large_images.seen(uri, 10_000) or {})}
-    np.testing.assert_array_equal(large_images.predicted(Reader(lambda: None), row), IMAGE_HW3)
+    image = described(uri)
+    np.testing.assert_array_equal(large_images.predict_windows(Reader(lambda: None), image), IMAGE_HW3)
 
 
 def test_it_is_told_how_far_an_image_has_been_read(tmp_path: Path) -> None:
     uri = storage.absolute(str(write_file(tmp_path / "large.tif", TILED)))
-    row = {"image_uri": uri, **(large_images.seen(uri, 10_000) or {})}
+    image = described(uri)
     shares: list[float] = []
-    np.testing.assert_array_equal(large_images.predicted(Reader(lambda: None), row, shares.append), IMAGE_HW3)
+    np.testing.assert_array_equal(large_images.predict_windows(Reader(lambda: None), image, shares.append), IMAGE_HW3)
     assert shares == [64 / len(IMAGE_HW3), 1.0]
 
 
@@ -105,7 +116,7 @@ def test_it_is_told_how_far_an_image_has_been_read(tmp_path: Path) -> None:
 def test_an_object_that_changes_is_a_failed_download(bucket: str, when: str) -> None:
     uri = f"{bucket}/large.tif"
     storage.write_bytes(uri, TILED)
-    row = {"image_uri": uri, **(large_images.seen(uri, 10_000) or {})}
+    image = described(uri)
 
     def change() -> None:
         storage.write_bytes(uri, tiff(IMAGE_HW3[::-1].copy(), photometric="rgb", tile=(64, 64)))
@@ -113,37 +124,38 @@ def test_an_object_that_changes_is_a_failed_download(bucket: str, when: str) -> 
     if when == "before":
         change()
     with pytest.raises(ReadFault) as caught:
-        large_images.predicted(Reader(change), row)
-    said = failed(caught.value)
-    assert (said["error_stage"], said["error_type"]) == ("download", "StorageError")
-    assert "changed" in said["error_message"]
-    assert row["etag"] in said["error_message"]
+        large_images.predict_windows(Reader(change), image)
+    said = with_error(image, caught.value)
+    assert (said.error_stage, said.error_type) == ("download", "StorageError")
+    assert said.error_message is not None
+    assert "changed" in said.error_message
+    assert str(image.etag) in said.error_message
 
 
 def test_an_object_that_vanishes_is_a_failed_download(bucket: str) -> None:
     uri = f"{bucket}/large.tif"
     storage.write_bytes(uri, TILED)
-    row = {"image_uri": uri, **(large_images.seen(uri, 10_000) or {})}
+    image = described(uri)
     with pytest.raises(ReadFault) as caught:
-        large_images.predicted(Reader(lambda: storage.remove(uri)), row)
-    assert failed(caught.value)["error_type"] == "NotFound"
+        large_images.predict_windows(Reader(lambda: storage.remove(uri)), image)
+    assert with_error(image, caught.value).error_type == "NotFound"
 
 
 def test_a_server_that_is_gone_is_no_failure_of_the_image(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else all that is left of a bucket would become rows of failures, and would be done."""
     uri = f"{bucket}/large.tif"
     storage.write_bytes(uri, TILED)
-    row = {"image_uri": uri, **(large_images.seen(uri, 10_000) or {})}
+    image = described(uri)
 
     def leave() -> None:
         raise Unreachable("nothing answers")
 
     with pytest.raises(UserError, match=f"{uri}: storage failed: nothing answers"):
-        large_images.predicted(Reader(leave), row)
+        large_images.predict_windows(Reader(leave), image)
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.setenv(name, f"http://{LOOPBACK}:{free_ports(1)[0]}")
     with pytest.raises(UserError, match="storage failed"):
-        large_images.seen(uri, 10_000)
+        large_images.describe_file(listed(uri), 10_000)
     s3_client.forget()
 
 

@@ -56,7 +56,9 @@ def make(tmp_path: Path) -> Iterator[Any]:
     def made(progress_actor: Any) -> PredictStage:
         place = str(tmp_path / "checkpoint")
         protocol = ProtocolConfig(mode="whole")
-        spec = PredictorSpec(place, protocol, "cpu", "float32", threads=2, batch_size=2, model_id=model_id)
+        spec = PredictorSpec(
+            place, protocol, gpu=False, precision="float32", threads=2, batch_size=2, model_id=model_id
+        )
         return PredictStage(spec, max_error_rate=0.9, progress_actor=progress_actor)
 
     prometheus.report()  # what other tests have left
