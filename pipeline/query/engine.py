@@ -56,7 +56,7 @@ def connect(output: str) -> duckdb.DuckDBPyConnection:
             connection.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet({source}, hive_partitioning = false)")
         except duckdb.Error as error:
             raise UserError(
-                f"output {output}: {pattern} cannot be read: {error}; run python jobs/verify.py --output {output}"
+                f"output {output}: {pattern} cannot be read: {error}; run python jobs/verify.py {output}"
             ) from None
     connection.register("runs", read_runs(output))
     return connection

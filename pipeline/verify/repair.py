@@ -23,9 +23,9 @@ def repair(verification: Verification, tally: Tally) -> Iterator[str]:
     Raises: UserError, before anything is changed, if deleting could be wrong.
     """
     output, damaged = verification.output, verification.damaged
-    foreign = [finding.file for finding in tally.examples.get("not a part", []) if finding.file.endswith(".parquet")]
-    if foreign:
-        raise UserError(f"{storage.join(output, foreign[0])}: not a part, but runs would treat it as one; move it away")
+    if verification.foreign_parts:
+        foreign = storage.join(output, verification.foreign_parts[0])
+        raise UserError(f"{foreign}: not a part, but runs would treat it as one; move it away")
     apart = [name for name, kinds in damaged.items() if kinds & BY_COMPARISON]
     if apart and len(apart) == len(verification.parts):
         raise UserError(

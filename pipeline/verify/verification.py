@@ -36,6 +36,7 @@ class Verification:
         self.output = storage.absolute(output)
         self.parts: set[str] = set()  # names of parts that have masks or class_stats
         self.damaged: dict[str, set[str]] = {}  # part -> kinds of findings about this part alone
+        self.foreign_parts: list[str] = []  # Parquet files without the name of a part, relative to the output
         self.leftovers: list[str] = []  # half-written files, relative to the output
         self.num_images = 0
         self.num_sound_images = 0  # images with a row in an undamaged part
@@ -132,6 +133,8 @@ class Verification:
             # Readers skip names that start with _ or a dot.
             is_hidden = any(part.startswith((".", "_")) for part in name.split("/"))
             if not parts.PART.fullmatch(name) and not is_hidden:
+                if name.endswith(".parquet"):
+                    self.foreign_parts.append(f"{table}/{name}")
                 yield OutputFinding("not a part", f"{table}/{name}", "not the name of a part")
 
     def _reports(self, names: list[str], reference: Reference) -> Iterator[PartReport]:

@@ -475,7 +475,12 @@ def test_a_storage_fault_is_not_taken_for_a_damaged_part(output: Output, monkeyp
 # Repair
 
 
-def test_what_no_run_wrote_keeps_repair_from_starting_where_it_looks_like_a_part(output: Output) -> None:
+@pytest.mark.parametrize("num_notes", [0, SHOWN])
+def test_what_no_run_wrote_keeps_repair_from_starting_where_it_looks_like_a_part(
+    num_notes: int, output: Output
+) -> None:
+    for number in range(num_notes):  # as many as are listed
+        place(f"masks/{number}.txt", b"mine")(output)
     place("masks/table.parquet", b"mine")(output)
     remove("class_stats/{name}")(output)
     before = tree(output)
