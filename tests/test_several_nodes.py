@@ -46,10 +46,10 @@ def test_predictors_take_the_nodes_with_gpus_and_a_lost_one_is_made_up_for(start
         run = start(nodes, 300, "--gpu")
         run.wait_until(lambda: nodes.that_did("predict") == {1, 2})
         run.wait_for_parts(1)
-        assert 0 in nodes.that_did("decode")
         nodes.kill(1)
         assert run.status() == 0, run.printed
         assert nodes.that_did("predict") == {1, 2}
+        assert 0 in nodes.that_did("decode")  # perhaps late, on a busy machine
     run.check()
 
 
