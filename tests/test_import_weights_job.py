@@ -133,7 +133,7 @@ def test_the_exit_code_tells_success_from_what_the_user_can_mend(source: Path, t
     assert (done.returncode, done.stderr) == (0, "")
     assert_predicts(out)
 
-    missing = run(str(tmp_path / "nowhere.pth"), out)
+    missing = run(str(tmp_path / "nowhere.pth"), "--to", out)
     assert missing.returncode == 2
     assert missing.stderr == (
         f"error: {tmp_path / 'nowhere.pth'} does not exist; pass a .pth, .pt or .safetensors file.\n"
