@@ -43,7 +43,7 @@ def rows_of_what_was_selected(printed: str) -> None:
 
 @dataclass(frozen=True)
 class Page:
-    """What shows that a page's commands did what the page says.
+    """Evidence that the commands of a page did what the page says.
 
     `long`: they take long, and jobs that other tests run, too.
     """

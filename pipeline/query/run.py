@@ -49,8 +49,8 @@ class Query:
     def result_format(self) -> Format:
         """Return the format of the result. Raises: UserError if it cannot go where it should."""
         target = (self.to or "").lower()
-        kind: Format = next((kind for kind in get_args(Format) if target.endswith(f".{kind}")), "table")
-        kind = self.format or kind
+        of_target: Format = next((kind for kind in get_args(Format) if target.endswith(f".{kind}")), "table")
+        kind = self.format or of_target
         if kind == "table" and self.to:
             raise UserError(f"--to {self.to}: format table is for terminals only; add --format csv, json or parquet")
         if kind == "parquet" and not self.to and sys.stdout.isatty():

@@ -22,7 +22,7 @@ SIZE = 65
 
 @pytest.fixture
 def reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
-    """What was reported to Ray Train, which here copies each checkpoint into `tmp_path`."""
+    """Reports to Ray Train, which here copies each checkpoint into `tmp_path`."""
     calls: list[Any] = []
 
     def report(metrics: Any, checkpoint: Any, checkpoint_dir_name: str, validation: bool) -> None:
