@@ -4,27 +4,30 @@ import argparse
 import time
 from pathlib import Path
 
+from pipeline.config.command_line import Parser
 from pipeline.console import run_job, warn_deprecated
 
 
 def main(argv: list[str], prog: str = "jobs/demo.py") -> None:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Write the built-in scenes to a local S3 bucket, train a small PSPNet on them, label photos, then "
+    parser = Parser(
+        prog,
+        "Write the built-in scenes to a local S3 bucket, train a small PSPNet on them, label photos, then "
         "query the results and write a report. Options that are not listed here are passed on to jobs/train.py.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        ("", "--num-train 120 --epochs 4"),
     )
     parser.add_argument(
         "--to",
         type=Path,
         default=Path("build/demo"),
         metavar="FOLDER",
-        help="folder for the results; overwrites an earlier demo",
+        help="folder for the results; overwrites an earlier demo (default: %(default)s)",
     )
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--num-train", type=int, default=480, help="number of training scenes")
-    parser.add_argument("--num-val", type=int, default=24, help="number of validation scenes")
-    parser.add_argument("--num-photos", type=int, default=48, help="number of photos to label, at least 12")
+    parser.add_argument("--num-train", type=int, default=480, help="number of training scenes (default: %(default)s)")
+    parser.add_argument("--num-val", type=int, default=24, help="number of validation scenes (default: %(default)s)")
+    parser.add_argument(
+        "--num-photos", type=int, default=48, help="photos to label, at least 12 (default: %(default)s)"
+    )
     arguments, train_options = parser.parse_known_args(argv)
     if arguments.folder is not None:
         warn_deprecated("option --folder", "--to")

@@ -1,16 +1,16 @@
 """Export a checkpoint to ONNX or torch.export: `python jobs/export.py CHECKPOINT --to MODEL.onnx --size 480x640`."""
 
-import argparse
-
-from pipeline.console import add_to_option, given_to, run_job
+from pipeline.config.command_line import Parser, add_to_option, given_to, uri
+from pipeline.console import run_job
 
 
 def main(argv: list[str], prog: str = "jobs/export.py") -> None:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Export a checkpoint to a single file that maps uint8 photos to masks and runs without Sceneparse.",
+    parser = Parser(
+        prog,
+        "Export a checkpoint to a single file that maps uint8 photos to masks and runs without Sceneparse.",
+        ("runs/mine/best --to model.onnx --size 480x640", "s3://bucket/runs/mine/best --to s3://bucket/model.pt2"),
     )
-    parser.add_argument("checkpoint", help="folder or URI of the checkpoint")
+    parser.add_argument("checkpoint", type=uri, metavar="CHECKPOINT", help="folder or URI of the checkpoint")
     add_to_option(parser, metavar="FILE", help="file or URI to write: .onnx for ONNX, .pt2 for a torch.export program")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--size", metavar="HEIGHTxWIDTH", help="accept only images of this size, in pixels")

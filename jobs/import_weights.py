@@ -2,16 +2,21 @@
 
 import argparse
 
-from pipeline.console import add_to_option, given_to, run_job
+from pipeline.config.command_line import Parser, add_to_option, given_to, uri
+from pipeline.console import run_job
 
 
 def main(argv: list[str], prog: str = "jobs/import_weights.py") -> None:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Convert PSPNet weights of hszhao/semseg or MMSegmentation to a checkpoint folder, or use an "
+    parser = Parser(
+        prog,
+        "Convert PSPNet weights of hszhao/semseg or MMSegmentation to a checkpoint folder, or use an "
         "ImageNet ResNet from torchvision as the backbone of a new PSPNet.",
+        (
+            "resnet50-11ad3fa6.pth --to imagenet-resnet50 --classes road,car,sky",
+            "train_epoch_100.pth --to pspnet50 --classes names.txt",
+        ),
     )
-    parser.add_argument("source", help=".pth, .pt or .safetensors file, path or URI")
+    parser.add_argument("source", type=uri, metavar="SOURCE", help=".pth, .pt or .safetensors file, path or URI")
     add_to_option(parser, metavar="FOLDER", help="folder or URI for the checkpoint")
     parser.add_argument(
         "--classes",

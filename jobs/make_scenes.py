@@ -2,21 +2,29 @@
 
 import argparse
 
-from pipeline.console import add_to_option, given_to, run_job
+from pipeline.config.command_line import Parser, add_to_option, given_to
+from pipeline.console import run_job
 
 
 def main(argv: list[str], prog: str = "jobs/make_scenes.py") -> None:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Write the built-in scenes and their annotations as a dataset for configs/scenes_pspnet18.yaml.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = Parser(
+        prog,
+        "Write the built-in scenes and their annotations as a dataset for configs/scenes_pspnet18.yaml.",
+        ("--to build/scenes", "--to s3://bucket/scenes --num-train 1200 --num-val 60"),
     )
     add_to_option(parser, metavar="FOLDER", help="folder or URI to write to, the later --data.root")
-    parser.add_argument("--num-train", type=_count, default=480, help="number of training scenes, at most 100,000")
-    parser.add_argument("--num-val", type=_count, default=24, help="number of validation scenes, at most 100,000")
-    parser.add_argument("--height", type=_side, default=129, help="height in pixels, 64 to 4096")
-    parser.add_argument("--width", type=_side, default=129, help="width in pixels, 64 to 4096")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the scenes")
+    parser.add_argument(
+        "--num-train",
+        type=_count,
+        default=480,
+        help="training scenes, at most 100,000 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-val", type=_count, default=24, help="validation scenes, at most 100,000 (default: %(default)s)"
+    )
+    parser.add_argument("--height", type=_side, default=129, help="height in pixels, 64 to 4096 (default: %(default)s)")
+    parser.add_argument("--width", type=_side, default=129, help="width in pixels, 64 to 4096 (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the scenes (default: %(default)s)")
     options = parser.parse_intermixed_args(argv)
     root = given_to(parser, options)
     from pipeline.console import log

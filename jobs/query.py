@@ -1,8 +1,8 @@
 """Query an output: `python jobs/query.py OUTPUT class-areas`, or SQL instead of the name, or nothing for a prompt."""
 
-import argparse
 from typing import get_args
 
+from pipeline.config.command_line import Parser, uri
 from pipeline.console import run_job
 from pipeline.errors import UserError
 from pipeline.query.results import Format
@@ -24,13 +24,23 @@ def main(argv: list[str], prog: str = "jobs/query.py") -> None:
     (run.explain if arguments.explain else run.answer)(query)
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Query an output with a named query or with SQL over the tables masks, class_stats, classes and "
+def _parser(prog: str) -> Parser:
+    parser = Parser(
+        prog,
+        "Query an output with a named query or with SQL over the tables masks, class_stats, classes and "
         "runs. Without a query, start an interactive SQL prompt.",
+        (
+            "s3://bucket/labels class-areas",
+            'labels "SELECT status, count(*) FROM masks GROUP BY status" --to counts.csv',
+        ),
     )
-    parser.add_argument("output", nargs="?", help="folder or URI that jobs/segment_bucket.py wrote (its --output)")
+    parser.add_argument(
+        "output",
+        nargs="?",
+        type=uri,
+        metavar="OUTPUT",
+        help="output of jobs/segment_bucket.py",
+    )
     parser.add_argument(
         "question", nargs="?", metavar="NAME|SQL", help="named query (see --list) or a statement in DuckDB's SQL"
     )
@@ -44,7 +54,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         choices=get_args(Format),
         help="format of the result (default: from the extension of --to, otherwise table)",
     )
-    parser.add_argument("--to", metavar="FILE", help="file or URI to write the result to (default: standard output)")
+    parser.add_argument(
+        "--to", type=uri, metavar="FILE", help="file or URI to write the result to (default: standard output)"
+    )
     return parser
 
 

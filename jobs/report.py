@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from pipeline.config.command_line import Parser, uri
 from pipeline.console import log, run_job
 
 PICTURES = 60
@@ -21,13 +22,18 @@ def main(argv: list[str], prog: str = "jobs/report.py") -> None:
     print(f"{report.uri}  {report.bytes / 1e6:.1f} MB")
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Write an HTML report about an output: totals, classes, failures, charts and sample images.",
+def _parser(prog: str) -> Parser:
+    parser = Parser(
+        prog,
+        "Write an HTML report about an output: totals, classes, failures, charts and sample images.",
+        ("s3://bucket/labels --to labels.html", "labels --gallery 200"),
     )
-    parser.add_argument("output", help="folder or URI that jobs/segment_bucket.py wrote (its --output)")
-    parser.add_argument("--to", metavar="FILE", help="file or URI of the report (default: OUTPUT/report.html)")
+    parser.add_argument(
+        "output", type=uri, metavar="OUTPUT", help="folder or URI that jobs/segment_bucket.py wrote (its --output)"
+    )
+    parser.add_argument(
+        "--to", type=uri, metavar="FILE", help="file or URI of the report (default: OUTPUT/report.html)"
+    )
     parser.add_argument(
         "--gallery",
         type=_count,

@@ -1,6 +1,5 @@
 """Start, end and terminal output of every job."""
 
-import argparse
 import re
 import sys
 from collections.abc import Callable
@@ -24,24 +23,6 @@ def log(line: str, file: TextIO | None = None) -> None:
 def warn_deprecated(option: str, instead: str) -> None:
     """Print to stderr that the next release removes a spelling of an option, and its replacement."""
     log(f"note: {option} is deprecated; use {instead}", sys.stderr)
-
-
-def add_to_option(parser: argparse.ArgumentParser, **options: str) -> None:
-    """Add the option --to, for the result of a job; `given_to` returns its value."""
-    parser.add_argument("--to", **options)  # type: ignore[arg-type]
-    parser.add_argument("deprecated_to", nargs="?", help=argparse.SUPPRESS)
-
-
-def given_to(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
-    """Return the value of --to, or of the last positional argument, which had its place in the previous release."""
-    if arguments.to is None and arguments.deprecated_to is None:
-        parser.error("the following arguments are required: --to")
-    if arguments.deprecated_to is None:
-        return str(arguments.to)
-    if arguments.to is not None:
-        parser.error(f"unrecognized arguments: {arguments.deprecated_to}")
-    warn_deprecated(f"{arguments.deprecated_to} without an option name", f"--to {arguments.deprecated_to}")
-    return str(arguments.deprecated_to)
 
 
 def duration(seconds: float) -> str:

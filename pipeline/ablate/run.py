@@ -33,7 +33,7 @@ from pipeline.evaluate.evaluation import evaluate
 from pipeline.evaluate.stages import EvalOptions
 from pipeline.output.parquet import write_table
 from pipeline.train.history import read_history
-from pipeline.train.run import train, with_absolute_uris
+from pipeline.train.run import train
 from pipeline.train.run_folder import differing_keys, fixed_keys
 from pipeline.train.validation import predictor_spec, predictors_of
 
@@ -58,10 +58,10 @@ def ablate(config: AblateConfig) -> Ablation:
 
     Raises: UserError for errors that the user can fix. Failed trainings are reported after all others have finished.
     """
-    output = storage.absolute(config.output)
+    output = config.output
     num_images = {split: len(list_pairs(config.data, split)) for split in _splits(config)}
     _claim(output, config, num_images)
-    grid = _Grid(with_absolute_uris(config), output, num_images)
+    grid = _Grid(config, output, num_images)
     finished = {trial.name: record for trial in grid.trials if (record := grid.record(trial))}
     waiting = [trial for trial in grid.trials if trial.name not in finished]
     problems: dict[str, str] = {}

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.dataset_formats import FORMATS, Format, classes_of
-from pipeline.config.loading import Section
+from pipeline.config.fields import Section, Uri
 
 MAX_PIXELS = 100_000_000  # of an image or annotation, unless a configuration says otherwise
 Channel = Annotated[int, Field(ge=0, le=255)]
@@ -19,6 +19,16 @@ class ClassEntry(Section):
     color: tuple[Channel, Channel, Channel] = Field(description="Color as red, green, blue, each from 0 to 255.")
 
 
+def default_color(class_id: int) -> tuple[int, int, int]:
+    """Return the color of a class that names none: that of PASCAL VOC's palette, which starts with black."""
+    red = green = blue = 0
+    for bit in range(8):
+        red |= (class_id >> 3 * bit & 1) << 7 - bit
+        green |= (class_id >> 3 * bit + 1 & 1) << 7 - bit
+        blue |= (class_id >> 3 * bit + 2 & 1) << 7 - bit
+    return red, green, blue
+
+
 class DataFolder(Section):
     """Location of images and annotations."""
 
@@ -27,7 +37,7 @@ class DataFolder(Section):
         description="Layout of the dataset (docs/datasets.md). folder: ROOT/images/SPLIT/NAME.jpg and "
         "ROOT/annotations/SPLIT/NAME.png.",
     )
-    root: str = Field(description="Path or URI of the folder or bucket prefix that holds the dataset.")
+    root: Uri = Field(description="Path or URI of the folder or bucket prefix that holds the dataset.")
     train_split: str = Field(
         "train",
         description="Split to train on; the default depends on the format. Format list: the list file; format parquet: "
@@ -87,7 +97,8 @@ class DataConfig(DataFolder):
 
     classes: list[ClassEntry] = Field(
         min_length=2,
-        description="Classes in the order of their ids, from 0; optional for formats with a known class table.",
+        description="Classes in the order of their ids, from 0: names, or names and colors; optional for formats with "
+        "a known class table.",
     )
     ignore_index: int = Field(
         255, ge=0, le=65535, description="Label id of pixels that the loss and the metrics ignore."
@@ -111,6 +122,16 @@ class DataConfig(DataFolder):
         return _filled(
             values, classes=[{"name": entry.name, "color": entry.color} for entry in classes_of(known.table)]
         )
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _with_colors(cls, classes: Any) -> Any:
+        if not isinstance(classes, list):
+            return classes
+        return [
+            {"name": entry, "color": default_color(class_id)} if isinstance(entry, str) else entry
+            for class_id, entry in enumerate(classes)
+        ]
 
     @model_validator(mode="after")
     def _ignore_index_is_no_class(self) -> "DataConfig":

@@ -1,17 +1,19 @@
 """Input options of a run: the sources of image names, and filters on them."""
 
 import re
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.loading import JobSettings, Texts
+from pipeline.config.fields import JobSettings, Texts, Uri
 
 SOURCES = ("input", "list_file", "manifest", "inventory")
 
 
 class InputConfig(JobSettings):
     """Options of all jobs that process images. To pass several values, repeat the option."""
+
+    option_group: ClassVar[str | None] = "input options"
 
     input: Texts = Field(
         (),
@@ -51,7 +53,7 @@ class InputConfig(JobSettings):
     limit: int | None = Field(
         None, ge=1, description="Process only the first images, up to this number. If none, all images."
     )
-    output: str = Field(description="Folder or URI of the output tables.")
+    output: Uri = Field(description="Folder or URI of the output tables.")
 
     @field_validator("shard")
     @classmethod

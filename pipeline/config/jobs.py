@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from pipeline.config.data import MAX_PIXELS, DataConfig, EvalDataConfig
+from pipeline.config.fields import JobSettings, PositionalUri, Texts, Uri
 from pipeline.config.inputs import SOURCES, InputConfig
-from pipeline.config.loading import JobSettings, Positional, Texts
 from pipeline.config.training import (
     AugmentConfig,
     LossConfig,
@@ -23,8 +23,25 @@ from pipeline.config.training import (
 class TrainConfig(JobSettings):
     """Train a PSPNet on a Ray cluster. To resume a run, repeat the same command."""
 
-    output: str = Field(description="Output folder or URI of this run: checkpoints, best/ and last/.")
-    weights: str | None = Field(
+    examples: ClassVar[tuple[str, ...]] = (
+        "--config configs/mine.yaml --root s3://bucket/dataset --output s3://bucket/runs/mine",
+        "--config configs/mine.yaml --root photos --output runs/mine --epochs 20 --weights imagenet-resnet50",
+    )
+    short_names: ClassVar[dict[str, str]] = {
+        "root": "data.root",
+        "format": "data.format",
+        "backbone": "model.backbone",
+        "crop": "augment.crop",
+        "epochs": "optimization.epochs",
+        "batch-size": "optimization.batch_size",
+        "learning-rate": "optimization.learning_rate",
+        "precision": "optimization.precision",
+        "num-workers": "workers.count",
+        "gpu": "workers.gpu",
+    }
+
+    output: Uri = Field(description="Output folder or URI of this run: checkpoints, best/ and last/.")
+    weights: Uri | None = Field(
         None,
         description="Path or URI of a checkpoint folder to initialize the weights from; heads are loaded too if the "
         "classes match. jobs/import_weights.py imports ImageNet backbones. If none, train from scratch.",
@@ -86,7 +103,12 @@ class TrainConfig(JobSettings):
 class AblateConfig(TrainConfig):
     """Repeat the paper's ablation studies with a recipe and print the tables. To resume, repeat the same command."""
 
-    output: str = Field(description="Output folder or URI of the ablation: runs/, results.parquet and ablation.md.")
+    examples: ClassVar[tuple[str, ...]] = (
+        "--config configs/scenes_pspnet18.yaml --root s3://bucket/scenes --output s3://bucket/ablation --seeds 0,1",
+        "--config configs/mine.yaml --root s3://bucket/dataset --output s3://bucket/ablation --experiments auxiliary",
+    )
+
+    output: Uri = Field(description="Output folder or URI of the ablation: runs/, results.parquet and ablation.md.")
     experiments: tuple[Literal["pooling", "auxiliary", "depth", "scales"], ...] = Field(
         ("pooling", "auxiliary", "depth", "scales"), min_length=1, description="Tables of the paper to reproduce."
     )
@@ -142,7 +164,9 @@ class AblateConfig(TrainConfig):
 class PredictConfig(JobSettings):
     """Options shared by all jobs that predict on a cluster."""
 
-    checkpoint: str = Field(description="Path or URI of a checkpoint folder, such as RUN/best of a training run.")
+    option_group: ClassVar[str | None] = "prediction options"
+
+    checkpoint: Uri = Field(description="Path or URI of a checkpoint folder, such as RUN/best of a training run.")
     gpu: bool = Field(False, description="Predict on GPUs, one per predictor, instead of CPUs.")
     predictors: int | None = Field(
         None,
@@ -168,7 +192,12 @@ class PredictConfig(JobSettings):
 class SegmentConfig(InputConfig, PredictConfig):
     """Label all images of a bucket, list or table; write masks and statistics to Parquet. To resume, run it again."""
 
-    output: str = Field(description="Folder or URI for the output tables.")
+    examples: ClassVar[tuple[str, ...]] = (
+        "--input s3://bucket/photos --output s3://bucket/labels --checkpoint s3://bucket/runs/mine/best",
+        "--input photos --output labels --checkpoint runs/mine/best --plan",
+    )
+
+    output: Uri = Field(description="Folder or URI for the output tables.")
     batch_size: int | None = Field(
         None,
         ge=1,
@@ -238,6 +267,12 @@ class SegmentConfig(InputConfig, PredictConfig):
 class ValidateDatasetConfig(JobSettings):
     """Read a whole dataset once on the cluster and report every error in it. Exit code 1: the dataset has errors."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "--config configs/mine.yaml --root s3://bucket/dataset",
+        "--config configs/mine.yaml --root photos --output photos-report",
+    )
+    short_names: ClassVar[dict[str, str]] = {"root": "data.root", "format": "data.format"}
+
     # A training recipe can be passed unchanged; its other sections are ignored.
     model_config = SettingsConfigDict(extra="ignore")
 
@@ -245,7 +280,7 @@ class ValidateDatasetConfig(JobSettings):
     splits: list[str] | None = Field(
         None, min_length=1, description="Splits to read. If none, the training and the validation split."
     )
-    output: str | None = Field(
+    output: Uri | None = Field(
         None, description="Folder or URI for dataset.json and dataset.html. If none, only print the summary."
     )
 
@@ -253,8 +288,14 @@ class ValidateDatasetConfig(JobSettings):
 class CalibrateConfig(JobSettings):
     """Calibrate a checkpoint for int8 on CPUs; write the result only if int8 is accurate enough."""
 
-    checkpoint: str = Field(description="Path or URI of a checkpoint folder, such as RUN/best of a training run.")
-    output: str = Field(description="Folder or URI for the calibrated checkpoint; may be that of --checkpoint.")
+    examples: ClassVar[tuple[str, ...]] = (
+        "--checkpoint s3://bucket/runs/mine/best --root s3://bucket/dataset --output s3://bucket/runs/mine/int8",
+        "--checkpoint runs/mine/best --root photos --output runs/mine/best",
+    )
+    short_names: ClassVar[dict[str, str]] = {"root": "data.root", "format": "data.format"}
+
+    checkpoint: Uri = Field(description="Path or URI of a checkpoint folder, such as RUN/best of a training run.")
+    output: Uri = Field(description="Folder or URI for the calibrated checkpoint; may be that of --checkpoint.")
     data: EvalDataConfig
     calibration_images: int = Field(
         32, ge=1, description="Maximum number of training images from which activation ranges are measured."
@@ -264,7 +305,13 @@ class CalibrateConfig(JobSettings):
 class EvaluateConfig(PredictConfig):
     """Evaluate a checkpoint against the annotations of a dataset's validation split."""
 
-    output: str | None = Field(
+    examples: ClassVar[tuple[str, ...]] = (
+        "--checkpoint s3://bucket/runs/mine/best --root s3://bucket/dataset",
+        "--checkpoint runs/mine/best --root photos --output evaluation --protocol.mode sliding --protocol.mirror",
+    )
+    short_names: ClassVar[dict[str, str]] = {"root": "data.root", "format": "data.format"}
+
+    output: Uri | None = Field(
         None,
         description="Folder or URI for metrics, tables, pictures and evaluation.html. If none, only print the metrics.",
     )
@@ -272,7 +319,7 @@ class EvaluateConfig(PredictConfig):
     protocol: ProtocolConfig = ProtocolConfig()
     boundary: bool = Field(True, description="Also compute Boundary IoU, which is slow for large images.")
     worst: int = Field(6, ge=0, description="Number of images with the lowest mIoU to show in evaluation.html.")
-    fit_temperature: str | None = Field(
+    fit_temperature: Uri | None = Field(
         None,
         description="Fit a temperature that calibrates the confidences, and write the checkpoint with this temperature "
         "to the given folder or URI.",
@@ -282,7 +329,12 @@ class EvaluateConfig(PredictConfig):
 class VerifyConfig(InputConfig):
     """Check the integrity of an output and optionally repair it. Exit code 1: the output has errors."""
 
-    output: Positional = Field("", description="Folder or URI that jobs/segment_bucket.py wrote (its --output).")
+    examples: ClassVar[tuple[str, ...]] = (
+        "s3://bucket/labels --input s3://bucket/photos",
+        "s3://bucket/labels --deep --repair",
+    )
+
+    output: PositionalUri = Field("", description="Folder or URI that jobs/segment_bucket.py wrote (its --output).")
     deep: bool = Field(False, description="Also decode every mask and compare it with its statistics.")
     repair: bool = Field(
         False,
@@ -302,7 +354,9 @@ class VerifyConfig(InputConfig):
 class DoctorConfig(JobSettings):
     """Check that a Ray cluster is ready for jobs. Exit code 1: a check failed; the output says how to fix it."""
 
-    storage: str | None = Field(
+    examples: ClassVar[tuple[str, ...]] = ("", "--storage s3://bucket/scratch")
+
+    storage: Uri | None = Field(
         None,
         description="Folder or URI where every node tests writing, reading and deleting. If none, skip the storage "
         "checks.",
@@ -318,10 +372,14 @@ class DoctorConfig(JobSettings):
 class ExportMasksConfig(JobSettings):
     """Export the masks of an output to the formats of other tools (docs/exports.md). To resume, run it again."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "s3://bucket/labels --to masks",
+        's3://bucket/labels --to s3://bucket/coco --format coco-panoptic --where "mean_confidence > 0.9"',
+    )
     deprecated: ClassVar[dict[str, str]] = {"labels": "output", "target": "to"}
 
-    output: Positional = Field("", description="Folder or URI that jobs/segment_bucket.py wrote (its --output).")
-    to: str = Field(
+    output: PositionalUri = Field("", description="Folder or URI that jobs/segment_bucket.py wrote (its --output).")
+    to: Uri = Field(
         description="Folder or URI for the export; must be empty or hold the same export, which is then resumed."
     )
     format: Literal["png", "overlay", "coco-panoptic", "coco-rle", "cityscapes", "yolo-seg", "fiftyone", "dataset"] = (
@@ -361,7 +419,7 @@ class ExportMasksConfig(JobSettings):
         description="Format dataset: give pixels below this confidence the ignore index; this labels the images again. "
         "If none, keep all pixels.",
     )
-    checkpoint: str | None = Field(
+    checkpoint: Uri | None = Field(
         None, description="Format dataset with min_confidence: the checkpoint that labeled the output."
     )
     precision: Literal["auto", "float32", "bfloat16", "int8"] | None = Field(

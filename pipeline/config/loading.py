@@ -3,79 +3,29 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ValidationError
 from pydantic_settings import (
     BaseSettings,
-    CliPositionalArg,
     CliSettingsSource,
     InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
-    SettingsConfigDict,
 )
 from pydantic_settings.exceptions import SettingsError
 
+from pipeline.config.command_line import Parser
+from pipeline.config.explanation import Explanation, explain_syntax, where
+from pipeline.config.fields import JobSettings, is_positional
+from pipeline.config.option_help import OptionHelp
 from pipeline.console import warn_deprecated
 from pipeline.errors import UserError
 from pipeline.url_credentials import credentials_refusal, masked
 
-
-def _several(value: Any) -> Any:
-    """Return the values that `_quoted` encoded as a list; a plain text becomes a list of one."""
-    if isinstance(value, str):
-        return json.loads(f"[{value}]") if value.startswith('"') else [value]
-    return value
-
-
 MAX_VALUES = 100_000  # in a YAML file, with its aliases expanded
 MAX_DIGITS = 1000  # of a number in a YAML file; Python refuses to print more than 4,300
-
-# Paths and patterns: each occurrence of the option is one value, and its commas and brackets are kept as they are.
-Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_several)]
-
-
-def _given(value: str) -> str:
-    if not value:
-        raise PydanticCustomError("missing", "Field required")
-    return value
-
-
-_POSITIONAL = get_args(CliPositionalArg[str])[1]
-# A required argument without an option name. Its default is "", since argparse would otherwise require it even if the
-# file or the environment sets it.
-Positional = Annotated[CliPositionalArg[str], Field(validate_default=True), AfterValidator(_given)]
-
-
-class Section(BaseModel):
-    """Named group of keys; an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class JobSettings(BaseSettings):
-    """Base of all jobs. Precedence: the command line, then SCENEPARSE_* environment variables, then the YAML file."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="SCENEPARSE_",
-        env_nested_delimiter="__",
-        extra="forbid",
-        allow_inf_nan=False,
-        cli_kebab_case=True,
-        cli_avoid_json=True,
-        cli_implicit_flags=True,
-        cli_parse_none_str="none",  # the word used in the descriptions
-    )
-
-    # Names of options in the previous release, and their fields.
-    deprecated: ClassVar[dict[str, str]] = {}
-
-    config: str | None = Field(None, description="YAML file that sets any of these options.")
-    verbose: bool = Field(False, description="Also show Ray's log lines.")
-
 
 Settings = TypeVar("Settings", bound=JobSettings)
 
@@ -83,9 +33,9 @@ Settings = TypeVar("Settings", bound=JobSettings)
 def load_settings(settings: type[Settings], argv: list[str], prog: str) -> Settings:
     """Load a job's settings from `--config FILE`, the environment and the command line.
 
-    `--help` and unknown options end the process as argparse does (exit codes 0 and 2).
+    `--help` prints the help and ends the process with exit code 0.
 
-    Raises: UserError that lists every wrong key with its value and the allowed values.
+    Raises: UserError for an unknown option, or one that lists every wrong key with its value and the allowed values.
     """
     argv = _quoted(_without_deprecated([_kebab(argument) for argument in argv], settings), settings)
     path = _option(argv, "--config") or os.environ.get("SCENEPARSE_CONFIG")
@@ -103,7 +53,13 @@ def load_settings(settings: type[Settings], argv: list[str], prog: str) -> Setti
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            command_line: Any = CliSettingsSource(settings_cls, cli_parse_args=argv, cli_prog_name=prog)
+            command_line: Any = CliSettingsSource(
+                settings_cls,
+                cli_parse_args=argv,
+                root_parser=Parser(prog, settings.__doc__ or "", settings.examples),
+                add_argument_method=OptionHelp(settings).add_argument,
+                cli_shortcuts={key.replace("_", "-"): name for name, key in settings.short_names.items()},
+            )
             return command_line, env_settings, InitSettingsSource(settings_cls, in_file)
 
     try:
@@ -114,11 +70,11 @@ def load_settings(settings: type[Settings], argv: list[str], prog: str) -> Setti
         _check_no_credentials(merged, path)
         return cast(Settings, settings.model_construct(**values))
     except ValidationError as error:
-        raise UserError(masked(_explain(error, settings, path))) from None
+        raise UserError(masked(Explanation(settings, argv, path).of(error))) from None
     except SettingsError as error:
-        raise UserError(masked(f"{_where(path)}: {error}")) from None
+        raise UserError(masked(explain_syntax(error, settings))) from None
     except RecursionError:
-        raise UserError(f"{_where(path)}: a value is nested too deeply; flatten it") from None
+        raise UserError(f"{where(path)}: a value is nested too deeply; flatten it") from None
 
 
 def _kebab(argument: str) -> str:
@@ -132,7 +88,7 @@ def _kebab(argument: str) -> str:
 def _without_deprecated(argv: list[str], settings: type[JobSettings]) -> list[str]:
     """Return `argv` with deprecated options in their present form, and print a note for each."""
     # A positional argument was an option of the same name.
-    fields = {name: name for name in settings.model_fields if _is_positional(settings, name)} | settings.deprecated
+    fields = {name: name for name in settings.model_fields if is_positional(settings, name)} | settings.deprecated
     options = {f"--{old.replace('_', '-')}": field for old, field in fields.items()}
     present = []
     for argument in argv:
@@ -140,7 +96,7 @@ def _without_deprecated(argv: list[str], settings: type[JobSettings]) -> list[st
         field = options.get(option)
         if field is None:
             present.append(argument)
-        elif _is_positional(settings, field):
+        elif is_positional(settings, field):
             warn_deprecated(f"option {option}", f"{field.upper()} without an option name")
             present += [value] if equals else []  # otherwise the next argument is the value
         else:
@@ -159,10 +115,6 @@ def _renamed(values: dict[str, Any], settings: type[JobSettings]) -> dict[str, A
                 values = {**values, field: source[name]}
                 values.pop(old, None)
     return values
-
-
-def _is_positional(settings: type[JobSettings], name: str) -> bool:
-    return _POSITIONAL in settings.model_fields[name].metadata
 
 
 def _quoted(argv: list[str], settings: type[JobSettings]) -> list[str]:
@@ -241,7 +193,7 @@ def _require_text(settings: BaseModel, path: str | None) -> None:
         except UnicodeEncodeError as error:
             near = error.object[max(0, error.start - 20) : error.end + 20]
             raise UserError(
-                f"{_where(path)}: {name}: {near!r} is not valid UTF-8; correct it, and rename files with such names"
+                f"{where(path)}: {name}: {near!r} is not valid UTF-8; correct it, and rename files with such names"
             ) from None
 
 
@@ -250,50 +202,10 @@ def _check_no_credentials(settings: BaseModel, path: str | None) -> None:
 
     def look(name: str, value: Any) -> None:
         if isinstance(value, str) and (refusal := credentials_refusal(value)):
-            raise UserError(f"{_where(path)}: {name}: {masked(value)} {refusal}")
+            raise UserError(f"{where(path)}: {name}: {masked(value)} {refusal}")
         for key, each in value.items() if isinstance(value, dict) else ():
             look(f"{name}.{key}" if name else key, each)
         for each in value if isinstance(value, list | tuple) else ():
             look(name, each)
 
     look("", settings.model_dump())
-
-
-def _explain(error: ValidationError, settings: type[JobSettings], path: str | None) -> str:
-    lines = [f"{_where(path)}: {error.error_count()} invalid setting(s)"]
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "missing":
-            positional = key in settings.model_fields and _is_positional(settings, key)
-            option = f"as the argument {key.upper()}" if positional else f"with --{key.replace('_', '-')}"
-            lines.append(f"  {key}: missing; set it in the file or {option}")
-        elif item["type"] == "extra_forbidden":
-            lines.append(f"  {key}: no such key; allowed here: {', '.join(_siblings(settings, item['loc']))}")
-        elif key and item["type"] == "value_error":
-            lines.append(f"  {key}: {message}")  # concerns a whole section; the message contains the values
-        elif key:
-            lines.append(f"  {key}: {_shortened(masked(repr(item['input'])))} is not allowed: {message}")
-        else:
-            lines.append(f"  {message}")
-    return "\n".join(lines)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _where(path: str | None) -> str:
-    return f"configuration {path} and the command line" if path else "the command line"
-
-
-def _siblings(settings: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that are allowed at the last part of `location`."""
-    model: Any = settings
-    for part in location[:-1]:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        inner = getattr(annotation, "__args__", (annotation,))
-        model = next((kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
-    return list(model.model_fields)

@@ -152,7 +152,7 @@ def _files(data: DataFolder, folder: str, listing: Listing, codings: Codings) ->
     Skips hidden files and files that match no suffix of `codings`. If several suffixes match one name, the first of
     `codings` wins.
     """
-    base = storage.absolute(storage.join(data.root, folder)).rstrip("/") + "/"
+    base = storage.join(data.root, folder).rstrip("/") + "/"
     found: dict[tuple[str, str], File] = {}
     for uri, details in storage.find(base).items():
         path = uri.removeprefix(base)

@@ -137,5 +137,5 @@ class Listing:
 
 def places_of(data: DataFolder, file: str) -> Places:
     """Return the places that rows of a list or table may refer to: root, the file's own folder, and data.allow."""
-    places = [storage.absolute(data.root), posixpath.dirname(file), *data.allow]
+    places = [data.root, posixpath.dirname(file), *data.allow]
     return Places([one if one.endswith("://") else storage.absolute(one) for one in places], "data.allow")

@@ -57,7 +57,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> Outcome:
 
     def evaluated(uri: str, fit_temperature: bool) -> Evaluation:
         spec = PredictorSpec(
-            checkpoint=storage.absolute(uri),
+            checkpoint=uri,
             protocol=config.protocol,
             gpu=config.gpu,
             precision=config.precision,
@@ -118,9 +118,9 @@ def describe(config: EvaluateConfig, model: Checkpoint, data: DataConfig, evalua
     """Return the content of metrics.json: JSON types, null for a ratio with a zero denominator."""
     metrics, confusion_KK, boundary = evaluation.metrics, evaluation.confusion_KK, evaluation.boundary
     values: dict[str, Any] = {
-        "checkpoint": storage.absolute(config.fit_temperature or config.checkpoint),
+        "checkpoint": config.fit_temperature or config.checkpoint,
         "model_id": model.model_id,
-        "dataset": storage.absolute(data.root),
+        "dataset": data.root,
         "split": data.val_split,
         "images": len(evaluation.images),
         "labelled_pixels": int(confusion_KK.sum()),

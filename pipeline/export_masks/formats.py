@@ -62,12 +62,15 @@ def format_of(config: ExportMasksConfig, classes: Classes, target: str, model_id
             return of_classes(fiftyone.fiftyone, beside(targets), config.copy_images)
         case "dataset":
             make = partial(dataset, split=split, palette=classes.palette)
-            predicts = config.min_confidence is not None
-            if predicts:
-                checkpoint = storage.absolute(config.checkpoint or "")
-                relabel = relabel_as(config.output, model_id, checkpoint, config.precision)
+            if config.checkpoint is not None:  # and so is min_confidence
+                relabel = relabel_as(config.output, model_id, config.checkpoint, config.precision)
                 make = partial(make, relabel=relabel, min_confidence=config.min_confidence)
-            return of_classes(make, beside({"dataset.yaml": dataset_yaml(classes, target, split)}), True, predicts)
+            return of_classes(
+                make,
+                beside({"dataset.yaml": dataset_yaml(classes, target, split)}),
+                True,
+                config.checkpoint is not None,
+            )
 
 
 def _write_files(target: str, files: dict[str, bytes], records: Records) -> None:

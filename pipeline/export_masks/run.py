@@ -45,7 +45,7 @@ class MaskExportSummary:
 
 def export_masks(config: ExportMasksConfig) -> MaskExportSummary:
     """Export an output's masks, or resume an earlier export. Raises UserError."""
-    output, target = storage.absolute(config.output), storage.absolute(config.to)
+    output, target = config.output, config.to
     if place_prefix(target).startswith(place_prefix(output)):
         raise UserError(f"target {target}: is inside the output {output}; choose a folder outside of it")
     with MaskSelection(output, config.where) as selection:
@@ -58,7 +58,6 @@ def export_masks(config: ExportMasksConfig) -> MaskExportSummary:
             raise UserError(f"output {output}: contains masks of several models; run python jobs/verify.py for details")
         summary.folder = selection.choose(target, config.strip, before["folder"] if before else None)
         format = format_of(config, classes, target, model_ids[0])
-        config = config.model_copy(update={"output": output})
         _claim(target, config, before, summary.folder, model_ids[0])
         chosen = selection.parts()
         done = _fragments(target)

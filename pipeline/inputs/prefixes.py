@@ -37,7 +37,7 @@ def check_no_bare_scheme(uri: str) -> None:
 def check_no_output_inside_input(input_uri: str, output_uri: str) -> None:
     """Raise UserError if the output is inside the input, where the next run would list it as images."""
     prefix = storage.absolute(folder_of(input_uri)).rstrip("/") + "/"
-    if (storage.absolute(output_uri) + "/").startswith(prefix):
+    if f"{output_uri}/".startswith(prefix):
         raise UserError(f"output {output_uri} is inside input {input_uri}; choose an output outside of it")
 
 

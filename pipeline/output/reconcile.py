@@ -179,7 +179,7 @@ def _names(output: str, table: str, repaired: list[str]) -> set[str]:
 
 
 def _files(output: str, table: str) -> list[str]:
-    folder = storage.absolute(storage.join(output, table)) + "/"
+    folder = storage.join(output, table) + "/"
     return [uri.removeprefix(folder) for uri in storage.find(folder)]
 
 

@@ -181,7 +181,7 @@ def _wait_for_commits(lease: Lease, in_doubt: float) -> None:
 def opened(config: SegmentConfig) -> tuple[str, Iterator[pa.Table], Checkpoint]:
     """Return the output's URI, the images as LISTED tables, and the model. Raises: UserError."""
     check_error_types("retry_errors", config.retry_errors)
-    output = storage.absolute(config.output)
+    output = config.output
     listing = list_images(config)
     first = list(islice(listing, 1))  # an input without images fails here, within seconds
     # A new output has no completed images, so Ray is needed in any case.
@@ -281,7 +281,7 @@ def _run_wave(
         by_window=large_images.applies(config.protocol, model.long_side),
     )
     spec = PredictorSpec(
-        checkpoint=storage.absolute(config.checkpoint),
+        checkpoint=config.checkpoint,
         protocol=config.protocol,
         gpu=config.gpu,
         precision=config.precision,

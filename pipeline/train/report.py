@@ -38,7 +38,7 @@ def build_report(output: str) -> str:
     uri = storage.join(output, REPORT)
     page = render(
         "training.html",
-        name=storage.absolute(output).rpartition("/")[2],
+        name=output.rpartition("/")[2],
         output=output,
         tiles=_tiles(history, best, config),
         charts=_charts(history),

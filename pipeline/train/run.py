@@ -4,7 +4,7 @@ import posixpath
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import ray.train
@@ -44,9 +44,6 @@ class TrainSummary:
     images_per_second: float | None  # during training steps only; None if no steps were left
 
 
-AnyConfig = TypeVar("AnyConfig", bound=TrainConfig)
-
-
 def train(config: TrainConfig, command: Sequence[str] = ()) -> TrainSummary:
     """Train, or resume an interrupted run, on the Ray cluster that this process connects to.
 
@@ -54,7 +51,7 @@ def train(config: TrainConfig, command: Sequence[str] = ()) -> TrainSummary:
 
     Raises: UserError for errors that the user can fix, if possible before any worker starts.
     """
-    output = storage.absolute(config.output)
+    output = config.output
     train_pairs, val_pairs = (
         list_pairs(config.data, split) for split in (config.data.train_split, config.data.val_split)
     )
@@ -80,20 +77,13 @@ def train(config: TrainConfig, command: Sequence[str] = ()) -> TrainSummary:
             tracker.add(update.records)
 
         with watched(progress_actor, show):
-            result = _fit(with_absolute_uris(config), output, train_pairs, validator, progress_actor)
+            result = _fit(config, output, train_pairs, validator, progress_actor)
             outcome: dict[str, Any] = result.return_value or {}
             problem = outcome.get("problem") or ray.get(progress_actor.problem.remote())
             if problem:
                 raise UserError(problem)
             remove_orphans(output)
             return _publish(output, result, validator, outcome.get("images_per_second"))
-
-
-def with_absolute_uris(config: AnyConfig) -> AnyConfig:
-    """Return the configuration with absolute URIs, because workers run in another working directory."""
-    data = config.data.model_copy(update={"root": storage.absolute(config.data.root)})
-    weights = config.weights and storage.absolute(config.weights)
-    return config.model_copy(update={"data": data, "weights": weights})
 
 
 def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validator, progress_actor: Any) -> Any:

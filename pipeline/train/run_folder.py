@@ -98,6 +98,8 @@ def _below(output: str) -> list[str]:
 def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return one line for each fixed key whose value differs between two resolved configurations."""
     old, new = fixed_keys(before), fixed_keys(now)
+    if old.get("weights"):
+        old["weights"] = storage.absolute(old["weights"])  # earlier releases recorded it as it was given
     return [
         f"{key}: {old.get(key)!r} before, {new.get(key)!r} now"
         for key in sorted({*old, *new})

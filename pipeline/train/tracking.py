@@ -50,7 +50,7 @@ class Tracker:
         self._failing = False
         self._mlflow: MlflowRun | None = None
         if config.tracking.mlflow:
-            name = storage.absolute(output).rpartition("/")[2]
+            name = output.rpartition("/")[2]
             parameters = config.model_dump(mode="json", exclude={"config", "verbose", "tracking"})
             self._mlflow = MlflowRun(config.tracking.mlflow, name, parameters, self._history.mlflow_run)
             self._history.mlflow_run = self._mlflow.run_id

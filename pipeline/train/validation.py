@@ -23,7 +23,7 @@ NUM_WORST = 6  # images that the report shows
 def predictor_spec(uri: str, config: TrainConfig, protocol: ProtocolConfig) -> PredictorSpec:
     """Return the predictor that validates a run's checkpoint."""
     return PredictorSpec(
-        checkpoint=storage.absolute(uri),
+        checkpoint=uri,
         protocol=protocol,
         gpu=config.validation.gpu,
         precision=config.optimization.prediction_precision,

@@ -33,7 +33,7 @@ class Verification:
     """
 
     def __init__(self, output: str, deep: bool = False, listed: Iterable[pa.Table] = ()) -> None:
-        self.output = storage.absolute(output)
+        self.output = output
         self.parts: set[str] = set()  # names of parts that have masks or class_stats
         self.damaged: dict[str, set[str]] = {}  # part -> kinds of findings about this part alone
         self.foreign_parts: list[str] = []  # Parquet files without the name of a part, relative to the output

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.config.fields import JobSettings
 from pipeline.config.jobs import AblateConfig, EvaluateConfig, ExportMasksConfig, SegmentConfig, TrainConfig
-from pipeline.config.loading import JobSettings, load_settings
+from pipeline.config.loading import load_settings
 from pipeline.errors import UserError
 from pipeline.images.formats import deadline
 from pipeline.inputs.selection import ImageSelection

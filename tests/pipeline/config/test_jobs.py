@@ -9,8 +9,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from pipeline import storage
+from pipeline.config.data import default_color
+from pipeline.config.dataset_formats import classes_of
+from pipeline.config.fields import JobSettings
 from pipeline.config.jobs import SegmentConfig, TrainConfig
-from pipeline.config.loading import JobSettings, load_settings
+from pipeline.config.loading import load_settings
+from pipeline.config.uris import absolute_uri
 from pipeline.datasets.scenes import CLASSES, IGNORE_INDEX
 from pipeline.errors import UserError
 
@@ -44,6 +49,10 @@ def load(path: Path, *options: str) -> TrainConfig:
     return load_settings(TrainConfig, ["--config", str(path), *options], prog="jobs/train.py")
 
 
+def here(path: str) -> str:
+    return f"file://{os.getcwd()}/{path}"
+
+
 def complaint(path: Path, *options: str, add: str = "", text: str | None = None) -> str:
     """What the user is told about the recipe with `add` at its end, or about `text` in its place."""
     path.write_text(RECIPE + add if text is None else text)
@@ -57,7 +66,7 @@ def complaint(path: Path, *options: str, add: str = "", text: str | None = None)
 
 def test_a_file_alone_sets_values_and_leaves_the_rest_at_the_papers_defaults(recipe: Path) -> None:
     config = load(recipe)
-    assert (config.output, config.data.root, config.data.label_map) == ("runs/first", "photos", {5: 1})
+    assert (config.output, config.data.root, config.data.label_map) == (here("runs/first"), here("photos"), {5: 1})
     assert (config.model.backbone, config.model.bins) == ("resnet50", (1, 2, 3, 6))
     assert config.optimization.learning_rate == 0.01
     assert config.config == str(recipe)
@@ -67,14 +76,14 @@ def test_the_environment_beats_the_file(recipe: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("SCENEPARSE_DATA__ROOT", "from-environment")
     monkeypatch.setenv("SCENEPARSE_OPTIMIZATION__EPOCHS", "7")
     config = load(recipe)
-    assert (config.data.root, config.optimization.epochs) == ("from-environment", 7)
+    assert (config.data.root, config.optimization.epochs) == (here("from-environment"), 7)
     assert len(config.data.classes) == 2, "keys beside the one in the environment must stay"
 
 
 def test_the_command_line_beats_the_environment_and_the_file(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCENEPARSE_DATA__ROOT", "from-environment")
     config = load(recipe, "--data.root", "from-command-line")
-    assert config.data.root == "from-command-line"
+    assert config.data.root == here("from-command-line")
     assert len(config.data.classes) == 2, "keys beside the one on the command line must stay"
 
 
@@ -116,7 +125,7 @@ def test_a_value_of_the_file_can_be_unset_on_the_command_line(recipe: Path) -> N
 
 def test_the_file_may_be_named_in_the_environment(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCENEPARSE_CONFIG", str(recipe))
-    assert load_settings(TrainConfig, [], prog="jobs/train.py").output == "runs/first"
+    assert load_settings(TrainConfig, [], prog="jobs/train.py").output == here("runs/first")
 
 
 def test_of_two_configuration_files_the_last_one_counts(recipe: Path, tmp_path: Path) -> None:
@@ -124,7 +133,7 @@ def test_of_two_configuration_files_the_last_one_counts(recipe: Path, tmp_path: 
     other = tmp_path / "other.yaml"
     other.write_text(RECIPE.replace("runs/first", "runs/second"))
     config = load_settings(TrainConfig, ["--config", str(recipe), "--config", str(other)], prog="jobs/train.py")
-    assert (config.config, config.output) == (str(other), "runs/second")
+    assert (config.config, config.output) == (str(other), here("runs/second"))
 
 
 def test_no_file_is_needed(tmp_path: Path) -> None:
@@ -222,7 +231,8 @@ def test_a_file_without_keys_is_refused(recipe: Path, text: str, kind: str) -> N
 def test_an_empty_file_sets_nothing(recipe: Path) -> None:
     message = complaint(recipe, text="# nothing yet\n")
     assert "output: missing" in message
-    assert "data: missing" in message
+    assert "data.root: missing" in message
+    assert "data.classes: missing; set it in the file\n" in f"{message}\n"
 
 
 # What is wrong with a setting
@@ -243,14 +253,15 @@ def test_an_unknown_key_is_named_with_the_keys_that_are_allowed_there(
     recipe: Path, add: str, key: str, allowed: str
 ) -> None:
     message = complaint(recipe, add=add)
-    assert f"  {key}: no such key; allowed here: " in message
+    assert f"  {key}: no such key; " in message
+    assert "llowed here: " in message
     assert allowed in message
     assert "recipe.yaml" in message
 
 
 def test_an_unknown_key_of_a_class_is_named_with_its_place(recipe: Path) -> None:
     message = complaint(recipe, text=RECIPE.replace("name: road", "nam: road"))
-    assert "data.classes.1.nam: no such key; allowed here: name, color" in message
+    assert "data.classes.1.nam: no such key; did you mean name? Allowed here: name, color" in message
     assert "data.classes.1.name: missing" in message
 
 
@@ -288,13 +299,13 @@ def test_a_wrong_choice_is_answered_with_the_choices(recipe: Path) -> None:
 
 def test_every_wrong_setting_is_reported_at_once(recipe: Path) -> None:
     message = complaint(recipe, "--optimization.epochs", "0", add="model: {backbone: x}\nmodell: 1\n")
-    assert "3 invalid setting(s)" in message
+    assert "3 invalid settings" in message
     assert all(key in message for key in ("optimization.epochs", "model.backbone", "modell"))
 
 
 def test_a_missing_key_is_answered_with_the_option_that_sets_it(recipe: Path) -> None:
     message = complaint(recipe, text=RECIPE.replace("  root: photos\n", ""))
-    assert "data.root: missing; set it in the file or with --data.root" in message
+    assert "data.root: missing; set it in the file or with --root or --data.root" in message
 
 
 @pytest.mark.parametrize(
@@ -310,8 +321,10 @@ def test_a_wrong_value_in_the_environment_is_explained(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
+    message = complaint(recipe)
+    assert f"environment variable {name}" in message
     key = name.removeprefix("SCENEPARSE_").replace("__", ".").lower()
-    assert key.partition(".")[0] in complaint(recipe)
+    assert key.partition(".")[0] in message
 
 
 @pytest.mark.parametrize(
@@ -357,11 +370,97 @@ def test_a_deadline_beyond_what_clocks_count_is_refused(seconds: str) -> None:
         load_settings(SegmentConfig, options, prog="jobs/segment_bucket.py")
 
 
-def test_an_unknown_option_ends_the_process_with_code_2(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        load(recipe, "--optimization.epoch", "3")
-    assert caught.value.code == 2
-    assert "--optimization.epoch" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ("--optimization.epoch", "unknown option --optimization.epoch (did you mean --optimization.epochs?)"),
+        ("--epoch=3", "unknown option --epoch (did you mean --epochs?)"),
+        ("--batchsize", "unknown option --batchsize (did you mean --batch-size?)"),
+        ("--train.epochs", "unknown option --train.epochs (did you mean --epochs?)"),
+        ("--zzz", "unknown option --zzz"),
+        ("stray", "unexpected argument 'stray'"),
+        ("--data.root", "argument --data.root/--root: expected one argument"),
+    ],
+)
+def test_an_unknown_option_is_answered_with_the_closest_one(recipe: Path, option: str, answer: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(recipe, option)
+    assert str(caught.value) == f"{answer}; python jobs/train.py --help lists the options"
+
+
+SHORT = {
+    **{"--root": "data.root", "--format": "data.format", "--backbone": "model.backbone", "--crop": "augment.crop"},
+    **{"--epochs": "optimization.epochs", "--batch-size": "optimization.batch_size", "--gpu": "workers.gpu"},
+    **{"--learning-rate": "optimization.learning_rate", "--precision": "optimization.precision"},
+    "--num-workers": "workers.count",
+}
+
+
+def test_options_that_everyone_uses_have_short_names(recipe: Path) -> None:
+    values = {"--root": "s3://b/d", "--format": "list", "--backbone": "resnet34", "--crop": "129,129", "--epochs": "3"}
+    values |= {"--batch-size": "6", "--learning-rate": "0.02", "--precision": "bfloat16", "--num-workers": "2"}
+    short = [f"{name}={value}" for name, value in values.items()] + ["--gpu"]
+    long = [f"--{SHORT[name]}={value}" for name, value in values.items()] + ["--workers.gpu"]
+    assert load(recipe, *short) == load(recipe, *long) != load(recipe)
+    assert {f"--{name}": key for name, key in TrainConfig.short_names.items()} == SHORT
+    for name in {*SHORT} - {"--root", "--gpu"}:
+        assert f"  {SHORT[name]}" in complaint(recipe, f"{name}=bad")
+
+
+# Locations
+
+
+@pytest.mark.parametrize(
+    ("location", "uri"),
+    [
+        ("runs/a", "file://{here}/runs/a"),
+        ("runs/../b/", "file://{here}/b"),
+        (".", "file://{here}"),
+        ("/data//a/", "file:///data/a"),
+        ("file:///data/a/", "file:///data/a"),
+        ("file://a", "file://{here}/a"),
+        ("~/a", "file://{home}/a"),
+        ("s3://bucket/a/", "s3://bucket/a"),
+        ("s3a://bucket/a", "s3://bucket/a"),
+        ("s3://bucket/a//b", "s3://bucket/a//b"),
+        ("gs://bucket/a", "gs://bucket/a"),
+    ],
+)
+def test_a_location_becomes_an_absolute_uri(location: str, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    expected = uri.format(here=os.getcwd(), home="/home/me")
+    assert absolute_uri(location) == expected
+    assert absolute_uri(expected) == expected
+    if not location.startswith("gs:"):
+        assert storage.absolute(location) == expected
+
+
+def test_an_empty_location_is_refused(recipe: Path) -> None:
+    assert "  output: is empty; give a path or a URI" in complaint(recipe, "--output", "")
+
+
+def test_a_submitted_job_refuses_relative_locations(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be in Ray's temporary copy of the working directory, which it deletes."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    message = complaint(recipe)
+    assert "  output: runs/first is a relative path, but a submitted job runs in a temporary copy" in message
+    assert "  data.root: photos is a relative path" in message
+    config = load(recipe, "--output", "s3://bucket/run", "--root", "/data")
+    assert (config.output, config.data.root) == ("s3://bucket/run", "file:///data")
+
+
+# Classes
+
+
+def test_classes_may_be_plain_names(recipe: Path) -> None:
+    recipe.write_text("output: a\ndata: {root: b, classes: [background, {name: car, color: [1, 2, 3]}, sky]}\n")
+    classes = [(entry.name, entry.color) for entry in load(recipe).data.classes]
+    assert classes == [("background", (0, 0, 0)), ("car", (1, 2, 3)), ("sky", (0, 128, 0))]
+
+
+def test_default_colors_are_those_of_voc() -> None:
+    assert [default_color(entry.class_id) for entry in classes_of("voc")] == [e.color for e in classes_of("voc")]
+    assert len({default_color(class_id) for class_id in range(256)}) == 256
 
 
 # Rules between settings
@@ -416,7 +515,7 @@ def test_a_batch_must_hold_an_image_for_each_worker(recipe: Path) -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_loads_when_it_is_told_its_places(path: Path) -> None:
     config = load(path, "--output", "out", "--data.root", "here")
-    assert (config.output, config.data.root) == ("out", "here")
+    assert (config.output, config.data.root) == (here("out"), here("here"))
 
 
 def test_the_scenes_recipe_has_the_classes_of_the_built_in_scenes() -> None:
@@ -439,13 +538,14 @@ def fields_of(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]
 
 @pytest.mark.parametrize("settings", [TrainConfig, SegmentConfig])
 def test_help_explains_every_option_with_its_default(
-    settings: type[JobSettings], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    settings: type[JobSettings], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "300")  # so that argparse breaks no line inside a description
     with pytest.raises(SystemExit) as caught:
         load_settings(settings, ["--help"], prog="jobs/job.py")
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith("usage: python jobs/job.py [OPTIONS] ")
+    assert text.count("python jobs/job.py --") == len(settings.examples) == 2
     options = text[text.index("options:") :]
     for name, field in fields_of(settings):
         assert f"--{name.replace('_', '-')} " in options or f"--{name.replace('_', '-')}, " in options
@@ -453,4 +553,5 @@ def test_help_explains_every_option_with_its_default(
         ends = ["(required)"] if field.is_required() else [f"(default: {field.default})"]
         if field.default is None:
             ends.append("(default: none)")  # so at the top, and as None in sections
-        assert any(f"{field.description} {end}" in options for end in ends)
+        # An empty default is what the description says.
+        assert field.default in (None, (), {}) or any(f"{field.description} {end}" in options for end in ends)
