@@ -109,7 +109,7 @@ def test_the_summary_shows_every_precision_and_the_next_command(calibrated: Cali
         assert f"ranges that cover {share} of the activations: " in calibrated.printed
     assert "  float32              100.00%" in calibrated.printed
     assert "  int8       " in calibrated.printed
-    assert f"--checkpoint {calibrated.output} --precision int8" in calibrated.printed
+    assert f"--checkpoint file://{calibrated.output} --precision int8" in calibrated.printed
 
 
 def test_a_checkpoint_can_be_calibrated_where_it_lies(
@@ -157,9 +157,9 @@ def test_input_that_cannot_work_is_refused_before_the_work(
     checkpoint, out = calibrated.checkpoint, tmp_path / "out"
     with pytest.raises(UserError, match=r"nowhere.*config\.json does not exist"):
         main(arguments(tmp_path / "nowhere", scenes, out))
-    with pytest.raises(UserError, match=r"no images in images/train; check the folder"):
+    with pytest.raises(UserError, match=r"no images in images/train; check data\.root"):
         main(arguments(checkpoint, tmp_path / "nothing", out))
-    with pytest.raises(UserError, match=r"no images in images/test; check the folder"):
+    with pytest.raises(UserError, match=r"no images in images/test; check data\.root"):
         main(arguments(checkpoint, scenes, out, "--data.val-split", "test"))
     with pytest.raises(UserError, match=r"ignore_index 3 is the id of class 'person'.* set --data\.ignore-index"):
         main(arguments(checkpoint, scenes, out, "--data.ignore-index", "3"))

@@ -46,7 +46,7 @@ def test_an_import_prints_what_it_is_and_can_predict(
     assert "resnet18, deep stem 32-32-64, bins 1,2,3,6, an auxiliary head, align_corners false" in printed
     assert "Classes       3: wall, building, sky\n" in printed
     assert models.model_id(out) in printed
-    assert f"jobs/segment_bucket.py --input URI --output URI --checkpoint {out}" in printed
+    assert f"jobs/segment_bucket.py --input URI --output URI --checkpoint file://{out}" in printed
     assert sorted(path.name for path in Path(out).iterdir()) == ["config.json", "model.safetensors"]
     assert_predicts(out)
 

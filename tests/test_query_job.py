@@ -113,7 +113,7 @@ def test_a_mistake_at_the_prompt_does_not_end_it(output: Path) -> None:
         (["class-aras"], "did you mean class-areas"),
         (["SELECT 1", "2"], "SQL takes no values"),
         (["--explain"], "--explain: needs a named query"),
-        (["failures", "--to", "found.txt"], "--to found.txt: format table is for terminals only; add --format"),
+        (["failures", "--to", "found.txt"], "found.txt: format table is for terminals only; add --format"),
     ],
 )
 def test_a_wrong_command_says_what_to_do(output: Path, arguments: list[str], told: str) -> None:
@@ -129,7 +129,10 @@ def test_without_an_output_it_says_what_is_missing() -> None:
 
 def test_an_output_without_anything_says_what_to_give(tmp_path: Path) -> None:
     done = ask(tmp_path, "failures", code=2)
-    assert f"output {tmp_path}: has no masks/*.parquet; use the --output of a jobs/segment_bucket.py run" in done.stderr
+    assert (
+        f"output {tmp_path.as_uri()}: has no masks/*.parquet; use the --output of a jobs/segment_bucket.py run"
+        in done.stderr
+    )
 
 
 def test_an_output_that_a_run_has_only_begun(tmp_path: Path) -> None:

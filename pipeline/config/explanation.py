@@ -35,10 +35,8 @@ class Explanation:
             return [f"  {self._name(location)}: no such key; {meant}: {', '.join(known)}"]
         if not location:
             return [f"  {message}"]
-        if item["type"] == "value_error" and not isinstance(item["input"], str):
-            return [f"  {self._name(location)}: {message}"]  # concerns a section; the message contains the values
-        if item["type"] == "value_error" and item["input"] in message:
-            return [f"  {self._name(location)}: {message}"]
+        if item["type"] == "value_error":
+            return [f"  {self._name(location)}: {message}"]  # the message contains the value, if it is not long
         value = _shortened(masked(repr(item["input"])))
         return [f"  {self._name(location)}: {value} is not allowed: {message}"]
 
@@ -84,9 +82,7 @@ def explain_syntax(error: SettingsError, settings: type[JobSettings]) -> str:
     key = found[1]
     if found[2] == "EnvSettingsSource":
         variable = f"{settings.model_config['env_prefix']}{key}".upper()
-        given = sorted(
-            name for name in os.environ if name.upper() == variable or name.upper().startswith(f"{variable}__")
-        )
+        given = sorted(name for name in os.environ if f"{name.upper()}__".startswith(f"{variable}__"))
         place = f"environment variable {' or '.join(given)}"
     else:
         place = f"option --{key.replace('_', '-')}"

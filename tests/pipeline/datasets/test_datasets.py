@@ -86,7 +86,7 @@ def test_images_without_annotation_are_counted_and_named(tmp_path: Path) -> None
     with pytest.raises(UserError) as caught:
         list_pairs(data_config(tmp_path), "train")
     message = str(caught.value)
-    assert f"data.root {tmp_path}, split 'train':\n  missing annotation (7): " in message
+    assert f"data.root {tmp_path.as_uri()}, split 'train':\n  missing annotation (7): " in message
     assert f"file://{tmp_path}/images/train/lonely0.jpg: found no annotations/train/lonely0.*" in message
     assert "lonely4.* ..." in message
     assert "lonely5" not in message

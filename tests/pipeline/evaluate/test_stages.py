@@ -150,7 +150,7 @@ def test_a_bad_annotation_is_named(data: DataConfig, tmp_path: Path) -> None:
     image = np.zeros((65, 65, 3), np.uint8)
     storage.write_bytes(f"{tmp_path}/images/val/a.jpg", encode_image(image))
     storage.write_bytes(f"{tmp_path}/annotations/val/a.png", encode_mask(np.full((65, 65), 77, np.uint8), PALETTE))
-    broken = data.model_copy(update={"root": str(tmp_path)})
+    broken = data.model_copy(update={"root": tmp_path.as_uri()})
     with pytest.raises(UserError, match=r"annotations/val/a\.png.*77"):
         list(load(listed_block(0, list_pairs(broken, "val")), broken))
 

@@ -201,8 +201,9 @@ def test_an_output_inside_the_input_is_refused(
     input_uri: str, output_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    options = config(input=input_uri.format(here=tmp_path), output=output_uri.format(here=tmp_path))
     with pytest.raises(UserError, match=r"is inside input .*; choose an output outside of it"):
-        check_no_output_inside_input(config(input=input_uri.format(here=tmp_path)), output_uri.format(here=tmp_path))
+        check_no_output_inside_input(options, options.output)
 
 
 @pytest.mark.parametrize(
@@ -219,4 +220,5 @@ def test_an_output_inside_the_input_is_refused(
     ],
 )
 def test_an_output_beside_the_input_is_fine(input_uri: str, output_uri: str) -> None:
-    check_no_output_inside_input(config(input=input_uri), output_uri)
+    options = config(input=input_uri, output=output_uri)
+    check_no_output_inside_input(options, options.output)

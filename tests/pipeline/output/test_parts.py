@@ -342,11 +342,11 @@ def test_each_broken_state_is_put_in_order_once(broken: Break, output: str) -> N
 def test_mending_that_is_killed_after_any_step_can_be_run_again(
     broken: Break, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uris = broken(f"{tmp_path}/broken")
+    uris = broken(f"{tmp_path.as_uri()}/broken")
     kills = 0
     while True:
-        output = f"{tmp_path}/copy{kills}"
-        shutil.copytree(tmp_path / "broken", output)
+        shutil.copytree(tmp_path / "broken", tmp_path / f"copy{kills}")
+        output = (tmp_path / f"copy{kills}").as_uri()
         try:
             with monkeypatch.context() as patch:
                 kill_after(kills + 1, patch)
@@ -563,7 +563,7 @@ def test_a_missing_bucket_is_an_error_and_no_empty_output(bucket: str) -> None:
 def test_only_parts_of_this_run_that_no_task_returned_are_strays(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    output = f"{tmp_path}/output" if kind == "local" else f"{request.getfixturevalue('bucket')}/output"
+    output = f"{tmp_path.as_uri()}/output" if kind == "local" else f"{request.getfixturevalue('bucket')}/output"
     kept, stray, half = (write_part(output, [uri], run_id="run1") for uri in "abc")
     others = [write_part(output, ["d"], run_id="run10"), write_part(output, ["e"], run_id="run1", kept=True)]
     storage.remove(f"{output}/masks/{half}")

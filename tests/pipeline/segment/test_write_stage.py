@@ -23,12 +23,12 @@ def test_every_row_is_in_one_part_however_large_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int, parts: int | None
 ) -> None:
     monkeypatch.setattr(write_stage, "MAX_BYTES", part_bytes)
-    with hold(str(tmp_path)) as lease:
+    with hold(tmp_path.as_uri()) as lease:
         written = PartSink(lease.claim, CLASS_NAMES, "model1", lease.run_id, 1024).write(blocks(5), None)
     assert parts is None or len(written) == parts
     assert len({part.name for part in written}) == len(written)
     assert sum(sum(part.outcomes.values()) for part in written) == 6
-    check_invariants(str(tmp_path), [*(f"file:///{n}.jpg" for n in range(5)), "file:///bad.jpg"])
+    check_invariants(tmp_path.as_uri(), [*(f"file:///{n}.jpg" for n in range(5)), "file:///bad.jpg"])
 
 
 def test_a_task_without_rows_writes_nothing(tmp_path: Path) -> None:
@@ -38,9 +38,9 @@ def test_a_task_without_rows_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_task_whose_run_has_lost_the_output_commits_nothing(tmp_path: Path) -> None:
-    with hold(str(tmp_path)) as lease:
+    with hold(tmp_path.as_uri()) as lease:
         pass
-    with hold(str(tmp_path)) as following, pytest.raises(LeaseLost, match=f"taken over by run {following.run_id}"):
+    with hold(tmp_path.as_uri()) as following, pytest.raises(LeaseLost, match=f"taken over by run {following.run_id}"):
         PartSink(lease.claim, CLASS_NAMES, "model1", lease.run_id, 1024).write(blocks(2), None)
     assert not list(tmp_path.glob("masks/*"))
 
