@@ -57,13 +57,19 @@ def test_sql_and_its_errors_are_duckdbs_own(output: Path) -> None:
 def test_results_go_to_files_in_the_format_that_their_names_say(output: Path, tmp_path: Path) -> None:
     sql = "SELECT image_uri, class_ids, error_type, image_id FROM masks ORDER BY image_uri"
     for name in ("found.csv", "found.json", "found.parquet"):
-        ask(output, sql, "--to", tmp_path / name)
+        done = ask(output, sql, "--to", tmp_path / name)
+        assert done.stdout == f"3 rows written to {(tmp_path / name).as_uri()}\n"
     rows = list(csv.DictReader((tmp_path / "found.csv").open()))
     assert [row["image_uri"] for row in rows] == [f"s3://photos/{name}.jpg" for name in "abc"]
     assert rows[2]["error_type"] == "Empty"
     assert json.loads((tmp_path / "found.json").read_text())[0]["class_ids"] == json.loads(rows[0]["class_ids"])
     read = pq.read_table(tmp_path / "found.parquet")
     assert read["class_ids"].to_pylist()[0] == json.loads(rows[0]["class_ids"])
+
+
+def test_a_statement_without_a_result_cannot_go_to_a_file(output: Path, tmp_path: Path) -> None:
+    done = ask(output, "-- nothing to do", "--to", tmp_path / "kept.csv", code=2)
+    assert "kept.csv: the statement has no result to write; remove --to" in done.stderr
 
 
 @pytest.mark.slow
@@ -100,7 +106,9 @@ def test_a_prompt_answers_until_the_input_ends(output: Path) -> None:
 
 
 def test_a_mistake_at_the_prompt_does_not_end_it(output: Path) -> None:
-    done = ask(output, typed="SELCT 1;\n.nonsense\nimages-with\nSELECT 40 + 2 AS answer;\n.exit\nSELECT 'not read';\n")
+    done = ask(
+        output, typed="SELECT 1 +;\n;\n.nonsense\nimages-with\nSELECT 40 + 2 AS answer;\n.exit\nSELECT 'not read';\n"
+    )
     for words in ("syntax error", ".nonsense: unknown command", "missing class"):
         assert words in done.stderr, words
     assert "42" in done.stdout
@@ -108,9 +116,28 @@ def test_a_mistake_at_the_prompt_does_not_end_it(output: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("class-aras", "query 'class-aras': neither a named query nor a SQL statement; did you mean class-areas"),
+        ("class-aras;", "query 'class-aras': neither"),
+        ("image-with boat", "did you mean images-with?"),
+        ("images-with bot", "query images-with: class 'bot': not a class of the output; did you mean boat?"),
+        ("images-with 'boat road'", "class 'boat road': not a class of the output; did you mean "),
+        ("images-with 'boat", "No closing quotation; close the quotes around the value"),
+        (".sql class-aras", "did you mean class-areas"),
+    ],
+)
+def test_an_unknown_name_at_the_prompt_is_answered_at_once(output: Path, line: str, told: str) -> None:
+    done = ask(output, typed=f"{line}\nSELECT\n40 + 2 AS answer;\n")
+    assert told in done.stderr
+    assert "42" in done.stdout, "the next statement is read on its own"
+
+
+@pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["class-aras"], "did you mean class-areas"),
+        (["images-with", "bot"], "query images-with: class 'bot': not a class of the output; did you mean boat?"),
         (["SELECT 1", "2"], "SQL takes no values"),
         (["--explain"], "--explain: needs a named query"),
         (["failures", "--to", "found.txt"], "found.txt: format table is for terminals only; add --format"),

@@ -2,26 +2,33 @@
 
 A file begins with comments: a line that describes the result, then one line per parameter,
 
-    -- name = default: description
+    -- name (kind) = default: description
 
-where required parameters have no default. The statement refers to the value as $name; it is always text.
+where required parameters have no default, and the kind is one of Kind. The statement refers to the value as $name; it
+is always text.
 """
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 from pipeline.errors import UserError
 
 FOLDER = Path(__file__).parent / "queries"
-PARAMETER = re.compile(r"-- (?P<name>\w+)(?: = (?P<default>[^:]*))?: (?P<description>.+)")
+Kind = Literal["number", "class", "prefix", "run or prefix"]
+PARAMETER = re.compile(
+    rf"-- (?P<name>\w+) \((?P<kind>{'|'.join(get_args(Kind))})\)(?: = (?P<default>[^:]*))?: (?P<description>.+)"
+)
+MAX_LISTED = 20  # names in a message
 
 
 @dataclass(frozen=True)
 class Parameter:
     name: str
+    kind: Kind
     default: str | None  # None: required
     description: str
 
@@ -70,10 +77,19 @@ def named_query(name: str) -> NamedQuery:
     """Return the query of this name. Raises UserError that suggests similar names."""
     queries = named_queries()
     if name not in queries:
-        near = difflib.get_close_matches(name, queries, 3, 0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"the named queries are {', '.join(queries)}"
+        hint = suggestion(name, queries, "the named queries are")
         raise UserError(f"query {name!r}: neither a named query nor a SQL statement; {hint}")
     return queries[name]
+
+
+def suggestion(name: str, known: Iterable[str], introduction: str) -> str:
+    """Return a hint for a wrong name: up to three known names close to it in any case, or the known ones if none is."""
+    names = [*known]
+    by_folded = {one.casefold(): one for one in names}
+    if near := difflib.get_close_matches(name.casefold(), by_folded):
+        return f"did you mean {' or '.join(by_folded[one] for one in near)}?"
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"{introduction} {', '.join(names[:MAX_LISTED])}{more}"
 
 
 def _parsed(name: str, text: str) -> NamedQuery:
@@ -84,5 +100,6 @@ def _parsed(name: str, text: str) -> NamedQuery:
     for line in described:
         found = PARAMETER.fullmatch(line)
         assert found, f"{name}.sql: {line}"
-        parameters.append(Parameter(found["name"], found["default"], found["description"]))
+        kind = cast(Kind, found["kind"])
+        parameters.append(Parameter(found["name"], kind, found["default"], found["description"]))
     return NamedQuery(name, title.removeprefix("-- "), tuple(parameters), "\n".join(lines[count:]).strip())

@@ -9,6 +9,7 @@ from typing import Literal
 import duckdb
 
 from pipeline import storage
+from pipeline.console import log
 
 Format = Literal["table", "csv", "json", "parquet"]
 
@@ -39,13 +40,14 @@ def encoded(connection: duckdb.DuckDBPyConnection, relation: duckdb.DuckDBPyRela
 def write(
     connection: duckdb.DuckDBPyConnection, relation: duckdb.DuckDBPyRelation, kind: Format, target: str | None
 ) -> None:
-    """Print the result, or write it to a file or URI. Raises UserError."""
+    """Print the result, or write it to a file or URI and report that. Raises UserError."""
     if kind == "table":
         show(relation)
         return
     content = encoded(connection, relation, kind)
     if target is not None:
         storage.write_bytes(target, content)
+        log(f"{len(relation):,} {'row' if len(relation) == 1 else 'rows'} written to {target}")
     else:
         sys.stdout.buffer.write(content)
         sys.stdout.flush()

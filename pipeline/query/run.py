@@ -7,7 +7,8 @@ from typing import get_args
 from pipeline.console import log
 from pipeline.errors import UserError
 from pipeline.query import engine, results, shell
-from pipeline.query.named_queries import named_query
+from pipeline.query.known_values import run_named
+from pipeline.query.named_queries import NamedQuery, named_query
 from pipeline.query.results import Format
 
 
@@ -39,12 +40,9 @@ class Query:
     def _is_named(self) -> bool:
         return self.text is not None and len(self.text.split()) == 1
 
-    def statement(self) -> tuple[str | None, dict[str, str]]:
-        """Return the SQL statement and the values of its parameters. Raises: UserError for a wrong name or value."""
-        if self.text is None or not self._is_named:
-            return self.text, {}
-        named = named_query(self.text)
-        return named.sql, named.values(self.values)
+    def named(self) -> NamedQuery | None:
+        """Return the named query; None for SQL and the prompt. Raises: UserError for an unknown name."""
+        return named_query(self.text) if self.text is not None and self._is_named else None
 
     def result_format(self) -> Format:
         """Return the format of the result. Raises: UserError if it cannot go where it should."""
@@ -60,24 +58,30 @@ class Query:
 
 def explain(query: Query) -> None:
     """Print the SQL of a query without running it. Raises: UserError."""
-    sql, values = query.statement()
-    if sql is None:
+    if query.text is None:
         raise UserError("--explain: needs a named query (see --list) or a SQL statement")
-    for name, value in values.items():
+    named = query.named()
+    if named is None:
+        print(query.text)
+        return
+    for name, value in named.values(query.values).items():
         print(f"-- ${name} is '{value}'")
-    print(sql)
+    print(named.sql)
 
 
 def answer(query: Query) -> None:
     """Run a query and print or write its result; without a text, start a SQL prompt. Raises: UserError."""
-    sql, values = query.statement()
+    named = query.named()
+    values = named.values(query.values) if named else {}
     kind = query.result_format()
     connection = engine.connect(query.output)
     for line in engine.warnings(query.output):
         log(f"note: {line}", sys.stderr)
-    if sql is None:
+    if query.text is None:
         shell.shell(connection)
         return
-    relation = engine.run(connection, sql, values)
+    relation = run_named(connection, named, values) if named else engine.run(connection, query.text)
     if relation is not None:
         results.write(connection, relation, kind, query.to)
+    elif query.to is not None:
+        raise UserError(f"--to {query.to}: the statement has no result to write; remove --to or add a SELECT")

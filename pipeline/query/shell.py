@@ -1,5 +1,7 @@
 """Interactive SQL prompt for an output."""
 
+import re
+import shlex
 import sys
 from contextlib import suppress
 
@@ -7,11 +9,12 @@ import duckdb
 
 from pipeline.errors import UserError
 from pipeline.query import engine, results
+from pipeline.query.known_values import run_named
 from pipeline.query.named_queries import named_queries, named_query
 
 HELP = """\
 SELECT ... ;       a DuckDB SQL statement, over one or more lines, ending with a semicolon
-NAME VALUES ...    a named query, as on the command line
+NAME VALUES ...    a named query, as on the command line; quote values with spaces
 .queries           list the named queries         .sql NAME    show the SQL of one
 .tables            list tables and their columns  .help        show this help
 .exit              exit (or press Ctrl-D)"""
@@ -46,7 +49,7 @@ def shell(connection: duckdb.DuckDBPyConnection) -> None:
 
 def answer(connection: duckdb.DuckDBPyConnection, statement: str) -> None:
     """Answer one statement, command or named query. Raises UserError."""
-    word, *rest = statement.rstrip(";").split()
+    word, *rest = statement.rstrip(";").split() or [""]
     if word == ".help":
         print(HELP)
     elif word == ".queries":
@@ -58,9 +61,9 @@ def answer(connection: duckdb.DuckDBPyConnection, statement: str) -> None:
         _show(engine.run(connection, columns))
     elif word.startswith("."):
         raise UserError(f"{statement}: unknown command; type .help for a list")
-    elif word in named_queries():
+    elif _is_name(word):
         named = named_query(word)
-        _show(engine.run(connection, named.sql, named.values(rest)))
+        _show(run_named(connection, named, named.values(_values(statement))))
     else:
         _show(engine.run(connection, statement))
 
@@ -79,7 +82,21 @@ def list_of_queries() -> list[str]:
 def _is_whole(statement: str) -> bool:
     if statement.endswith(";"):
         return True
-    return "\n" not in statement and (statement.startswith(".") or statement.split()[0] in named_queries())
+    return "\n" not in statement and (statement.startswith(".") or _is_name(statement.split()[0]))
+
+
+def _is_name(word: str) -> bool:
+    """Return whether the first word of a statement names a query, even misspelled: SQL begins with a keyword."""
+    tokens = [kind for _, kind in duckdb.tokenize(word)]
+    return re.fullmatch(r"[A-Za-z]\w*(-\w+)*", word) is not None and tokens != [duckdb.token_type.keyword]
+
+
+def _values(statement: str) -> list[str]:
+    """Return the words after the first one, of which some may be in quotes. Raises UserError."""
+    try:
+        return shlex.split(statement.rstrip(";"))[1:]
+    except ValueError as error:
+        raise UserError(f"{statement}: {error}; close the quotes around the value") from None
 
 
 def _show(relation: duckdb.DuckDBPyRelation | None) -> None:

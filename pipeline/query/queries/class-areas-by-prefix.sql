@@ -1,6 +1,6 @@
 -- Area of each class in each folder, in percent of the folder's pixels
--- class = : only this class; empty for all classes
--- depth = 0: number of folders of the URI's path to group by; 0 for the full path
+-- class (class) = : only this class; empty for all classes
+-- depth (number) = 0: number of folders of the URI's path to group by; 0 for the full path
 WITH rows AS (
     SELECT class_name, pixel_count, string_split(image_uri, '/')[:-2] AS folders
     FROM class_stats

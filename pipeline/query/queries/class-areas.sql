@@ -1,5 +1,5 @@
 -- Share of each class in all labeled pixels, and the number of images that contain it
--- prefix = : only images whose URI starts with this prefix
+-- prefix (prefix) = : only images whose URI starts with this prefix
 SELECT
     class_name AS class,
     round(100 * sum(pixel_count) / sum(sum(pixel_count)) OVER (), 2) AS percent_of_pixels,

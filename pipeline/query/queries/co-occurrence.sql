@@ -1,6 +1,7 @@
--- Classes that appear in the same images; a lift above 1 means more often than by chance
--- percent = 1: minimum area of each of the two classes, in percent of the image
--- limit = 50: maximum number of pairs
+-- Pairs of classes by lift: a lift of 2 means that they appear together twice as often as by chance
+-- percent (number) = 1: minimum area of each of the two classes, in percent of the image
+-- limit (number) = 50: maximum number of pairs, highest lift first
+-- min_images (number) = 10: minimum number of images with both classes, since the lift of rare pairs is noise
 WITH present AS (
     SELECT image_id, class_name FROM class_stats WHERE pixel_fraction >= CAST($percent AS DOUBLE) / 100
 ), alone AS (
@@ -19,5 +20,6 @@ SELECT
 FROM pairs
 JOIN alone one ON one.class_name = class
 JOIN alone two ON two.class_name = other
-ORDER BY pairs.images DESC, class, other
+WHERE pairs.images >= CAST($min_images AS BIGINT)
+ORDER BY lift DESC, pairs.images DESC, class, other
 LIMIT CAST($limit AS BIGINT)

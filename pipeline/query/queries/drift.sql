@@ -1,6 +1,6 @@
 -- Change of class areas between two runs or two URI prefixes; the stability indices add up to the PSI
--- before: run id or URI prefix to compare with
--- after: run id or URI prefix to compare
+-- before (run or prefix): run id or URI prefix to compare with
+-- after (run or prefix): run id or URI prefix to compare
 WITH chosen AS (
     SELECT class_name, pixel_count, 'before' AS side FROM class_stats
     WHERE run_id = $before OR starts_with(image_uri, $before)

@@ -1,8 +1,8 @@
 -- Images that contain one class and, optionally, do not contain another
--- class: class that the images contain
--- without = : class that the images do not contain
--- percent = 1: minimum area of the class, in percent of the image
--- limit = 100: maximum number of images, largest area of the class first
+-- class (class): class that the images contain
+-- without (class) = : class that the images do not contain
+-- percent (number) = 1: minimum area of the class, in percent of the image
+-- limit (number) = 100: maximum number of images, largest area of the class first
 SELECT image_uri, round(100 * pixel_fraction, 2) AS percent, round(mean_confidence, 3) AS mean_confidence,
     x_min, y_min, x_max, y_max
 FROM class_stats

@@ -1,6 +1,6 @@
 -- Images with the lowest mean confidence
--- limit = 20: maximum number of images
--- prefix = : only images whose URI starts with this prefix
+-- limit (number) = 20: maximum number of images
+-- prefix (prefix) = : only images whose URI starts with this prefix
 SELECT image_uri, round(mean_confidence, 3) AS mean_confidence, round(mean_entropy, 3) AS mean_entropy,
     round(100 * low_confidence_fraction, 1) AS percent_below_half, len(low_confidence_boxes) AS doubtful_regions
 FROM masks

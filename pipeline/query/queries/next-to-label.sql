@@ -1,6 +1,6 @@
 -- Images to annotate next: less confident than their neighbors by name, and balanced over combinations of classes
--- number: number of images
--- prefix = : only images whose URI starts with this prefix
+-- number (number): number of images
+-- prefix (prefix) = : only images whose URI starts with this prefix
 WITH mixes AS (
     -- Ignore small classes, which appear and disappear from frame to frame.
     SELECT image_id, string_agg(class_name, ', ' ORDER BY class_id) AS mix

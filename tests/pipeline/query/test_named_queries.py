@@ -11,11 +11,24 @@ from pipeline.errors import UserError
 from pipeline.output import parts
 from pipeline.output.schema import PREDICTED, image_id, masks_and_class_stats, table
 from pipeline.query import engine
-from pipeline.query.named_queries import named_queries, named_query
+from pipeline.query.known_values import run_named
+from pipeline.query.named_queries import named_queries, named_query, suggestion
 from tests.pipeline.samples import failed
 from tests.small_output import NAMES, labelled, write_small_output
 
 MONDAY, TUESDAY = "s3://cams/2026-01-05", "s3://cams/2026-01-06"
+
+
+def write_classes_alone(folder: Path) -> None:
+    """Write the small output's classes.parquet without its images."""
+    write_small_output(folder)
+    for uri in (*storage.find(f"{folder}/masks"), *storage.find(f"{folder}/class_stats")):
+        storage.remove(uri)
+
+
+def add_part(folder: Path, rows: list[dict], run_id: str) -> None:
+    made = masks_and_class_stats(table(rows, PREDICTED), NAMES, "model", run_id, datetime(2026, 1, 7, tzinfo=UTC))
+    parts.write_part(str(folder), parts.part_name(run_id, made[0]), *made)
 
 
 def mask(**shares: float) -> np.ndarray:
@@ -36,16 +49,13 @@ IMAGES = [
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("named")
-    write_small_output(folder)  # for its classes.parquet
-    for uri in (*storage.find(f"{folder}/masks"), *storage.find(f"{folder}/class_stats")):
-        storage.remove(uri)
+    write_classes_alone(folder)
     for run_id, day, failures in (("run1", MONDAY, [f"{MONDAY}/x.jpg"]), ("run2", TUESDAY, [])):
         rows = [
             labelled(uri, ids, sure) | {"mean_entropy": 1 - sure} for uri, ids, sure in IMAGES if uri.startswith(day)
         ]
         rows += map(failed, failures)
-        made = masks_and_class_stats(table(rows, PREDICTED), NAMES, "model", run_id, datetime(2026, 1, 7, tzinfo=UTC))
-        parts.write_part(str(folder), parts.part_name(run_id, made[0]), *made)
+        add_part(folder, rows, run_id)
     record = '{"run_id": "run1", "finished_at": "2026-01-07T10:00:00+00:00", "model_id": "model", "images": 3,'
     record += '"done_before": 0, "outcomes": {"ok": 2, "Empty": 1}, "seconds": 6.0, "seconds_to_first": 2.5}'
     storage.write_bytes(f"{folder}/runs/run1.json", record.encode())
@@ -54,7 +64,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def ask(output: str, name: str, *arguments: str) -> list[tuple]:
     named = named_query(name)
-    relation = engine.run(engine.connect(output), named.sql, named.values(arguments))
+    relation = run_named(engine.connect(output), named, named.values(arguments))
     assert relation is not None
     return relation.fetchall()
 
@@ -63,7 +73,8 @@ def ask(output: str, name: str, *arguments: str) -> list[tuple]:
 def test_every_named_query_says_what_it_answers_and_runs(output: str, name: str) -> None:
     named = named_query(name)
     assert len(named.title) > 20
-    given = ["boat" if p.name == "class" else "3" for p in named.parameters if p.default is None]
+    right = {"number": "3", "class": "boat", "prefix": MONDAY, "run or prefix": "run1"}
+    given = [right[p.kind] for p in named.parameters if p.default is None]
     assert isinstance(ask(output, name, *given), list)
 
 
@@ -85,7 +96,7 @@ def test_images_with_a_class_and_without_another(output: str) -> None:
     assert [row[0] for row in ask(output, "images-with", "sky", "boat")] == [f"{MONDAY}/b.jpg"]
     assert [row[0] for row in ask(output, "images-with", "boat", "percent=20")] == [uri for uri, *_ in IMAGES[2:4]]
     assert len(ask(output, "images-with", "boat", "limit=1")) == 1
-    assert ask(output, "images-with", "no such class") == []
+    assert ask(output, "images-with", "tree") == [], "a class of the output that is in no image"
 
 
 def test_the_least_confident_images_come_first(output: str) -> None:
@@ -106,10 +117,24 @@ def test_runs_have_their_rate_and_one_without_an_end_is_there_too(output: str) -
 
 
 def test_classes_that_appear_together(output: str) -> None:
-    found = {row[:2]: row[2:] for row in ask(output, "co-occurrence")}
+    found = {row[:2]: row[2:] for row in ask(output, "co-occurrence", "min_images=1")}
     assert found["boat", "sky"] == (3, 0.75, 1.25)
     assert not any("road" in pair for pair in found)
-    assert ask(output, "co-occurrence", "30") == [("sky", "water", 2, 1.0, 2.5)]
+    assert ask(output, "co-occurrence", "30", "min_images=1") == [("sky", "water", 2, 1.0, 2.5)]
+
+
+def test_pairs_of_classes_are_in_the_order_of_lift_and_rare_ones_are_left_out(tmp_path: Path) -> None:
+    masks = [mask(sky=0.5, water=0.5)] * 4 + [mask(boat=0.5, road=0.5)] * 2 + [mask(tree=0.5, car=0.5), mask(sky=1.0)]
+    write_classes_alone(tmp_path)
+    add_part(tmp_path, [labelled(f"{MONDAY}/{number}.jpg", ids, 0.9) for number, ids in enumerate(masks)], "run")
+    pairs = [
+        ("car", "tree", 1, 1.0, 8.0),
+        ("boat", "road", 2, 1.0, 4.0),
+        ("sky", "water", 4, 0.8, 1.6),
+    ]
+    assert ask(str(tmp_path), "co-occurrence", "min_images=1") == pairs
+    assert ask(str(tmp_path), "co-occurrence", "min_images=2") == pairs[1:]
+    assert ask(str(tmp_path), "co-occurrence") == [], "ten images, unless set"
 
 
 def test_drift_between_runs_and_between_prefixes(output: str) -> None:
@@ -126,9 +151,6 @@ def test_sizes(output: str) -> None:
 
 
 def test_what_to_label_next_is_not_the_same_scene_twice(tmp_path: Path) -> None:
-    write_small_output(tmp_path)  # for its classes.parquet
-    for uri in (*storage.find(f"{tmp_path}/masks"), *storage.find(f"{tmp_path}/class_stats")):
-        storage.remove(uri)
     # Ten frames each of three scenes, of which the fifth is what the model is least sure of.
     scenes = [(mask(sky=0.5, water=0.5), 0.9), (mask(sky=0.4, water=0.6), 0.5), (mask(road=1.0), 0.3)]
     rows = [
@@ -136,8 +158,8 @@ def test_what_to_label_next_is_not_the_same_scene_twice(tmp_path: Path) -> None:
         for scene, (ids, entropy) in enumerate(scenes)
         for frame in range(10)
     ]
-    made = masks_and_class_stats(table(rows, PREDICTED), NAMES, "model", "run", datetime(2026, 1, 7, tzinfo=UTC))
-    parts.write_part(str(tmp_path), parts.part_name("run", made[0]), *made)
+    write_classes_alone(tmp_path)
+    add_part(tmp_path, rows, "run")
     picked = [row[0].removeprefix(f"{MONDAY}/") for row in ask(str(tmp_path), "next-to-label", "5")]
     # Each scene once; the mix that two of them have has its second turn after the other's only one.
     assert picked[:3] == ["0/4.jpg", "2/4.jpg", "1/4.jpg"]
@@ -155,9 +177,63 @@ def test_values_may_come_in_order_or_by_name() -> None:
 
 
 def test_a_value_is_never_a_part_of_the_sql(output: str) -> None:
-    assert ask(output, "images-with", "sky' OR 1=1 --") == []
-    with pytest.raises(UserError, match="SQL: Conversion Error: Could not convert string '1; DROP"):
-        ask(output, "least-confident", "1; DROP VIEW masks")
+    for name, value, told in (
+        ("images-with", "sky' OR 1=1 --", "not a class of the output"),
+        ("least-confident", "1; DROP VIEW masks", "not a number"),
+        ("failures", "s3://' OR '1'='1", "no image URI begins with it"),
+    ):
+        with pytest.raises(UserError, match=told):
+            ask(output, name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"), [(named.name, p.name) for named in named_queries().values() for p in named.parameters]
+)
+def test_a_value_that_the_output_does_not_know_is_an_error_of_every_parameter(
+    output: str, name: str, parameter: str
+) -> None:
+    right = {"number": "3", "class": "boat", "prefix": MONDAY, "run or prefix": "run1"}
+    values = {p.name: right[p.kind] for p in named_query(name).parameters} | {parameter: "nothing like it"}
+    with pytest.raises(UserError) as caught:
+        ask(output, name, *(f"{key}={value}" for key, value in values.items()))
+    assert f"query {name}: {parameter} 'nothing like it': n" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "told"),
+    [
+        ("images-with", ["Boot"], "class 'Boot': not a class of the output; did you mean boat?"),
+        ("images-with", ["boat", "ROAD"], "without 'ROAD': not a class of the output; did you mean road?"),
+        ("class-areas-by-prefix", ["zzz"], "class 'zzz': not a class of the output; its classes are sky, "),
+        (
+            "class-areas",
+            ["2026"],
+            f"prefix '2026': no image URI begins with it; the output has URIs such as {MONDAY}/a.jpg",
+        ),
+        (
+            "drift",
+            ["run1", "run9"],
+            "after 'run9': neither a run with labeled images nor the beginning of their URIs; ",
+        ),
+        ("drift", ["rum1", "run2"], "before 'rum1': .*did you mean run1"),
+        (
+            "drift",
+            [f"{MONDAY}/x", "run2"],
+            f"before '{MONDAY}/x': neither .*; the output has URIs such as {MONDAY}/a.jpg",
+        ),
+        ("least-confident", ["ten"], "query least-confident: limit 'ten': not a number"),
+    ],
+)
+def test_an_unknown_value_is_answered_with_what_is_close_to_it(
+    output: str, name: str, arguments: list[str], told: str
+) -> None:
+    with pytest.raises(UserError, match=told):
+        ask(output, name, *arguments)
+
+
+def test_a_hint_lists_some_names_where_none_is_close() -> None:
+    names = [f"class {number}" for number in range(1000)]
+    assert suggestion("xyz", names, "its classes are").endswith(", class 19 and 980 more")
 
 
 @pytest.mark.parametrize(
