@@ -17,6 +17,8 @@ REASONS = (
 )
 # Titles of blocks that tests run where the machine has what they need.
 CONDITIONS = {"needs a CPU with VNNI": INT8}
+# The title of blocks that tests/test_one_machine.py runs.
+TWO_TERMINALS = "in two terminals"
 # The title of a block that is run, and stopped as soon as it serves.
 ENDLESS = "runs until stopped"
 
@@ -36,8 +38,8 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        """Return whether tests run the block, on a machine that has what it needs."""
-        return self.language in LANGUAGES and self.title not in REASONS
+        """Return whether tests run the block with its page, on a machine that has what it needs."""
+        return self.language in LANGUAGES and self.title not in (*REASONS, TWO_TERMINALS)
 
     @property
     def can_run(self) -> bool:

@@ -12,6 +12,7 @@ from pipeline import storage
 from pipeline.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from pipeline.checkpoints.predictor import PredictorSpec
 from pipeline.cluster import connection
+from pipeline.cluster.shared_files import check_shared
 from pipeline.cluster.sizing import Reservation, size_actor_pool
 from pipeline.config.data import DataConfig
 from pipeline.config.jobs import EvaluateConfig
@@ -52,6 +53,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> Outcome:
     pairs = list_pairs(data, data.val_split)
 
     connection.connect(config.verbose)
+    check_shared({"checkpoint": config.checkpoint, "image": pairs[0].image_uri, "annotation": pairs[0].label_uri})
     stages = size_actor_pool(config, connection.resources())
     log(f"Evaluating {config.checkpoint} on {len(pairs):,} images of {data.root}, split {data.val_split}")
 

@@ -25,6 +25,7 @@ from pipeline.cluster import connection
 from pipeline.cluster.packages import packages
 from pipeline.cluster.progress_actor import start_progress_actor, watched
 from pipeline.cluster.ray_data import map_by_actors, map_tables
+from pipeline.cluster.shared_files import check_shared
 from pipeline.cluster.sizing import DECODE_CPUS, ActorPoolSize, size_actor_pool
 from pipeline.config.jobs import SegmentConfig
 from pipeline.console import log
@@ -223,6 +224,8 @@ def run_waves(
     for wave in worklist.waves():
         if bar is None:
             connection.connect(config.verbose)
+            image = wave["image_uri"][0].as_py()
+            check_shared({"image": image, "checkpoint": config.checkpoint, "output": config.output})
             progress_actor = start_progress_actor(SegmentationProgressActor)
             bar = start_bar()
         handed_out = handed_out.plus(IdSum.of(wave["image_id"]))
