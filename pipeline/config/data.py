@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from pipeline.config.dataset_formats import FORMATS, Format, classes_of
+from pipeline.config.dataset_formats import FORMATS, Format, classes_of, color_of
 from pipeline.config.fields import Section, Uri
 
 MAX_PIXELS = 100_000_000  # of an image or annotation, unless a configuration says otherwise
@@ -49,6 +49,15 @@ class DataFolder(Section):
         description="Map from label ids in the files to ids to use; other ids keep their value, or the one that the "
         "format defines.",
     )
+    label_suffix: str = Field(
+        "",
+        description="Format folder: end of the annotations' names before the extension, such as _mask if the "
+        "annotation of NAME.jpg is NAME_mask.png.",
+    )
+    rgb_ids: bool = Field(
+        False,
+        description="Read RGB annotations as label ids that are the same in all three channels, not as colors.",
+    )
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, description="Maximum size of an image or annotation in pixels; larger ones are errors."
     )
@@ -83,6 +92,8 @@ class DataFolder(Section):
             raise ValueError(
                 f"allow works only with formats list and parquet, but the format is {self.format}; remove it"
             )
+        if self.label_suffix and self.format != "folder":
+            raise ValueError(f"label_suffix works only with format folder, but the format is {self.format}; remove it")
         if self.format != "parquet":
             for name in ("image_column", "label_column", "min_confidence"):
                 if getattr(self, name) != type(self).model_fields[name].default:
@@ -97,8 +108,8 @@ class DataConfig(DataFolder):
 
     classes: list[ClassEntry] = Field(
         min_length=2,
-        description="Classes in the order of their ids, from 0: names, or names and colors; optional for formats with "
-        "a known class table.",
+        description="Classes in the order of their ids, from 0: names, or names and colors. Formats with a class table "
+        "have them; give some of its names to train on these, in another order too.",
     )
     ignore_index: int = Field(
         255, ge=0, le=65535, description="Label id of pixels that the loss and the metrics ignore."
@@ -125,11 +136,14 @@ class DataConfig(DataFolder):
 
     @field_validator("classes", mode="before")
     @classmethod
-    def _with_colors(cls, classes: Any) -> Any:
+    def _with_colors(cls, classes: Any, info: ValidationInfo) -> Any:
         if not isinstance(classes, list):
             return classes
+        table = FORMATS[info.data.get("format", "folder")].table
         return [
-            {"name": entry, "color": default_color(class_id)} if isinstance(entry, str) else entry
+            {"name": entry, "color": color_of(table, entry) or default_color(class_id)}
+            if isinstance(entry, str)
+            else entry
             for class_id, entry in enumerate(classes)
         ]
 

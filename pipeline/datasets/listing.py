@@ -1,8 +1,10 @@
 """Listing of a split's pairs, independent of the dataset's layout."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from pipeline.config.data import DataConfig
+from pipeline.config.dataset_formats import Color, classes_of, has_own_classes, mismatch
 from pipeline.datasets import layouts
 from pipeline.datasets.pairs import FINDING_KINDS, SHOWN, DatasetFinding, Listing, Pair
 from pipeline.datasets.parquet import list_tables
@@ -23,12 +25,32 @@ LAYOUTS: dict[str, Callable[[DataConfig, str], Listing]] = {
 def list_split(data: DataConfig, split: str) -> Listing:
     """Return the pairs of a split and all problems found while listing it, without reading any image.
 
-    Raises: UserError if storage fails, or if a file that the whole listing depends on is missing.
+    Raises: UserError if storage fails, if a file that the whole listing depends on is missing, or if data.classes are
+        neither classes of the format nor can have its layout.
     """
+    check_classes(data)
     listing = LAYOUTS[data.format](data, split)
+    if has_own_classes(data.format, [entry.name for entry in data.classes]):
+        listing.pairs = [replace(pair, coding=None) for pair in listing.pairs]
     if not listing.pairs and not listing.findings:
         listing.add("no images", data.root, f"split {split!r} has no images")
     return listing
+
+
+def check_classes(data: DataConfig) -> None:
+    """Raise UserError, with both tables, if data.classes do not fit the annotations of the format."""
+    ours = [(entry.name, entry.color) for entry in data.classes]
+    if problem := mismatch(data.format, ours):
+        theirs = [(entry.name, entry.color) for entry in classes_of(data.format)]
+        raise UserError(
+            f"data.classes do not fit format {data.format}: {problem}.\n  data.classes: {_table(ours)}\n  "
+            f"{data.format}: {_table(theirs)}\nUse the format's names and colors, or remove data.classes; if the "
+            "annotations hold the positions or colors of data.classes, use format folder or list"
+        )
+
+
+def _table(classes: list[tuple[str, Color]]) -> str:
+    return ", ".join(f"{name} {color}" for name, color in classes)
 
 
 def list_pairs(data: DataConfig, split: str) -> list[Pair]:

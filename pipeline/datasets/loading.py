@@ -1,6 +1,6 @@
 """Loading of one pair as arrays: read, decode, and map label ids to class ids."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -8,12 +8,19 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.config.data import DataConfig, DataFolder
-from pipeline.config.dataset_formats import Color, coding, distinct_colors
+from pipeline.config.dataset_formats import Color, coding_of, distinct_colors
+from pipeline.datasets.label_advice import Values, remedy_for_colors, remedy_for_ids, unknown_colors
 from pipeline.datasets.pairs import FINDING_KINDS, SHOWN, Cell, DatasetFinding, Pair, PairError
 from pipeline.datasets.parquet import read_cell
 from pipeline.images.codec import ImageError, decode_image, decode_label
+from pipeline.images.label_files import UnknownColorError, exif_orientation
 
 OUTSIDE = -1  # stands in for a class id: the label id maps to no class
+# EXIF orientations as a message names them.
+_TURNS = (
+    *("", "as stored", "mirrored", "turned by 180 degrees", "flipped", "transposed"),
+    *("turned by 90 degrees clockwise", "transversed", "turned by 90 degrees counterclockwise"),
+)
 
 Decoded = TypeVar("Decoded")
 
@@ -27,15 +34,16 @@ def load_pair(pair: Pair, data: DataConfig) -> tuple[NDArray[np.uint8], NDArray[
     """Read and decode one pair, and map its label ids by the dataset's format and `label_map`.
 
     Returns: image H x W x 3 uint8 RGB, and label H x W int32 of class ids and ignore_index.
-    Raises: UserError that names the file if it cannot be read, if the sizes of image and annotation differ, or if the
-        annotation has a label id outside the classes.
+    Raises: UserError that names the file if it cannot be read, if the sizes or the EXIF orientations of image and
+        annotation differ, or if the annotation has a label id outside the classes.
     """
-    image_HW3 = load_image(pair, data)
-    label_HW = open_label(pair, read(pair.label), data)
-    check_sizes(pair, image_HW3, label_HW)
+    image, label = read(pair.image), read(pair.label)
+    image_HW3 = open_image(pair, image, data)
+    label_HW = open_label(pair, label, data)
+    check_sizes(pair, image_HW3, label_HW, turns_of(image, label))
     raw_ids, _ = label_counts(label_HW)
     class_ids = class_ids_of(raw_ids, pair, data)
-    check_ids(pair, raw_ids[class_ids == OUTSIDE], data)
+    check_ids(pair, raw_ids, class_ids, data)
     return image_HW3, _replaced(label_HW, raw_ids, class_ids)
 
 
@@ -51,12 +59,50 @@ def open_image(pair: Pair, content: bytes, data: DataFolder) -> NDArray[np.uint8
 
 def open_label(pair: Pair, content: bytes, data: DataConfig) -> NDArray[np.int32]:
     """Decode a pair's annotation to the label ids in the file, H x W. Raises PairError."""
-    return _opened("annotation", pair.label_uri, lambda: decode_label(content, _colors(pair, data), data.max_pixels))
+    known = _colors(pair, data)
+    try:
+        return _opened(
+            "annotation", pair.label_uri, lambda: decode_label(content, known, data.max_pixels, data.rgb_ids)
+        )
+    except PairError as error:
+        if not isinstance(error.__cause__, UnknownColorError):
+            raise
+        colors = Values()
+        colors.add(error.__cause__.colors)
+        problem = f"has colors of no class, or of two: {unknown_colors(colors.pixels, known)}"
+        raise PairError(
+            f"annotation {pair.label_uri}: {error.__cause__}; {remedy_for_colors(colors, data)}",
+            DatasetFinding("unknown colors", pair.label_uri, problem),
+        ) from error.__cause__
 
 
-def check_sizes(pair: Pair, image_HW3: NDArray[np.uint8], label_HW: NDArray[np.int32]) -> None:
-    """Raise PairError unless image and annotation have the same size."""
-    if label_HW.shape != image_HW3.shape[:2]:
+def turns_of(image: bytes, label: bytes) -> tuple[int, int]:
+    """Return the EXIF orientations, 1 to 8, of an image and an annotation that can be decoded."""
+    return exif_orientation(image), exif_orientation(label)
+
+
+def check_sizes(
+    pair: Pair, image_HW3: NDArray[np.uint8], label_HW: NDArray[np.int32], turns: tuple[int, int] = (1, 1)
+) -> None:
+    """Raise PairError unless image and annotation have the same size, and their EXIF orientations turn them alike.
+
+    An orientation of one file alone is accepted if the sizes prove that it exchanges the sides as it should.
+    """
+    is_same_size = label_HW.shape == image_HW3.shape[:2]
+    of_image, of_label = turns
+    is_proven = is_same_size and min(turns) == 1 and max(turns) >= 5 and label_HW.shape[0] != label_HW.shape[1]
+    if of_image != of_label and not is_proven and (is_same_size or label_HW.shape == image_HW3.shape[1::-1]):
+        problem = (
+            f"the EXIF orientation of the image is {of_image} ({_TURNS[of_image]}) but that of the annotation is "
+            f"{of_label} ({_TURNS[of_label]})"
+        )
+        evidence = "which the size cannot confirm or rule out" if is_same_size else "so its sides are exchanged"
+        raise PairError(
+            f"annotation {pair.label_uri}: {problem}, {evidence}: image {pair.image_uri}; "
+            f"{FINDING_KINDS['orientations differ'].remedy}",
+            DatasetFinding("orientations differ", pair.label_uri, f"{problem}, {evidence}"),
+        )
+    if not is_same_size:
         raise PairError(
             f"annotation {pair.label_uri} is {_size(label_HW)} pixels but its image {pair.image_uri} is "
             f"{_size(image_HW3)}; they must have the same size",
@@ -64,19 +110,19 @@ def check_sizes(pair: Pair, image_HW3: NDArray[np.uint8], label_HW: NDArray[np.i
         )
 
 
-def check_ids(pair: Pair, outside: NDArray[np.integer], data: DataConfig) -> None:
-    """Raise PairError if `outside`, the label ids that map to no class, is not empty."""
+def check_ids(pair: Pair, raw_ids: NDArray[np.integer], class_ids: NDArray[np.int64], data: DataConfig) -> None:
+    """Raise PairError if label ids of an annotation map to no class: those whose class id is OUTSIDE."""
+    outside = raw_ids[class_ids == OUTSIDE]
     if len(outside):
         ids = f"label id(s) {', '.join(map(str, outside[:SHOWN]))}{' ...' if len(outside) > SHOWN else ''}"
         problem = (
             f"{ids} are outside the {len(data.classes)} classes (0 to {len(data.classes) - 1}) and not the "
             f"ignore_index {data.ignore_index}"
             if pair.coding is None
-            else f"{ids} are neither {pair.coding} label ids nor in data.label_map"
+            else f"{ids} are neither {pair.coding} label ids of data.classes nor in data.label_map"
         )
         raise PairError(
-            f"annotation {pair.label_uri}: {problem}; add the classes to data.classes, or map the ids with "
-            f"data.label_map (for example {outside[0]}: {data.ignore_index})",
+            f"annotation {pair.label_uri}: {problem}; {remedy_for_ids(raw_ids.tolist(), data)}",
             DatasetFinding("ids outside the classes", pair.label_uri, problem),
         )
 
@@ -92,17 +138,18 @@ def label_counts(label_HW: NDArray[np.int32]) -> tuple[NDArray[np.integer], NDAr
 
 def class_ids_of(raw_ids: Iterable[int], pair: Pair, data: DataConfig) -> NDArray[np.int64]:
     """Map label ids of a pair's annotation to class ids, ignore_index or OUTSIDE."""
-    return np.array([_class_id(int(raw_id), pair, data) for raw_id in raw_ids], np.int64)
+    known = coding_of(pair.coding, _named(data)).class_ids if pair.coding else {}
+    return np.array([_class_id(int(raw_id), pair, known, data) for raw_id in raw_ids], np.int64)
 
 
-def _class_id(raw_id: int, pair: Pair, data: DataConfig) -> int:
+def _class_id(raw_id: int, pair: Pair, known: Mapping[int, int | None], data: DataConfig) -> int:
     if raw_id in pair.ignored:
         return data.ignore_index
     if raw_id in data.label_map or pair.coding is None:
         class_id = data.label_map.get(raw_id, raw_id)
     else:
-        known = coding(pair.coding).class_ids.get(raw_id, OUTSIDE)
-        class_id = data.ignore_index if known is None else known
+        found = known.get(raw_id, OUTSIDE)
+        class_id = data.ignore_index if found is None else found
     return class_id if 0 <= class_id < len(data.classes) or class_id == data.ignore_index else OUTSIDE
 
 
@@ -116,10 +163,14 @@ def _replaced(
     return lookup[label_HW]
 
 
+def _named(data: DataConfig) -> tuple[tuple[str, Color], ...]:
+    return tuple((entry.name, entry.color) for entry in data.classes)
+
+
 def _colors(pair: Pair, data: DataConfig) -> dict[Color, int]:
     """Return color -> label id for color-coded annotations. Black is void unless a class is black."""
     if pair.coding is not None:
-        return coding(pair.coding).colors
+        return coding_of(pair.coding, _named(data)).colors
     colors = [entry.color for entry in data.classes]
     void = {} if (0, 0, 0) in colors else {(0, 0, 0): data.ignore_index}
     return void | distinct_colors(colors)
@@ -132,7 +183,7 @@ def _opened(what: str, uri: str, decode: Callable[[], Decoded]) -> Decoded:
         kind = f"unreadable {what}"
         raise PairError(
             f"{what} {uri}: {error}; {FINDING_KINDS[kind].remedy}", DatasetFinding(kind, uri, str(error))
-        ) from None
+        ) from error
 
 
 def _size(array: NDArray[np.generic]) -> str:

@@ -80,10 +80,19 @@ FINDING_KINDS = {
     "unreadable image": FindingKind(True, "repair the image, or remove it and its annotation"),
     "unreadable annotation": FindingKind(True, "repair the annotation, or remove it and its image"),
     "sizes differ": FindingKind(True, "make image and annotation the same size"),
+    "orientations differ": FindingKind(
+        True,
+        "if the annotation matches the image as viewers show it, save the turned pixels without the tag; if it matches "
+        "the stored pixels, remove the tag",
+    ),
     "ids outside the classes": FindingKind(True, "add the classes to data.classes or map the ids with data.label_map"),
+    "unknown colors": FindingKind(True, "set the colors of data.classes to those of the annotations"),
+    "ignored foreground": FindingKind(True, "map the label id of the foreground to its class with data.label_map"),
+    "masks of 1 and of 8 bits": FindingKind(True, "save all masks alike"),
     "duplicate between splits": FindingKind(True, "keep each image in only one split"),
     "duplicate within a split": FindingKind(False, "keep one copy, unless the image should have more weight"),
     "annotation without image": FindingKind(False, "add the image or remove the annotation"),
+    "mostly ignored": FindingKind(False, "if these pixels have a class, map their label ids with data.label_map"),
     "nothing labelled": FindingKind(False, "if this is not intended, check ignore_index and label_map"),
     "class that never occurs": FindingKind(False, "add images of the class, or remove it from data.classes"),
 }

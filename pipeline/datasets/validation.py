@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,16 @@ from pipeline.config.data import DataConfig
 from pipeline.config.jobs import ValidateDatasetConfig
 from pipeline.console import duration, log
 from pipeline.datasets import Cell, Pair, PairError, fingerprint, list_split
+from pipeline.datasets.label_advice import (
+    WHITE,
+    Values,
+    class_name,
+    ignored_foreground,
+    merged,
+    remedy_for_absent,
+    remedy_for_colors,
+    remedy_for_ids,
+)
 from pipeline.datasets.loading import (
     OUTSIDE,
     check_ids,
@@ -34,18 +44,23 @@ from pipeline.datasets.loading import (
     open_image,
     open_label,
     read,
+    turns_of,
 )
 from pipeline.datasets.pairs import FINDING_KINDS, SHOWN, DatasetFinding
 from pipeline.errors import UserError, raise_user_error
+from pipeline.images.label_files import UnknownColorError, is_one_bit
 
 PAIRS_PER_BLOCK = 32  # plus the rest of a table's row group, which is read as a whole
 MAX_PER_BLOCK = 256
 EXAMPLES = 100  # kept per kind of finding
 SECONDS_BETWEEN_LINES = 10.0
 HASH_BYTES = 16
+MOSTLY = 0.5  # fraction of a split's pixels; a warning tells if more are ignored
+ONE_BIT, BLACK_AND_WHITE = "1 bit, with ids 0 and 1", f"8 bits, with ids 0 and {WHITE}"
 UNREAD = bytes(HASH_BYTES)  # stands in for the hash of an image that cannot be read
 
 BLOCK = pa.schema([("split", pa.string()), ("start", pa.int64()), ("pairs", pa.binary())])
+VALUE = pa.struct([(name, pa.int64()) for name in ("value", "pixels", "annotations")])
 READ = pa.schema(
     [
         ("split", pa.string()),
@@ -56,6 +71,9 @@ READ = pa.schema(
         ("images_with", pa.list_(pa.int64())),  # K
         ("ignored", pa.int64()),  # pixels
         ("sides", pa.list_(pa.int32())),  # smallest and largest width, then height; empty if no image was read
+        ("ids", pa.list_(VALUE)),  # label ids in the files
+        ("colors", pa.list_(VALUE)),  # of annotations with unknown colors
+        ("forms", pa.list_(pa.struct([("form", pa.string()), ("masks", pa.int64()), ("example", pa.string())]))),
         ("findings", pa.list_(pa.struct([(name, pa.string()) for name in ("kind", "where", "message")]))),
     ]
 )
@@ -73,6 +91,19 @@ class SplitCheck:
     ignored: int = 0  # pixels
     sides: tuple[int, int, int, int] | None = None  # smallest and largest width, then height, pixels
 
+    @property
+    def ignored_share(self) -> float:
+        """Fraction of the pixels of readable annotations that are ignored."""
+        return self.ignored / max(1, self.ignored + int(self.pixels_K.sum()))
+
+
+@dataclass(frozen=True)
+class BinaryMasks:
+    """Number of masks of one form, and the first of them."""
+
+    count: int
+    example: str
+
 
 @dataclass
 class DatasetCheck:
@@ -84,7 +115,15 @@ class DatasetCheck:
     examples: dict[str, list[DatasetFinding]] = field(
         default_factory=lambda: defaultdict(list)
     )  # the first of each kind
+    ids: Values = field(default_factory=Values)  # label ids in the files
+    colors: Values = field(default_factory=Values)  # of annotations with unknown colors
+    forms: dict[str, BinaryMasks] = field(default_factory=dict)  # ONE_BIT, BLACK_AND_WHITE
+    remedies: dict[str, str] = field(default_factory=dict)  # kind of finding -> next step, from all label ids
     seconds: float = 0.0
+
+    def remedy(self, kind: str) -> str:
+        """Return the next step for the findings of a kind."""
+        return self.remedies.get(kind, FINDING_KINDS[kind].remedy)
 
     def add(self, finding: DatasetFinding) -> None:
         self.totals[finding.kind] += 1
@@ -126,10 +165,7 @@ def check_dataset(config: ValidateDatasetConfig) -> tuple[DatasetCheck, dict[str
     hashes = _read_all(check, pairs, config.verbose) if any(pairs.values()) else {}
     for finding in _duplicates(hashes, pairs):
         check.add(finding)
-    for split, found in check.splits.items():
-        for entry, num_pixels in zip(data.classes, found.pixels_K, strict=True):
-            if found.images and not num_pixels:
-                check.add(DatasetFinding("class that never occurs", f"split {split}", entry.name))
+    finish(check)
     check.seconds = time.monotonic() - started
     return check, pairs
 
@@ -197,6 +233,13 @@ def _read_pairs(block: dict[str, Any], data: DataConfig) -> dict[str, Any]:
         "images_with": np.sum([one.pixels_K > 0 for one in seen], axis=0).tolist(),
         "ignored": sum(one.ignored for one in seen),
         "sides": [min(widths), max(widths), min(heights), max(heights)] if widths else [],
+        "ids": merged([one.ids for one in seen]).rows(),
+        "colors": merged([one.colors for one in seen]).rows(),
+        "forms": [
+            {"form": form, "masks": len(uris), "example": uris[0]}
+            for form in (ONE_BIT, BLACK_AND_WHITE)
+            if (uris := [pair.label_uri for pair, one in zip(pairs, seen, strict=True) if one.form == form])
+        ],
         "findings": [asdict(finding) for one in seen for finding in one.findings],
     }
 
@@ -222,6 +265,9 @@ class _Seen:
     image_hash: bytes = UNREAD
     size: tuple[int, int] | None = None  # width, height
     ignored: int = 0
+    ids: Values = field(default_factory=Values)
+    colors: Values = field(default_factory=Values)  # if one of them is unknown
+    form: str | None = None
     findings: list[DatasetFinding] = field(default_factory=list)
 
     @contextmanager
@@ -231,6 +277,8 @@ class _Seen:
             yield
         except PairError as error:
             self.findings.append(error.finding)
+            if isinstance(error.__cause__, UnknownColorError):
+                self.colors.add(error.__cause__.colors)
         except UserError as error:
             kind = "missing" if isinstance(error.__cause__, FileNotFoundError) else "unreadable"
             self.findings.append(DatasetFinding(f"{kind} {what}", uri, str(error)))
@@ -246,17 +294,26 @@ def _read_pair(pair: Pair, image: bytes | UserError, label: bytes | UserError, d
     with seen.noted("annotation", pair.label_uri):
         label_HW = open_label(pair, _given(label), data)
         raw_ids, counts = label_counts(label_HW)
+        seen.ids.add(dict(zip(raw_ids.tolist(), counts.tolist(), strict=True)))
+        seen.form = _form(_given(label), set(raw_ids.tolist()))
         class_ids = class_ids_of(raw_ids, pair, data)
         known = (class_ids != OUTSIDE) & (class_ids != data.ignore_index)
         np.add.at(seen.pixels_K, class_ids[known], counts[known])
         seen.ignored = int(counts[class_ids == data.ignore_index].sum())
-        check_ids(pair, raw_ids[class_ids == OUTSIDE], data)
+        check_ids(pair, raw_ids, class_ids, data)
         if not known.any():
             seen.findings.append(DatasetFinding("nothing labelled", pair.label_uri, "every pixel is ignored"))
     if image_HW3 is not None and label_HW is not None:
         with seen.noted("annotation", pair.label_uri):
-            check_sizes(pair, image_HW3, label_HW)
+            check_sizes(pair, image_HW3, label_HW, turns_of(_given(image), _given(label)))
     return seen
+
+
+def _form(label: bytes, raw_ids: set[int]) -> str | None:
+    """Return the form of a binary mask: ONE_BIT, BLACK_AND_WHITE, or None if it is another annotation."""
+    if raw_ids <= {0, 1}:
+        return ONE_BIT if is_one_bit(label) else None
+    return BLACK_AND_WHITE if raw_ids <= {0, WHITE} else None
 
 
 def _given(content: bytes | UserError) -> bytes:
@@ -278,12 +335,72 @@ def _add(check: DatasetCheck, row: dict[str, Any]) -> None:
     split.pixels_K += np.array(row["pixels"], np.int64)
     split.images_with_K += np.array(row["images_with"], np.int64)
     split.ignored += row["ignored"]
+    check.ids.add_rows(row["ids"])
+    check.colors.add_rows(row["colors"])
+    for form in row["forms"]:
+        before = check.forms.get(form["form"], BinaryMasks(0, form["example"]))
+        check.forms[form["form"]] = replace(before, count=before.count + form["masks"])
     if row["sides"]:
         narrow, wide, low, high = row["sides"]
         ours = split.sides or (narrow, wide, low, high)
         split.sides = min(narrow, ours[0]), max(wide, ours[1]), min(low, ours[2]), max(high, ours[3])
     for finding in row["findings"]:
         check.add(DatasetFinding(**finding))
+
+
+def finish(check: DatasetCheck) -> None:
+    """Add the findings about the pixels of all annotations, and the next steps that follow from all their values."""
+    for finding in [*_of_binary_masks(check), *_of_splits(check)]:
+        check.add(finding)
+    check.remedies = _remedies(check)
+
+
+def _of_splits(check: DatasetCheck) -> Iterator[DatasetFinding]:
+    """Yield the findings about the pixels of whole splits."""
+    for split, found in check.splits.items():
+        for entry, num_pixels in zip(check.data.classes, found.pixels_K, strict=True):
+            if found.images and not num_pixels:
+                yield DatasetFinding("class that never occurs", f"split {split}", entry.name)
+        if found.ignored_share > MOSTLY:
+            yield DatasetFinding("mostly ignored", f"split {split}", f"{found.ignored_share:.1%} of the pixels")
+
+
+def _of_binary_masks(check: DatasetCheck) -> Iterator[DatasetFinding]:
+    """Yield the findings about masks of two values whose foreground is not what the classes say."""
+    data = check.data
+    if ignored_foreground(check.ids.pixels, data):
+        yield DatasetFinding(
+            "ignored foreground",
+            f"splits {', '.join(check.splits)}",
+            f"all label ids are 0 or {data.ignore_index}, and {data.ignore_index} is ignore_index",
+        )
+    one_bit, white = check.forms.get(ONE_BIT), check.forms.get(BLACK_AND_WHITE)
+    if one_bit and white and data.label_map.get(WHITE, WHITE) != data.label_map.get(1, 1):
+        yield DatasetFinding(
+            "masks of 1 and of 8 bits",
+            white.example,
+            f"{white.count:,} mask(s) have {BLACK_AND_WHITE}, but {one_bit.count:,} have {ONE_BIT}, such as "
+            f"{one_bit.example}: the same foreground has two ids",
+        )
+
+
+def _remedies(check: DatasetCheck) -> dict[str, str]:
+    """Return the next step for kinds of findings that depend on all label ids and colors of the dataset."""
+    data, ids = check.data, check.ids.pixels
+    foreground = f"if the foreground is {class_name(data, 1)}, set data.label_map: {{{WHITE}: 1}}"
+    remedies = {
+        "ids outside the classes": remedy_for_ids(ids, data),
+        "unknown colors": remedy_for_colors(check.colors, data),
+        "masks of 1 and of 8 bits": foreground,
+    }
+    if absent := remedy_for_absent(ids, data):
+        remedies["class that never occurs"] = absent
+    if label_map := ignored_foreground(ids, data):
+        mapped = f"if {data.ignore_index} is {class_name(data, 1)}, set data.label_map: {label_map}"
+        remedies |= dict.fromkeys(
+            ("ignored foreground", "mostly ignored", "nothing labelled", "class that never occurs"), mapped
+        )
+    return {kind: remedy for kind, remedy in remedies.items() if check.totals[kind]}
 
 
 def _duplicates(hashes: dict[str, NDArray[np.uint8]], pairs: dict[str, list[Pair]]) -> Iterator[DatasetFinding]:

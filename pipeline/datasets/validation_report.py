@@ -1,6 +1,7 @@
 """Reports of a dataset check: terminal summary, dataset.json and dataset.html."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -29,7 +30,8 @@ def summary(check: DatasetCheck) -> Iterator[str]:
     data = check.data
     yield f"Dataset     {data.root} ({data.format}, {len(data.classes)} classes, ignore_index {data.ignore_index})"
     for split, found in check.splits.items():
-        yield f"Split       {split}: {_images(found)} · {_size(found)} · fingerprint {found.fingerprint}"
+        about = f"{_images(found)} · {_size(found)} · {found.ignored_share:.1%} of the pixels ignored"
+        yield f"Split       {split}: {about} · fingerprint {found.fingerprint}"
     splits = list(check.splits)
     shares = {split: _shares(check.splits[split]) for split in splits}
     rarest = sorted(range(len(data.classes)), key=lambda k: shares[splits[0]][k])
@@ -43,12 +45,17 @@ def summary(check: DatasetCheck) -> Iterator[str]:
         yield f"  {k:>3}  {data.classes[k].name[:20]:<20}" + "".join(columns)
     for kind in check.kinds:
         word = "error" if FINDING_KINDS[kind].is_error else "warning"
-        yield f"{word:<12}{kind}: {check.totals[kind]:,}; {FINDING_KINDS[kind].remedy}"
-        examples = check.examples[kind][:TERMINAL_EXAMPLES]
-        for finding in examples:
-            yield f"  {finding.where}: {finding.message}"
-        if check.totals[kind] > len(examples):
-            yield f"  ... and {check.totals[kind] - len(examples):,} more"
+        yield f"{word:<12}{kind}: {check.totals[kind]:,}; {check.remedy(kind)}"
+        by_message: dict[str, list[str]] = defaultdict(list)
+        for finding in check.examples[kind]:
+            by_message[finding.message].append(finding.where)
+        examples = list(by_message.items())[:TERMINAL_EXAMPLES]
+        for message, places in examples:
+            more = f" (and {len(places) - 1:,} more like it)" if len(places) > 1 else ""
+            yield f"  {places[0]}: {message}{more}"
+        rest = check.totals[kind] - sum(len(places) for _, places in examples)
+        if rest:
+            yield f"  ... and {rest:,} more"
     yield f"Result      {check.errors:,} error(s), {check.warnings:,} warning(s)"
 
 
@@ -98,7 +105,7 @@ def as_json(check: DatasetCheck) -> dict[str, Any]:
                 "kind": kind,
                 "severity": "error" if FINDING_KINDS[kind].is_error else "warning",
                 "total": check.totals[kind],
-                "remedy": FINDING_KINDS[kind].remedy,
+                "remedy": check.remedy(kind),
                 "examples": [asdict(finding) for finding in check.examples[kind]],
             }
             for kind in check.kinds

@@ -1,8 +1,7 @@
-"""Decoding and encoding of images, label maps and masks as NumPy arrays. No other module decodes or encodes."""
+"""Decoding and encoding of images, label maps and masks as NumPy arrays. No module outside this folder does either."""
 
 import io
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.images.formats import IMAGE_ERRORS, ImageError, deadline, opened, quiet
+from pipeline.images.label_files import decode_label
 from pipeline.images.pixels import as_rgb, jpeg_pixels, load, orientation, turned
 
 __all__ = [
@@ -58,33 +58,6 @@ def decode_image(
             load(image)
             pixels_HW3 = as_rgb(image, content)
         return np.ascontiguousarray(turned(pixels_HW3, orientation(image)))
-
-
-def decode_label(
-    content: bytes, colors: Mapping[tuple[int, int, int], int] | None = None, max_pixels: int | None = None
-) -> NDArray[np.int32]:
-    """Decode an annotation whose samples (or palette indices) are label ids, or whose colors encode them.
-
-    Args:
-        content: the file.
-        colors: (red, green, blue) -> label id; without it a color image is rejected, since its samples are not ids.
-        max_pixels: larger annotations are rejected before decoding.
-
-    Returns: H x W int32.
-    Raises: ImageError.
-    """
-    with quiet():
-        image = opened(content, max_pixels)
-        load(image)
-        turn = orientation(image)
-    if colors and image.mode in ("RGB", "RGBA"):
-        return _ids_of_colors(turned(np.asarray(image.convert("RGB")), turn), colors)
-    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-        raise ImageError(
-            "NotALabelMap",
-            f"has mode {image.mode}, but label ids require a single channel (8-bit, 16-bit or palette)",
-        )
-    return np.ascontiguousarray(turned(np.asarray(image), turn), np.int32)
 
 
 def decode_mask(content: bytes, max_pixels: int | None = None) -> NDArray[np.uint8] | NDArray[np.uint16]:
@@ -167,23 +140,6 @@ def _resized(image_HW3: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.
     if image_HW3.shape[:2] == size:
         return image_HW3
     return cv2.resize(image_HW3, size[::-1], interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
-
-
-def _ids_of_colors(colored_HW3: NDArray[np.uint8], colors: Mapping[tuple[int, int, int], int]) -> NDArray[np.int32]:
-    listed = sorted(((red << 16) + (green << 8) + blue, label_id) for (red, green, blue), label_id in colors.items())
-    codes_C, ids_C = (np.array(column, np.int32) for column in zip(*listed, strict=True))
-    codes_HW = colored_HW3.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-    places_HW = np.searchsorted(codes_C, codes_HW).clip(max=len(codes_C) - 1)
-    unknown = np.argwhere(codes_C[places_HW] != codes_HW)
-    if len(unknown):
-        y, x = unknown[0]
-        red, green, blue = colored_HW3[y, x]
-        raise ImageError(
-            "UnknownColor",
-            f"is a color image, and its color ({red}, {green}, {blue}) at column {x}, row {y}, "
-            "belongs to no class, or to two",
-        )
-    return ids_C[places_HW]
 
 
 def _saved(image: Image.Image, format: str, **options: Any) -> bytes:

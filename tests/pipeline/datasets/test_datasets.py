@@ -153,7 +153,8 @@ def test_ids_outside_the_classes_are_named_with_the_file_and_what_to_set(tmp_pat
     message = complaint(pair, data_config(tmp_path))
     assert pair.label_uri in message
     assert "label id(s) 3, 7 are outside the 3 classes (0 to 2) and not the ignore_index 255" in message
-    assert "map the ids with data.label_map (for example 3: 255)" in message
+    assert "add a class for each to data.classes, which has 3, or map each with data.label_map" in message
+    assert "3: 255" not in message, "which would drop a class of annotations that count from 1"
 
 
 def test_at_most_five_wrong_ids_are_shown(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_ade20k_ids_beyond_the_150_are_named(tmp_path: Path) -> None:
     put(tmp_path, "annotations/training/a.png", label(151, 1))
     data = data_config(tmp_path, "ade20k")
     (pair,) = list_pairs(data, "training")
-    with pytest.raises(UserError, match=r"a.png: label id\(s\) 151 are neither ade20k label ids nor in data.label_map"):
+    with pytest.raises(UserError, match=r"a.png: label id\(s\) 151 are neither ade20k label ids of data.classes"):
         load_pair(pair, data)
 
 
@@ -211,7 +211,7 @@ def test_coco_stuff_ids_in_a_gap_are_no_class(tmp_path: Path) -> None:
     put(tmp_path, "annotations/val2017/a.png", label(11))
     data = data_config(tmp_path, "coco_stuff")
     (pair,) = list_pairs(data, data.val_split)
-    with pytest.raises(UserError, match=r"label id\(s\) 11 are neither coco_stuff label ids nor in data.label_map"):
+    with pytest.raises(UserError, match=r"label id\(s\) 11 are neither coco_stuff label ids of data.classes"):
         load_pair(pair, data)
 
 

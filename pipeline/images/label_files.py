@@ -1,0 +1,154 @@
+"""Decoding of annotation files: label ids as samples, palette indices or colors. Refuses files that may hold others."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, TiffImagePlugin
+
+from pipeline.images.formats import ImageError, opened, quiet
+from pipeline.images.pixels import load, orientation, turned
+
+Color = tuple[int, int, int]
+
+LOSSY = "which changes label ids and colors: export the annotations again as PNG, from their source"
+# Values of TIFF's compression tag: JPEG, JPEG 2000, WebP, JPEG XL.
+LOSSY_TIFF = frozenset({6, 7, 33003, 33004, 33005, 34712, 34892, 50001, 50002, 52546})
+_GRAY_STEPS = {2: 85, 4: 17}  # Pillow stretches gray samples of few bits to 0 ... 255
+_EXIF_MARKS = (b"Exif", b"eXIf", b"exif", b"EXIF", b"tiff:Orientation")
+
+
+class UnknownColorError(ImageError):
+    """Error of an annotation with colors of no class; `colors` has the pixels of each color, 0xRRGGBB, in the file."""
+
+    colors: Mapping[int, int] = MappingProxyType({})
+
+    @classmethod
+    def of(cls, message: str, colors: Mapping[int, int]) -> "UnknownColorError":
+        error = cls("UnknownColor", message)
+        error.colors = colors
+        return error
+
+
+def decode_label(
+    content: bytes, colors: Mapping[Color, int] | None = None, max_pixels: int | None = None, rgb_ids: bool = False
+) -> NDArray[np.int32]:
+    """Decode an annotation whose samples (or palette indices) are label ids, or whose colors encode them.
+
+    Args:
+        content: the file.
+        colors: (red, green, blue) -> label id; without it a color image is rejected, since its samples are not ids.
+        max_pixels: larger annotations are rejected before decoding.
+        rgb_ids: a color image holds label ids, the same in its three channels.
+
+    Returns: H x W int32.
+    Raises: ImageError; UnknownColorError if a color is not in `colors`.
+    """
+    with quiet():
+        image = _lossless(content, max_pixels)
+        load(image)
+        turn = orientation(image)
+    if (colors or rgb_ids) and image.mode in ("RGB", "RGBA"):
+        if _bits(content, image) == 16:
+            raise ImageError("NotALabelMap", "has 16-bit colors; save its ids in one channel, or its colors in 8 bits")
+        colored_HW3 = turned(np.asarray(image.convert("RGB")), turn)
+        return _ids_of_channels(colored_HW3) if rgb_ids or not colors else _ids_of_colors(colored_HW3, colors)
+    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+        raise ImageError(
+            "NotALabelMap",
+            f"has mode {image.mode}, but label ids require a single channel (8-bit, 16-bit or palette)",
+        )
+    samples_HW = np.asarray(image)
+    if image.mode == "L" and (step := _GRAY_STEPS.get(_bits(content, image))):
+        samples_HW = samples_HW // step
+    return np.ascontiguousarray(turned(samples_HW, turn), np.int32)
+
+
+def is_one_bit(content: bytes) -> bool:
+    """Return True if the samples of an image have one bit: its label ids are 0 and 1. Raises ImageError."""
+    with quiet():
+        return opened(content).mode == "1"
+
+
+def exif_orientation(content: bytes) -> int:
+    """Return the EXIF orientation of an image that can be opened, 1 to 8; it is 1 for TIFF, which has no other."""
+    # Pillow decodes the pixels of a PNG to find EXIF data behind them, so look only where there are such data.
+    if not any(mark in content for mark in _EXIF_MARKS):
+        return 1
+    with quiet():
+        return orientation(opened(content))
+
+
+def _lossless(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
+    """Open an annotation. Raises ImageError if its compression is lossy, or may be."""
+    try:
+        image = opened(content, max_pixels)
+    except ImageError as error:
+        if error.kind == "Unsupported" and error.message.startswith(("AVIF", "JPEG")):
+            format = error.message.partition(" is not supported")[0]
+            raise ImageError("NotALabelMap", f"is {format}, whose compression may be lossy, {LOSSY}") from None
+        raise
+    if lossy := _lossy_format(image, content):
+        raise ImageError("NotALabelMap", f"is {lossy}, {LOSSY}")
+    return image
+
+
+def _lossy_format(image: ImageFile.ImageFile, content: bytes) -> str | None:
+    """Return the name of an image's format if its compression is lossy, otherwise None."""
+    if image.format in ("JPEG", "MPO"):
+        return "JPEG"
+    if image.format == "WEBP" and _is_lossy_webp(content):
+        return "lossy WebP"
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(TiffImagePlugin.COMPRESSION) in LOSSY_TIFF:
+        return "TIFF with lossy compression"
+    return None
+
+
+def _is_lossy_webp(content: bytes) -> bool:
+    """Return True unless every picture in a WebP is lossless; reads the chunks, not the pixels."""
+    position, end = 12, len(content)
+    while position + 8 <= end:
+        name, size = content[position : position + 4], int.from_bytes(content[position + 4 : position + 8], "little")
+        if name == b"VP8 ":
+            return True
+        # Frames of an animation are chunks within ANMF, behind 16 bytes.
+        position += 24 if name == b"ANMF" else 8 + size + size % 2
+    return False
+
+
+def _bits(content: bytes, image: Image.Image) -> int:
+    """Return the bits of a sample in the file, 8 where the format has no other; of palettes, the bits of an index."""
+    if image.format == "PNG":
+        return content[24]  # the header is always the first chunk
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (8,)))
+    return 8
+
+
+def _ids_of_channels(colored_HW3: NDArray[np.uint8]) -> NDArray[np.int32]:
+    if not _is_gray(colored_HW3):
+        raise ImageError("NotALabelMap", "has colors, but data.rgb_ids expects the same id in all three channels")
+    return np.ascontiguousarray(colored_HW3[..., 0], np.int32)
+
+
+def _is_gray(colored_HW3: NDArray[np.uint8]) -> bool:
+    return bool((colored_HW3 == colored_HW3[..., :1]).all())
+
+
+def _ids_of_colors(colored_HW3: NDArray[np.uint8], colors: Mapping[Color, int]) -> NDArray[np.int32]:
+    listed = sorted(((red << 16) + (green << 8) + blue, label_id) for (red, green, blue), label_id in colors.items())
+    codes_C, ids_C = (np.array(column, np.int32) for column in zip(*listed, strict=True))
+    codes_HW = colored_HW3.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    places_HW = np.searchsorted(codes_C, codes_HW).clip(max=len(codes_C) - 1)
+    is_unknown_HW = codes_C[places_HW] != codes_HW
+    if is_unknown_HW.any():
+        y, x = np.argwhere(is_unknown_HW)[0]
+        found, counts = np.unique(codes_HW, return_counts=True)
+        message = "is a color image, and its color ({}, {}, {}) at column {}, row {}, belongs to no class, or to two"
+        if _is_gray(colored_HW3):
+            message += "; all its colors are gray, as in annotations that repeat the label id in three channels"
+        raise UnknownColorError.of(
+            message.format(*colored_HW3[y, x], x, y), dict(zip(found.tolist(), counts.tolist(), strict=True))
+        )
+    return ids_C[places_HW]
