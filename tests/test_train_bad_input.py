@@ -56,6 +56,18 @@ def test_an_annotation_of_another_size_than_its_image(tmp_path) -> None:
         train(config(root, str(tmp_path / "run")))
 
 
+def test_annotations_that_count_from_1_name_the_label_map_to_set(tmp_path) -> None:
+    root = str(tmp_path / "set")
+    write_training_set(root, num_train=4, num_val=1)
+    shifted_HW = np.resize(np.arange(1, 12, dtype=np.uint8), (65, 65))
+    for number in (1, 3):
+        storage.write_bytes(f"{root}/annotations/train/000{number}.png", encode_mask(shifted_HW, PALETTE))
+    storage.write_bytes(f"{root}/annotations/train/0000.png", encode_mask(shifted_HW.clip(max=10), PALETTE))
+    storage.write_bytes(f"{root}/annotations/train/0002.png", encode_mask(shifted_HW.clip(max=10), PALETTE))
+    with pytest.raises(UserError, match=r"11 \(in 2\).*train/0001.png; .* data.label_map: {1: 0, 2: 1, .*11: 10}"):
+        train(config(root, str(tmp_path / "run")))
+
+
 def test_an_image_without_annotation(tmp_path) -> None:
     root = str(tmp_path / "set")
     write_training_set(root, num_train=4, num_val=1)

@@ -20,6 +20,7 @@ from pipeline.config.jobs import TrainConfig
 from pipeline.config.training import ValidationConfig, WorkersConfig
 from pipeline.console import log
 from pipeline.datasets import Pair, check_no_shared_images, fingerprint, list_pairs, load_pair
+from pipeline.datasets.sample_check import check_sample
 from pipeline.errors import UserError, raise_user_error
 from pipeline.train.batches import BatchSchedule, put_pairs
 from pipeline.train.provenance import describe_run, read_starts
@@ -146,6 +147,7 @@ def _check_images(config: TrainConfig, train_pairs: list[Pair], val_pairs: list[
             f"(optimization.batch_size {config.optimization.batch_size}); lower it or add images"
         )
     for pairs in (train_pairs, val_pairs):
+        check_sample(pairs, config.data)
         load_pair(pairs[0], config.data)
 
 

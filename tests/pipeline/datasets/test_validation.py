@@ -170,10 +170,7 @@ def test_of_each_kind_the_first_hundred_are_kept_and_all_are_counted(tmp_path: P
 
 def test_the_terminal_shows_classes_findings_and_what_to_do(tmp_path: Path) -> None:
     text = "\n".join(summary(filled_check(data_config(tmp_path))))
-    assert (
-        "train: 2 images and 1 pairs with errors · 8 to 9 x 6 to 6 pixels · 6.5% of the pixels ignored · fingerprint 0123"
-        in text
-    )
+    assert "train: 2 images and 1 pairs with errors · 8 to 9 x 6 to 6 pixels · 6.5% of the pixels ignored" in text
     assert ["1", "road", "10.0000%", "1"] in [line.split() for line in text.splitlines()]
     heading = "error       unreadable image: 1; repair the image, or remove it and its annotation"
     assert f"{heading}\n  file:///a <b>.png: no bytes" in text
