@@ -1,10 +1,20 @@
 """Format yolo-seg: a text file per image with a line per region: class id, and polygon in relative coordinates."""
 
+import re
+
 import numpy as np
 import yaml
 
-from pipeline.export_masks.labelled_image import Classes, Labelled, Made
+from pipeline.export_masks.labelled_image import Cannot, Classes, Labelled, Made
 from pipeline.export_masks.polygons import Points, polygons
+from pipeline.export_masks.target_names import split_ending
+from pipeline.images.codec import encode_png
+from pipeline.images.formats import ImageError, format_of
+
+# Ultralytics skips images with other extensions (IMG_FORMATS of ultralytics/data/utils.py, version 8.4).
+ENDINGS = {".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+# Of the formats that are labeled, those that it reads, and the extension of a file whose own one it skips.
+READ_AS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp"}
 
 
 def yolo(image: Labelled, split: str, min_area: int) -> Made:
@@ -12,6 +22,8 @@ def yolo(image: Labelled, split: str, min_area: int) -> Made:
 
     Args:
         min_area: minimum size of a region, in pixels; smaller ones are skipped.
+
+    Raises: Cannot.
     """
     ids_HW = image.class_ids_HW
     height, width = ids_HW.shape
@@ -20,17 +32,40 @@ def yolo(image: Labelled, split: str, min_area: int) -> Made:
         for k in np.unique(ids_HW).tolist()
         for points in polygons((ids_HW == k).astype(np.uint8), min_area)
     ]
-    files = {f"labels/{split}/{image.name}.txt": "".join(lines).encode()}
+    name = _apart(f"{split}/{image.name}")
+    files = {f"labels/{name}.txt": "".join(lines).encode()}
     if image.file is not None:
-        files[f"images/{split}/{image.file_name}"] = image.file
+        ending, content = _readable(image, image.file)
+        files[f"images/{name}{ending}"] = content
     return Made(files)
 
 
 def data_yaml(classes: Classes, split: str) -> bytes:
     """Return the file that YOLO training starts from, which is next to images/."""
     # Both keys are required. Users with another split for validation edit the file.
-    about = {"train": f"images/{split}", "val": f"images/{split}", "names": dict(enumerate(classes.names))}
+    folder = f"images/{_apart(f'{split}/')}".rstrip("/")
+    about = {"train": folder, "val": folder, "names": dict(enumerate(classes.names))}
     return yaml.safe_dump(about, sort_keys=False, allow_unicode=True).encode()
+
+
+def _apart(name: str) -> str:
+    """Append an underscore to each folder called `images`, or `images` with underscores: `a/images/b` -> `a/images_/b`.
+
+    Ultralytics replaces the last folder called `images` of a path by `labels` to find an image's label file.
+    """
+    return re.sub(r"(^|/)(images_*)(?=/)", r"\1\2_", name)
+
+
+def _readable(image: Labelled, file: bytes) -> tuple[str, bytes]:
+    """Return extension and content for Ultralytics: of the same file, or of a PNG of its pixels. Raises Cannot."""
+    try:
+        format = format_of(file)
+    except ImageError as error:
+        raise Cannot(f"{error.kind}: {error.message}") from error
+    if format not in READ_AS:
+        return ".png", encode_png(image.image_HW3)
+    own = split_ending(image.uri)[1]
+    return (own if own.lower() in ENDINGS else READ_AS[format]), file
 
 
 def _shares(points: Points, width: int, height: int) -> str:

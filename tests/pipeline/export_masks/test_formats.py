@@ -175,6 +175,48 @@ def test_yolo_names_every_class(tmp_path: Path) -> None:
     assert about["train"] == "images/train"
 
 
+def test_yolo_images_have_extensions_that_training_reads() -> None:
+    """Its loader takes files by their extensions, and then refuses GIF and PPM by their content."""
+    image_HW3 = np.random.default_rng(0).integers(0, 256, (12, 13, 3), np.uint8)
+    ids_HW = np.zeros((12, 13), np.uint8)
+    for format, uri, wanted in (
+        ("JPEG", "s3://photos/a.JPG", "a.JPG"),
+        ("JPEG", "s3://photos/a.jfif", "a.jpg"),
+        ("TIFF", "s3://photos/a", "a.tif"),
+        ("PNG", "s3://photos/a.dat", "a.png"),
+    ):
+        buffer = io.BytesIO()
+        Image.fromarray(image_HW3).save(buffer, format)
+        image = replace(image_of(ids_HW, file=buffer.getvalue()), uri=uri)
+        assert yolo.yolo(image, "train", 1).files[f"images/train/{wanted}"] == buffer.getvalue()
+    buffer = io.BytesIO()
+    Image.fromarray(image_HW3).save(buffer, "PPM")
+    image = replace(image_of(ids_HW, file=buffer.getvalue()), uri="s3://photos/a.ppm")
+    converted = yolo.yolo(image, "train", 1).files["images/train/a.png"]
+    assert (np.asarray(Image.open(io.BytesIO(converted))) == image_HW3).all()
+
+
+def test_a_file_that_is_no_image_any_more_is_not_exported_for_yolo() -> None:
+    with pytest.raises(Cannot, match="NotAnImage: not a known image format"):
+        yolo.yolo(image_of(ONE_PIXEL, file=b"<html>"), "train", 1)
+
+
+@pytest.mark.parametrize("name", ["a", "images/a", "x/images/images_/a", "images.d/images", "my images/a"])
+@pytest.mark.parametrize("split", ["train", "images"])
+def test_yolo_finds_the_labels_of_an_image_in_a_folder_called_images(name: str, split: str) -> None:
+    file = encode_image(np.zeros((1, 1, 3), np.uint8))
+    label, image = yolo.yolo(image_of(ONE_PIXEL, name, file=file), split, 1).files
+    # As img2label_paths of Ultralytics does it.
+    assert "/labels/".join(f"/target/{image}".rsplit("/images/", 1)).rsplit(".", 1)[0] + ".txt" == f"/target/{label}"
+    about = yaml.safe_load(yolo.data_yaml(classes_of(NAMES), split))
+    assert image.startswith(f"{about['train']}/")
+
+
+def test_yolo_names_of_folders_stay_different() -> None:
+    names = ["images/a", "images_/a", "images__/a"]
+    assert len({next(iter(yolo.yolo(image_of(ONE_PIXEL, name), "train", 1).files)) for name in names}) == 3
+
+
 # Cityscapes
 
 
