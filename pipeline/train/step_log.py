@@ -25,7 +25,7 @@ class StepLog:
 
     @property
     def is_due(self) -> bool:
-        return len(self._losses) == self._spec.config.optimization.log_every
+        return len(self._losses) == self._spec.log_every
 
     def add(self, result: StepResult) -> None:
         """Add a step. Does not wait for the device."""

@@ -44,6 +44,8 @@ def train_remaining_steps(spec: WorkerSpec) -> float | None:
     batches = load_batches(spec, workers, first_step)
     for step in range(first_step, spec.total_steps):
         images_NHW3, labels_NHW = next(batches)
+        if step == first_step:
+            log.speed.restart()  # the start of the input pipeline is not training
         torch.manual_seed(step_seed(recipe.seed, step, workers.rank))
         rate = learning_rate_at(step, spec.total_steps, recipe.learning_rate, recipe.power, recipe.warmup_steps)
         try:

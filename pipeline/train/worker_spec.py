@@ -6,6 +6,8 @@ from typing import Any
 from pipeline.config.jobs import TrainConfig
 from pipeline.train.batches import BatchSchedule
 
+MIN_LINES = 10  # of progress in a run with as many steps, for curves that show its course
+
 
 @dataclass(frozen=True)
 class WorkerSpec:
@@ -20,6 +22,11 @@ class WorkerSpec:
     @property
     def total_steps(self) -> int:
         return self.schedule.steps_per_epoch * self.config.optimization.epochs
+
+    @property
+    def log_every(self) -> int:
+        """Steps between progress lines: the option's, or fewer in a short run, so that it has at least MIN_LINES."""
+        return min(self.config.optimization.log_every, max(1, self.total_steps // MIN_LINES))
 
     def is_checkpoint_due(self, steps_taken: int) -> bool:
         """Return True at the end of each epoch, and every `checkpoint_every` steps if that is set."""

@@ -9,6 +9,7 @@ import torch
 
 from models.training.step import StepResult
 from pipeline.train import step_log
+from pipeline.train import worker_spec as worker_spec_module
 from pipeline.train.step_log import URIS_SHOWN, StepLog
 from pipeline.train.worker_group import TrainingAborted
 from pipeline.train.worker_spec import WorkerSpec
@@ -26,8 +27,9 @@ def log_of(spec: WorkerSpec, *results: StepResult) -> StepLog:
     return log
 
 
-def test_a_line_and_a_record_have_the_means_since_the_last_ones() -> None:
-    spec = worker_spec(log_every=2)
+def test_a_line_and_a_record_have_the_means_since_the_last_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_spec_module, "MIN_LINES", 6)  # of twelve steps
+    spec = worker_spec(log_every=10)
     log = log_of(spec, result(1.0, 3.0))
     assert not log.is_due
     log.add(result(2.0, 5.0))

@@ -1,4 +1,8 @@
-"""The steps at which a run writes and validates checkpoints."""
+"""The steps at which a run writes and validates checkpoints, and logs its progress."""
+
+from dataclasses import replace
+
+import pytest
 
 from tests.pipeline.train.single_worker import EPOCHS, STEPS_PER_EPOCH, worker_spec
 
@@ -15,6 +19,19 @@ def test_an_interval_adds_checkpoints_that_are_not_validated() -> None:
     spec = worker_spec(checkpoint_every=3)
     assert [step for step in STEPS if spec.is_checkpoint_due(step)] == [3, 4, 6, 8, 9, 12]
     assert [step for step in STEPS if spec.is_validation_due(step)] == [4, 8, 12]
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "log_every", "interval"), [(2, 10, 1), (5, 10, 2), (5, 1, 1), (25, 10, 10), (100, 10, 10)]
+)
+def test_a_short_run_logs_ten_lines_and_a_long_one_follows_the_option(
+    num_epochs: int, log_every: int, interval: int
+) -> None:
+    spec = worker_spec(log_every=log_every)
+    recipe = spec.config.optimization.model_copy(update={"epochs": num_epochs})
+    short = replace(spec, config=spec.config.model_copy(update={"optimization": recipe}))
+    assert short.total_steps == STEPS_PER_EPOCH * num_epochs
+    assert short.log_every == interval
 
 
 def test_the_last_epoch_is_validated_whatever_the_interval() -> None:
