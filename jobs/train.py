@@ -2,14 +2,15 @@
 
 from pipeline.config.jobs import TrainConfig
 from pipeline.config.loading import load_settings
-from pipeline.console import run_job
+from pipeline.console import log, run_job
 
 
 def main(argv: list[str], prog: str = "jobs/train.py") -> None:
     config = load_settings(TrainConfig, argv, prog)
+    log("Loading PyTorch and Ray")
     # Imported after the options are checked, because importing torch takes seconds.
-    from pipeline.console import log
     from pipeline.train.run import train
+    from pipeline.train.verdict import verdict_lines
 
     summary = train(config, argv)
     log(f"Best checkpoint  {summary.best}")
@@ -20,6 +21,8 @@ def main(argv: list[str], prog: str = "jobs/train.py") -> None:
         log(f"  {iou:.4f}  {name}")
     if summary.images_per_second:
         log(f"Training speed   {summary.images_per_second:.1f} images/s")
+    for line in verdict_lines(summary.findings):
+        log(line)
 
 
 if __name__ == "__main__":

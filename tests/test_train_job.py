@@ -18,12 +18,14 @@ pytestmark = pytest.mark.slow
 
 def test_prints_progress_and_metrics(uninterrupted: FinishedTraining) -> None:
     printed = uninterrupted.printed
+    assert "Starting the workers and preparing the first batch" in printed
     assert "Epoch 1/2 · step 2/4 · loss " in printed
     assert "learning rate " in printed
     assert "images/s" in printed
     assert "left" in printed
     assert "Epoch 2/2 · validation mIoU" in printed
     assert "Best checkpoint" in printed
+    assert "Verdict" in printed
 
 
 def test_keeps_best_and_last_as_checkpoints_without_training_state(uninterrupted: FinishedTraining) -> None:
@@ -44,7 +46,7 @@ def test_the_same_command_on_a_finished_run_changes_nothing(uninterrupted: Finis
     before = storage.read_bytes(f"{output}/last/model.safetensors")
     again = run_job("jobs/train.py", "--data.root", uninterrupted.root, "--output", output, *OPTIONS)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "loss" not in again.stdout
+    assert "· loss " not in again.stdout
     assert storage.read_bytes(f"{output}/last/model.safetensors") == before
 
 

@@ -13,6 +13,7 @@ from pipeline.html.charts import COLORS, figure, style, svg
 from pipeline.html.page import render
 from pipeline.train.history import History, Record, finite, read_history, read_pictures
 from pipeline.train.provenance import read_starts
+from pipeline.train.verdict import RunFacts, judge
 
 REPORT = "report.html"
 CONFIG = "config.yaml"
@@ -20,6 +21,7 @@ POINTS = 400  # maximum per curve; longer curves are averaged
 SMOOTHING = 0.04  # window of the running mean, as a share of the curve's points
 LONGEST_VALUE = 160  # characters; longer settings are truncated
 ROWS_IN_ONE_COLUMN = 24
+CHART_SIZE = (3.75, 2.75)  # inches; on a page 390 pixels wide, the text has 11 pixels or more
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # x, y
 
@@ -43,6 +45,7 @@ def build_report(output: str) -> str:
         tiles=_tiles(history, best, config),
         charts=_charts(history),
         best=best,
+        findings=judge(history, RunFacts.of(config)) if config else [],
         classes=_columns(_class_rows(best, config)),
         pictures=read_pictures(output, best["step"] if best else None),
         sections=_sections(config),
@@ -83,6 +86,7 @@ def _ratio(value: float | None) -> str:
 def _charts(history: History) -> list[tuple[str, Markup]]:
     """Return (title for screen readers, chart over epochs) of each quantity that has been recorded."""
     steps, validations = history.steps, history.validations
+    end = max((record["epoch"] for record in [*steps, *validations]), default=0.0)
     candidates = [
         (
             "Training loss",
@@ -107,31 +111,39 @@ def _charts(history: History) -> list[tuple[str, Markup]]:
         ("Norm of all gradients", {"": curve(steps, "gradient_norm")}, {"smoothed": True}),
     ]
     return [
-        (title, _chart(title, present, **options))
+        (title, _chart(title, present, end, **options))
         for title, curves, options in candidates
         if (present := {label: drawn for label, drawn in curves.items() if len(drawn[0])})
     ]
 
 
 def _chart(
-    title: str, curves: dict[str, Curve], smoothed: bool = False, dots: bool = False, from_zero: bool = False
+    title: str,
+    curves: dict[str, Curve],
+    end: float,
+    smoothed: bool = False,
+    dots: bool = False,
+    from_zero: bool = False,
 ) -> Markup:
+    """Draw curves over the epochs from 0 to `end`, which all charts of a report share."""
     with style():
-        drawn = figure(6.0, 3.0)
+        drawn = figure(*CHART_SIZE)
         axes = drawn.subplots()
         for (label, (x, y)), color in zip(curves.items(), COLORS, strict=False):
             few = len(x) <= 40
             if smoothed and not few:
                 axes.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
                 y = smooth(y)
-            axes.plot(x, y, color=color, label=label, linewidth=1.6, marker="o" if dots and few else None, markersize=3)
+            marker = "o" if len(x) == 1 or (dots and few) else None
+            axes.plot(x, y, color=color, label=label, linewidth=1.6, marker=marker, markersize=3)
         axes.set_title(title)
         axes.set_xlabel("epoch")
-        axes.margins(x=0.02)
+        axes.set_xlim(0, 1.02 * end)
+        axes.locator_params(nbins=6)
         if from_zero:
             axes.set_ylim(bottom=0)
         if len(curves) > 1:
-            axes.legend(fontsize=8)
+            drawn.legend(loc="outside lower center", ncols=2)  # not over a curve
         return svg(drawn)
 
 

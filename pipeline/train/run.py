@@ -3,7 +3,7 @@
 import posixpath
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -23,11 +23,13 @@ from pipeline.datasets import Pair, check_no_shared_images, fingerprint, list_pa
 from pipeline.datasets.sample_check import check_sample
 from pipeline.errors import UserError, raise_user_error
 from pipeline.train.batches import BatchSchedule, put_pairs
+from pipeline.train.history import read_history
 from pipeline.train.provenance import describe_run, read_starts
 from pipeline.train.report import REPORT
 from pipeline.train.run_folder import claim_run, publish, remove_orphans
 from pipeline.train.tracking import Tracker
 from pipeline.train.validation import Validator, predictors_of
+from pipeline.train.verdict import Finding, RunFacts, judge
 from pipeline.train.worker import train_worker
 from pipeline.train.worker_spec import WorkerSpec
 
@@ -43,6 +45,7 @@ class TrainSummary:
     report: str
     metrics: dict[str, Any]
     images_per_second: float | None  # during training steps only; None if no steps were left
+    findings: tuple[Finding, ...] = ()
 
 
 def train(config: TrainConfig, command: Sequence[str] = ()) -> TrainSummary:
@@ -58,7 +61,7 @@ def train(config: TrainConfig, command: Sequence[str] = ()) -> TrainSummary:
     )
     check_no_shared_images(config.data, train_pairs, val_pairs)
     _check_images(config, train_pairs, val_pairs)
-    claim_run(output, config, {"train": len(train_pairs), "val": len(val_pairs)})
+    resolved = claim_run(output, config, {"train": len(train_pairs), "val": len(val_pairs)})
     connection.connect(config.verbose)
     workers = Reservation("workers", config.workers.fewest, config.workers.cpus, config.workers.gpu)
     remedy = "lower workers.count or workers.cpus, or add nodes"
@@ -84,7 +87,9 @@ def train(config: TrainConfig, command: Sequence[str] = ()) -> TrainSummary:
             if problem:
                 raise UserError(problem)
             remove_orphans(output)
-            return _publish(output, result, validator, outcome.get("images_per_second"))
+            summary = _publish(output, result, validator, outcome.get("images_per_second"))
+    # The tracker has written the history by now.
+    return replace(summary, findings=tuple(judge(read_history(output), RunFacts.of(resolved))))
 
 
 def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validator, progress_actor: Any) -> Any:
@@ -120,6 +125,7 @@ def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validat
         validation_config=ray.train.ValidationConfig(fn=validator, ray_remote_kwargs={"num_cpus": 0}),
     )
     is_elastic = workers.fewest < workers.most
+    log("Starting the workers and preparing the first batch")
     try:
         with reserve_resources(_beside(config.validation)) if is_elastic else nullcontext():
             return trainer.fit()

@@ -28,8 +28,8 @@ MAY_CHANGE = (
 )
 
 
-def claim_run(output: str, config: TrainConfig, num_images: dict[str, int]) -> None:
-    """Save the configuration, and remove the unfinished files of an interrupted run.
+def claim_run(output: str, config: TrainConfig, num_images: dict[str, int]) -> dict[str, Any]:
+    """Save the resolved configuration and return it, and remove the unfinished files of an interrupted run.
 
     `num_images`, the images per split, is part of the configuration, because the batches depend on it.
 
@@ -47,6 +47,7 @@ def claim_run(output: str, config: TrainConfig, num_images: dict[str, int]) -> N
             )
     remove_orphans(output)
     storage.write_bytes(uri, yaml.safe_dump(resolved, sort_keys=False).encode())
+    return resolved
 
 
 def remove_orphans(output: str) -> None:

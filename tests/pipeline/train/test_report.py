@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from pipeline.config.jobs import TrainConfig
 from pipeline.html.pictures import GRAYS, colored, views
 from pipeline.train.history import History
 from pipeline.train.provenance import describe_run
@@ -16,6 +17,11 @@ from pipeline.train.tracking import Tracker
 from tests.pipeline.run_records import prediction, run_config, step_record, validation_record
 
 ATTACK = "<script>alert(1)</script>"
+
+
+def resolved(config: TrainConfig, num_train: int = 40) -> dict[str, Any]:
+    """Return the content of a run's config.yaml."""
+    return {**config.model_dump(mode="json"), "num_images": {"train": num_train, "val": 8}}
 
 
 def report(output: Path) -> str:
@@ -31,7 +37,7 @@ def test_a_finished_run_shows_everything(tmp_path: Path) -> None:
     output = str(tmp_path / "my run")
     config = run_config(output, tensorboard=False)
     (tmp_path / "my run").mkdir()
-    (tmp_path / "my run" / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    (tmp_path / "my run" / "config.yaml").write_text(yaml.safe_dump(resolved(config)))
     describe_run(output, ["jobs/train.py", "--config", "a.yaml"], "sha256:0123")
     with Tracker(output, config) as tracker:
         tracker.add([step_record(step) for step in range(10, 201, 10)])
@@ -54,7 +60,7 @@ def test_names_from_outside_stay_text(tmp_path: Path) -> None:
     record["panel"][0]["image_uri"] = ATTACK
     with Tracker(str(output), config) as tracker:
         tracker.add([record | {"metrics": record["metrics"] | {"iou": {ATTACK: 0.5}}}])
-    values = config.model_dump(mode="json")
+    values = resolved(config)
     values["data"] |= {"root": ATTACK, "classes": [{"name": ATTACK, "color": [1, 2, 3]}]}
     (output / "config.yaml").write_text(yaml.safe_dump(values))
     describe_run(str(output), [ATTACK], ATTACK)
@@ -71,11 +77,50 @@ def test_a_run_that_has_not_validated_yet_shows_its_curves(tmp_path: Path) -> No
     history = History()
     for step in range(10, 101, 10):
         history.add(step_record(step, gradient_norm=None, auxiliary_loss=None))
-    write_run(tmp_path, history, run_config("x").model_dump(mode="json"))
+    write_run(tmp_path, history, resolved(run_config("x")))
     page = report(tmp_path)
     assert page.count("<svg") == 3
     assert "Nothing has been validated yet" in page
     assert "boat" in page
+
+
+def test_the_verdict_of_a_finished_run_names_problems_and_remedies(tmp_path: Path) -> None:
+    config = resolved(run_config("x"))
+    config["optimization"]["epochs"] = 2
+    history = History()
+    for epoch, miou in ((1, 0.1), (2, 0.3)):
+        record = validation_record(epoch * 100, miou, epoch)
+        record["metrics"]["iou"] = {"sky": 0.9, ATTACK: 0.0}
+        history.add(record)
+    write_run(tmp_path, history, config)
+    page = report(tmp_path)
+    assert "mIoU was still rising: 0.1000 in epoch 1, 0.3000 in epoch 2" in page
+    assert "--epochs 4" in page
+    assert "1 of 2 classes have an IoU below 0.01: &lt;script&gt;" in page
+    config["optimization"]["epochs"] = 3  # training was interrupted
+    write_run(tmp_path, history, config)
+    assert "Verdict" not in report(tmp_path)
+
+
+def test_the_configuration_is_folded(tmp_path: Path) -> None:
+    write_run(tmp_path, History(), resolved(run_config("x")))
+    before, _, after = report(tmp_path).partition("<details><summary>All settings</summary>")
+    assert "head_rate_factor" not in before
+    assert "head_rate_factor" in after.partition("</details>")[0]
+
+
+def test_charts_share_their_epochs_and_their_text_is_legible_on_a_phone(tmp_path: Path) -> None:
+    history = History()
+    history.add(step_record(10, epoch=0.5))
+    history.add(validation_record(40, 0.3, epoch=2))
+    write_run(tmp_path, history, resolved(run_config("x")))
+    charts = re.findall(r"<svg.*?</svg>", report(tmp_path), re.DOTALL)
+    assert len(charts) == 5
+    for chart in charts:
+        assert re.findall(r">([\d.]+)</text>", chart)[:5] == ["0.0", "0.5", "1.0", "1.5", "2.0"]
+        width = float(re.findall(r'viewBox="0 0 ([\d.]+)', chart)[0])
+        sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", chart)]
+        assert min(sizes) * 350 / width >= 11  # a page of 390 pixels has 20 on either side
 
 
 def test_150_classes_and_100_000_steps_stay_small(tmp_path: Path) -> None:
@@ -86,7 +131,7 @@ def test_150_classes_and_100_000_steps_stay_small(tmp_path: Path) -> None:
         history.add(record | {"step": step, "epoch": step / 1000, "loss": 1 + step % 7})
     for epoch in range(1, 101):
         history.add(validation_record(epoch * 1000, epoch / 200, epoch, names, pictures=0))
-    config = run_config("x").model_dump(mode="json")
+    config = resolved(run_config("x"))
     config["data"]["classes"] = [{"name": name, "color": [1, 2, 3]} for name in names]
     write_run(tmp_path, history, config)
     page = report(tmp_path)

@@ -226,7 +226,7 @@ def only_run(store: str) -> Any:
 
 def test_mlflow_has_parameters_metrics_and_the_report(store: str, tmp_path: Path) -> None:
     output = str(tmp_path / "runs" / "small")
-    storage.write_bytes(f"{output}/config.yaml", b"a: 1\n")
+    storage.write_bytes(f"{output}/config.yaml", b"")
     record = validation_record(20, 0.5)
     record["metrics"]["iou"] |= {"<a/b> & c": 0.25, "never seen": None}
     track(output, step_record(10), step_record(20), record, mlflow=store)
