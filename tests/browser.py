@@ -45,3 +45,23 @@ def opened(running: Browser, path: Path, width: int = 1200, height: int = 900, d
     context.close()
     assert [url for url in seen.requests if not url.startswith("data:")] == [path.as_uri()]
     assert not seen.problems
+
+
+def outside(page: Page) -> list[str]:
+    """Elements that reach beyond the window, also those that one can scroll to, except matrices of many classes."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll("body *")].filter(each => {
+            const box = each.getBoundingClientRect();
+            return box.width && (box.left < -1 || box.right > innerWidth + 1) && !each.closest("svg *, .matrix");
+        }).map(each => `${each.tagName} ${each.id} ${each.textContent.trim().slice(0, 40)}`)"""
+    )
+
+
+def smallest_chart_text(page: Page) -> float:
+    """Pixels of the height of the smallest text in the page's charts."""
+    return page.evaluate(
+        """() => Math.min(...[...document.querySelectorAll("svg text")].map(each => {
+            const scale = each.getScreenCTM();
+            return parseFloat(getComputedStyle(each).fontSize) * Math.hypot(scale.a, scale.b);
+        }))"""
+    )

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser import browser, opened
+from tests.browser import browser, opened, outside, smallest_chart_text
 from tests.output_samples import build, failed, scene_photo, write_output
 from tests.small_output import NAMES, PALETTE, labelled
 
@@ -113,6 +113,14 @@ def test_orders(page: Page) -> None:
     assert [name for name in names(page) if name.startswith("scene")] == [f"scene{n}.jpg" for n in range(8)]
 
 
+def test_a_card_names_the_largest_class(page: Page) -> None:
+    expect(page.locator("#cards li", has_text="boat.png")).to_contain_text("confidence 0.300 · 100.0% boat")
+
+
+def test_failures_come_before_the_pictures(page: Page) -> None:
+    assert page.locator("#failures").bounding_box()["y"] < page.locator("#pictures").bounding_box()["y"]
+
+
 def test_search_by_key_and_by_reason(page: Page) -> None:
     page.locator("#search").fill("SCENE3")
     assert names(page) == ["scene3.jpg"]
@@ -184,6 +192,32 @@ def test_everything_works_from_the_keyboard(page: Page) -> None:
     assert focused(page) == "boat.png"
 
 
+def open_picture(page: Page, words: str) -> None:
+    page.locator("#search").fill(words)
+    page.locator("#cards button:visible").click()
+    page.wait_for_function("document.querySelector('.outlines').width !== 300")  # once its mask is decoded
+
+
+def point_at(page: Page, x: float, y: float) -> None:
+    """Move the pointer to a place of the open picture's stage, given as fractions of its sides."""
+    stage = page.locator("#stage").bounding_box()
+    page.mouse.move(stage["x"] + x * stage["width"], stage["y"] + y * stage["height"])
+
+
+def colors_of(page: Page, canvas: str) -> set[str]:
+    """Of the pixels of a canvas; an empty string if it has transparent ones."""
+    return set(
+        page.evaluate(
+            """kind => { const canvas = document.querySelector(`#stage .${kind}`);
+            const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+            const found = new Set();
+            for (let at = 0; at < data.length; at += 4) found.add(data[at + 3] ? data.slice(at, at + 3).join() : "");
+            return [...found]; }""",
+            canvas,
+        )
+    )
+
+
 def test_the_open_picture_shows_one_class_alone(page: Page) -> None:
     page.locator("#search").fill("scene0")
     page.locator("#cards button:visible").click()
@@ -192,21 +226,90 @@ def test_the_open_picture_shows_one_class_alone(page: Page) -> None:
     assert legend.count() > 2
     sky.click()
     assert sky.get_attribute("aria-pressed") == "true"
-    colors = page.evaluate(
-        """() => { const canvas = document.querySelector("#stage canvas");
-        const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-        const found = new Set();
-        for (let at = 0; at < data.length; at += 4) found.add(data[at + 3] ? data.slice(at, at + 3).join() : "");
-        return [...found].sort(); }"""
-    )
-    assert colors == ["", ",".join(map(str, PALETTE[SKY]))]
-    assert page.locator("#stage canvas").is_visible()
+    assert colors_of(page, "alone") == {"", ",".join(map(str, PALETTE[SKY]))}
+    assert page.locator("#stage .alone").is_visible()
     page.locator("#apart").check()
-    image, alone = page.locator("#stage .image").bounding_box(), page.locator("#stage canvas").bounding_box()
+    image, alone = page.locator("#stage .image").bounding_box(), page.locator("#stage .alone").bounding_box()
     assert image["x"] + image["width"] <= alone["x"]
     sky.click()
     page.mouse.move(0, 0)
-    assert not page.locator("#stage canvas").is_visible()
+    assert not page.locator("#stage .alone").is_visible()
+
+
+def test_outlines_show_where_classes_meet(page: Page) -> None:
+    open_picture(page, "scene0")
+    assert colors_of(page, "outlines") == {"", "0,0,0", "255,255,255"}
+    assert page.locator("#stage .outlines").is_visible()
+    page.locator("#outlined").uncheck()
+    assert not page.locator("#stage .outlines").is_visible()
+
+
+def test_a_mask_of_one_class_is_a_frame_around_the_picture(page: Page) -> None:
+    open_picture(page, "boat.png")
+    assert colors_of(page, "outlines") == {"", "0,0,0", "255,255,255"}
+    edge, middle = page.evaluate(
+        """() => { const canvas = document.querySelector(".outlines"), context = canvas.getContext("2d");
+        return [[canvas.width - 1, 5], [canvas.width / 2, canvas.height / 2]]
+            .map(([x, y]) => context.getImageData(x, y, 1, 1).data[3]); }"""
+    )
+    assert (edge, middle) == (255, 0)
+
+
+def test_the_name_of_the_class_under_the_pointer_is_shown(page: Page) -> None:
+    open_picture(page, "scene0")
+    point_at(page, 0.5, 0.08)
+    expect(page.locator("#pointed")).to_have_text("sky")
+    expect(page.locator("#legend .pointed")).to_contain_text("sky")
+    page.locator("#apart").check()
+    stage = page.locator("#stage").bounding_box()
+    for x in (0.25, 0.75):  # over the image and over the mask
+        point_at(page, x, (stage["height"] - stage["width"] / 2 * 129 / 193) / 2 / stage["height"] + 0.03)
+        expect(page.locator("#pointed")).to_have_text("sky")
+    page.mouse.move(1, 1)
+    expect(page.locator("#pointed")).to_be_hidden()
+
+
+def test_a_hostile_class_name_under_the_pointer_stays_text(page: Page) -> None:
+    open_picture(page, "scene1")
+    page.locator("#legend button", has_text=CLASS_ATTACK).click()
+    x, y = page.evaluate(
+        """() => { const canvas = document.querySelector(".alone"), { width, height } = canvas;
+        const data = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+        for (let at = 0; ; at += 1) if (data[4 * at + 3]) {
+          const box = canvas.getBoundingClientRect(), fit = Math.min(box.width / width, box.height / height);
+          return [box.x + box.width / 2 + (at % width + 0.5 - width / 2) * fit,
+                  box.y + box.height / 2 + (Math.floor(at / width) + 0.5 - height / 2) * fit]; } }"""
+    )
+    page.mouse.move(x, y)
+    expect(page.locator("#pointed")).to_have_text(CLASS_ATTACK)
+
+
+def test_a_picture_is_enlarged_around_the_pointer_and_moved(page: Page) -> None:
+    open_picture(page, "scene0")
+    zoom, image = page.locator("#zoom"), page.locator("#stage .image")
+    before = image.bounding_box()
+    point_at(page, 0.5, 0.08)
+    page.mouse.wheel(0, -600)
+    expect(zoom).not_to_have_text("100%")
+    expect(page.locator("#pointed")).to_have_text("sky")
+    after = image.bounding_box()
+    assert after["width"] > 2 * before["width"]
+    pointer = page.locator("#stage").bounding_box()
+    y = pointer["y"] + 0.08 * pointer["height"]
+    assert (y - after["y"]) / after["height"] == pytest.approx((y - before["y"]) / before["height"], abs=0.01)
+    page.mouse.down()
+    point_at(page, 0.6, 0.08)
+    page.mouse.up()
+    assert image.bounding_box()["x"] == pytest.approx(after["x"] + 0.1 * pointer["width"], abs=1)
+    for keys in ("0", "+-"):
+        for key in keys:
+            page.keyboard.press(key)
+        expect(zoom).to_have_text("100%")
+    page.locator("#larger").click()
+    expect(zoom).to_have_text("150%")
+    page.locator("#search").evaluate("search => { search.value = ''; search.dispatchEvent(new Event('input')); }")
+    page.locator("#next").click()
+    expect(zoom).to_have_text("100%")
 
 
 def test_an_image_that_is_gone_has_its_note(page: Page) -> None:
@@ -247,3 +350,15 @@ def test_a_page_is_as_wide_as_its_window(chromium: Browser, report: Path, width:
         assert box["x"] + box["width"] <= width
         stage = page.locator("#stage").bounding_box()
         assert stage["width"] > width / 2
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_shows_all_of_the_page_and_of_an_open_picture(chromium: Browser, report: Path, dark: bool) -> None:
+    with opened(chromium, report, width=390, height=844, dark=dark) as page:
+        assert outside(page) == []
+        assert smallest_chart_text(page) >= 11
+        page.locator("#cards button").first.click()
+        for control in page.locator("#viewer .controls > *, #close").all():
+            expect(control).to_be_in_viewport(ratio=1)
+        page.locator("#legend li").last.scroll_into_view_if_needed()
+        expect(page.locator("#stage")).to_be_in_viewport(ratio=0.9)  # it stays above the legend

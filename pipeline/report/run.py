@@ -95,7 +95,7 @@ def _tiles(tables: OutputTables, num_seen: int, num_classes: int, runs: list[Row
         (f"{num_seen:,}", "classes found", f"of {num_classes:,}"),
     ]
     if totals.mean_confidence is not None:
-        doubt = f"{100 * (totals.low_confidence or 0):.3g}% of pixels below 0.5"
+        doubt = f"from 0 to 1; {100 * (totals.low_confidence or 0):.3g}% of pixels below 0.5"
         tiles.append((f"{totals.mean_confidence:.3f}", "mean confidence", doubt))
     if runs:
         rate = f"latest run: {rates[0]:,.1f} images/s" if rates else ""
@@ -127,10 +127,9 @@ def _charts(tables: OutputTables, runs: list[Row]) -> list[tuple[str, Markup]]:
     if bins := tables.confidences():
         drawn.append(("Images by mean confidence", output_charts.confidence_chart(bins)))
     if bins := tables.long_sides():
-        drawn.append(("Images by longer side", output_charts.doublings_chart(bins, "Sizes", "longer side, pixels")))
+        drawn.append(("Images by longer side", output_charts.sizes_chart(bins)))
     if bins := tables.seconds():
-        label = "decoding and prediction time of an image, seconds"
-        drawn.append(("Images by processing time", output_charts.doublings_chart(bins, "Processing time", label)))
+        drawn.append(("Images by processing time", output_charts.seconds_chart(bins)))
     drawn.append(("Seconds of work per image, by stage and run", output_charts.stage_chart(runs)))
     return [(title, chart) for title, chart in drawn if chart is not None]
 
@@ -144,14 +143,13 @@ def _matrices(tables: OutputTables, seen: list[Row]) -> list[dict[str, Any]]:
     of_images = ""
     if tables.totals.labelled > PAIRED_IMAGES:
         of_images = f" Based on a random sample of about {PAIRED_IMAGES:,} images."
-    confidences, confidences_width = output_charts.class_confidence_matrix(tables.class_confidences(ids), shown)
-    matrices = [
+    matrices: list[dict[str, Any]] = [
         {
             "title": "Confidence by class",
             "text": "Mean confidence of each class in the images that contain it. Each row adds up to 100% of these "
-            "images." + of_classes,
-            "chart": confidences,
-            "width": confidences_width,
+            "images; the stronger a cell's color, the more of them." + of_classes,
+            "chart": output_charts.class_confidence_matrix(tables.class_confidences(ids), shown),
+            "width": None,
         }
     ]
     if len(shown) > 1:

@@ -1,5 +1,7 @@
 "use strict";
 (() => {
+  const MAX_ZOOM = 16, ZOOM_STEP = 1.5;
+  const OUTLINES = 960;  // pixels of the longer side of the canvas with the outlines
   const byId = (id) => document.getElementById(id);
   const facts = JSON.parse(byId("facts").textContent);
   const cards = byId("cards");
@@ -7,6 +9,8 @@
   const [search, classes, reasons, order] = ["search", "class", "reason", "order"].map(byId);
   const viewer = byId("viewer"), stage = byId("stage"), legend = byId("legend");
   const percent = (share) => (share > 0 && share < 0.001 ? "<0.1%" : (100 * share).toFixed(1) + "%");
+  const aboutClass = (id) => facts.classes[id] ?? { name: `class ${id}`, color: [96, 96, 96] };
+  const keyOf = ([red, green, blue]) => (red << 16) | (green << 8) | blue;
   let shown = [];  // numbers of pictures, filtered and in order
   let current = 0;  // index in `shown` of the card in the tab order, and of the open picture
 
@@ -36,8 +40,9 @@
     items.forEach((item) => { item.hidden = true; });
     for (const n of shown) {
       items[n].hidden = false;
+      const id = classes.value === "" ? facts.pictures[n].classes[0]?.[0] : Number(classes.value);
       items[n].querySelector(".share").textContent =
-        classes.value === "" ? "" : ` · ${percent(shareOf(n, Number(classes.value)))} ${facts.classes[classes.value].name}`;
+        id === undefined ? "" : ` · ${percent(shareOf(n, id))} ${aboutClass(id).name}`;
       cards.append(items[n]);
     }
     byId("count").textContent = shown.length === 0 ? "No matching pictures."
@@ -74,27 +79,56 @@
   // Open picture.
 
   let pinned = null;  // color of the only class that is shown
+  let mask = null;  // of the open picture: width, height, and the color of each pixel
 
   function show(place) {
     setCurrent(place);
     const n = shown[current], picture = facts.pictures[n];
     byId("viewer-name").textContent = picture.uri;
     byId("position").textContent = `${current + 1} of ${shown.length}`;
-    byId("facts-line").textContent = `${picture.size} pixels · confidence ${picture.confidence.toFixed(3)} · `
+    byId("facts-line").textContent = `${picture.size} pixels · mean confidence ${picture.confidence.toFixed(3)}, from 0 to 1 · `
       + `${percent(picture.lowConfidence)} of the pixels below 0.5 · chosen: ${picture.reason}`;
     byId("picture-notes").textContent = picture.notes.join(" · ");
-    const copies = [...items[n].querySelectorAll(".stack img")].map((image) => image.cloneNode());
-    copies.forEach((image) => { image.alt = image.className === "mask" ? "mask" : "image"; });
-    stage.replaceChildren(...copies, document.createElement("canvas"));
-    stage.classList.toggle("gone", !copies.some((image) => image.className === "image"));
-    stage.classList.toggle("nothing", copies.length === 0);
+    const [image, colored] = [".image", ".mask"].map((kind) => items[n].querySelector(`.stack ${kind}`)?.cloneNode());
+    if (image) image.alt = "image";
+    if (colored) colored.alt = "mask";
+    stage.replaceChildren(pane(image, canvas("outlines")), pane(colored, canvas("alone")), pointed);
+    stage.classList.toggle("gone", !image);
+    stage.classList.toggle("nothing", !image && !colored);
     legend.replaceChildren(...picture.classes.map(([id, share, confidence]) => legendItem(id, share, confidence)));
-    pinned = null;
+    setView(1, 0, 0);
+    pinned = mask = null;
     only(null);
+    colored?.decode().then(() => {
+      if (!colored.isConnected) return;  // another picture is open
+      mask = readMask(colored);
+      only(pinned);
+    });
+  }
+
+  function pane(...layers) {
+    const made = document.createElement("div");
+    made.className = "pane";
+    made.append(...layers.filter(Boolean));
+    return made;
+  }
+
+  function canvas(kind) {
+    const made = document.createElement("canvas");
+    made.className = kind;
+    return made;
+  }
+
+  function readMask(image) {
+    const { naturalWidth: width, naturalHeight: height } = image;
+    const context = new OffscreenCanvas(width, height).getContext("2d");
+    context.drawImage(image, 0, 0);
+    const data = context.getImageData(0, 0, width, height).data;
+    return { width, height, keys: Int32Array.from({ length: width * height }, (_, at) => keyOf(data.subarray(4 * at))) };
   }
 
   function legendItem(id, share, confidence) {
-    const { name, color } = facts.classes[id] ?? { name: `class ${id}`, color: [96, 96, 96] };
+    const { name, color } = aboutClass(id);
     const swatch = document.createElement("span"), label = document.createElement("span"), number = document.createElement("span");
     swatch.className = "swatch";
     swatch.style.background = `rgb(${color})`;
@@ -104,6 +138,7 @@
     const entry = document.createElement("button");
     entry.type = "button";
     entry.title = `confidence ${confidence.toFixed(3)}; show only this class`;
+    entry.dataset.key = keyOf(color);
     entry.setAttribute("aria-pressed", "false");
     entry.append(swatch, label, number);
     entry.addEventListener("mouseenter", () => only(color));
@@ -120,20 +155,113 @@
     return item;
   }
 
-  function only(color) {
-    const mask = stage.querySelector(".mask");
+  function only(color) {  // null: all classes
     stage.classList.toggle("only", color !== null && mask !== null);
-    if (color === null || mask === null) return;
-    const canvas = stage.querySelector("canvas"), context = canvas.getContext("2d", { willReadFrequently: true });
-    canvas.width = mask.naturalWidth;
-    canvas.height = mask.naturalHeight;
-    context.drawImage(mask, 0, 0);
-    const pixels = context.getImageData(0, 0, canvas.width, canvas.height), data = pixels.data;
-    for (let at = 0; at < data.length; at += 4) {
-      if (data[at] !== color[0] || data[at + 1] !== color[1] || data[at + 2] !== color[2]) data[at + 3] = 0;
+    if (mask === null) return;
+    const wanted = color === null ? null : keyOf(color);
+    if (color !== null) {
+      paint("alone", mask.width, mask.height, (x, y) => (mask.keys[y * mask.width + x] === wanted ? opaque(color) : 0));
     }
-    context.putImageData(pixels, 0, 0);
+    // Finer than the mask, so that lines stay thin.
+    const scale = Math.max(1, Math.round(OUTLINES / Math.max(mask.width, mask.height)));
+    const width = scale * mask.width, height = scale * mask.height;
+    const region = (x, y) => {  // -1: nothing to outline
+      if (x < 0 || y < 0 || x >= width || y >= height) return -1;
+      const key = mask.keys[Math.floor(y / scale) * mask.width + Math.floor(x / scale)];
+      return wanted === null || key === wanted ? key : -1;
+    };
+    // A region's last pixels are white and the next region's first ones black, which is visible on any image.
+    paint("outlines", width, height, (x, y) => {
+      const here = region(x, y);
+      if (here !== region(x + 1, y) || here !== region(x, y + 1)) return opaque([255, 255, 255]);
+      return here !== region(x - 1, y) || here !== region(x, y - 1) ? opaque([0, 0, 0]) : 0;
+    });
   }
+
+  const opaque = ([red, green, blue]) => ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+
+  function paint(kind, width, height, colorAt) {
+    const target = stage.querySelector(`.${kind}`), pixels = new ImageData(width, height);
+    const words = new Uint32Array(pixels.data.buffer);
+    for (let y = 0, at = 0; y < height; y += 1) {
+      for (let x = 0; x < width; x += 1, at += 1) words[at] = colorAt(x, y);
+    }
+    target.width = width;
+    target.height = height;
+    target.getContext("2d", { willReadFrequently: true }).putImageData(pixels, 0, 0);
+  }
+
+  // Class under the pointer.
+
+  const pointed = document.createElement("span");
+  pointed.id = "pointed";
+
+  function point(event) {
+    const key = maskAt(event), names = facts.pictures[shown[current]].classes.map(([id]) => aboutClass(id))
+      .filter(({ color }) => keyOf(color) === key).map(({ name }) => name);
+    pointed.hidden = key === null;
+    pointed.textContent = names.join(" or ") || "a class that is too small for a color here";
+    const box = stage.getBoundingClientRect();
+    const place = (at, length, room) => `${Math.max(0, Math.min(at + 14, room - length))}px`;
+    pointed.style.left = place(event.clientX - box.x, pointed.offsetWidth, box.width);
+    pointed.style.top = place(event.clientY - box.y, pointed.offsetHeight, box.height);
+    legend.querySelectorAll("button").forEach((entry) => entry.classList.toggle("pointed", Number(entry.dataset.key) === key));
+  }
+
+  function maskAt(event) {  // color of the mask's pixel, or null
+    const over = paneAt(event);
+    const left = event.type === "pointerleave" && event.pointerType === "mouse";  // a finger that is lifted leaves the name
+    if (!over || mask === null || left) return null;
+    const box = over.getBoundingClientRect(), fit = Math.min(box.width / mask.width, box.height / mask.height);
+    const x = Math.floor(((event.clientX - box.x - view.x) / view.zoom - box.width / 2) / fit + mask.width / 2);
+    const y = Math.floor(((event.clientY - box.y - view.y) / view.zoom - box.height / 2) / fit + mask.height / 2);
+    return x < 0 || y < 0 || x >= mask.width || y >= mask.height ? null : mask.keys[y * mask.width + x];
+  }
+
+  function paneAt({ clientX: x, clientY: y }) {  // by place, because the stage captures the pointer
+    return [...stage.querySelectorAll(".pane")].find((each) => {
+      const box = each.getBoundingClientRect();
+      return x >= box.left && x < box.right && y >= box.top && y < box.bottom;
+    });
+  }
+
+  ["pointermove", "pointerdown", "pointerleave"].forEach((type) => stage.addEventListener(type, point));
+
+  // Zoom.
+
+  let view = { zoom: 1, x: 0, y: 0 };  // in pixels of the window, from a pane's upper left corner
+
+  function setView(zoom, x, y) {
+    const { width, height } = stage.querySelector(".pane").getBoundingClientRect();
+    const inside = (at, length) => Math.min(0, Math.max(at, length * (1 - zoom)));
+    view = { zoom, x: inside(x, width), y: inside(y, height) };
+    stage.style.setProperty("--zoom", zoom);
+    stage.style.setProperty("--x", `${view.x}px`);
+    stage.style.setProperty("--y", `${view.y}px`);
+    stage.classList.toggle("zoomed", zoom > 1);
+    byId("zoom").textContent = `${Math.round(100 * zoom)}%`;
+  }
+
+  function zoomBy(factor, event) {  // around the pointer, or else the middle
+    const box = ((event && paneAt(event)) ?? stage.querySelector(".pane")).getBoundingClientRect();
+    const zoom = Math.max(1, Math.min(MAX_ZOOM, view.zoom * factor)), ratio = zoom / view.zoom;
+    const [x, y] = event ? [event.clientX - box.x, event.clientY - box.y] : [box.width / 2, box.height / 2];
+    setView(zoom, x - (x - view.x) * ratio, y - (y - view.y) * ratio);
+  }
+
+  stage.addEventListener("wheel", (event) => {
+    event.preventDefault();
+    zoomBy(Math.exp(-event.deltaY / 400), event);
+  }, { passive: false });
+  stage.addEventListener("dragstart", (event) => event.preventDefault());
+  stage.addEventListener("pointerdown", (event) => stage.setPointerCapture(event.pointerId));
+  stage.addEventListener("pointermove", (event) => {
+    if (event.buttons) setView(view.zoom, view.x + event.movementX, view.y + event.movementY);
+  });
+  byId("smaller").addEventListener("click", () => zoomBy(1 / ZOOM_STEP));
+  byId("larger").addEventListener("click", () => zoomBy(ZOOM_STEP));
+  byId("outlined").addEventListener("change", (event) => stage.classList.toggle("outlined", event.target.checked));
+  stage.classList.toggle("outlined", byId("outlined").checked);
 
   function step(by) {
     show((current + by + shown.length) % shown.length);
@@ -151,7 +279,10 @@
   byId("close").addEventListener("click", () => viewer.close());
   byId("previous").addEventListener("click", () => step(-1));
   byId("next").addEventListener("click", () => step(1));
-  byId("apart").addEventListener("change", (event) => stage.classList.toggle("apart", event.target.checked));
+  byId("apart").addEventListener("change", (event) => {
+    stage.classList.toggle("apart", event.target.checked);
+    setView(1, 0, 0);
+  });
 
   // Keyboard.
 
@@ -160,8 +291,9 @@
     const target = event.target, key = event.key;
     const typing = target.matches("input, select");
     if (viewer.open) {
-      const by = { ArrowLeft: -1, ArrowRight: 1 }[key];
+      const by = { ArrowLeft: -1, ArrowRight: 1 }[key], factor = { "+": ZOOM_STEP, "=": ZOOM_STEP, "-": 1 / ZOOM_STEP, 0: 0 }[key];
       if (by && !typing) step(by);
+      if (factor !== undefined && !typing) zoomBy(factor);
       return;
     }
     if (key === "/" && !typing) {
