@@ -1,10 +1,22 @@
 """Listing functions for each dataset layout. docs/datasets.md shows the folder trees."""
 
 import posixpath
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import dataclass
+from functools import cached_property
 
 from pipeline import storage
 from pipeline.config.data import DataFolder
+from pipeline.datasets.names import (
+    common_suffix,
+    folded,
+    is_hidden,
+    is_sidecar,
+    listed_names,
+    match_bare,
+    normalized,
+    split_line,
+)
 from pipeline.datasets.pairs import Listing, Pair, places_of
 from pipeline.errors import UserError
 
@@ -18,13 +30,34 @@ class File:
     coding: str | None  # annotation encoding, see dataset_formats.coding
 
 
+@dataclass(frozen=True)
+class Folder:
+    """Files of a folder by name without suffix and extension, and the sidecar files by name without extension."""
+
+    files: dict[str, File]
+    sidecars: dict[str, str]  # path below the folder
+
+    def near(self, name: str) -> str:
+        """Return what a message adds about a name that is missing: a file that may be meant."""
+        if name in self.sidecars:
+            return f", but {self.sidecars[name]}, which is no image"
+        if other := self._folded_names.get(folded(name)):
+            return f", but {other}, which differs in case or blanks"
+        return ""
+
+    @cached_property
+    def _folded_names(self) -> dict[str, str]:
+        return {folded(name): name for name in self.files}
+
+
 Codings = tuple[tuple[str, str | None], ...]  # (file name suffix without extension, coding), in order of preference
 IMAGES: Codings = (("", None),)
 
 
 def list_folder(data: DataFolder, split: str) -> Listing:
-    """List ROOT/images/SPLIT and ROOT/annotations/SPLIT, matched by path without extension."""
-    return _two_folders(data, f"images/{split}", f"annotations/{split}", (("", None),))
+    """List ROOT/images/SPLIT and ROOT/annotations/SPLIT, matched by path without extension and label_suffix."""
+    suffix = normalized(data.label_suffix)
+    return _two_folders(data, f"images/{split}", f"annotations/{split}", ((suffix, None),))
 
 
 def list_ade20k(data: DataFolder, split: str) -> Listing:
@@ -74,8 +107,7 @@ def list_lines(data: DataFolder, split: str) -> Listing:
     file = split if posixpath.splitext(split)[1] else f"{split}.txt"
     places = places_of(data, storage.absolute(under(data.root, file)))
     for where, line in _lines(data, file):
-        paths = line.split("\t") if "\t" in line else line.split()
-        uris = [storage.absolute(under(data.root, path)) for path in paths]
+        uris = [storage.absolute(under(data.root, path)) for path in split_line(line)]
         if not listing.check_places(places, where, *uris):
             continue
         if len(uris) == 2:
@@ -103,19 +135,38 @@ def _two_folders(data: DataFolder, images_at: str, labels_at: str, codings: Codi
     listing = Listing()
     images = _files(data, images_at, listing, ((image_suffix, None),))
     labels = _files(data, labels_at, listing, codings)
-    for name, image in images.items():
-        label = labels.get(name)
-        if label:
-            listing.pairs.append(_pair(image, label))
-        else:
-            wanted = " or ".join(f"{labels_at}/{name}{suffix}.*" for suffix, _ in codings)
-            listing.add("missing annotation", image.uri, f"found no {wanted}")
-    for name, label in labels.items():
-        if name not in images:
-            listing.add("annotation without image", label.uri, f"found no {images_at}/{name}{image_suffix}.*")
-    if not images:
+    label_names = {name: name for name in images.files if name in labels.files}
+    label_names |= match_bare(images.files.keys() - label_names.keys(), labels.files.keys() - label_names.keys())
+    listing.pairs += [
+        _pair(image, labels.files[label_names[name]]) for name, image in images.files.items() if name in label_names
+    ]
+    met = set(label_names.values())
+    lone_images = [name for name in images.files if name not in label_names]
+    lone_labels = [name for name in labels.files if name not in met]
+    if data.format == "folder" and not data.label_suffix and (suffix := common_suffix(lone_images, lone_labels)):
+        lone_images, lone_labels = _without_suffixed(listing, labels, suffix, lone_images, lone_labels)
+    for name in lone_images:
+        wanted = " or ".join(f"{labels_at}/{name}{suffix}.*" for suffix, _ in codings)
+        listing.add("missing annotation", images.files[name].uri, f"found no {wanted}{labels.near(name)}")
+    for name in lone_labels:
+        message = f"found no {images_at}/{name}{image_suffix}.*{images.near(name)}"
+        listing.add("annotation without image", labels.files[name].uri, message)
+    if not images.files:
         listing.add("no images", data.root, f"found no images in {images_at}")
     return listing
+
+
+def _without_suffixed(
+    listing: Listing, labels: Folder, suffix: str, lone_images: list[str], lone_labels: list[str]
+) -> tuple[list[str], list[str]]:
+    """Add one finding for all annotations that a suffix separates from their images, and return the other names."""
+    lone = set(lone_labels)
+    suffixed = {name: f"{name}{suffix}" for name in lone_images if f"{name}{suffix}" in lone}
+    name, label_name = next(iter(suffixed.items()))
+    message = f"{len(suffixed):,} annotation(s) are named like {label_name} for image {name}"
+    listing.add("suffix of annotations", labels.files[label_name].uri, f"{message}: set data.label_suffix: {suffix}")
+    lone -= set(suffixed.values())
+    return [name for name in lone_images if name not in suffixed], [name for name in lone_labels if name in lone]
 
 
 def _named(data: DataFolder, list_at: str, images_at: str, labels_at: str, codings: Codings) -> Listing:
@@ -126,17 +177,19 @@ def _named(data: DataFolder, list_at: str, images_at: str, labels_at: str, codin
     listing = Listing()
     images = _files(data, images_at, listing, IMAGES)
     labels = _files(data, labels_at, listing, codings)
+    label_names = match_bare(images.files, labels.files) | {name: name for name in images.files if name in labels.files}
     for where, line in _lines(data, list_at):
-        name = posixpath.splitext(posixpath.basename(line.split()[0]))[0]
-        image, label = images.get(name), labels.get(name)
+        names = listed_names(line)
+        name = next((name for name in names if name in images.files), names[0])
+        image, label = images.files.get(name), labels.files.get(label_names.get(name, name))
         if image and label:
             listing.pairs.append(_pair(image, label))
             continue
         if not image:
-            listing.add("missing image", where, f"found no {images_at}/{name}.*")
+            listing.add("missing image", where, f"found no {images_at}/{name}.*{images.near(name)}")
         if not label:
             uri = image.uri if image else where
-            listing.add("missing annotation", uri, f"found no {labels_at}/{name}.*")
+            listing.add("missing annotation", uri, f"found no {labels_at}/{name}.*{labels.near(name)}")
     if not listing.pairs and not listing.findings:
         listing.add("no images", data.root, f"{list_at} lists no images")
     return listing
@@ -146,33 +199,39 @@ def _pair(image: File, label: File) -> Pair:
     return Pair(image.uri, label.uri, label.coding, stamp=f"{image.stamp}, {label.stamp}")
 
 
-def _files(data: DataFolder, folder: str, listing: Listing, codings: Codings) -> dict[str, File]:
+def _files(data: DataFolder, folder: str, listing: Listing, codings: Codings) -> Folder:
     """Return the files below a folder by name without suffix and extension, sorted by URI.
 
-    Skips hidden files and files that match no suffix of `codings`. If several suffixes match one name, the first of
-    `codings` wins.
+    Skips hidden files, sidecar files, and files that match no suffix of `codings`. If several suffixes match one name,
+    the first of `codings` wins.
     """
     base = storage.join(data.root, folder).rstrip("/") + "/"
     found: dict[tuple[str, str], File] = {}
+    sidecars: dict[str, str] = {}
     for uri, details in storage.find(base).items():
         path = uri.removeprefix(base)
-        if posixpath.basename(path).startswith(".") or path.endswith("/"):
+        if path.endswith("/") or is_hidden(path):
             continue
-        stem = posixpath.splitext(path)[0]
+        stem = normalized(posixpath.splitext(path)[0])
+        if is_sidecar(path):
+            sidecars[stem] = path
+            continue
         match = next(((suffix, coding) for suffix, coding in codings if stem.endswith(suffix)), None)
         if match is None:
             continue
         suffix, coding = match
         key = stem.removesuffix(suffix), suffix
         if key in found:
-            message = f"{uri} and {found[key].uri} differ only in their extension"
-            listing.add("two files for one name", uri, message)
+            other = found[key].uri
+            is_extension = posixpath.splitext(uri)[0] == posixpath.splitext(other)[0]
+            what = "their extension" if is_extension else "the Unicode form of their names (NFC or NFD)"
+            listing.add("two files for one name", uri, f"{uri} and {other} differ only in {what}")
             continue
         found[key] = File(uri, stamp(details), coding)
     best: dict[str, File] = {}
     for suffix, _ in reversed(codings):
         best |= {name: file for (name, end), file in found.items() if end == suffix}
-    return dict(sorted(best.items(), key=lambda item: item[1].uri))
+    return Folder(dict(sorted(best.items(), key=lambda item: item[1].uri)), sidecars)
 
 
 def _lines(data: DataFolder, path: str) -> list[tuple[str, str]]:
@@ -182,7 +241,8 @@ def _lines(data: DataFolder, path: str) -> list[tuple[str, str]]:
     """
     uri = storage.absolute(under(data.root, path))
     try:
-        text = storage.read_bytes(uri).decode()
+        content = storage.read_bytes(uri)
+        text = content.decode("utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{uri}: expected a UTF-8 text file that lists the images of a split") from None
     return [(f"{uri} line {number}", line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]

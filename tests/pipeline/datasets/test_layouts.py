@@ -295,7 +295,7 @@ def test_a_list_may_name_uris_and_lie_elsewhere(tmp_path: Path) -> None:
 
 
 def test_lines_that_are_no_pair_are_named_by_their_number(tmp_path: Path) -> None:
-    put(tmp_path, "train.txt", b"a.jpg a.png\nb.jpg\nc d.jpg c d.png\n")
+    put(tmp_path, "train.txt", b"a.jpg a.png\nb.jpg\nc d.jpg c d.png e.png\n")
     with pytest.raises(UserError) as caught:
         list_pairs(data_config(tmp_path, "list", classes=CLASSES), "train")
     assert f"missing annotation: file://{tmp_path}/b.jpg: file://{tmp_path}/train.txt line 2" in str(caught.value)
