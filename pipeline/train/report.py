@@ -21,7 +21,7 @@ POINTS = 400  # maximum per curve; longer curves are averaged
 SMOOTHING = 0.04  # window of the running mean, as a share of the curve's points
 LONGEST_VALUE = 160  # characters; longer settings are truncated
 ROWS_IN_ONE_COLUMN = 24
-CHART_SIZE = (3.75, 2.75)  # inches; on a page 390 pixels wide, the text has 11 pixels or more
+CHART_HEIGHT = 2.75  # inches, with a legend below
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # x, y
 
@@ -127,7 +127,7 @@ def _chart(
 ) -> Markup:
     """Draw curves over the epochs from 0 to `end`, which all charts of a report share."""
     with style():
-        drawn = figure(*CHART_SIZE)
+        drawn = figure(height=CHART_HEIGHT)
         axes = drawn.subplots()
         for (label, (x, y)), color in zip(curves.items(), COLORS, strict=False):
             few = len(x) <= 40
