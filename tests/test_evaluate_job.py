@@ -159,7 +159,8 @@ def test_the_page_needs_no_network_and_shows_the_worst_images(evaluated: Evaluat
     text = (evaluated.output / "evaluation.html").read_text()
     page = Page(text)
     assert all(reference.startswith(("data:image/", "#")) for reference in page.references)
-    assert sum(reference.startswith("data:image/jpeg") for reference in page.references) == 3 * 2
+    assert sum(reference.startswith("data:image/jpeg") for reference in page.references) == 2
+    assert sum(reference.startswith("data:image/png") for reference in page.references) == 2 * 2  # masks
     assert "url(http" not in text
     for figure in (f"{evaluated.metrics['miou']:.4f}", "skyscraper", "whole images; scales 0.75, 1.25; with mirroring"):
         assert figure in text

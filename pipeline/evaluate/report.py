@@ -4,23 +4,22 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.html.charts import COLORS, INK, figure, style, svg
-from pipeline.html.page import render
-from pipeline.html.pictures import kept, views
+from pipeline.html.charts import BLUES, COLORS, INK, PAGE_INK, figure, style, svg
+from pipeline.html.page import data_uri, png_uri, render
+from pipeline.html.pictures import VIEWS, views
+from pipeline.images.codec import encode_png
 from pipeline.metrics.calibration_error import BINS, ConfidenceCounts
 
 PAGE = "evaluation.html"
 NUMBERED = 24  # maximum number of classes for which the cells of a confusion matrix show numbers
+LEAST_SHARE = 0.0005  # of a row's pixels, for a cell of the page's confusion matrix to be colored
 LARGEST_CELL, SMALLEST_CELL = 0.42, 0.16  # inches; labels of the smallest cells are still 8 points high
 CONFUSIONS = 12  # rows of the table of the most frequent mistakes
-PIXELS_PER_INCH = 72  # in SVG files
-BLUES = LinearSegmentedColormap.from_list("blues", ["#f4f7fa", COLORS[0]]).with_extremes(bad="#c9ced4")
-DARK = "#1d2430"  # text on light cells
 
 Row = dict[str, Any]
 
@@ -30,7 +29,6 @@ def evaluation_page(
 ) -> bytes:
     """Render the page as HTML. `about` is the content of metrics.json; `before`, the confidences before calibration."""
     names = [row["name"] for row in about["classes"]]
-    confusion = confusion_figure(evaluation.confusion_KK, names)
     confidence = evaluation.confidence
     return render(
         PAGE,
@@ -39,11 +37,38 @@ def evaluation_page(
         classes=sorted(about["classes"], key=lambda row: -1.0 if row["iou"] is None else row["iou"], reverse=True),
         has_boundary=evaluation.boundary is not None,
         confusions=frequent_confusions(evaluation.confusion_KK, names),
-        confusion=svg(confusion),
-        confusion_width=round(confusion.get_size_inches()[0] * PIXELS_PER_INCH),
+        confusion=confusion_rows(evaluation.confusion_KK, names),
+        has_numbers=len(names) <= NUMBERED,
         reliability=svg(reliability_figure(confidence, before)) if confidence is not None else None,
-        worst=[kept(entry, views(entry, palette)) for entry in evaluation.worst],
+        worst=[_worst(entry, palette) for entry in evaluation.worst],
     )
+
+
+def _worst(entry: dict[str, Any], palette: NDArray[np.uint8]) -> Row:
+    """Return an image as the page shows it. Masks are PNG files, which are smaller than JPEG for few flat colors."""
+    image_HW3, *masks = (views(entry, palette)[view] for view in VIEWS)
+    truth, predicted = (png_uri(encode_png(mask_HW3)) for mask_HW3 in masks)
+    return {
+        "image_uri": entry["image_uri"],
+        "miou": entry["miou"],
+        "image": data_uri(image_HW3),
+        "truth": truth,
+        "predicted": predicted,
+    }
+
+
+def confusion_rows(confusion_KK: NDArray[np.int64], names: list[str]) -> list[Row]:
+    """Return the rows of the page's confusion matrix: the true class, and each cell's share of its pixels.
+
+    A share below LEAST_SHARE is None, and the shares of a class without true pixels are an empty list.
+    """
+    return [
+        {
+            "name": name,
+            "shares": [share if share >= LEAST_SHARE else None for share in share_K] if pixels else [],
+        }
+        for name, pixels, share_K in zip(names, confusion_KK.sum(1), _shares(confusion_KK).tolist(), strict=True)
+    ]
 
 
 def confusion_figure(confusion_KK: NDArray[np.int64], names: list[str]) -> Figure:
@@ -73,7 +98,7 @@ def confusion_figure(confusion_KK: NDArray[np.int64], names: list[str]) -> Figur
         if num_classes <= NUMBERED:
             for row, column in np.argwhere(np.nan_to_num(share_KK) >= 0.005):
                 share = share_KK[row, column]
-                color = "white" if share > 0.6 else DARK
+                color = "white" if share > 0.6 else PAGE_INK
                 axes.text(column, row, f"{100 * share:.0f}", color=color, ha="center", va="center", fontsize=7.5)
         bar = drawn.colorbar(image, ax=axes, shrink=min(1.0, 3 / (num_classes * cell)), aspect=24, pad=0.02)
         bar.set_ticks([0, 0.01, 0.1, 0.5, 1], labels=["0", "1%", "10%", "50%", "100%"], fontsize=8)
@@ -88,22 +113,27 @@ def reliability_figure(confidence: ConfidenceCounts, before: ConfidenceCounts | 
         confidence.confidence_B, confidence.pixels_B, out=centers_B.copy(), where=confidence.pixels_B > 0
     )
     accuracy_B = confidence.accuracy_B
+    over_B, under_B = np.maximum(mean_B - accuracy_B, 0), np.maximum(accuracy_B - mean_B, 0)
     with style():
-        drawn = figure(5.6, 4.6)
+        drawn = figure(height=4.2)
         axes, below = drawn.subplots(2, sharex=True, height_ratios=[3, 1])
-        axes.bar(centers_B, accuracy_B, 0.92 * width, color=COLORS[0], label="correct")
-        gap_B = mean_B - accuracy_B
-        axes.bar(centers_B, gap_B, 0.92 * width, accuracy_B, color=COLORS[4], alpha=0.35, label="gap to confidence")
+        axes.bar(centers_B, accuracy_B - under_B, 0.92 * width, color=COLORS[0], label="correct")
+        for gap_B, bottom_B, color, label in (
+            (over_B, accuracy_B, COLORS[4], "overconfident: fewer correct"),
+            (under_B, mean_B, COLORS[5], "underconfident: more correct"),
+        ):
+            if np.nansum(gap_B):
+                axes.bar(centers_B, gap_B, 0.92 * width, bottom_B, color=color, alpha=0.55, label=label)
         if before is not None:
             label = f"before calibration, error {before.error:.4f}"
             axes.plot(centers_B, before.accuracy_B, color=COLORS[1], marker="o", markersize=3, label=label)
-        axes.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1)
+        axes.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1, label="calibrated")
         axes.set_ylim(0, 1)
         axes.set_ylabel("share of correct pixels")
         axes.set_title(f"Expected calibration error {confidence.error:.4f}")
-        axes.legend(loc="upper left", fontsize=8)
+        drawn.legend(loc="outside lower left")  # not over the bars
         below.bar(centers_B, confidence.pixels_B / max(1, confidence.pixels_B.sum()), 0.92 * width, color=INK)
-        below.set_ylabel("share of pixels")
+        below.set_ylabel("of pixels")
         below.set_xlabel("confidence")
         below.set_xlim(0, 1)
     return drawn
