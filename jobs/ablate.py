@@ -2,14 +2,17 @@
 
 from pipeline.config.jobs import AblateConfig
 from pipeline.config.loading import load_settings
-from pipeline.console import run_job
+from pipeline.console import log, run_job
 
 
 def main(argv: list[str], prog: str = "jobs/ablate.py") -> None:
     config = load_settings(AblateConfig, argv, prog)
-    # Imported after the options are checked, because importing torch takes seconds.
+    log("Loading PyTorch and Ray")
+    # Before torch is imported, which takes seconds.
+    from pipeline import storage
+
+    storage.require(config.data.root, "data.root")
     from pipeline.ablate.run import ablate
-    from pipeline.console import log
 
     ablation = ablate(config)
     for table in ablation.tables:

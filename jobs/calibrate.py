@@ -2,13 +2,19 @@
 
 from pipeline.config.jobs import CalibrateConfig
 from pipeline.config.loading import load_settings
-from pipeline.console import run_job
+from pipeline.console import log, run_job
 
 
 def main(argv: list[str], prog: str = "jobs/calibrate.py") -> None:
     config = load_settings(CalibrateConfig, argv, prog)
+    log("Loading PyTorch")
+    # Before torch is imported, which takes seconds.
+    from pipeline import storage
+    from pipeline.checkpoints.checkpoint import check_is_checkpoint
+
+    check_is_checkpoint(config.checkpoint)
+    storage.require(config.data.root, "data.root")
     from pipeline.checkpoints.int8_calibration import calibrate
-    from pipeline.console import log
     from pipeline.errors import UserError
 
     calibration = calibrate(config)

@@ -2,11 +2,12 @@
 
 from pipeline.config.jobs import DoctorConfig
 from pipeline.config.loading import load_settings
-from pipeline.console import run_job
+from pipeline.console import log, run_job
 
 
 def main(argv: list[str], prog: str = "jobs/doctor.py") -> int:
     config = load_settings(DoctorConfig, argv, prog)
+    log("Loading Ray")
     from pipeline.doctor.run import examine
 
     return examine(config)

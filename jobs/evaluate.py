@@ -2,12 +2,18 @@
 
 from pipeline.config.jobs import EvaluateConfig
 from pipeline.config.loading import load_settings
-from pipeline.console import run_job
+from pipeline.console import log, run_job
 
 
 def main(argv: list[str], prog: str = "jobs/evaluate.py") -> None:
     config = load_settings(EvaluateConfig, argv, prog)
-    from pipeline.console import log
+    log("Loading PyTorch and Ray")
+    # Before torch is imported, which takes seconds.
+    from pipeline import storage
+    from pipeline.checkpoints.checkpoint import check_is_checkpoint
+
+    check_is_checkpoint(config.checkpoint)
+    storage.require(config.data.root, "data.root")
     from pipeline.evaluate.run import evaluate_checkpoint, summary_lines
 
     outcome = evaluate_checkpoint(config)

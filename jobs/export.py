@@ -1,7 +1,7 @@
 """Export a checkpoint to ONNX or torch.export: `python jobs/export.py CHECKPOINT --to MODEL.onnx --size 480x640`."""
 
 from pipeline.config.command_line import Parser, add_to_option, given_to, uri
-from pipeline.console import run_job
+from pipeline.console import log, run_job
 
 
 def main(argv: list[str], prog: str = "jobs/export.py") -> None:
@@ -17,6 +17,11 @@ def main(argv: list[str], prog: str = "jobs/export.py") -> None:
     sizes.add_argument("--dynamic", action="store_true", help="accept images of any size (the default)")
     arguments = parser.parse_intermixed_args(argv)
     to = given_to(parser, arguments)
+    log("Loading PyTorch")
+    # Before torch is imported, which takes seconds.
+    from pipeline.checkpoints.checkpoint import check_is_checkpoint
+
+    check_is_checkpoint(arguments.checkpoint)
     from pipeline.checkpoints import exporting
 
     size = exporting.parse_size(arguments.size) if arguments.size else None

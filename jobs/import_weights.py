@@ -3,7 +3,7 @@
 import argparse
 
 from pipeline.config.command_line import Parser, add_to_option, given_to, uri
-from pipeline.console import run_job
+from pipeline.console import log, run_job
 
 
 def main(argv: list[str], prog: str = "jobs/import_weights.py") -> None:
@@ -34,6 +34,11 @@ def main(argv: list[str], prog: str = "jobs/import_weights.py") -> None:
     )
     arguments = parser.parse_intermixed_args(argv)
     to = given_to(parser, arguments)
+    log("Loading PyTorch")
+    # Before torch is imported, which takes seconds.
+    from pipeline import storage
+
+    storage.require(arguments.source, "source")
     from pipeline.checkpoints.importing import import_checkpoint, read_classes
 
     summary = import_checkpoint(

@@ -2,12 +2,18 @@
 
 from pipeline.config.jobs import SegmentConfig
 from pipeline.config.loading import load_settings
-from pipeline.console import run_job
+from pipeline.console import duration, log, run_job
 
 
 def main(argv: list[str], prog: str = "jobs/segment_bucket.py") -> int:
     config = load_settings(SegmentConfig, argv, prog)
-    from pipeline.console import duration, log
+    log("Loading PyTorch and Ray")
+    # Before torch is imported, which takes seconds.
+    from pipeline.checkpoints.checkpoint import check_is_checkpoint
+    from pipeline.inputs import check_inputs_exist
+
+    check_inputs_exist(config)
+    check_is_checkpoint(config.checkpoint)
     from pipeline.segment.run import segment
 
     if config.plan:

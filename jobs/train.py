@@ -8,7 +8,13 @@ from pipeline.console import log, run_job
 def main(argv: list[str], prog: str = "jobs/train.py") -> None:
     config = load_settings(TrainConfig, argv, prog)
     log("Loading PyTorch and Ray")
-    # Imported after the options are checked, because importing torch takes seconds.
+    # Before torch is imported, which takes seconds.
+    from pipeline import storage
+    from pipeline.checkpoints.checkpoint import check_is_checkpoint
+
+    storage.require(config.data.root, "data.root")
+    if config.weights:
+        check_is_checkpoint(config.weights)
     from pipeline.train.run import train
     from pipeline.train.verdict import verdict_lines
 

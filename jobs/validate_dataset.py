@@ -2,12 +2,15 @@
 
 from pipeline.config.jobs import ValidateDatasetConfig
 from pipeline.config.loading import load_settings
-from pipeline.console import run_job
+from pipeline.console import log, run_job
 
 
 def main(argv: list[str], prog: str = "jobs/validate_dataset.py") -> int:
     config = load_settings(ValidateDatasetConfig, argv, prog)
-    from pipeline.console import log
+    log("Loading Ray")
+    from pipeline import storage
+
+    storage.require(config.data.root, "data.root")
     from pipeline.datasets.validation import check_dataset
     from pipeline.datasets.validation_report import summary, write_report
 

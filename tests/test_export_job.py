@@ -101,7 +101,7 @@ def test_agreement_allows_ties_and_rounding_only(differing: int, difference: flo
         (["CHECKPOINT", "--to", "model.tflite"], "unknown suffix; use .onnx, or .pt2"),
         (["CHECKPOINT", "--to", "model.onnx", "--size", "63x400"], "63 x 400 pixels is too small"),
         (["CHECKPOINT", "--to", "model.onnx", "--size", "large"], "--size large: give HEIGHTxWIDTH in pixels"),
-        (["nowhere", "--to", "model.pt2"], "config.json does not exist; a checkpoint is a folder"),
+        (["nowhere", "--to", "model.pt2"], "config.json does not exist; use a folder that jobs/train.py"),
         (["CHECKPOINT", "--to", "gopher://model.pt2"], "gopher://model.pt2: cannot be opened"),
     ],
 )

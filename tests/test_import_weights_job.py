@@ -135,9 +135,8 @@ def test_the_exit_code_tells_success_from_what_the_user_can_mend(source: Path, t
 
     missing = run(str(tmp_path / "nowhere.pth"), "--to", out)
     assert missing.returncode == 2
-    assert missing.stderr == (
-        f"error: {tmp_path / 'nowhere.pth'} does not exist; pass a .pth, .pt or .safetensors file.\n"
-    )
+    uri = (tmp_path / "nowhere.pth").as_uri()
+    assert missing.stderr == f"error: source {uri}: no such file or folder; check the path\n"
     misspelt = run(str(source), "--to", out, "--bins", "one")
     assert misspelt.returncode == 2
     assert "'one' is not a list of integers such as 1,2,3,6" in misspelt.stderr

@@ -105,8 +105,17 @@ def test_a_checkpoint_that_is_none(tmp_path: Path, checkpoint: Path) -> None:
 
 def test_a_checkpoint_that_cannot_be_read(tmp_path: Path, checkpoint: Path) -> None:
     write_photos(str(tmp_path / "photos"), 1)
-    with pytest.raises(UserError, match=r"config\.json cannot be read: File name too long; check the path"):
-        run(tmp_path / "photos", tmp_path / "out", tmp_path / ("long" * 100))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=r"/folder cannot be read: Input/output error; check the path"):
+        run(tmp_path / "photos", tmp_path / "out", tmp_path / "folder")
+
+
+def test_the_output_of_a_training_in_place_of_its_checkpoint(tmp_path: Path, checkpoint: Path) -> None:
+    write_photos(str(tmp_path / "photos"), 1)
+    shutil.copytree(checkpoint, tmp_path / "run" / "best")
+    with pytest.raises(UserError, match=rf"/run: is the output of a training run; use its best .*{tmp_path}/run/best$"):
+        run(tmp_path / "photos", tmp_path / "out", tmp_path / "run")
 
 
 def test_int8_without_a_calibration_or_with_a_gpu(tmp_path: Path, checkpoint: Path) -> None:

@@ -18,6 +18,20 @@ from pipeline.config.data import DataConfig, EvalDataConfig
 from pipeline.config.training import ProtocolConfig
 from pipeline.errors import UserError
 
+CONFIG = "config.json"  # of a checkpoint folder, beside the weights
+
+
+def check_is_checkpoint(uri: str) -> None:
+    """Raise UserError if the folder holds no checkpoint, without importing torch, which takes seconds."""
+    if storage.exists(storage.join(uri, CONFIG)):
+        return
+    best = storage.join(uri, "best")
+    if storage.exists(storage.join(best, CONFIG)):
+        raise UserError(f"checkpoint {uri}: is the output of a training run; use its best checkpoint, {best}")
+    raise UserError(
+        f"checkpoint {uri}: {CONFIG} does not exist; use a folder that jobs/train.py or jobs/import_weights.py wrote"
+    )
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -36,6 +50,7 @@ class Checkpoint:
 
         Raises: UserError if the folder is missing, damaged or not a checkpoint.
         """
+        check_is_checkpoint(uri)
         import models
 
         with storage.local_copy(uri) as folder:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import ray
 
 from pipeline.cluster import ray_internals
+from pipeline.console import log
 from pipeline.errors import UserError
 
 # Minimum logical CPUs of a local Ray. With fewer, the stages of a pipeline wait for each other's CPUs.
@@ -24,7 +25,8 @@ MANY_PROCESSES = "worker processes have been started on node"
 def connect(verbose: bool = False) -> None:
     """Connect to the cluster at RAY_ADDRESS (set inside submitted jobs), or start a local Ray if it is not set.
 
-    A local Ray ends with this process. An existing connection is kept.
+    A local Ray ends with this process. An existing connection is kept. Prints a line first, because either takes
+    seconds.
 
     Raises: UserError if no cluster listens at RAY_ADDRESS.
     """
@@ -40,8 +42,10 @@ def _init(verbose: bool, level: int) -> None:
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
     address = os.environ.get("RAY_ADDRESS")
     if address:
+        log(f"Connecting to Ray at {address}")
         require_listener(address)
     else:
+        log("Starting Ray on this machine")
         options |= {"address": "local", "num_cpus": max(LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
     with nullcontext() if verbose else ray_internals.hide_core_messages():
         ray.init(**options)

@@ -149,7 +149,11 @@ class OptimizationConfig(Section):
         description="Recompute the backbone's activations in the backward pass: less memory, more time.",
     )
     seed: int = Field(0, ge=0, description="Random seed of initialization, shuffling and augmentation.")
-    log_every: int = Field(10, ge=1, description="Steps between progress lines in the log.")
+    log_every: int = Field(
+        10,
+        ge=1,
+        description="Steps between progress lines in the log; fewer in a run that would have less than ten lines.",
+    )
 
     @property
     def prediction_precision(self) -> str:

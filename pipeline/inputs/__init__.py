@@ -6,7 +6,7 @@ from itertools import chain, pairwise
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.config.inputs import InputConfig
+from pipeline.config.inputs import SOURCES, InputConfig
 from pipeline.errors import UserError
 from pipeline.inputs import inventory, list_files, manifests, prefixes
 from pipeline.inputs.patterns import folder_of, is_glob
@@ -14,7 +14,7 @@ from pipeline.inputs.selection import ImageSelection
 from pipeline.inputs.uris import Names, Resolver, folder_above
 from pipeline.storage.places import home_of, place_prefix
 
-__all__ = ["check_no_output_inside_input", "list_images"]
+__all__ = ["check_inputs_exist", "check_no_output_inside_input", "list_images"]
 
 
 def list_images(config: InputConfig) -> Iterator[pa.Table]:
@@ -35,6 +35,14 @@ def list_images(config: InputConfig) -> Iterator[pa.Table]:
         *(_inventory(uri, config) for uri in config.inventory),
     ]
     return _selected(chain.from_iterable(sources), selection)
+
+
+def check_inputs_exist(config: InputConfig) -> None:
+    """Raise UserError for an input that does not exist, within seconds. Globs are passed over."""
+    for source in SOURCES:
+        for uri in getattr(config, source):
+            if not is_glob(uri) and not storage.exists(uri):
+                raise UserError(f"{source} {uri}: no files found; check the prefix or pattern")
 
 
 def check_no_output_inside_input(config: InputConfig, output: str) -> None:

@@ -110,6 +110,12 @@ def absolute(uri: str) -> str:
     return filesystem.unstrip_protocol(path)
 
 
+def require(uri: str, setting: str) -> None:
+    """Raise UserError if there is no file or folder at the URI that a setting names."""
+    if not exists(uri):
+        raise UserError(f"{setting} {uri}: no such file or folder; check the path")
+
+
 def read_bytes(uri: str) -> bytes:
     """Return the content of one file. Raises UserError."""
     with explained(uri):

@@ -15,6 +15,7 @@ from pipeline import storage
 from pipeline.cluster import connection
 from pipeline.cluster.progress_actor import ProgressUpdate, start_progress_actor, watched
 from pipeline.cluster.reservation import reserve_resources
+from pipeline.cluster.shared_files import check_shared
 from pipeline.cluster.sizing import Reservation, check_capacity
 from pipeline.config.jobs import TrainConfig
 from pipeline.config.training import ValidationConfig, WorkersConfig
@@ -63,6 +64,8 @@ def train(config: TrainConfig, command: Sequence[str] = ()) -> TrainSummary:
     _check_images(config, train_pairs, val_pairs)
     resolved = claim_run(output, config, {"train": len(train_pairs), "val": len(val_pairs)})
     connection.connect(config.verbose)
+    first = train_pairs[0]
+    check_shared({"output": output, "weights": config.weights, "image": first.image_uri, "annotation": first.label_uri})
     workers = Reservation("workers", config.workers.fewest, config.workers.cpus, config.workers.gpu)
     remedy = "lower workers.count or workers.cpus, or add nodes"
     check_capacity("workers", [workers, predictors_of(config.validation)], connection.resources(), remedy)
