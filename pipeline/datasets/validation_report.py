@@ -4,10 +4,10 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import cycle
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
 from pipeline import storage
@@ -15,13 +15,13 @@ from pipeline.datasets import Pair, load_pair
 from pipeline.datasets.pairs import FINDING_KINDS
 from pipeline.datasets.validation import DatasetCheck, SplitCheck
 from pipeline.errors import UserError
-from pipeline.html import charts
+from pipeline.html.charts import COLORS
 from pipeline.html.page import data_uri, render
 from pipeline.images.codec import overlay, shrink
 
 TERMINAL_CLASSES = 40  # if there are more, only the rarest are printed
 TERMINAL_EXAMPLES = 5
-PICTURES = 6
+PICTURES = 4  # of each split
 PICTURE_SIDE = 480  # pixels
 
 
@@ -63,7 +63,7 @@ def write_report(check: DatasetCheck, pairs: dict[str, list[Pair]], output: str)
     """Write OUTPUT/dataset.json and OUTPUT/dataset.html. Raises UserError."""
     about = as_json(check)
     storage.write_bytes(storage.join(output, "dataset.json"), json.dumps(about, indent=1).encode())
-    page = render("dataset.html", check=check, about=about, chart=_chart(check), pictures=_pictures(check, pairs))
+    page = render("dataset.html", check=check, about=about, bars=_bars(check), pictures=_pictures(check, pairs))
     storage.write_bytes(storage.join(output, "dataset.html"), page)
 
 
@@ -132,52 +132,38 @@ def _size(found: SplitCheck) -> str:
     return f"{narrow} to {wide} x {low} to {high} pixels"
 
 
-def _chart(check: DatasetCheck) -> str | None:
-    """Return a bar chart of class frequencies as SVG, or None if no pixel is labeled.
+def _bars(check: DatasetCheck) -> list[dict[str, Any]]:
+    """Return the id of each class and its bars, one per split: color, and length as a percentage of the longest bar.
 
-    Classes are sorted by their frequency in the first split, the most frequent at the top.
+    Classes are sorted by their frequency in the first split, the most frequent first. Empty if no pixel is labeled.
     """
-    splits = {split: _shares(found) for split, found in check.splits.items()}
-    present = [100 * share for shares_K in splits.values() for share in shares_K if share]
-    if not present:
-        return None
-    order = np.argsort(next(iter(splits.values())), kind="stable")
-    names = [check.data.classes[k].name for k in order]
-    thickness = 0.8 / len(splits)
-    with charts.style():
-        drawn = charts.figure(9, 0.8 + 0.2 * len(names))
-        axes = drawn.subplots()
-        for number, (split, shares_K) in enumerate(splits.items()):
-            places = np.arange(len(names)) + 0.4 - thickness * (number + 0.5)
-            axes.barh(places, 100 * shares_K[order], thickness, label=split)
-        axes.set_yticks(np.arange(len(names)), names)
-        axes.set_ylim(-0.6, len(names) - 0.4)
-        axes.set_xscale("log")
-        axes.set_xlim(left=min(present) / 2)  # keeps the bar of the rarest class visible
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.set_xlabel("percentage of the labeled pixels (log scale)")
-        axes.grid(visible=False, axis="y")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(splits))
-    return charts.svg(drawn)
+    shares_SK = np.stack([_shares(found) for found in check.splits.values()])
+    if not shares_SK.any():
+        return []
+    lengths_SK = 100 * shares_SK / shares_SK.max()
+    return [
+        {"class_id": k, "bars": list(zip(cycle(COLORS), lengths_SK[:, k].tolist(), strict=False))}
+        for k in np.argsort(-shares_SK[0], kind="stable").tolist()
+    ]
 
 
 def _pictures(check: DatasetCheck, pairs: dict[str, list[Pair]]) -> list[dict[str, str]]:
-    """Return some images of the first split, evenly spread, each next to its annotation overlay.
+    """Return some images of each split, evenly spread, each with its annotation overlay.
 
     Skips images that cannot be read.
     """
     palette = np.array([entry.color for entry in check.data.classes], np.uint8)
-    listed = next(iter(pairs.values()))
     pictures = []
-    for number in range(min(PICTURES, len(listed))):
-        pair = listed[number * len(listed) // PICTURES if len(listed) > PICTURES else number]
-        try:
-            image_HW3, label_HW = load_pair(pair, check.data)
-        except UserError:
-            continue  # already reported as a finding
-        # overlay() leaves pixels whose id is beyond the palette unchanged.
-        shown_HW = np.where(label_HW == check.data.ignore_index, len(palette), label_HW)
-        mixed_HW3 = overlay(image_HW3, shown_HW, palette)
-        both_HW3 = np.concatenate([shrink(image_HW3, PICTURE_SIDE), shrink(mixed_HW3, PICTURE_SIDE)], axis=1)
-        pictures.append({"source": data_uri(both_HW3), "name": pair.image_uri})
+    for split, listed in pairs.items():
+        shown = min(PICTURES, len(listed))
+        for pair in (listed[number * len(listed) // shown] for number in range(shown)):
+            try:
+                image_HW3, label_HW = load_pair(pair, check.data)
+            except UserError:
+                continue  # already reported as a finding
+            # overlay() leaves pixels whose id is beyond the palette unchanged.
+            shown_HW = np.where(label_HW == check.data.ignore_index, len(palette), label_HW)
+            views = {"image": image_HW3, "annotated": overlay(image_HW3, shown_HW, palette)}
+            sources = {view: data_uri(shrink(picture_HW3, PICTURE_SIDE)) for view, picture_HW3 in views.items()}
+            pictures.append({"split": split, "name": pair.image_uri, **sources})
     return pictures

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import s3fs
+from playwright.sync_api import expect
 
 from pipeline import storage
 from pipeline.config.data import DataConfig
@@ -19,6 +21,7 @@ from pipeline.datasets.validation import BLOCK, DatasetCheck, SplitCheck, read_b
 from pipeline.datasets.validation_report import as_json, summary, write_report
 from pipeline.errors import UserError
 from pipeline.storage import s3_client
+from tests.browser import browser, opened, outside
 from tests.pipeline.samples import encoded, random_image, write_file
 
 HEIGHT, WIDTH = 6, 8
@@ -193,8 +196,7 @@ def test_the_report_stands_alone_and_escapes_what_it_shows(tmp_path: Path) -> No
     write_report(check, {"train": list_pairs(data, "train")}, str(tmp_path / "out"))
     page = (tmp_path / "out/dataset.html").read_text()
     assert "file:///a &lt;b&gt;.png" in page
-    assert "<svg" in page
-    assert page.count("data:image/jpeg;base64,") == 1
+    assert page.count("data:image/jpeg;base64,") == 2  # the image, and the same with its annotation
     assert 'src="http' not in page
     assert "href=" not in page.replace('xlink:href="#', "").replace('href="#', "")
     about = json.loads(storage.read_bytes(str(tmp_path / "out/dataset.json")))
@@ -206,6 +208,45 @@ def test_the_report_stands_alone_and_escapes_what_it_shows(tmp_path: Path) -> No
         ("unreadable image", "error", 1),
         ("class that never occurs", "warning", 1),
     ]
+
+
+def both_splits(tmp_path: Path) -> Path:
+    """The report of a train and a val split, each with pairs that can be read and one whose annotation is missing."""
+    data = data_config(tmp_path)
+    for split, number in (("train", 7), ("val", 2)):
+        for n in range(number):
+            add_pair(tmp_path, f"{n}", np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 3, split=split)
+    pairs = {split: list_pairs(data, split) for split in ("train", "val")}
+    (tmp_path / "annotations" / "val" / "1.png").unlink()
+    check = filled_check(data)
+    check.splits["val"] = SplitCheck(2, "4567", np.array([50, 30, 20]), np.array([2, 2, 2]), images=2)
+    write_report(check, pairs, str(tmp_path / "out"))
+    return tmp_path / "out" / "dataset.html"
+
+
+def test_the_report_has_images_of_each_split(tmp_path: Path) -> None:
+    captions = re.findall(r"<figcaption>(\w+) · [^<]*/(\d)\.png</figcaption>", both_splits(tmp_path).read_text())
+    assert captions == [("train", "0"), ("train", "1"), ("train", "3"), ("train", "5"), ("val", "0")]
+
+
+def test_bars_of_class_frequencies_are_linear_and_sorted(tmp_path: Path) -> None:
+    page = both_splits(tmp_path).read_text()
+    rows = re.findall(r'class="bars">(.*?)</td>', page)
+    assert [re.findall(r"width:([\d.]+)%", row) for row in rows] == [
+        ["100.00", "55.56"],  # sky: 90% and 50%
+        ["11.11", "33.33"],
+        ["0.00", "22.22"],
+    ]
+    assert "90.0000%" in page
+    assert "30.0000%" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_report_fits_a_phone(tmp_path: Path, dark: bool) -> None:
+    with browser() as chromium, opened(chromium, both_splits(tmp_path), width=390, dark=dark) as page:
+        assert outside(page) == []
+        expect(page.get_by_text("annotation", exact=True).first).to_be_visible()
 
 
 def test_a_report_of_nothing_but_errors_can_be_written(tmp_path: Path) -> None:
