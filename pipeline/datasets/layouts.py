@@ -164,7 +164,7 @@ def _without_suffixed(
     suffixed = {name: f"{name}{suffix}" for name in lone_images if f"{name}{suffix}" in lone}
     name, label_name = next(iter(suffixed.items()))
     message = f"{len(suffixed):,} annotation(s) are named like {label_name} for image {name}"
-    listing.add("suffix of annotations", labels.files[label_name].uri, f"{message}: set data.label_suffix: {suffix}")
+    listing.add("suffix of annotations", labels.files[label_name].uri, f"{message}: data.label_suffix: {suffix}")
     lone -= set(suffixed.values())
     return [name for name in lone_images if name not in suffixed], [name for name in lone_labels if name in lone]
 

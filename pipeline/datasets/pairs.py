@@ -75,7 +75,7 @@ FINDING_KINDS = {
     "unreadable list": FindingKind(True, "fix these lines"),
     OUTSIDE: FindingKind(True, "if these files are part of the dataset, add their prefix to data.allow"),
     "missing image": FindingKind(True, "add the images or remove them from the list"),
-    "suffix of annotations": FindingKind(True, "or rename the annotations"),
+    "suffix of annotations": FindingKind(True, "set data.label_suffix, or rename the annotations"),
     "missing annotation": FindingKind(True, "add the annotations or remove the images"),
     "two files for one name": FindingKind(True, "keep one of them"),
     "unreadable image": FindingKind(True, "repair the image, or remove it and its annotation"),

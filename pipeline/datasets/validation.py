@@ -395,6 +395,8 @@ def _remedies(check: DatasetCheck) -> dict[str, str]:
     }
     if absent := remedy_for_absent(ids, data):
         remedies["class that never occurs"] = absent
+    elif check.totals["ids outside the classes"] or check.totals["unknown colors"]:
+        remedies["class that never occurs"] = "fix the errors first, since their pixels may be of the class"
     if label_map := ignored_foreground(ids, data):
         mapped = f"if {data.ignore_index} is {class_name(data, 1)}, set data.label_map: {label_map}"
         remedies |= dict.fromkeys(

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from pipeline.images.formats import ImageError, opened, quiet
+from pipeline.images.formats import ImageError, format_of, opened, quiet
 from pipeline.images.pixels import load, orientation, turned
 
 Color = tuple[int, int, int]
@@ -16,7 +16,7 @@ LOSSY = "which changes label ids and colors: export the annotations again as PNG
 # Values of TIFF's compression tag: JPEG, JPEG 2000, WebP, JPEG XL.
 LOSSY_TIFF = frozenset({6, 7, 33003, 33004, 33005, 34712, 34892, 50001, 50002, 52546})
 _GRAY_STEPS = {2: 85, 4: 17}  # Pillow stretches gray samples of few bits to 0 ... 255
-_EXIF_MARKS = (b"Exif", b"eXIf", b"exif", b"EXIF", b"tiff:Orientation")
+_PNG_ORIENTATION = (b"eXIf", b"tEXtRaw profile type exif", b"zTXtRaw profile type exif", b"iTXtXML:com.adobe.xmp")
 
 
 class UnknownColorError(ImageError):
@@ -73,11 +73,22 @@ def is_one_bit(content: bytes) -> bool:
 
 def exif_orientation(content: bytes) -> int:
     """Return the EXIF orientation of an image that can be opened, 1 to 8; it is 1 for TIFF, which has no other."""
+    format = format_of(content)
     # Pillow decodes the pixels of a PNG to find EXIF data behind them, so look only where there are such data.
-    if not any(mark in content for mark in _EXIF_MARKS):
+    if format not in ("JPEG", "PNG", "WEBP") or (format == "PNG" and not _png_has_orientation(content)):
         return 1
     with quiet():
         return orientation(opened(content))
+
+
+def _png_has_orientation(content: bytes) -> bool:
+    """Return True if a PNG has a chunk that may hold an EXIF orientation; reads the chunks' heads, not the pixels."""
+    position = 8
+    while position + 8 <= len(content):
+        if content.startswith(_PNG_ORIENTATION, position + 4):
+            return True
+        position += 12 + int.from_bytes(content[position : position + 4], "big")
+    return False
 
 
 def _lossless(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:

@@ -41,9 +41,7 @@ def test_a_suffix_of_annotations_is_recognized_and_its_option_named_once(tmp_pat
         touch(tmp_path, f"images/train/{number}.jpg", f"annotations/train/{number}{suffix}.png")
     (finding,) = list_split(data_config(tmp_path), "train").findings
     assert finding.kind == "suffix of annotations"
-    assert finding.message == (
-        f"20 annotation(s) are named like 0{suffix} for image 0: set data.label_suffix: {suffix}"
-    )
+    assert finding.message == (f"20 annotation(s) are named like 0{suffix} for image 0: data.label_suffix: {suffix}")
     assert len(met(data_config(tmp_path, label_suffix=suffix))) == 20
 
 

@@ -130,6 +130,7 @@ def test_unknown_colors_are_listed_with_counts_and_the_classes_to_paste(tmp_path
         classes = yaml.safe_load(f"data:\n  {block}")["data"]["classes"]
         assert {tuple(entry["color"]) for entry in classes} == {(200, 0, 9), (0, 0, 0), (7, 8, 9), (128, 0, 0)}
         assert {"name": "road", "color": [128, 0, 0]} in classes, "with the name that it has"
+    assert "remove it from data.classes" not in text
     right = DataConfig.model_validate({"root": str(tmp_path), "classes": classes})
     assert checked(right).errors == 0
 
