@@ -97,6 +97,7 @@
     stage.classList.toggle("nothing", !image && !colored);
     legend.replaceChildren(...picture.classes.map(([id, share, confidence]) => legendItem(id, share, confidence)));
     setView(1, 0, 0);
+    pointed.hidden = true;
     pinned = mask = null;
     only(null);
     colored?.decode().then(() => {
