@@ -32,13 +32,13 @@ help:
 
 # Made again whenever the list of dependencies or their pinned versions change.
 .venv/.demo: pyproject.toml constraints.txt scripts/install.sh
-	@echo "Installing what the demo needs in .venv: 6.4 GB, most of it torch's CUDA build; some minutes"
-	scripts/install.sh "$(PYTHON)" demo
+	@echo "Installing what the demo needs in .venv: 6.4 GB, most of it torch's CUDA build; some minutes (log: .venv/install.log)"
+	@scripts/install.sh "$(PYTHON)" demo
 	@touch $@
 
 .venv/.ready: .venv/.demo
 	@echo "Installing what the tests need in .venv: 1.6 GB more"
-	scripts/install.sh "$(PYTHON)" dev
+	@scripts/install.sh "$(PYTHON)" dev
 	@touch $@
 
 setup: .venv/.ready
