@@ -11,8 +11,8 @@ from pipeline.console import run_job, warn_deprecated
 def main(argv: list[str], prog: str = "jobs/demo.py") -> None:
     parser = Parser(
         prog,
-        "Write the built-in scenes to a local S3 bucket, train a small PSPNet on them, label photos, then "
-        "query the results and write a report. Options that are not listed here are passed on to jobs/train.py.",
+        "Write the built-in scenes to a local S3 bucket, train a small PSPNet on them, label photos, then query "
+        "the results and write reports. Options that are not listed here are passed on to jobs/train.py.",
         ("", "--num-train 120 --epochs 4"),
     )
     parser.add_argument(
@@ -31,7 +31,7 @@ def main(argv: list[str], prog: str = "jobs/demo.py") -> None:
     arguments, train_options = parser.parse_known_args(argv)
     if arguments.folder is not None:
         warn_deprecated("option --folder", "--to")
-    from jobs import query, report, segment_bucket, train
+    from jobs import make_scenes, query, report, segment_bucket, train
     from pipeline.console import duration, log
     from pipeline.demo.run import Jobs, run_demo
 
@@ -42,7 +42,7 @@ def main(argv: list[str], prog: str = "jobs/demo.py") -> None:
         arguments.num_val,
         arguments.num_photos,
         train_options,
-        Jobs(train.main, segment_bucket.main, query.main, report.main),
+        Jobs(make_scenes.main, train.main, segment_bucket.main, query.main, report.main),
     )
     log(f"Finished in {duration(time.monotonic() - start)}")
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,20 +10,26 @@ from pathlib import Path
 import psutil
 import pytest
 
+from jobs import demo as demo_job
+from pipeline.demo.run import MARK
+from pipeline.errors import UserError
 from pipeline.query import engine
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, RunJob
+from tests.in_process import run_script
 from tests.requirements import SHM
-
-pytestmark = [pytest.mark.slow, SHM.mark]
 
 SMALL = ["--num-train", "16", "--num-val", "4", "--num-photos", "12", "--optimization.epochs", "1"]
 
 
+@pytest.mark.slow
+@SHM.mark
 @pytest.mark.timeout(900)
-def test_it_takes_an_earlier_demos_place_shows_everything_and_leaves_no_process(tmp_path: Path) -> None:
+def test_it_takes_an_earlier_demos_place_and_leaves_what_it_announces_and_no_process(
+    tmp_path: Path, run_job: RunJob
+) -> None:
     demo = tmp_path / "demo"
     earlier = [demo / "labels" / "masks" / "part-earlier.parquet", demo / "runs" / "scenes" / "best" / "earlier.json"]
-    for path in (*earlier, demo / "mine.txt"):
+    for path in (*earlier, demo / "mine.txt", demo / MARK):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("of an earlier demo, or not a demo's")
     mark = {"SCENEPARSE_TEST_MARK": str(tmp_path)}
@@ -43,15 +50,56 @@ def test_it_takes_an_earlier_demos_place_shows_everything_and_leaves_no_process(
     assert "15 of 15 images" in printed
     assert "broken-text.jpg: NotAnImage at decode" in printed
     assert re.search(r"mIoU of the masks against the ground truth: 0\.\d+", printed)
+    assert re.search(r"0\.\d+ at 129 x 129\. The scenes of training and validation are all 129 x 129, ", printed)
     assert "images/s" in printed
     assert "percent_of_pixels" in printed
-    assert (tmp_path / "demo" / "report.html").stat().st_size > 100_000
-    assert (tmp_path / "demo" / "photos.jpg").stat().st_size > 10_000
-    connection = engine.connect(str(tmp_path / "demo" / "labels"))
-    assert connection.sql("SELECT status, count(*) FROM masks GROUP BY status ORDER BY status").fetchall() == [
-        ("error", 3),
-        ("ok", 12),
-    ]
+    results = printed.partition("These results are in")[2].partition("== Run next")[0]
+    announced = re.findall(r"^  (\S+)  ", results, re.MULTILINE)
+    assert announced == ["report.html", "photos.jpg", "photos", "labels", "runs/scenes", "scenes"]
+    assert all((demo / name).exists() for name in announced)
+    run = {path.name for path in (demo / "runs" / "scenes").iterdir()}
+    assert run > {"best", "last", "report.html", "history.jsonl"}
+    assert not [name for name in run if name.startswith("checkpoint_")]
+    report = (demo / "report.html").read_text()
+    assert "data:image" in report
+    assert "s3://" not in report, "the report leads to the deleted bucket"
+    assert (demo / "photos.jpg").stat().st_size > 10_000
+    rows = engine.connect(str(demo / "labels")).sql("SELECT image_uri, status FROM masks").fetchall()
+    assert {uri for uri, _ in rows} == {path.as_uri() for path in (demo / "photos").iterdir()}
+    assert sorted(status for _, status in rows) == ["error"] * 3 + ["ok"] * 12
+
+    for command in re.findall(r"^  (\S+ jobs/.*)$", printed.partition("== Run next")[2], re.MULTILINE):
+        _, script, *options = shlex.split(command)
+        done = run_job(script, *options)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    assert (demo / "evaluation" / "evaluation.html").exists()
+    assert engine.connect(str(demo / "more-labels")).sql("SELECT count(*) FROM masks").fetchall() == [(4,)]
+    # The photos are where the rows lead, so that jobs that read them again work without the bucket.
+    for script, *options in (
+        ("jobs/verify.py", "--input", str(demo / "photos")),
+        ("jobs/export_masks.py", "--format", "overlay", "--to", str(demo / "overlays")),
+    ):
+        done = run_script(script, str(demo / "labels"), *options)
+        assert done.returncode == 0, done.stdout + done.stderr
+    # The command that is printed for the scenes makes the same files elsewhere.
+    (command,) = re.findall(r"^== python (jobs/make_scenes\.py .*)$", printed, re.MULTILINE)
+    script, *options = shlex.split(command.replace(str(demo / "scenes"), str(tmp_path / "again")))
+    assert run_script(script, *options).returncode == 0
+    assert _files(tmp_path / "again") == _files(demo / "scenes")
+
+
+def test_a_folder_that_may_be_the_users_own_is_refused_and_kept(tmp_path: Path) -> None:
+    photo = tmp_path / "photos" / "holiday.jpg"
+    photo.parent.mkdir()
+    photo.write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"/photos exists and may be your own.* choose another"):
+        demo_job.main(["--to", str(tmp_path)])
+    assert photo.read_bytes() == b"mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _processes_with(mark: dict[str, str]) -> list[psutil.Process]:

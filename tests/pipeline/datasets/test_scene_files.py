@@ -11,6 +11,7 @@ from pipeline.datasets import list_pairs, load_pair
 from pipeline.datasets.scene_files import FIRST_VAL
 from pipeline.datasets.scenes import CLASSES, scene
 from pipeline.errors import UserError
+from pipeline.images.codec import encode_image
 
 
 def test_scenes_are_read_back_as_a_training_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,12 +31,21 @@ def test_scenes_are_read_back_as_a_training_set(tmp_path: Path, capsys: pytest.C
             assert np.abs(image_HW3.astype(int) - expected_HW3).mean() < 8
 
 
+def test_the_share_of_right_cues_is_that_of_the_option(tmp_path: Path) -> None:
+    make_scenes.main(["--to", str(tmp_path), "--num-train", "1", "--num-val", "1", "--cues-right", "0.9"])
+    image_HW3, _ = scene(0, 0, cues_right=0.9)
+    assert (tmp_path / "images/train/000000.jpg").read_bytes() == encode_image(image_HW3)
+    assert not np.array_equal(image_HW3, scene(0, 0)[0])
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         (["--width", "63"], "'63' is not an integer from 64 to 4096"),
         (["--num-train", "0"], "'0' is not an integer from 1 to 100000"),
         (["--num-val", "many"], "'many' is not an integer"),
+        (["--cues-right", "1.5"], "'1.5' is not a number from 0 to 1"),
+        (["--cues-right", "most"], "'most' is not a number from 0 to 1"),
     ],
 )
 def test_a_wrong_number_is_refused(tmp_path: Path, options: list[str], expected: str) -> None:
