@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pipeline.config.data import DataConfig
 from pipeline.config.dataset_formats import Color, has_own_classes
 from pipeline.datasets.pairs import SHOWN
+from pipeline.images.label_files import is_one_bit
 
 MAX_VALUES = 1024  # kept of one task: depth maps and blended colors have any number
 MAX_CLASSES = 256  # more colors than this are no classes
 UNSIGNED_VOID = (2**16 - 1, 2**32 - 1)  # -1 in samples without a sign
 WHITE = 255
+ONE_BIT, BLACK_AND_WHITE = "1 bit, with ids 0 and 1", f"8 bits, with ids 0 and {WHITE}"  # forms of binary masks
 
 
 @dataclass
@@ -131,6 +133,36 @@ def ignored_foreground(ids: Iterable[int], data: DataConfig) -> str | None:
     if is_ignored and found <= {0, data.ignore_index} and _ids_are_class_ids(data):
         return yaml_map({data.ignore_index: 1})
     return None
+
+
+@dataclass(frozen=True)
+class BinaryMasks:
+    """Number of masks of one form, and the first of them."""
+
+    count: int
+    example: str
+
+
+def form_of(label: bytes, raw_ids: set[int]) -> str | None:
+    """Return the form of a binary mask: ONE_BIT, BLACK_AND_WHITE, or None if it is another annotation."""
+    if raw_ids <= {0, 1}:
+        return ONE_BIT if is_one_bit(label) else None
+    return BLACK_AND_WHITE if raw_ids == {0, WHITE} else None
+
+
+def two_foregrounds(forms: Mapping[str, BinaryMasks], data: DataConfig) -> str | None:
+    """Return what is wrong if binary masks of both forms occur and their foregrounds are not the same class."""
+    one_bit, white = forms.get(ONE_BIT), forms.get(BLACK_AND_WHITE)
+    if not one_bit or not white or data.label_map.get(WHITE, WHITE) == data.label_map.get(1, 1):
+        return None
+    return (
+        f"{white.count:,} mask(s) have {BLACK_AND_WHITE}, but {one_bit.count:,} have {ONE_BIT}, such as "
+        f"{one_bit.example}: the same foreground has two ids"
+    )
+
+
+def remedy_for_two_foregrounds(data: DataConfig) -> str:
+    return f"if the foreground is {class_name(data, 1)}, set data.label_map: {{{WHITE}: 1}}"
 
 
 def _ids_are_class_ids(data: DataConfig) -> bool:

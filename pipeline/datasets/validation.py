@@ -26,14 +26,19 @@ from pipeline.config.jobs import ValidateDatasetConfig
 from pipeline.console import duration, log
 from pipeline.datasets import Cell, Pair, PairError, fingerprint, list_split
 from pipeline.datasets.label_advice import (
-    WHITE,
+    BLACK_AND_WHITE,
+    ONE_BIT,
+    BinaryMasks,
     Values,
     class_name,
+    form_of,
     ignored_foreground,
     merged,
     remedy_for_absent,
     remedy_for_colors,
     remedy_for_ids,
+    remedy_for_two_foregrounds,
+    two_foregrounds,
 )
 from pipeline.datasets.loading import (
     OUTSIDE,
@@ -48,7 +53,7 @@ from pipeline.datasets.loading import (
 )
 from pipeline.datasets.pairs import FINDING_KINDS, SHOWN, DatasetFinding
 from pipeline.errors import UserError, raise_user_error
-from pipeline.images.label_files import UnknownColorError, is_one_bit
+from pipeline.images.label_files import UnknownColorError
 
 PAIRS_PER_BLOCK = 32  # plus the rest of a table's row group, which is read as a whole
 MAX_PER_BLOCK = 256
@@ -56,7 +61,6 @@ EXAMPLES = 100  # kept per kind of finding
 SECONDS_BETWEEN_LINES = 10.0
 HASH_BYTES = 16
 MOSTLY = 0.5  # fraction of a split's pixels; a warning tells if more are ignored
-ONE_BIT, BLACK_AND_WHITE = "1 bit, with ids 0 and 1", f"8 bits, with ids 0 and {WHITE}"
 UNREAD = bytes(HASH_BYTES)  # stands in for the hash of an image that cannot be read
 
 BLOCK = pa.schema([("split", pa.string()), ("start", pa.int64()), ("pairs", pa.binary())])
@@ -95,14 +99,6 @@ class SplitCheck:
     def ignored_share(self) -> float:
         """Fraction of the pixels of readable annotations that are ignored."""
         return self.ignored / max(1, self.ignored + int(self.pixels_K.sum()))
-
-
-@dataclass(frozen=True)
-class BinaryMasks:
-    """Number of masks of one form, and the first of them."""
-
-    count: int
-    example: str
 
 
 @dataclass
@@ -295,7 +291,7 @@ def _read_pair(pair: Pair, image: bytes | UserError, label: bytes | UserError, d
         label_HW = open_label(pair, _given(label), data)
         raw_ids, counts = label_counts(label_HW)
         seen.ids.add(dict(zip(raw_ids.tolist(), counts.tolist(), strict=True)))
-        seen.form = _form(_given(label), set(raw_ids.tolist()))
+        seen.form = form_of(_given(label), set(raw_ids.tolist()))
         class_ids = class_ids_of(raw_ids, pair, data)
         known = (class_ids != OUTSIDE) & (class_ids != data.ignore_index)
         np.add.at(seen.pixels_K, class_ids[known], counts[known])
@@ -307,13 +303,6 @@ def _read_pair(pair: Pair, image: bytes | UserError, label: bytes | UserError, d
         with seen.noted("annotation", pair.label_uri):
             check_sizes(pair, image_HW3, label_HW, turns_of(_given(image), _given(label)))
     return seen
-
-
-def _form(label: bytes, raw_ids: set[int]) -> str | None:
-    """Return the form of a binary mask: ONE_BIT, BLACK_AND_WHITE, or None if it is another annotation."""
-    if raw_ids <= {0, 1}:
-        return ONE_BIT if is_one_bit(label) else None
-    return BLACK_AND_WHITE if raw_ids <= {0, WHITE} else None
 
 
 def _given(content: bytes | UserError) -> bytes:
@@ -374,24 +363,17 @@ def _of_binary_masks(check: DatasetCheck) -> Iterator[DatasetFinding]:
             f"splits {', '.join(check.splits)}",
             f"all label ids are 0 or {data.ignore_index}, and {data.ignore_index} is ignore_index",
         )
-    one_bit, white = check.forms.get(ONE_BIT), check.forms.get(BLACK_AND_WHITE)
-    if one_bit and white and data.label_map.get(WHITE, WHITE) != data.label_map.get(1, 1):
-        yield DatasetFinding(
-            "masks of 1 and of 8 bits",
-            white.example,
-            f"{white.count:,} mask(s) have {BLACK_AND_WHITE}, but {one_bit.count:,} have {ONE_BIT}, such as "
-            f"{one_bit.example}: the same foreground has two ids",
-        )
+    if problem := two_foregrounds(check.forms, data):
+        yield DatasetFinding("masks of 1 and of 8 bits", check.forms[BLACK_AND_WHITE].example, problem)
 
 
 def _remedies(check: DatasetCheck) -> dict[str, str]:
     """Return the next step for kinds of findings that depend on all label ids and colors of the dataset."""
     data, ids = check.data, check.ids.pixels
-    foreground = f"if the foreground is {class_name(data, 1)}, set data.label_map: {{{WHITE}: 1}}"
     remedies = {
         "ids outside the classes": remedy_for_ids(ids, data),
         "unknown colors": remedy_for_colors(check.colors, data),
-        "masks of 1 and of 8 bits": foreground,
+        "masks of 1 and of 8 bits": remedy_for_two_foregrounds(data),
     }
     if absent := remedy_for_absent(ids, data):
         remedies["class that never occurs"] = absent

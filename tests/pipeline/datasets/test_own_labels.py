@@ -173,7 +173,9 @@ def test_masks_of_1_bit_between_masks_of_0_and_255_are_an_error(tmp_path: Path) 
     names = ("background", "crack")
     check = checked(data_config(tmp_path, names))
     assert check.totals["masks of 1 and of 8 bits"] == 1
-    assert "2 mask(s) have 8 bits, with ids 0 and 255, but 1 have 1 bit" in text_of(check)
+    for message in (text_of(check), message_of_training(data_config(tmp_path, names))):
+        assert "2 mask(s) have 8 bits, with ids 0 and 255, but 1 have 1 bit" in message
+        assert pasted(message) == {255: 1}
     assert checked(data_config(tmp_path, names, label_map={255: 1})).errors == 0
 
 
