@@ -2,7 +2,7 @@
 
 from pipeline.config.jobs import AblateConfig
 from pipeline.config.loading import load_settings
-from pipeline.console import log, run_job
+from pipeline.console import log, run_job, when_interrupted
 
 
 def main(argv: list[str], prog: str = "jobs/ablate.py") -> None:
@@ -14,7 +14,8 @@ def main(argv: list[str], prog: str = "jobs/ablate.py") -> None:
     storage.require(config.data.root, "data.root")
     from pipeline.ablate.run import ablate
 
-    ablation = ablate(config)
+    with when_interrupted("Run the same command again: finished trainings stay, and the others resume."):
+        ablation = ablate(config)
     for table in ablation.tables:
         log(f"\n{table.text()}")
     log(f"\nTables   {ablation.report}")

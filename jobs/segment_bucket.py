@@ -2,7 +2,7 @@
 
 from pipeline.config.jobs import SegmentConfig
 from pipeline.config.loading import load_settings
-from pipeline.console import duration, log, run_job
+from pipeline.console import duration, log, run_job, when_interrupted
 
 
 def main(argv: list[str], prog: str = "jobs/segment_bucket.py") -> int:
@@ -20,10 +20,13 @@ def main(argv: list[str], prog: str = "jobs/segment_bucket.py") -> int:
         from pipeline.plan.run import make_plan
         from pipeline.plan.text import plan_lines
 
-        for line in plan_lines(make_plan(config)):
+        with when_interrupted("Run the same command again; it starts from the beginning. The output is unchanged."):
+            lines = plan_lines(make_plan(config))
+        for line in lines:
             log(line)
         return 0
-    summary = segment(config)
+    with when_interrupted("Labeled images are saved part by part; run the same command again to label the rest."):
+        summary = segment(config)
     images = sum(summary.outcomes.values())
     log(f"Output      {summary.output} (masks/, class_stats/, classes.parquet, runs/{summary.run_id}.json)")
     listed = summary.listed

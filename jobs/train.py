@@ -2,7 +2,7 @@
 
 from pipeline.config.jobs import TrainConfig
 from pipeline.config.loading import load_settings
-from pipeline.console import log, run_job
+from pipeline.console import log, run_job, when_interrupted
 
 
 def main(argv: list[str], prog: str = "jobs/train.py") -> None:
@@ -18,7 +18,8 @@ def main(argv: list[str], prog: str = "jobs/train.py") -> None:
     from pipeline.train.run import train
     from pipeline.train.verdict import verdict_lines
 
-    summary = train(config, argv)
+    with when_interrupted("Run the same command again: training resumes from its last checkpoint."):
+        summary = train(config, argv)
     log(f"Best checkpoint  {summary.best}")
     log(f"Last checkpoint  {summary.last}")
     log(f"Report           {summary.report}")

@@ -1,8 +1,11 @@
 """Start, end and terminal output of every job."""
 
 import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
@@ -32,21 +35,43 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
+@contextmanager
+def when_interrupted(message: str) -> Iterator[None]:
+    """Let `run_job` print the message if the `with` block is interrupted: what is saved, and what to do next."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(message)
+        raise
+
+
 def run_job(job: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Run a job with `argv` (default: the command line's arguments) and exit with its code.
 
-    Exit codes: 0 success; 1 incomplete output or problems found; 2 an error that the user can fix; 130 interrupted.
-    A UserError is printed to stderr as a plain message; any other exception is a bug and shows its traceback.
+    Exit codes: 0 success; 1 incomplete output or problems found; 2 an error that the user can fix; 130 interrupted by
+    Ctrl-C; 143 stopped by SIGTERM. A UserError is printed to stderr as a plain message; any other exception is a bug
+    and shows its traceback.
     """
+    received = [signal.SIGINT]
+
+    def interrupt(number: int, frame: object) -> None:
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
     try:
         _check_models_not_shadowed()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, interrupt)  # which `ray job stop` sends
         sys.exit(job(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         log(f"error: {error}", sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("Interrupted. Run the same command again to resume.", file=sys.stderr, flush=True)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        # In a terminal, the cursor is behind a progress bar or the echo of Ctrl-C.
+        start = "\n" if sys.stderr.isatty() else ""
+        message = getattr(error, "__notes__", ["Run the same command again; it starts from the beginning."])[-1]
+        log(f"{start}Interrupted. {message}", sys.stderr)
+        sys.exit(128 + received[-1])
 
 
 def _check_models_not_shadowed() -> None:

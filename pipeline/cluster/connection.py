@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -47,8 +49,11 @@ def _init(verbose: bool, level: int) -> None:
     else:
         log("Starting Ray on this machine")
         options |= {"address": "local", "num_cpus": max(LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     with nullcontext() if verbose else ray_internals.hide_core_messages():
         ray.init(**options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # a local Ray has set its own handler, which ends without a message
     if not verbose:
         ray_internals.suppress_raylet_messages(MANY_PROCESSES)
 

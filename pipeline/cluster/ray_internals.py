@@ -115,6 +115,11 @@ def suppress_raylet_messages(notice: str) -> None:
     ray._private.worker.print_to_stdstream = show_others
 
 
+def let_ctrl_c_interrupt(trainer: Any) -> None:
+    """Let Ctrl-C raise KeyboardInterrupt from `trainer.fit()`, which would end the process without a message."""
+    trainer._register_sigint_handler = lambda controller: None
+
+
 def map_blocks(dataset: "ray.data.Dataset", function: Callable[..., Any], **options: Any) -> "ray.data.Dataset":
     """Call `Dataset.map_batches` for unsplit blocks, which it refuses if the function's actors reserve GPUs."""
     return dataset.map_batches_internal(function, batch_size=None, **options)

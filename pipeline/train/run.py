@@ -12,7 +12,7 @@ import ray.train.torch
 
 from models.weights.checkpoint import IMAGENET_MEAN as MEAN
 from pipeline import storage
-from pipeline.cluster import connection
+from pipeline.cluster import connection, ray_internals
 from pipeline.cluster.progress_actor import ProgressUpdate, start_progress_actor, watched
 from pipeline.cluster.reservation import reserve_resources
 from pipeline.cluster.shared_files import check_shared
@@ -127,6 +127,7 @@ def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validat
         ),
         validation_config=ray.train.ValidationConfig(fn=validator, ray_remote_kwargs={"num_cpus": 0}),
     )
+    ray_internals.let_ctrl_c_interrupt(trainer)
     is_elastic = workers.fewest < workers.most
     log("Starting the workers and preparing the first batch")
     try:

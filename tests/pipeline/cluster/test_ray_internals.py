@@ -148,6 +148,17 @@ def test_suppressed_messages_of_the_raylet(monkeypatch: pytest.MonkeyPatch, caps
         assert connection.MANY_PROCESSES not in printed
 
 
+def test_handler_of_ctrl_c_during_training() -> None:
+    import inspect
+
+    from ray.train.torch import TorchTrainer
+
+    with verified("the handler of SIGINT in fit"):
+        assert "self._register_sigint_handler(controller)" in inspect.getsource(TorchTrainer.fit) + inspect.getsource(
+            TorchTrainer._initialize_and_run_controller
+        )
+
+
 def test_wording_of_the_suppressed_messages() -> None:
     with verified("the wording of the messages that are suppressed"):
         terminated, dead = NOTICES_OF_LOSS
