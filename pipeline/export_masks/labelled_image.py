@@ -15,6 +15,7 @@ from pipeline.config.data import MAX_PIXELS
 from pipeline.errors import UserError
 from pipeline.export_masks.target_names import split_ending
 from pipeline.images.codec import ImageError, decode_image, decode_mask
+from pipeline.query.named_queries import suggestion
 
 OTHERS = "python jobs/verify.py --deep finds all damaged masks"
 
@@ -41,13 +42,14 @@ class Classes:
         return len(self.names)
 
     def ids(self, option: str, names: Collection[str]) -> frozenset[int]:
-        """Return the ids of classes that an option names. Raises UserError for unknown names."""
-        unknown = [name for name in names if name not in self.names]
-        if unknown:
-            raise UserError(
-                f"{option}: {', '.join(map(repr, unknown))}: not a class of the output; its classes are "
-                f"{', '.join(self.names)}"
-            )
+        """Return the ids of classes that an option names. Raises UserError, with close matches, for unknown names."""
+        problems = [
+            f"{name!r}: not a class of the output; {suggestion(name, self.names, 'its classes are')}"
+            for name in names
+            if name not in self.names
+        ]
+        if problems:
+            raise UserError("\n  ".join([f"{option}: {problems[0]}", *problems[1:]]))
         return frozenset(map(self.names.index, names))
 
     def as_csv(self, **more: list[int]) -> bytes:

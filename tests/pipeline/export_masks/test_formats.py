@@ -233,8 +233,17 @@ def test_the_users_mapping_beats_the_names() -> None:
 def test_a_class_that_cityscapes_lacks_must_be_mapped() -> None:
     with pytest.raises(UserError, match="no class named grass, tree, house; set the label id of each"):
         cityscapes.Mapping.of(classes_of(["sky", "grass", "tree", "house"]), {})
-    with pytest.raises(UserError, match="'gras': not a class of the output; its classes are sky"):
-        cityscapes.Mapping.of(classes_of(["sky"]), {"gras": 3})
+
+
+def test_an_unknown_class_is_answered_with_close_matches_or_the_classes() -> None:
+    with pytest.raises(UserError, match=r"^label_ids: 'gras': not a class of the output; did you mean grass\?$"):
+        cityscapes.Mapping.of(classes_of(["sky", "grass"]), {"gras": 3})
+    with pytest.raises(UserError) as error:
+        classes_of(["person", "car"]).ids("things", ["Person", "dog", "car"])
+    assert str(error.value) == (
+        "things: 'Person': not a class of the output; did you mean person?\n"
+        "  'dog': not a class of the output; its classes are person, car"
+    )
 
 
 def test_cityscapes_pngs_are_gray_and_named_as_its_scripts_want_them() -> None:
