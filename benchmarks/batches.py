@@ -21,6 +21,7 @@ import torch
 
 import models
 from benchmarks import machine
+from models.inference.interpolation import both_taps
 from models.inference.masks import label_batch
 from models.inference.preprocessing import NetworkInputs, padded_size
 
@@ -81,7 +82,8 @@ def as_one_batch(predictor: models.Predictor, images_NHW3: torch.Tensor) -> obje
     padded = padded_size(size, align_corners)
     inputs = NetworkInputs(images_NHW3, padded, predictor.mean_3)
     logits_NhwK = predictor.network(inputs.rows(0, padded[0]))
-    return label_batch(logits_NhwK, size, padded, size, align_corners, with_confidence_map=False)
+    taps = both_taps(logits_NhwK.shape[1:3], size, padded, size, align_corners)
+    return label_batch(logits_NhwK, *taps, with_confidence_map=False)
 
 
 if __name__ == "__main__":

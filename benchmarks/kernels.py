@@ -60,7 +60,7 @@ def labels() -> None:
     compare(
         "class, confidence and statistics of 473 x 473 x 150",
         {
-            "kernel": lambda: masks.label(logits_hwK, size, size, size, True, True),
+            "kernel": lambda: masks.label(logits_hwK, *taps, True),
             "torch in strips": lambda: masks.label_in_strips(logits_hwK[None], *taps, True),
             "torch.compile, without statistics": lambda: compiled(logits_hwK[None], rows, columns),
         },

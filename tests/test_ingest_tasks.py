@@ -12,7 +12,7 @@ from pipeline.config.loading import load_settings
 from pipeline.datasets import list_pairs
 from pipeline.errors import UserError, user_error
 from pipeline.train import batches as ingest
-from pipeline.train.batches import Batch, BatchSchedule, put_pairs, training_batches
+from pipeline.train.batches import Batch, BatchSchedule, WorkerShare, put_pairs, share, training_batches
 from tests.scene_data import SIZE, TRAIN_OPTIONS, write_training_set
 
 pytestmark = pytest.mark.slow
@@ -39,15 +39,10 @@ def plan_of(config: TrainConfig) -> BatchSchedule:
 def batches(
     config: TrainConfig, first: int = 0, total: int = PER_EPOCH, rank: int = 0, world_size: int = 1, cpus: int = 2
 ) -> list[Batch]:
-    found = training_batches(
-        plan_of(config),
-        put_pairs(list_pairs(config.data, "train")),
-        first_step=first,
-        total_steps=total,
-        rank=rank,
-        world_size=world_size,
-        cpus=cpus,
-    )
+    plan = plan_of(config)
+    part = share(plan.batch_size, rank, world_size)
+    worker = WorkerShare(plan, put_pairs(list_pairs(config.data, "train")), part, cpus)
+    found = training_batches(worker, first, total)
     # Copied: what Ray hands out is a view of its store.
     return [Batch(*(array.copy() for array in batch)) for batch in found]
 

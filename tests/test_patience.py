@@ -13,7 +13,7 @@ from pipeline.cluster.ray_data import map_tables
 from pipeline.config.jobs import TrainConfig
 from pipeline.config.loading import load_settings
 from pipeline.datasets import list_pairs
-from pipeline.train.batches import BatchSchedule, put_pairs, training_batches
+from pipeline.train.batches import BatchSchedule, WorkerShare, put_pairs, training_batches
 from tests.scene_data import TRAIN_OPTIONS, write_training_set
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("connected", "impatient")]
@@ -51,5 +51,5 @@ def test_a_slow_batch_is_waited_for(tmp_path: Path) -> None:
     schedule = SlowSchedule(
         len(pairs), batch_size=4, seed=3, data=config.data, augment=config.augment, fill=(0.0, 0.0, 0.0)
     )
-    batches = training_batches(schedule, put_pairs(pairs), first_step=0, total_steps=1, rank=0, world_size=1, cpus=1)
+    batches = training_batches(WorkerShare(schedule, put_pairs(pairs), slice(0, schedule.batch_size), 1), 0, 1)
     assert len(list(batches)) == 1

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.inference.interpolation import Taps, TapTensors, both_taps, mix
+from models.inference.interpolation import Taps, TapTensors, mix
 from models.inference.label_statistics import BatchStatistics, KernelStatistics, library
 from models.inference.prediction import Prediction, concatenate
 
@@ -27,45 +27,32 @@ STRIP_BYTES_GPU = 512 * 2**20
 
 
 def label_batch(
-    logits_NhwK: Tensor,
-    size: tuple[int, int],
-    padded: tuple[int, int],
-    output_size: tuple[int, int],
-    align_corners: bool,
-    with_confidence_map: bool,
-    max_strip_bytes: int | None = None,
+    logits_NhwK: Tensor, rows: Taps, columns: Taps, with_confidence_map: bool, max_strip_bytes: int | None = None
 ) -> Prediction:
     """Return the masks of a batch with their statistics.
 
-    `logits_NhwK` is contiguous float32 on any device, of images of `size` (rows, columns) that were padded to
-    `padded`; the masks have `output_size`. `max_strip_bytes` limits the memory of upsampled logits that are evaluated
-    in strips, down to one output row; the default depends on the device.
+    Args:
+        logits_NhwK: contiguous float32 on any device.
+        rows, columns: interpolation from h to H and from w to W, see `interpolation.both_taps`.
+        max_strip_bytes: limits the memory of upsampled logits that are evaluated in strips, down to one output row;
+            None: a default for the device.
     """
-    where = size, padded, output_size, align_corners
     if logits_NhwK.device.type == "cpu":
-        labeled = [label(logits_hwK, *where, with_confidence_map, max_strip_bytes) for logits_hwK in logits_NhwK]
+        labeled = [label(logits_hwK, rows, columns, with_confidence_map, max_strip_bytes) for logits_hwK in logits_NhwK]
         return concatenate(labeled)
-    rows, columns = both_taps(logits_NhwK.shape[1:3], *where)
     return label_in_strips(logits_NhwK, rows, columns, with_confidence_map, max_strip_bytes)
 
 
 def label(
-    logits_hwK: Tensor,
-    size: tuple[int, int],
-    padded: tuple[int, int],
-    output_size: tuple[int, int],
-    align_corners: bool,
-    with_confidence_map: bool,
-    max_strip_bytes: int | None = None,
+    logits_hwK: Tensor, rows: Taps, columns: Taps, with_confidence_map: bool, max_strip_bytes: int | None = None
 ) -> Prediction:
     """Return the mask of one image with its statistics, as a batch of one; otherwise as `label_batch`."""
-    rows, columns = both_taps(logits_hwK.shape[:2], size, padded, output_size, align_corners)
     kernels = library() if logits_hwK.device.type == "cpu" else None
     if kernels is None:
         return label_in_strips(logits_hwK[None], rows, columns, with_confidence_map, max_strip_bytes)
     assert logits_hwK.dtype == torch.float32
     assert logits_hwK.is_contiguous()
-    statistics = KernelStatistics(output_size, logits_hwK.shape[-1], with_confidence_map)
+    statistics = KernelStatistics((len(rows), len(columns)), logits_hwK.shape[-1], with_confidence_map)
     statistics.fill(
         kernels.label_logits,
         logits_hwK.data_ptr(),

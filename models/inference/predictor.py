@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.inference.interpolation import both_taps
+from models.inference.interpolation import Taps, both_taps
 from models.inference.masks import label, label_batch
 from models.inference.network import InferenceNetwork, compiled
 from models.inference.parallel import map_images_in_parallel
@@ -135,13 +135,17 @@ class Predictor:
         self, images_NHWC: Tensor, output_sizes: Sequence[tuple[int, int]], with_confidence_map: bool
     ) -> list[Prediction]:
         """Label each image, as a batch of one, on a CPU, where the threads that run the network also make masks."""
-        size, align_corners = (images_NHWC.shape[1], images_NHWC.shape[2]), self.architecture.align_corners
-        padded = padded_size(size, align_corners)
+        size = images_NHWC.shape[1], images_NHWC.shape[2]
 
         def label_some(images: slice) -> list[Prediction]:
             logits_NhwK = self._one_pass(images_NHWC[images])
             return [
-                label(logits_hwK, size, padded, output_size, align_corners, with_confidence_map, self.max_strip_bytes)
+                label(
+                    logits_hwK,
+                    *self._taps(logits_NhwK.shape[1:3], size, output_size),
+                    with_confidence_map,
+                    self.max_strip_bytes,
+                )
                 for logits_hwK, output_size in zip(logits_NhwK, output_sizes[images], strict=True)
             ]
 
@@ -150,11 +154,13 @@ class Predictor:
     def _label(
         self, logits_NhwK: Tensor, size: tuple[int, int], output_size: tuple[int, int], with_confidence_map: bool
     ) -> Prediction:
+        taps = self._taps(logits_NhwK.shape[1:3], size, output_size)
+        return label_batch(logits_NhwK, *taps, with_confidence_map, self.max_strip_bytes)
+
+    def _taps(self, cells: Sequence[int], size: tuple[int, int], output_size: tuple[int, int]) -> tuple[Taps, Taps]:
+        """Return the interpolation from logits of `cells` to masks of `output_size`, for images of `size`."""
         align_corners = self.architecture.align_corners
-        padded = padded_size(size, align_corners)
-        return label_batch(
-            logits_NhwK, size, padded, output_size, align_corners, with_confidence_map, self.max_strip_bytes
-        )
+        return both_taps(cells, size, padded_size(size, align_corners), output_size, align_corners)
 
     @torch.inference_mode()
     def logits_at(

@@ -50,7 +50,10 @@ def reconcile(output: str, retry_errors: Sequence[str] = (), relabel_changed: bo
     Raises: UserError.
     """
     found = Reconciled(CompletedImages(retry_errors, relabel_changed))
-    masks, class_stats = (_names(output, table, found.repaired) for table in ("masks", "class_stats"))
+    files = {table: _files(output, table) for table in ("masks", "class_stats")}
+    for table, of_table in files.items():
+        found.repaired += _remove_half_written(output, table, of_table)
+    masks, class_stats = _names(files["masks"]), _names(files["class_stats"])
     for name in sorted(class_stats - masks):
         # A listing may lag behind, so check for each file before its partner is deleted.
         if storage.exists(storage.join(output, "masks", name)):
@@ -115,9 +118,10 @@ def remove_superseded(output: str) -> list[str]:
 
     Returns: one line for each repair.
     """
-    repaired: list[str] = []
+    files = _files(output, "masks")
+    repaired = _remove_half_written(output, "masks", files)
     rewritten: set[str] = set()
-    superseded = _superseded(output, sorted(_names(output, "masks", repaired)))
+    superseded = _superseded(output, sorted(_names(files)))
     for name, rows_of_part in superseded.items():
         masks = read_table(storage.join(output, "masks", name), schema=MASKS)
         if len(rows_of_part) == len(masks):
@@ -166,16 +170,17 @@ def _commit_within(uri: str) -> float:
             return storage.write_seconds(LARGEST_PART)
 
 
-def _names(output: str, table: str, repaired: list[str]) -> set[str]:
-    """Return the part names of a table; delete half-written files, and leave all other files alone."""
-    names = set()
-    for name in _files(output, table):
-        if name.startswith(storage.PARTIAL):
-            storage.remove(storage.join(output, table, name))
-            repaired.append(f"removed {table}/{name}: half-written file")
-        elif PART.fullmatch(name):
-            names.add(name)
-    return names
+def _names(files: list[str]) -> set[str]:
+    """Return the names of parts among the files of a table."""
+    return {name for name in files if PART.fullmatch(name)}
+
+
+def _remove_half_written(output: str, table: str, files: list[str]) -> list[str]:
+    """Delete the half-written files of a table, and return a line for each. All other files are left alone."""
+    half_written = [name for name in files if name.startswith(storage.PARTIAL)]
+    for name in half_written:
+        storage.remove(storage.join(output, table, name))
+    return [f"removed {table}/{name}: half-written file" for name in half_written]
 
 
 def _files(output: str, table: str) -> list[str]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import user_error
-from pipeline.train.batches import Batch, training_batches
+from pipeline.train.batches import Batch, WorkerShare, share, training_batches
 from pipeline.train.worker_group import WorkerGroup
 from pipeline.train.worker_spec import WorkerSpec
 
@@ -18,15 +18,9 @@ def load_batches(spec: WorkerSpec, workers: WorkerGroup, first_step: int) -> Ite
 
     Raises: TrainingAborted on all workers if one of them gets a UserError. All workers must read the same steps.
     """
-    batches = training_batches(
-        spec.schedule,
-        spec.pairs,
-        first_step=first_step,
-        total_steps=spec.total_steps,
-        rank=workers.rank,
-        world_size=workers.world_size,
-        cpus=spec.config.workers.ingest_cpus,
-    )
+    part = share(spec.schedule.batch_size, workers.rank, workers.world_size)
+    worker = WorkerShare(spec.schedule, spec.pairs, part, spec.config.workers.ingest_cpus)
+    batches = training_batches(worker, first_step, spec.total_steps)
     for _ in range(first_step, spec.total_steps):
         batch = next_batch(batches, workers)
         yield to_tensor(batch.images_NHW3, workers.device), to_tensor(batch.labels_NHW, workers.device)

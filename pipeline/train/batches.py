@@ -102,24 +102,34 @@ class BatchSchedule:
         return random_crop(image_HW3, label_HW, self.augment, self.fill, self.data.ignore_index, rng)
 
 
-def training_batches(
-    schedule: BatchSchedule, pairs_ref: Any, *, first_step: int, total_steps: int, rank: int, world_size: int, cpus: int
-) -> Iterator[Batch]:
-    """Yield one worker's share of each global batch from `first_step` on; up to `cpus` tasks prepare them in advance.
+@dataclass(frozen=True)
+class WorkerShare:
+    """One worker's part of every global batch."""
+
+    schedule: BatchSchedule
+    pairs_ref: Any  # of put_pairs
+    part: slice  # of a global batch, see `share`
+    cpus: int  # tasks that prepare batches in advance
+
+    @property
+    def batch_bytes(self) -> int:
+        """Size of this worker's images and labels of one step."""
+        count = self.part.stop - self.part.start
+        return max(1, self.schedule.batch_bytes * count // self.schedule.batch_size)
+
+
+def training_batches(worker: WorkerShare, first_step: int, total_steps: int) -> Iterator[Batch]:
+    """Yield one worker's share of each global batch from `first_step` on.
 
     Raises: the errors of `load_pair`, wrapped by Ray, at the batch that contains the pair.
     """
-    part = share(schedule.batch_size, rank, world_size)
-    batch_bytes = max(1, schedule.batch_bytes * (part.stop - part.start) // schedule.batch_size)
-    steps = min(DATASET_STEPS, max(1, DATASET_BYTES // batch_bytes))
+    steps = min(DATASET_STEPS, max(1, DATASET_BYTES // worker.batch_bytes))
     for start in range(first_step, total_steps, steps):
-        yield from _dataset(schedule, pairs_ref, start, min(start + steps, total_steps), part, batch_bytes, cpus)
+        yield from _dataset(worker, start, min(start + steps, total_steps))
 
 
-def _dataset(
-    schedule: BatchSchedule, pairs_ref: Any, first_step: int, end: int, part: slice, batch_bytes: int, cpus: int
-) -> Iterator[Batch]:
-    steps_per_task = min(TASK_STEPS, max(1, TASK_BYTES // batch_bytes))
+def _dataset(worker: WorkerShare, first_step: int, end: int) -> Iterator[Batch]:
+    steps_per_task = min(TASK_STEPS, max(1, TASK_BYTES // worker.batch_bytes))
     num_steps = end - first_step
     num_tasks = -(-num_steps // steps_per_task)
     dataset = ray.data.range(num_steps, override_num_blocks=num_tasks)
@@ -130,22 +140,23 @@ def _dataset(
     dataset.context.execution_no_progress_timeout_s = -1
     batches = dataset.map_batches(
         _make_batches,  # type: ignore[arg-type]  # Ray's type hints do not cover extra arguments
-        fn_kwargs={"schedule": schedule, "pairs_ref": pairs_ref, "first_step": first_step, "part": part},
+        fn_kwargs={"worker": worker, "first_step": first_step},
         batch_size=None,
         num_cpus=1,
-        concurrency=min(cpus, num_tasks),  # Ray warns if this exceeds the number of tasks
+        concurrency=min(worker.cpus, num_tasks),  # Ray warns if this exceeds the number of tasks
     )
     for row in batches.iter_batches(batch_size=1, prefetch_batches=BATCHES_AHEAD):
         yield Batch(row["images"][0], row["labels"][0])
 
 
 def _make_batches(
-    block: dict[str, NDArray[np.int64]], schedule: BatchSchedule, pairs_ref: Any, first_step: int, part: slice
+    block: dict[str, NDArray[np.int64]], worker: WorkerShare, first_step: int
 ) -> Iterator[dict[str, NDArray[Any]]]:
+    schedule = worker.schedule
     cv2.setNumThreads(1)
     with ThreadPoolExecutor(THREADS) as pool:
         for step in block["id"] + first_step:
-            indices = schedule.indices(int(step))[part]
+            indices = schedule.indices(int(step))[worker.part]
             crop = functools.partial(schedule.load_crop, int(step))
-            images, labels = zip(*pool.map(crop, get_pairs(pairs_ref, indices), indices.tolist()), strict=True)
+            images, labels = zip(*pool.map(crop, get_pairs(worker.pairs_ref, indices), indices.tolist()), strict=True)
             yield {"images": np.stack(images)[None], "labels": np.stack(labels).astype(schedule.label_type)[None]}

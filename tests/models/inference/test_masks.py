@@ -26,8 +26,9 @@ def fields_of(batch: Prediction, n: int = 0) -> Fields:
     return {name: None if values is None else values[n] for name, values in vars(batch).items()}
 
 
-def one(*arguments: Any) -> Fields:
-    return fields_of(label(*arguments))
+def one(logits, size, padded, output_size, align_corners, with_map, max_strip_bytes=None) -> Fields:
+    rows, columns = both_taps(logits.shape[:2], size, padded, output_size, align_corners)
+    return fields_of(label(logits, rows, columns, with_map, max_strip_bytes))
 
 
 def strips(logits, size, padded, output_size, align_corners, with_map, max_strip_bytes=None) -> Fields:
@@ -201,7 +202,7 @@ def test_a_batch_in_strips_is_its_images(num_classes: int) -> None:
     shape = (70, 90), (73, 97), (70, 90), True, True
     rows, columns = both_taps((9, 12), *shape[:4])
     in_strips = label_in_strips(logits, rows, columns, True, 4 * 2 * 3 * 90 * num_classes * 20)
-    batch = label_batch(logits, *shape)
+    batch = label_batch(logits, rows, columns, True)
     for n, logits_hwK in enumerate(logits):
         assert_equal(fields_of(in_strips, n), strips(logits_hwK, *shape))
         assert_equal(fields_of(batch, n), one(logits_hwK, *shape))
