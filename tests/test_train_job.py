@@ -8,9 +8,9 @@ import pytest
 
 import models
 from pipeline import storage
-from pipeline.images.codec import encode_image
 from tests.conftest import RunJob, make_bucket
 from tests.finished_training import OPTIONS, FinishedTraining
+from tests.pipeline.samples import encoded
 from tests.scene_data import SIZE, TRAIN_OPTIONS, write_training_set
 
 pytestmark = pytest.mark.slow
@@ -67,12 +67,13 @@ def test_another_configuration_is_refused_with_the_differing_keys(
 
 def test_a_bad_annotation_met_by_one_worker_stops_all_with_its_name(run_job: RunJob) -> None:
     root = make_bucket()
-    write_training_set(root)
-    storage.write_bytes(f"{root}/annotations/train/0007.png", encode_image(np.full((SIZE, SIZE, 3), 7, np.uint8)))
+    write_training_set(root, num_train=24)  # of which the check before the training reads two in three
+    unknown_HW3 = np.full((SIZE, SIZE, 3), (7, 8, 9), np.uint8)
+    storage.write_bytes(f"{root}/annotations/train/0005.png", encoded(unknown_HW3, "PNG"))
     done = run_job("jobs/train.py", "--data.root", root, "--output", f"{root}/run", *TRAIN_OPTIONS)
     assert done.returncode == 2
-    assert f"error: annotation {root}/annotations/train/0007.png: " in done.stderr
-    assert "(7, 7, 7)" in done.stderr  # its colour, which is no class's
+    assert f"error: annotation {root}/annotations/train/0005.png: " in done.stderr
+    assert "(7, 8, 9)" in done.stderr  # its color, which is no class's
     assert "Traceback" not in done.stderr
 
 
