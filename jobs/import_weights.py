@@ -32,6 +32,11 @@ def main(argv: list[str], prog: str = "jobs/import_weights.py") -> None:
         choices=["true", "false"],
         help="align_corners of every bilinear upsampling; default: as in the framework that the weights come from",
     )
+    parser.add_argument(
+        "--ema",
+        action="store_true",
+        help="import the moving averages that MMSegmentation 0.x saved as ema_*, instead of the parameters",
+    )
     arguments = parser.parse_intermixed_args(argv)
     to = given_to(parser, arguments)
     log("Loading PyTorch")
@@ -47,6 +52,7 @@ def main(argv: list[str], prog: str = "jobs/import_weights.py") -> None:
         read_classes(arguments.classes) if arguments.classes is not None else None,
         arguments.bins,
         None if arguments.align_corners is None else arguments.align_corners == "true",
+        arguments.ema,
     )
     model, metadata = summary.imported.model, summary.imported.metadata
     a = model.architecture

@@ -122,6 +122,22 @@ def test_a_backbone_is_not_announced_as_ready_to_segment(tmp_path: Path, capsys:
     assert "segment_bucket" not in printed
 
 
+def test_what_is_dropped_is_printed_and_ema_swaps_it(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load(source, weights_only=True)["state_dict"]
+    averages = {f"ema_{name.replace('.', '_')}": tensor for name, tensor in state.items() if "running" not in name}
+    torch.save({"model": state | averages, "optimizer": {"lr": 0.1}}, tmp_path / "with_averages.pth")
+    main([str(tmp_path / "with_averages.pth"), "--to", str(tmp_path / "plain")])
+    printed = capsys.readouterr().out
+    assert f"Note          dropped {len(averages)} (ema_backbone_stem_0_weight, " in printed
+    assert "Note          ignored beside the weights: optimizer" in printed
+    main([str(tmp_path / "with_averages.pth"), "--to", str(tmp_path / "averaged"), "--ema"])
+    assert f"Note          dropped {len(averages)} (backbone.stem.0.weight, " in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"without a moving average \(ema_\*\); import the file without ema"):
+        main([str(source), "--to", str(tmp_path / "none"), "--ema"])
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return run_script("jobs/import_weights.py", *arguments)
 

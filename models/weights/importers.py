@@ -20,7 +20,8 @@ from models.pspnet import Architecture, PSPNet
 from models.resnet import STAGE_BLOCKS, STAGE_CHANNELS
 from models.weights import mmseg_config
 from models.weights.checkpoint import Metadata
-from models.weights.safe_loading import listed, read_weights
+from models.weights.safe_loading import WeightsFile, listed, read_weights
+from models.weights.unwrapping import unwrap
 
 Shapes = Mapping[str, torch.Size]
 
@@ -124,34 +125,37 @@ def import_weights(
     classes: Sequence[str] | None = None,
     bins: Sequence[int] | None = None,
     align_corners: bool | None = None,
+    ema: bool = False,
 ) -> Imported:
     """Import a published PSPNet, or a ResNet as the backbone of a PSPNet with new heads (seed 0).
 
     `path` is a file written by torch.save or safetensors. `classes` are the class names in order; the default is the
     names in the file, or class_0, class_1, ...; a ResNet requires them. `bins` are the pyramid levels in cells per
     side, by default those in the file, or (1, 2, 3, 6) for four levels. `align_corners`, if given, overrides the
-    convention of the kind.
+    convention of the kind. `ema` imports the moving averages that MMSegmentation 0.x saves beside the parameters.
 
     Raises FileNotFoundError, and ValueError if the file cannot be read, contains code, is of an unknown kind, or has
     tensors that do not fit: different names or shapes, or values that are not finite.
     """
-    tensors, meta = read_weights(path)
+    file = read_weights(path)
     try:
-        return _import(tensors, meta, classes, bins, align_corners)
+        return _import(file, classes, bins, align_corners, ema)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def _import(
-    tensors: Mapping[str, Tensor],
-    meta: Mapping[str, Any],
+    file: WeightsFile,
     classes: Sequence[str] | None,
     bins: Sequence[int] | None,
     align_corners: bool | None,
+    ema: bool,
 ) -> Imported:
-    kind = _recognise(tensors)
-    about = mmseg_config.describe(meta)
-    ours, unknown = _renamed(tensors, kind)
+    unwrapped = unwrap(file.tensors, ema)
+    kind = _recognise(unwrapped.tensors)
+    about = mmseg_config.describe(file.meta)
+    unused = [name for name in unwrapped.tensors if kind.dropped and name.startswith(kind.dropped)]
+    ours, unknown = _renamed({name: t for name, t in unwrapped.tensors.items() if name not in unused}, kind)
     function = kind.function | {name: value for name, value in about.function.items() if value is not None}
     if bins is not None:
         function["bins"] = tuple(bins)
@@ -177,6 +181,12 @@ def _import(
             "the file has no configuration; assuming D8 (output stride 8), align_corners "
             f"{str(architecture.align_corners).lower()}"
         )
+    if dropped := unwrapped.dropped + unused:
+        notes.append(f"dropped {listed(dropped)}")
+    if unwrapped.has_averages and not ema:
+        notes.append("the file also has moving averages of the parameters (ema_*); import it with ema to use these")
+    if file.ignored:
+        notes.append(f"ignored beside the weights: {', '.join(file.ignored)}")
     return Imported(_build(architecture, ours, unknown, kind), metadata, kind.name, kind.has_heads, notes)
 
 
@@ -208,8 +218,6 @@ def _renamed(tensors: Mapping[str, Tensor], kind: WeightLayout) -> tuple[dict[st
     """Return the tensors under our names, and the names without counterpart."""
     ours, unknown = {}, []
     for name, tensor in tensors.items():
-        if kind.dropped and name.startswith(kind.dropped):
-            continue
         renamed = _replace_prefix(name, kind.prefixes.items())
         if renamed is None:
             unknown.append(name)

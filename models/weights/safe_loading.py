@@ -4,6 +4,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+# Keys under which training scripts save the state dict of a network.
+CONTAINERS = ("state_dict", "model_state_dict", "model")
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """Content of a weights file: tensors on the CPU, the file's "meta", and the keys of everything else."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+    ignored: list[str]
 
 
 class _Ignored:
@@ -35,18 +48,19 @@ _LOGS = (
 _RESAVE = (
     "If you trust its origin, save only its tensors, on a machine with the packages that the file needs: "
     "state = torch.load(FILE, map_location='cpu', weights_only=False); "
-    "torch.save(state.get('state_dict', state), 'tensors.pth'). Then import tensors.pth with its class names."
+    "torch.save(state.get('state_dict', state), 'tensors.pth'), with the key of its tensors if it is another. "
+    "Then import tensors.pth with its class names."
 )
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the metadata of a .safetensors file or of a file written by torch.save.
+def read_weights(path: str | Path) -> WeightsFile:
+    """Return the content of a .safetensors file or of a file written by torch.save.
 
-    The tensors are those of "state_dict" if the file has it, on the CPU, without DataParallel's prefix `module.`. The
-    metadata is the file's "meta", or empty. Pickles are read by torch's restricted unpickler, which builds only
-    tensors and plain values.
+    The tensors are those under a key of CONTAINERS if the file has one. The metadata is empty if the file has no
+    "meta". Pickles are read by torch's restricted unpickler, which builds only tensors and plain values.
 
-    Raises FileNotFoundError, and ValueError if the file has another format, is damaged, or contains code.
+    Raises FileNotFoundError, and ValueError if the file has another format, is damaged, contains code, or has state
+    dicts under several keys of CONTAINERS.
     """
     path = Path(path)
     if path.is_dir():
@@ -56,18 +70,26 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} contains a {type(content).__name__}, not a state dict; pass a state dict file.")
-    tensors, meta = content.get("state_dict", content), content.get("meta")
-    if not isinstance(tensors, Mapping) or not tensors:
+    found = [key for key in CONTAINERS if _has_tensors(content.get(key))]
+    if len(found) > 1:
+        raise ValueError(
+            f"{path} contains several state dicts, {', '.join(found)}; save the one to import in a file of its own."
+        )
+    tensors: Mapping[Any, Any] = content[found[0]] if found else content
+    if not tensors:
         raise ValueError(f"{path} contains no state dict; pass a state dict file.")
     foreign = [str(name) for name, value in tensors.items() if not (isinstance(name, str) and _is_plain(value))]
     if foreign:
         raise ValueError(
             f"{path} contains {listed(foreign)} that are not plain tensors; pass a state dict file, "
-            "or a file with a state dict under 'state_dict'."
+            f"or a file with a state dict under {' or '.join(map(repr, CONTAINERS))}."
         )
-    prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
-    named = {name.removeprefix(prefix): tensor.detach() for name, tensor in tensors.items()}
-    return named, dict(meta) if isinstance(meta, Mapping) else {}
+    meta = content.get("meta")
+    return WeightsFile(
+        tensors={name: tensor.detach() for name, tensor in tensors.items()},
+        meta=dict(meta) if isinstance(meta, Mapping) else {},
+        ignored=[str(key) for key in content if key not in (*found, "meta")] if found else [],
+    )
 
 
 def listed(names: list[str], shown: int = 5) -> str:
@@ -122,6 +144,10 @@ def _check_archive(path: Path) -> None:
             f"{path} has {size:,} bytes and unpacks to {unpacked:,}, but torch.save does not compress; nothing was "
             "loaded. If you trust its origin, load it and save it again with torch.save."
         )
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(entry, Tensor) for entry in value.values())
 
 
 def _is_plain(value: Any) -> bool:

@@ -33,14 +33,17 @@ def import_checkpoint(
     classes: list[str] | None = None,
     bins: tuple[int, ...] | None = None,
     align_corners: bool | None = None,
+    ema: bool = False,
 ) -> ImportSummary:
     """Convert the file `source` to a checkpoint folder at `output`; both are paths or URIs.
+
+    The other arguments are those of `import_weights`.
 
     Raises: UserError if the source cannot be imported, or if the output holds a different checkpoint.
     """
     with _local_file(source) as path:
         try:
-            imported = import_weights(path, classes, bins, align_corners)
+            imported = import_weights(path, classes, bins, align_corners, ema)
         except (ValueError, FileNotFoundError) as error:
             raise UserError(str(error).replace(str(path), source)) from error
     imported.metadata.code_version = code_version()

@@ -92,6 +92,11 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Any]) -> None:
         assert difference < TOLERANCE, f"{name} differs by {difference:.1e} of the largest value"
 
 
+def assert_same_weights(found: Imported, expected: Imported) -> None:
+    """Compare names and values, by the hash that identifies a model."""
+    assert models.model_id(found.model, found.metadata) == models.model_id(expected.model, expected.metadata)
+
+
 # The function.
 
 
@@ -185,6 +190,7 @@ def test_torchvisions_resnet_becomes_the_backbone(depth: int, import_state) -> N
         assert torch.equal(tensor, state[name]), name
     assert not imported.is_trained
     assert "untrained" in imported.notes[0]
+    assert imported.notes[1] == "dropped 2 (fc.weight, fc.bias)"
 
 
 def test_new_heads_are_always_the_same_and_other_random_numbers_go_on_undisturbed(import_state) -> None:
@@ -226,6 +232,94 @@ def test_the_ways_to_wrap_a_state_dict_make_no_difference(import_state, tmp_path
     (tmp_path / "weights.safetensors").unlink()
     assert len({models.model_id(imported.model, imported.metadata) for imported in imports}) == 1
     assert all(p.requires_grad for p in imports[-2].model.parameters())
+
+
+PREFIXED = {
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "compiled, then distributed": lambda name: f"module._orig_mod.{name}",
+    "distributed, then compiled": lambda name: f"_orig_mod.module.{name}",
+    "with a compiled backbone and blocks": lambda name: name.replace("backbone.", "backbone._orig_mod.").replace(
+        "conv1.", "conv1._orig_mod."
+    ),
+    "of Lightning": lambda name: f"model.{name}",
+    "of Lightning, compiled": lambda name: f"net._orig_mod.{name}",
+    "of Lightning, twice wrapped": lambda name: f"model.net.{name}",
+}
+
+
+@pytest.mark.parametrize("wrapping", PREFIXED)
+def test_prefixes_of_wrappers_make_no_difference(wrapping: str, import_state) -> None:
+    plain = import_state(small())
+    wrapped = import_state({PREFIXED[wrapping](name): tensor for name, tensor in small().items()})
+    assert_same_weights(wrapped, plain)
+    assert wrapped.notes == plain.notes
+
+
+@pytest.mark.parametrize("container", ["state_dict", "model_state_dict", "model"])
+def test_the_state_dict_is_found_under_its_usual_keys_and_the_rest_is_listed(container: str, tmp_path: Path) -> None:
+    optimizer = {"state": {0: {"momentum_buffer": torch.zeros(2)}}, "param_groups": [{"lr": 0.01}]}
+    torch.save({"epoch": 3, container: small(), "optimizer": optimizer, "meta": {}}, tmp_path / "weights.pth")
+    assert import_weights(tmp_path / "weights.pth").notes[-1] == "ignored beside the weights: epoch, optimizer"
+
+
+def test_class_weights_of_losses_are_dropped_and_listed(import_state) -> None:
+    state = {f"model.{name}": tensor for name, tensor in small().items()}
+    state |= {"criterion.weight": torch.ones(3), "model.loss_fn.bce.pos_weight": torch.ones(3, 1, 1)}
+    imported = import_state(state)
+    assert_same_weights(imported, import_state(small()))
+    assert imported.notes[-1] == "dropped 2 (criterion.weight, model.loss_fn.bce.pos_weight)"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("criterion.weight", (4, 3, 1, 1)), ("criterion.centers", (3,)), ("teacher.weight", (3,)), ("ema_head", (3,))],
+)
+def test_tensors_that_belong_to_no_known_loss_or_parameter_are_refused(name: str, shape: tuple, import_state) -> None:
+    with pytest.raises(ValueError, match=rf"1 \({name}\) left over"):
+        import_state(small() | {name: torch.ones(shape)})
+
+
+def test_two_networks_in_one_file_are_refused(import_state) -> None:
+    twice = {f"{wrapper}.{name}": tensor for name, tensor in small().items() for wrapper in ("model", "ema_model")}
+    with pytest.raises(ValueError, match="unknown kind of weights"):
+        import_state(twice)
+    name = "backbone.stem.0.weight"
+    with pytest.raises(ValueError, match=rf"{name} and _orig_mod\.{name} are both {name} without the prefixes"):
+        import_state(small() | {f"_orig_mod.{name}": small()[name]})
+
+
+def averages_of(state: State) -> State:
+    """Moving averages as mmcv's EMAHook registers them: of parameters alone, each as one buffer of the network."""
+    return {
+        f"ema_{name.replace('.', '_')}": torch.tensor(-1.0).expand(tensor.shape)
+        for name, tensor in state.items()
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    }
+
+
+def test_moving_averages_are_imported_only_if_asked_for(import_state) -> None:
+    state = small()
+    both = state | averages_of(state)
+    plain = import_state(both)
+    assert_same_weights(plain, import_state(state))
+    assert "moving averages" in plain.notes[-1]
+    assert f"dropped {len(averages_of(state))} (ema_backbone_stem_0_weight, " in plain.notes[-2]
+
+    averaged = import_state(both, ema=True)
+    assert all((parameter == -1).all() for parameter in averaged.model.parameters())
+    for buffer, expected in zip(averaged.model.buffers(), plain.model.buffers(), strict=True):
+        assert torch.equal(buffer, expected)
+    assert averaged.notes[-1].startswith(f"dropped {len(averages_of(state))} (backbone.stem.0.weight, ")
+
+
+def test_missing_moving_averages_are_named(import_state) -> None:
+    state = small()
+    averages = averages_of(state)
+    del averages["ema_decode_head_conv_seg_bias"]
+    with pytest.raises(ValueError, match=r"1 \(decode_head\.conv_seg\.bias\) without a moving average \(ema_\*\)"):
+        import_state(state | averages, ema=True)
+    with pytest.raises(ValueError, match="without a moving average"):
+        import_state(state, ema=True)
 
 
 def test_weights_of_half_precision_become_float32(import_state) -> None:
@@ -485,7 +579,12 @@ def test_a_folder_and_a_file_that_is_missing_are_told_apart(tmp_path: Path) -> N
     [
         ([torch.zeros(1)], "contains a list, not a state dict"),
         ({}, "contains no state dict"),
-        ({"state_dict": torch.zeros(3)}, "contains no state dict"),
+        ({"state_dict": torch.zeros(3)}, r"unknown kind of weights, with tensors 1 \(state_dict\)"),
+        ({"state_dict": {}}, r"contains 1 \(state_dict\) that are not plain tensors"),
+        (
+            {"model": {"a": torch.zeros(1)}, "state_dict": {"a": torch.zeros(1)}, "epoch": 1},
+            "contains several state dicts, state_dict, model; save the one to import in a file of its own",
+        ),
         ({"a": 1, "b": torch.zeros(1)}, r"contains 1 \(a\) that are not plain tensors"),
         ({"a": torch.eye(2).to_sparse()}, r"contains 1 \(a\) that are not plain tensors"),
     ],
