@@ -67,7 +67,7 @@ def read_weights(path: str | Path) -> WeightsFile:
         raise ValueError(f"{path} is a folder; pass the weights file.")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; pass a .pth, .pt or .safetensors file.")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} contains a {type(content).__name__}, not a state dict; pass a state dict file.")
     found = [key for key in CONTAINERS if _has_tensors(content.get(key))]
