@@ -8,6 +8,8 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
+# Weight of pages in the search: of pages that match, readers want the task's before a page on its background.
+BOOSTS = {"storage.md": 2.0, "training.md": 2.0, "decisions/": 0.5}
 LINK = re.compile(r"(!?)\[([^\]]+)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -17,7 +19,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Rewrite relative links, outside of code."""
+    """Rewrite relative links, outside of code, and weight the page in the search."""
+    for start, boost in BOOSTS.items():
+        if page.file.src_uri.startswith(start):
+            page.meta["search"] = {"boost": boost}
     folder = "" if page.file.src_uri == "index.md" else posixpath.join("docs", posixpath.dirname(page.file.src_uri))
 
     def rewritten(link: re.Match[str]) -> str:

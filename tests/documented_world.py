@@ -146,6 +146,9 @@ def _fill_checkout(folder: Path) -> None:
     torch.save(_weights(models.PSPNet(models.Architecture("resnet18", 2)).backbone), folder / "resnet50.pth")
     write_small_output(folder / "build" / "demo" / "labels")
     save_model(folder / "build" / "demo" / "runs" / "scenes" / "best")
+    (folder / "build" / "demo" / "photos").mkdir()
+    (folder / "build" / "demo" / "photos" / "photo-0000.jpg").write_bytes(_pair(0)[0])
+    (folder / "build" / "demo" / "photos" / "broken-text.jpg").write_bytes(b"not an image")
     result = {"run": "a", "experiments": ["pooling"], "backbone": "resnet18", "bins": [1], "pooling": "max"}
     result |= {"reduce": True, "auxiliary_weight": 0.4, "seed": 0, "protocol": "single-scale", "miou": 0.5}
     result |= {"pixel_accuracy": 0.8, "class_iou": [("boat", 0.25)], "steps": 3, "seconds": 1.0, "config_hash": "x"}

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.documented_blocks import PAGES
+from tests.documented_blocks import BLOCKS, PAGES
 from tests.in_process import run_script
 
 JOBS = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "jobs").glob("[!_]*.py")}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+COLUMNS = 100  # of code, which fit beside the site's navigation
+# Pages written before the rules for commands and link texts; remove a page from the set once it follows them.
+EARLIER = {"docs/images.md", "docs/inputs.md", "docs/segmentation.md", "docs/troubleshooting.md"}
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 
 
@@ -52,6 +55,41 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         if not file.exists() or (section and section not in sections(file)):
             broken.append(target)
     assert broken == []
+
+
+def test_the_text_of_a_link_is_not_the_name_of_a_page() -> None:
+    texts = re.compile(r"\[([^\]]*)\]\([^)\s]+\.md(?:#[^)]*)?\)")
+    named = [
+        (page.name, text)
+        for page in PAGES
+        if page.relative_to(REPOSITORY).as_posix() not in EARLIER
+        for text in texts.findall(page.read_text())
+        if re.fullmatch(r"`?[\w/]+\.md`?|decisions/\d+", text)
+    ]
+    assert named == []
+
+
+def test_code_is_not_wider_than_the_page_of_the_site() -> None:
+    wide = [
+        (str(block), line)
+        for block in BLOCKS
+        if block.page not in EARLIER
+        for line in block.code.splitlines()
+        if len(line) > COLUMNS
+    ]
+    assert wide == []
+
+
+def test_commands_name_the_python_of_the_checkout() -> None:
+    """After `ray job submit ... --` it is the cluster's, on a line of its own."""
+    bare = [
+        (str(block), line)
+        for block in BLOCKS
+        if block.page not in EARLIER
+        for line in block.code.splitlines()
+        if re.match(r"(\$ )?python3? (jobs|benchmarks)/", line)
+    ]
+    assert bare == []
 
 
 @pytest.mark.slow

@@ -77,6 +77,8 @@ EVIDENCE = {
     "docs/exports.md": Page(files=("s3://bucket/masks/classes.csv", "coco/panoptic.json")),
     "docs/inputs.md": Page(check=rows_of_what_was_selected, long=True),
     "docs/planning.md": Page(printed=("20 nodes",), check=three_photos_are_new, prepare=add_photos, long=True),
+    "docs/pretrained.md": Page(files=("s3://bucket/runs/pretrained/best/model.safetensors",), long=True),
+    "docs/python.md": Page(printed=("photo-0000.jpg: mean confidence", "broken-text.jpg: "), files=("photo-0000.png",)),
     "docs/queries.md": Page(
         printed=('"NotAnImage"', "images-with CLASS", "percent_of_pixels", "sql>"),
         files=("s3://bucket/to-check.csv", "boats.csv"),
