@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.config.fields import Section
+from pipeline.config.fields import Section, Uri
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -246,6 +246,9 @@ class TrackingConfig(Section):
     mlflow: str | None = Field(None, description="MLflow tracking URI. If none, do not log to MLflow.")
     panel: int = Field(
         4, ge=0, description="Number of fixed validation images to show with their annotation and prediction."
+    )
+    compare: tuple[Uri, ...] = Field(
+        (), description="Outputs of other runs, whose loss and mIoU the report draws in gray beside this run's."
     )
 
     @model_validator(mode="after")

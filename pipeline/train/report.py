@@ -1,5 +1,8 @@
 """HTML report of a training run, OUTPUT/report.html, built from the files in its output."""
 
+from dataclasses import dataclass, field, replace
+from itertools import count, cycle
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.console import duration
-from pipeline.html.charts import COLORS, figure, style, svg
+from pipeline.html.charts import COLORS, INK, figure, style, svg
 from pipeline.html.page import render
 from pipeline.train.history import History, Record, finite, read_history, read_pictures
 from pipeline.train.provenance import read_starts
@@ -23,7 +26,31 @@ LONGEST_VALUE = 160  # characters; longer settings are truncated
 ROWS_IN_ONE_COLUMN = 24
 CHART_HEIGHT = 2.75  # inches, with a legend below
 
+ROWS_OF_LEGEND, ROW_HEIGHT = 2, 0.2  # rows in CHART_HEIGHT; inches of each further row
+LONGEST_IN_TWO_COLUMNS, LONGEST_LABEL = 22, 44  # characters of a legend's labels; longer ones lose their beginning
+FEW = 40  # points that are drawn as they are
+LINES = ("-", "--", ":", "-.")  # of other runs, which are all gray
+
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # x, y
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves of a run, by label, and those of other runs."""
+
+    title: str
+    curves: dict[str, Curve]
+    others: dict[str, Curve] = field(default_factory=dict)
+    smoothed: bool = False
+    dots: bool = False
+    from_zero: bool = False
+
+    def recorded(self) -> "Chart":
+        """Return the chart without empty curves."""
+        curves, others = (
+            {label: drawn for label, drawn in each.items() if len(drawn[0])} for each in (self.curves, self.others)
+        )
+        return replace(self, curves=curves, others=others)
 
 
 def build_report(output: str) -> str:
@@ -43,7 +70,7 @@ def build_report(output: str) -> str:
         name=output.rpartition("/")[2],
         output=output,
         tiles=_tiles(history, best, config),
-        charts=_charts(history),
+        charts=_charts(history, read_compared(config)),
         best=best,
         findings=judge(history, RunFacts.of(config)) if config else [],
         classes=_columns(_class_rows(best, config)),
@@ -83,20 +110,36 @@ def _ratio(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def _charts(history: History) -> list[tuple[str, Markup]]:
+def read_compared(config: dict[str, Any]) -> dict[str, History]:
+    """Return the histories of the runs in `tracking.compare`, by the shortest ends of their URIs that differ.
+
+    The history of a run that was deleted is empty. Raises UserError.
+    """
+    outputs = dict.fromkeys(config.get("tracking", {}).get("compare", []))
+    parts = [output.split("/") for output in outputs]
+    num_parts = next(n for n in count(1) if len({tuple(each[-n:]) for each in parts}) == len(parts))
+    return {"/".join(each[-num_parts:]): read_history("/".join(each)) for each in parts}
+
+
+def _charts(history: History, compared: dict[str, History]) -> list[tuple[str, Markup]]:
     """Return (title for screen readers, chart over epochs) of each quantity that has been recorded."""
-    steps, validations = history.steps, history.validations
-    end = max((record["epoch"] for record in [*steps, *validations]), default=0.0)
+    steps = history.steps
+    metrics = _metrics(history)
+    end = max(
+        (record["epoch"] for each in (history, *compared.values()) for record in [*each.steps, *each.validations]),
+        default=0.0,
+    )
     candidates = [
-        (
+        Chart(
             "Training loss",
             {"main": curve(steps, "loss"), "auxiliary": curve(steps, "auxiliary_loss")},
-            {"smoothed": True},
+            {f"{name}: main": curve(other.steps, "loss") for name, other in compared.items()},
+            smoothed=True,
         ),
-        (
+        Chart(
             "Validation",
             {
-                label: curve([{"epoch": r["epoch"], **r["metrics"]} for r in validations], key)
+                label: curve(metrics, key)
                 for label, key in (
                     ("mIoU", "miou"),
                     ("pixel accuracy", "pixel_accuracy"),
@@ -104,47 +147,57 @@ def _charts(history: History) -> list[tuple[str, Markup]]:
                     ("frequency-weighted IoU", "frequency_weighted_iou"),
                 )
             },
-            {"dots": True},
+            {f"{name}: mIoU": curve(_metrics(other), "miou") for name, other in compared.items()},
+            dots=True,
         ),
-        ("Learning rate", {"": curve(steps, "learning_rate")}, {}),
-        ("Images/s in training", {"": curve(steps, "images_per_second")}, {"smoothed": True, "from_zero": True}),
-        ("Norm of all gradients", {"": curve(steps, "gradient_norm")}, {"smoothed": True}),
+        Chart("Learning rate", {"": curve(steps, "learning_rate")}),
+        Chart("Images/s in training", {"": curve(steps, "images_per_second")}, smoothed=True, from_zero=True),
+        Chart("Norm of all gradients", {"": curve(steps, "gradient_norm")}, smoothed=True),
     ]
-    return [
-        (title, _chart(title, present, end, **options))
-        for title, curves, options in candidates
-        if (present := {label: drawn for label, drawn in curves.items() if len(drawn[0])})
-    ]
+    return [(chart.title, _draw(chart, end)) for each in candidates if (chart := each.recorded()).curves]
 
 
-def _chart(
-    title: str,
-    curves: dict[str, Curve],
-    end: float,
-    smoothed: bool = False,
-    dots: bool = False,
-    from_zero: bool = False,
-) -> Markup:
+def _metrics(history: History) -> list[Record]:
+    """Return the metrics of each validation with its epoch."""
+    return [{"epoch": record["epoch"], **record["metrics"]} for record in history.validations]
+
+
+def _draw(chart: Chart, end: float) -> Markup:
     """Draw curves over the epochs from 0 to `end`, which all charts of a report share."""
+    labels = [*chart.curves, *map(_shortened, chart.others)]
+    num_columns = 2 if max(map(len, labels)) <= LONGEST_IN_TWO_COLUMNS else 1
+    more_rows = max(0, ceil(len(labels) / num_columns) - ROWS_OF_LEGEND)
     with style():
-        drawn = figure(height=CHART_HEIGHT)
+        drawn = figure(height=CHART_HEIGHT + more_rows * ROW_HEIGHT)
         axes = drawn.subplots()
-        for (label, (x, y)), color in zip(curves.items(), COLORS, strict=False):
-            few = len(x) <= 40
-            if smoothed and not few:
-                axes.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
-                y = smooth(y)
-            marker = "o" if len(x) == 1 or (dots and few) else None
-            axes.plot(x, y, color=color, label=label, linewidth=1.6, marker=marker, markersize=3)
-        axes.set_title(title)
+        for (label, points), color in zip(chart.curves.items(), COLORS, strict=False):
+            if chart.smoothed and len(points[0]) > FEW:
+                axes.plot(*points, color=color, alpha=0.25, linewidth=0.8)
+            _plot(axes, chart, points, color=color, label=label, linewidth=1.6)
+        for (label, points), line in zip(chart.others.items(), cycle(LINES)):
+            look = {"color": INK, "linewidth": 1.2, "linestyle": line, "zorder": 1.9}  # below the run's own
+            _plot(axes, chart, points, label=_shortened(label), **look)
+        axes.set_title(chart.title)
         axes.set_xlabel("epoch")
         axes.set_xlim(0, 1.02 * end)
         axes.locator_params(nbins=6)
-        if from_zero:
+        if chart.from_zero:
             axes.set_ylim(bottom=0)
-        if len(curves) > 1:
-            drawn.legend(loc="outside lower center", ncols=2)  # not over a curve
+        if len(labels) > 1:
+            drawn.legend(loc="outside lower center", ncols=num_columns)  # not over a curve
         return svg(drawn)
+
+
+def _plot(axes: Any, chart: Chart, points: Curve, **look: Any) -> None:
+    x, y = points
+    is_long = len(x) > FEW
+    marker = "o" if len(x) == 1 or (chart.dots and not is_long) else None
+    axes.plot(x, smooth(y) if chart.smoothed and is_long else y, marker=marker, markersize=3, **look)
+
+
+def _shortened(label: str) -> str:
+    """Return the label, or its end if it is longer than a legend is wide."""
+    return label if len(label) <= LONGEST_LABEL else f"…{label[1 - LONGEST_LABEL :]}"
 
 
 def curve(records: list[Record], key: str) -> Curve:

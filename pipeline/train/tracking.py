@@ -41,6 +41,9 @@ class Tracker:
 
     def __init__(self, output: str, config: TrainConfig) -> None:
         """Continue the history in `output`, or start a new one. Raises UserError."""
+        for other in config.tracking.compare:
+            if not storage.exists(storage.join(other, HISTORY)):
+                raise UserError(f"tracking.compare {other}: has no {HISTORY}; give the output of another training run")
         self._output = output
         self._palette = np.array([entry.color for entry in config.data.classes], np.uint8)
         self._history = read_history(output)

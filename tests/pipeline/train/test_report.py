@@ -123,6 +123,56 @@ def test_charts_share_their_epochs_and_their_text_is_legible_on_a_phone(tmp_path
         assert min(sizes) * 350 / width >= 11  # a page of 390 pixels has 20 on either side
 
 
+def compared_run(folder: Path, *validations: dict[str, Any]) -> str:
+    """Write the history of another run and return its URI."""
+    history = History()
+    for record in (step_record(50), step_record(100), *validations):
+        history.add(record)
+    folder.mkdir(parents=True)
+    (folder / "history.jsonl").write_bytes(history.content())
+    return folder.as_uri()
+
+
+def test_curves_of_compared_runs_are_gray_and_named_in_the_legend(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    history = History()
+    history.add(step_record(100))
+    history.add(validation_record(100, 0.5, epoch=1))
+    long_name = "a-long-name-of-a-run-with-every-setting-lr0.001"
+    others = [
+        compared_run(tmp_path / "first" / "run", validation_record(300, 0.4, epoch=3)),
+        compared_run(tmp_path / "second" / "run"),  # not validated yet
+        compared_run(tmp_path / "second" / long_name, validation_record(100, 0.3)),
+        (tmp_path / "deleted").as_uri(),
+    ]
+    own.mkdir()
+    write_run(own, history, resolved(run_config("x")))
+    alone = charts_of(own)
+    write_run(own, history, resolved(run_config("x", compare=(*others, others[0]))))
+    loss, validation, rate, *_ = charts_of(own)
+    for name in ("first/run: main", "second/run: main", "-lr0.001: main"):
+        assert name in loss
+        assert name not in alone[0]
+    assert long_name not in loss
+    assert "first/run: mIoU" in validation
+    assert "second/run: mIoU" not in validation
+    assert "deleted" not in loss + validation
+    assert num_gray(loss) == 3
+    assert num_gray(validation) == 2
+    assert num_gray(rate) == num_gray(alone[0]) == 0
+    assert re.findall(r">([\d.]+)</text>", rate)[:4] == ["0", "1", "2", "3"], "all charts end with the longest run"
+
+
+def charts_of(output: Path) -> list[str]:
+    return re.findall(r"<svg.*?</svg>", report(output), re.DOTALL)
+
+
+def num_gray(chart: str) -> int:
+    """Return the number of gray curves. Other gray lines, of the frame and the grid, have no label in the legend."""
+    legend = chart.partition('<g id="legend_1">')[2]
+    return len(re.findall(r'<path d="[^"]*" style="[^"]*stroke: var\(--soft', legend))
+
+
 def test_150_classes_and_100_000_steps_stay_small(tmp_path: Path) -> None:
     names = [f"class {index}" for index in range(150)]
     history = History()

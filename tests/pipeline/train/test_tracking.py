@@ -328,6 +328,13 @@ def test_without_mlflow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
         Tracker(str(tmp_path), run_config(str(tmp_path), mlflow="http://127.0.0.1:1"))
 
 
+def test_a_run_to_compare_with_that_has_no_history_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    other = (tmp_path / "nowhere").as_uri()
+    with pytest.raises(UserError, match=rf"^tracking\.compare {other}: has no history\.jsonl; give the output"):
+        Tracker(str(tmp_path / "own"), run_config("out", compare=(other,)))
+    assert not (tmp_path / "own").exists()
+
+
 def test_a_password_in_the_tracking_uri_is_refused() -> None:
     with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD"):
         run_config("out", mlflow="https://me:secret@tracking.example.org")
