@@ -17,6 +17,7 @@ from pipeline import storage
 from pipeline.console import log
 from pipeline.datasets.scene_files import FIRST_VAL, PALETTE
 from pipeline.datasets.scenes import CLASSES, IGNORE_INDEX, scene
+from pipeline.demo.contact_sheet import contact_sheet
 from pipeline.demo.local_s3 import local_s3
 from pipeline.errors import UserError
 from pipeline.images.codec import decode_image, decode_mask, encode_image, overlay
@@ -107,7 +108,7 @@ def _run(name: str, job: Job, options: list[str]) -> None:
 def _show_results(folder: Path, num_photos: int) -> None:
     masks = _masks(str(folder / LABELS))
     picture = folder / "photos.jpg"
-    picture.write_bytes(encode_image(_contact_sheet(folder / PHOTOS, masks)))
+    picture.write_bytes(encode_image(_picture(folder / PHOTOS, masks)))
 
     _heading("Results")
     for line in _score_lines(num_photos, masks):
@@ -115,7 +116,7 @@ def _show_results(folder: Path, num_photos: int) -> None:
     log(f"The bucket {BUCKET} is deleted. These results are in {folder}:")
     for name, content in (
         (REPORT, "report on the labels: totals, charts, and photos with their masks; open it in a browser"),
-        (picture.name, "photos, ground truth and masks"),
+        (picture.name, "photos, ground truth, predicted masks, and a legend of the classes"),
         (PHOTOS, "labeled photos"),
         (LABELS, "tables masks, class_stats and classes"),
         (RUN, f"training run: its {REPORT}, and the checkpoints best and last"),
@@ -197,18 +198,15 @@ def _masks(output: str) -> dict[str, NDArray[np.uint8] | NDArray[np.uint16]]:
     return {uri.rpartition("/")[2]: decode_mask(content) for uri, content in rows}
 
 
-def _contact_sheet(folder: Path, masks: dict[str, NDArray[np.uint8] | NDArray[np.uint16]]) -> NDArray[np.uint8]:
-    """Draw rows of photo, ground truth and mask, at twice their size."""
+def _picture(folder: Path, masks: dict[str, NDArray[np.uint8] | NDArray[np.uint16]]) -> NDArray[np.uint8]:
+    """Draw a contact sheet of some labeled photos, all of one size."""
     rows = []
     for name, image_HW3, truth_HW in _photos(NUM_SHOWN * len(PHOTO_SIZES)):
         if image_HW3.shape[:2] != PHOTO_SIZES[0]:
             continue
-        picture = decode_image((folder / name).read_bytes())
-        panels = [picture, overlay(picture, truth_HW, PALETTE, 1.0), overlay(picture, masks[name], PALETTE, 1.0)]
-        rows.append(
-            np.concatenate([np.pad(panel, ((3, 3), (3, 3), (0, 0)), constant_values=255) for panel in panels], 1)
-        )
-    return np.concatenate(rows).repeat(2, 0).repeat(2, 1)
+        photo = decode_image((folder / name).read_bytes())
+        rows.append([photo, overlay(photo, truth_HW, PALETTE, 1.0), overlay(photo, masks[name], PALETTE, 1.0)])
+    return contact_sheet(rows, ("Photo", "Ground truth", "Prediction"), CLASSES)
 
 
 def _copy_folder(source: str, target: str, without: str | None = None) -> None:
