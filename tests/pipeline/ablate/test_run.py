@@ -1,11 +1,17 @@
-"""How many trainings of an ablation run together, so that none waits for what another one holds."""
+"""How many trainings of an ablation run together, so that none waits for what another one holds; what it resumes."""
+
+import json
+from pathlib import Path
 
 import pytest
+import yaml
 
+from pipeline import storage
 from pipeline.cluster.connection import Node, Resources
 from pipeline.config.jobs import AblateConfig
 from pipeline.config.loading import load_settings
 from pipeline.errors import UserError
+from tests.scene_data import write_training_set
 
 OPTIONS = [
     *("--output", "out", "--data.root", "photos", "--model.backbone", "resnet18"),
@@ -63,3 +69,35 @@ def test_more_than_the_cluster_holds_is_refused(options: list[str], cpus: int, g
         trials_at_once(configured(*options), cluster_of(cpus, gpus))
     assert expected in str(caught.value)
     assert f"the cluster has {cpus} and {gpus}" in str(caught.value)
+
+
+def test_a_completed_ablation_that_recorded_relative_weights_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.ablate.run import CONFIG, RECORD, _Grid, ablate
+
+    monkeypatch.chdir(tmp_path)
+    write_training_set("photos", num_train=4, num_val=2)
+    options = ["--experiments", "auxiliary", "--auxiliary-weights", "0.4", "--seeds", "3", "--batch-size", "2"]
+    weights = "models/{backbone}"
+    config = configured(*options, "--weights", weights)
+    num_images = {"train": 4, "val": 2}
+    grid = _Grid(config, config.output, num_images)
+    (trial,) = grid.trials
+    metrics = {"miou": 0.5, "pixel_accuracy": 0.75, "iou": {"sky": 0.5, "road": 0.5}}
+    record = {
+        "config_hash": grid.config_hash(trial),
+        "steps": 200,
+        "seconds": 1.0,
+        "tests": {name: {"protocol": test, "metrics": metrics} for name, test in grid.tests(trial).items()},
+    }
+    storage.write_bytes(storage.join(grid.run_folder(trial), RECORD), json.dumps(record).encode())
+    recorded = config.model_dump(mode="json", exclude={"config", "verbose"}) | {"num_images": num_images}
+    uri = storage.join(config.output, CONFIG)
+    storage.write_bytes(uri, yaml.safe_dump(recorded | {"weights": weights}).encode())
+
+    (table,) = ablate(config).tables
+    assert "50.00" in table.markdown()
+    assert yaml.safe_load(storage.read_bytes(uri))["weights"] == f"file://{tmp_path}/{weights}"
+    with pytest.raises(UserError, match=r"weights: 'file://.*/models/\{backbone\}' before, None now"):
+        ablate(configured(*options))
