@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.images.formats import IMAGE_ERRORS, ImageError, deadline, opened, quiet
+from pipeline.images.formats import IMAGE_ERRORS, ImageError, check_bytes, deadline, format_of, opened, quiet
 from pipeline.images.label_files import decode_label
 from pipeline.images.pixels import as_rgb, jpeg_pixels, load, orientation, turned
+from pipeline.images.tiff_samples import decode_tiff
 
 __all__ = [
     "IMAGE_ERRORS",
@@ -52,7 +53,10 @@ def decode_image(
     Raises: ImageError.
     """
     with deadline(seconds), quiet():
-        image = opened(content, max_pixels, max_bytes)
+        check_bytes(content, max_bytes)
+        if format_of(content) == "TIFF":
+            return np.ascontiguousarray(decode_tiff(content, max_pixels))
+        image = opened(content, max_pixels)
         pixels_HW3 = jpeg_pixels(content, image) if image.format in ("JPEG", "MPO") else None
         if pixels_HW3 is None:
             load(image)

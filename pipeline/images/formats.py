@@ -46,7 +46,7 @@ _SIGNATURES = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
     "WEBP": rb"RIFF....WEBP",
-    "TIFF": rb"II[*+]\0|MM\0\*",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
     "GIF": rb"GIF8[79]a",
     "BMP": rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0",
     "PPM": rb"P[1-6]\s",
@@ -61,7 +61,6 @@ OPENERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
     "PPM": PpmImagePlugin.PpmImageFile,
 }
 _UNSUPPORTED = {
-    "big-endian BigTIFF": rb"MM\0\+",
     "AVIF or HEIF": rb"....ftyp(?:av|he|mif|msf)",
     "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
     "JPEG XL": rb"\0\0\0\x0cJXL |\xff\x0a",
@@ -136,6 +135,12 @@ def check_pixels(width: int, height: int, max_pixels: int | None, what: str = ""
         raise ImageError("TooLarge", f"{what}{width} x {height} is {width * height} pixels; the limit is {max_pixels}")
 
 
+def check_bytes(content: bytes, max_bytes: int | None) -> None:
+    """Raise ImageError if the file exceeds the limit."""
+    if max_bytes is not None and len(content) > max_bytes:
+        raise ImageError("TooLarge", f"the file has {len(content)} bytes; the limit is {max_bytes}")
+
+
 def check_scans(content: bytes) -> None:
     """Raise ImageError if a JPEG has so many scans that a single call of its decoder would take minutes."""
     # This cheap count is an upper bound: the two bytes also occur in metadata and after the image.
@@ -149,31 +154,14 @@ def check_scans(content: bytes) -> None:
         raise ImageError("TooSlow", f"the JPEG has {scans} scans; the limit is {MAX_JPEG_SCANS}")
 
 
-def check_tiles(image: TiffImagePlugin.TiffImageFile, max_pixels: int | None) -> None:
-    """Raise ImageError if the tiles of a TIFF extend so far beyond the image that they exceed the limit."""
-    width, height = image._tile_size  # before the EXIF orientation is applied
-    tile_width = image.tag_v2.get(TiffImagePlugin.TILEWIDTH)
-    tile_height = image.tag_v2.get(TiffImagePlugin.TILELENGTH)
-    if tile_width is None or tile_height is None:
-        return
-    if not all(isinstance(side, int) and side > 0 for side in (tile_width, tile_height)):
-        raise ImageError("Corrupt", f"damaged header: its tiles are {tile_width} x {tile_height}")
-    columns, rows = -(-width // tile_width), -(-height // tile_height)
-    check_pixels(columns * tile_width, rows * tile_height, max_pixels, "with its tiles, ")
-
-
-def opened(content: bytes, max_pixels: int | None = None, max_bytes: int | None = None) -> ImageFile.ImageFile:
-    """Return the image with its header read and checked against the limits; its pixels are not decoded yet."""
-    if max_bytes is not None and len(content) > max_bytes:
-        raise ImageError("TooLarge", f"the file has {len(content)} bytes; the limit is {max_bytes}")
+def opened(content: bytes, max_pixels: int | None = None) -> ImageFile.ImageFile:
+    """Return the image with its header read and checked against the limit; its pixels are not decoded yet."""
     format = format_of(content)
     if format == "WEBP":
         check_pixels(*webp_size(content), max_pixels)
     with failures("damaged header"):
         image = OPENERS[format](io.BytesIO(content))
     check_pixels(*image.size, max_pixels)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        check_tiles(image, max_pixels)
     return image
 
 

@@ -1,18 +1,23 @@
 """Decoding of annotation files: label ids as samples, palette indices or colors. Refuses files that may hold others."""
 
+import io
 from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile
 
 from pipeline.images.formats import ImageError, format_of, opened, quiet
 from pipeline.images.pixels import load, orientation, turned
+from pipeline.images.tiff_directory import COMPRESSION, Directory
+from pipeline.images.tiff_layout import FLOAT, RGB, read_layout
+from pipeline.images.tiff_samples import decode_tiff_label
 
 Color = tuple[int, int, int]
 
 LOSSY = "which changes label ids and colors: export the annotations again as PNG, from their source"
+DEEP_COLORS = "has 16-bit colors; save its ids in one channel, or its colors in 8 bits"
 # Values of TIFF's compression tag: JPEG, JPEG 2000, WebP, JPEG XL.
 LOSSY_TIFF = frozenset({6, 7, 33003, 33004, 33005, 34712, 34892, 50001, 50002, 52546})
 _GRAY_STEPS = {2: 85, 4: 17}  # Pillow stretches gray samples of few bits to 0 ... 255
@@ -46,14 +51,15 @@ def decode_label(
     Raises: ImageError; UnknownColorError if a color is not in `colors`.
     """
     with quiet():
+        if format_of(content) == "TIFF":
+            return _tiff_label(content, colors, max_pixels, rgb_ids)
         image = _lossless(content, max_pixels)
         load(image)
         turn = orientation(image)
     if (colors or rgb_ids) and image.mode in ("RGB", "RGBA"):
         if _bits(content, image) == 16:
-            raise ImageError("NotALabelMap", "has 16-bit colors; save its ids in one channel, or its colors in 8 bits")
-        colored_HW3 = turned(np.asarray(image.convert("RGB")), turn)
-        return _ids_of_channels(colored_HW3) if rgb_ids or not colors else _ids_of_colors(colored_HW3, colors)
+            raise ImageError("NotALabelMap", DEEP_COLORS)
+        return _ids_of_rgb(turned(np.asarray(image.convert("RGB")), turn), colors, rgb_ids)
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise ImageError(
             "NotALabelMap",
@@ -65,9 +71,35 @@ def decode_label(
     return np.ascontiguousarray(turned(samples_HW, turn), np.int32)
 
 
+def _tiff_label(
+    content: bytes, colors: Mapping[Color, int] | None, max_pixels: int | None, rgb_ids: bool
+) -> NDArray[np.int32]:
+    if Directory(io.BytesIO(content), len(content)).number(COMPRESSION, 1) in LOSSY_TIFF:
+        raise ImageError("NotALabelMap", f"is TIFF with lossy compression, {LOSSY}")
+    samples_HWC, layout = decode_tiff_label(content, max_pixels)
+    if layout.photometric == RGB and (colors or rgb_ids):
+        if layout.dtype != np.uint8 or layout.bits != 8:
+            raise ImageError("NotALabelMap", DEEP_COLORS)
+        return _ids_of_rgb(samples_HWC[..., :3].astype(np.uint8, copy=False), colors, rgb_ids)
+    if layout.bands != 1 or layout.sample_format == FLOAT:
+        raise ImageError("NotALabelMap", f"has {layout}, but label ids require a single channel of integers")
+    samples_HW = samples_HWC[..., 0]
+    if layout.bits >= 32 and (lowest_and_highest := _beyond_int32(samples_HW)):
+        raise ImageError("NotALabelMap", f"has samples from {lowest_and_highest}, but label ids have 32 bits")
+    return np.ascontiguousarray(samples_HW, np.int32)
+
+
+def _beyond_int32(samples_HW: NDArray[np.generic]) -> str | None:
+    lowest, highest = int(samples_HW.min()), int(samples_HW.max())
+    limits = np.iinfo(np.int32)
+    return None if limits.min <= lowest and highest <= limits.max else f"{lowest} to {highest}"
+
+
 def is_one_bit(content: bytes) -> bool:
     """Return True if the samples of an image have one bit: its label ids are 0 and 1. Raises ImageError."""
     with quiet():
+        if format_of(content) == "TIFF":
+            return read_layout(Directory(io.BytesIO(content), len(content))).bits == 1
         return opened(content).mode == "1"
 
 
@@ -111,8 +143,6 @@ def _lossy_format(image: ImageFile.ImageFile, content: bytes) -> str | None:
         return "JPEG"
     if image.format == "WEBP" and _is_lossy_webp(content):
         return "lossy WebP"
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(TiffImagePlugin.COMPRESSION) in LOSSY_TIFF:
-        return "TIFF with lossy compression"
     return None
 
 
@@ -132,9 +162,11 @@ def _bits(content: bytes, image: Image.Image) -> int:
     """Return the bits of a sample in the file, 8 where the format has no other; of palettes, the bits of an index."""
     if image.format == "PNG":
         return content[24]  # the header is always the first chunk
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (8,)))
     return 8
+
+
+def _ids_of_rgb(colored_HW3: NDArray[np.uint8], colors: Mapping[Color, int] | None, rgb_ids: bool) -> NDArray[np.int32]:
+    return _ids_of_channels(colored_HW3) if rgb_ids or not colors else _ids_of_colors(colored_HW3, colors)
 
 
 def _ids_of_channels(colored_HW3: NDArray[np.uint8]) -> NDArray[np.int32]:

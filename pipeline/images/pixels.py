@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile
 
 from pipeline.images import libtiff_errors
 from pipeline.images.formats import ImageError, check_scans, failures
@@ -43,8 +43,6 @@ def load(image: ImageFile.ImageFile) -> None:
 
 def orientation(image: ImageFile.ImageFile) -> int:
     """Return the EXIF orientation, 1 to 8, that has not been applied to the pixels yet."""
-    if image.format == "TIFF":
-        return 1  # Pillow has already applied it
     try:
         turn = image.getexif().get(ORIENTATION, 1)
     except Exception:  # an image with damaged metadata is still usable
@@ -70,7 +68,7 @@ def jpeg_pixels(content: bytes, image: ImageFile.ImageFile) -> NDArray[np.uint8]
     try:
         with failures("cannot be decoded"):
             if image.mode == "CMYK":
-                return _without_ink(simplejpeg.decode_jpeg(content, "CMYK"))
+                return without_ink(simplejpeg.decode_jpeg(content, "CMYK"))
             return simplejpeg.decode_jpeg(content, "RGB")
     except ImageError as error:
         if error.kind != "Corrupt" or any(damage in error.message.lower() for damage in DAMAGE):
@@ -78,8 +76,8 @@ def jpeg_pixels(content: bytes, image: ImageFile.ImageFile) -> NDArray[np.uint8]
         return None  # for example stray bytes between segments, which every viewer skips
 
 
-def _without_ink(cmyk_HW4: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Convert a CMYK JPEG to RGB; all programs store the inks inverted, following Adobe."""
+def without_ink(cmyk_HW4: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Convert inverted inks (as in all CMYK JPEGs, following Adobe), H x W x 4, to RGB."""
     black_HW = np.ascontiguousarray(cmyk_HW4[..., 3])
     return np.dstack([cv2.multiply(cmyk_HW4[..., ink], black_HW, scale=1 / 255) for ink in range(3)])
 
@@ -87,9 +85,9 @@ def _without_ink(cmyk_HW4: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def as_rgb(image: ImageFile.ImageFile, content: bytes) -> NDArray[np.uint8]:
     """Return a decoded image of any mode as H x W x 3."""
     transparency = image.info.get("transparency")
-    if image.mode in ("I;16", "I;16B", "I", "F"):
-        samples_HW, black, white = _samples(image)
-        gray_HW = _scaled(samples_HW, black, white)
+    if image.mode in ("I;16", "I;16B", "I"):
+        samples_HW = np.asarray(image)
+        gray_HW = scaled(samples_HW, 0, 2**16 - 1)
         if isinstance(transparency, int):
             gray_HW[samples_HW == transparency] = 255
         return np.dstack([gray_HW] * 3)
@@ -108,25 +106,10 @@ def as_rgb(image: ImageFile.ImageFile, content: bytes) -> NDArray[np.uint8]:
         return np.asarray(image.convert("RGB"))
 
 
-def _samples(image: ImageFile.ImageFile) -> tuple[NDArray[Any], float, float]:
-    """Return samples of more than 8 bits, H x W, with the values of black and white, the ends of their range."""
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    bits, signed = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0], tags.get(TiffImagePlugin.SAMPLEFORMAT) == (2,)
-    samples_HW = np.asarray(image)
-    if image.mode == "F":
-        white = 1.0 if np.max(samples_HW, initial=0, where=np.isfinite(samples_HW)) < FLOAT_ONE else 255.0
-    else:
-        white = 2.0 ** (bits - signed) - 1
-        if bits == 32 and not signed:
-            samples_HW = samples_HW.view(np.uint32)  # Pillow supports only signed 32-bit samples
-    inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
-    return (samples_HW, white, 0.0) if inverted else (samples_HW, 0.0, white)
-
-
-def _scaled(samples_HW: NDArray[Any], black: float, white: float) -> NDArray[np.uint8]:
-    """Return samples as 8-bit gray; NaN becomes black."""
+def scaled(samples_HW: NDArray[Any], black: float, white: float) -> NDArray[np.uint8]:
+    """Return samples, H x W or H x W x C, as 8-bit ones; NaN becomes black."""
     gray_HW = np.empty(samples_HW.shape, np.uint8)
-    rows = max(1, STRIP_SAMPLES // samples_HW.shape[1])
+    rows = max(1, STRIP_SAMPLES // (samples_HW[0].size or 1))
     for start in range(0, len(samples_HW), rows):
         strip = (samples_HW[start : start + rows].astype(np.float64) - black) * (255 / (white - black))
         gray_HW[start : start + rows] = np.nan_to_num(strip).round().clip(0, 255)

@@ -17,19 +17,27 @@ SAMPLES, PLANES, SAMPLE_FORMAT, XMP = 277, 284, 339, 700
 STRIP_OFFSETS, ROWS_PER_STRIP, STRIP_BYTES = 273, 278, 279
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
 LAYOUT = (WIDTH, LENGTH, STRIP_OFFSETS, ROWS_PER_STRIP, STRIP_BYTES, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES)
-# Tags that define how samples are stored and shown. The numbers are fill order, two fax options, predictor, palette,
-# inks, extra samples, JPEG tables, YCbCr coefficients, subsampling and positions, and reference black and white.
+FILL_ORDER, PREDICTOR, COLOR_MAP, INK_SET, EXTRA_SAMPLES = 266, 317, 320, 332, 338
+# Tags that define how samples are stored and shown. The numbers are two fax options, JPEG tables, YCbCr coefficients,
+# subsampling and positions, and reference black and white.
 OF_SAMPLES = (
     *(BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANES, SAMPLE_FORMAT),
-    *(266, 292, 293, 317, 320, 332, 338, 347, 529, 530, 531, 532),
+    *(FILL_ORDER, PREDICTOR, COLOR_MAP, INK_SET, EXTRA_SAMPLES, 292, 293, 347, 529, 530, 531, 532),
 )
-NEEDED = {*LAYOUT, *OF_SAMPLES, ORIENTATION, XMP}
+SUBFILE_TYPE, MAKE, SUB_DIRECTORIES, DNG_VERSION = 254, 271, 330, 50706
+GEO_TAGS = (33550, 33922, 34264, 34735, 42112)  # GeoTIFF's scale, points, matrix and keys, and GDAL's metadata
+# Tags that say where a picture comes from.
+OF_ORIGIN = (SUBFILE_TYPE, MAKE, SUB_DIRECTORIES, DNG_VERSION, *GEO_TAGS)
+# A file whose values of these tags are missing is still usable.
+OPTIONAL = {*OF_ORIGIN, XMP}
+NEEDED = {*LAYOUT, *OF_SAMPLES, *OF_ORIGIN, ORIENTATION, XMP}
 
 # Format characters of struct for each TIFF type; 16 to 18 are BigTIFF's.
 TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d"}
 TYPES |= {13: "I", 16: "Q", 17: "q", 18: "Q"}
 LONG = 4
 MAX_TAGS = 4096
+MAX_SUB_DIRECTORIES = 16
 MAX_TAG_BYTES = 64 * 2**20  # enough to list eight million tiles
 READ_AHEAD = 1 << 16  # bytes; most tags are close together
 
@@ -65,6 +73,16 @@ class Directory:
         self._tags = dict(self._entries(start))
         self._ahead = 0, b""
 
+    @property
+    def is_big_endian(self) -> bool:
+        """True if the file's numbers begin with their most significant byte."""
+        return self._order == ">"
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._size
+
     def __contains__(self, tag: int) -> bool:
         return tag in self._tags
 
@@ -98,6 +116,24 @@ class Directory:
             raise ImageError("Corrupt", f"damaged header: tag {tag} has no integer values")
         return np.frombuffer(content, f"{self._order}u{struct.calcsize('<' + TYPES[kind])}")
 
+    def text(self, tag: int) -> str:
+        """Return the tag's text, empty if the tag is missing."""
+        return self._tags[tag].content.split(b"\0")[0].decode("latin-1").strip() if tag in self._tags else ""
+
+    def sub_photometrics(self) -> list[int]:
+        """Return the photometric interpretations of the directories that belong to this one."""
+        if SUB_DIRECTORIES not in self._tags:
+            return []
+        starts = self.numbers(SUB_DIRECTORIES)[:MAX_SUB_DIRECTORIES]
+        found = []
+        for start in starts:
+            if start + 8 > self._size:
+                continue
+            tags = dict(self._entries(int(start)))
+            if PHOTOMETRIC in tags:
+                found.append(int.from_bytes(tags[PHOTOMETRIC].content[:2], "big" if self.is_big_endian else "little"))
+        return found
+
     def small_tiff(
         self, pieces: Sequence[bytes], layout: Mapping[int, int | Sequence[int]], kept: Sequence[int] = OF_SAMPLES
     ) -> bytes:
@@ -108,7 +144,7 @@ class Directory:
         entries = {tag: self._tags[tag] for tag in kept if tag in self._tags}
         body, offsets = bytearray(8), []
         for piece in pieces:
-            offsets.append(len(body))
+            offsets.append(len(body) if piece else 0)  # 0 marks a tile that the file does not store
             body += piece
         places = {TILE_OFFSETS if TILE_BYTES in layout else STRIP_OFFSETS: offsets}
         for tag, value in {**layout, **places}.items():
@@ -136,6 +172,8 @@ class Directory:
             if tag not in NEEDED or kind not in TYPES:
                 continue
             num_bytes = struct.calcsize("<" + TYPES[kind]) * values
+            if tag in OPTIONAL and self._is_outside(inline, num_bytes):
+                continue
             if num_bytes > MAX_TAG_BYTES:
                 raise ImageError(
                     "TooLarge", f"tag {tag} of the TIFF has {num_bytes} bytes; the limit is {MAX_TAG_BYTES}"
@@ -144,6 +182,12 @@ class Directory:
             if num_bytes > len(inline):
                 content = self._header(self._unpack("Q" if self._is_big else "I", inline), num_bytes)
             yield tag, Tag(kind, values, content)
+
+    def _is_outside(self, inline: bytes, num_bytes: int) -> bool:
+        """Return True if the values of a tag, `num_bytes` of them, are beyond the end of the file."""
+        if num_bytes <= len(inline):
+            return False
+        return bool(self._unpack("Q" if self._is_big else "I", inline) + num_bytes > self._size)
 
     def _header(self, start: int, length: int) -> bytes:
         """Read like `read`, but read ahead, since the following bytes are probably needed next."""

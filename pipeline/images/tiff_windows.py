@@ -4,27 +4,25 @@ The tiles (or strips) of a window are copied to a small TIFF, which `decode_imag
 colors and damage are those of whole images. docs/decisions/0005-windows.md gives the reasons.
 """
 
-import io
 import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags
 
 from pipeline.images import tiff_directory
 from pipeline.images.codec import decode_image
-from pipeline.images.formats import OPENERS, ImageError, failures, quiet
+from pipeline.images.formats import ImageError
 from pipeline.images.pixels import turned
+from pipeline.images.tiff_layout import FLOAT, read_layout
+from pipeline.images.tiff_samples import orientation_of, tile_spans
 
-# Without big-endian BigTIFF, which is not supported for whole images either.
-SIGNATURE = re.compile(rb"II[*+]\0|MM\0\*")
+SIGNATURE = re.compile(rb"II[*+]\0|MM\0[*+]")
 SIGNATURE_BYTES = 4
 MAX_TILE_PIXELS = 32 * 2**20  # a tile is decoded as a whole, which takes up to 20 bytes per pixel
 MAX_TILE_BYTES = 256 * 2**20  # of the file, per read
 DECODED_TOGETHER = 4 * 2**20  # pixels of neighboring tiles
 GAP = 1 << 16  # bytes; a gap between two tiles up to this size is read rather than skipped
-OLD_JPEG, FLOAT = 6, 3  # values of COMPRESSION and SAMPLE_FORMAT
 
 
 def is_tiff(head: bytes) -> bool:
@@ -46,19 +44,16 @@ class TiffWindows:
 
     def __init__(self, file: tiff_directory.Readable, size: int, max_pixels: int = MAX_TILE_PIXELS) -> None:
         self._directory = directory = tiff_directory.Directory(file, size)
+        self._layout = layout = read_layout(directory)
         # Rows and columns as stored, before the EXIF orientation; the same holds for tiles.
-        self._size = directory.number(tiff_directory.LENGTH), directory.number(tiff_directory.WIDTH)
-        if min(self._size) < 1:
-            raise ImageError("Corrupt", f"damaged header: {self._size[1]} x {self._size[0]} pixels")
-        if directory.number(tiff_directory.COMPRESSION, 1) == OLD_JPEG:
-            raise ImageError("Unsupported", "a TIFF with old-style JPEG compression cannot be read by window")
-        if directory.number(tiff_directory.SAMPLE_FORMAT, 1) == FLOAT:
+        self._size = layout.height, layout.width
+        if layout.sample_format == FLOAT:
             raise ImageError(
                 "Unsupported",
                 "a TIFF with float samples cannot be read by window, because white depends on the largest sample",
             )
         self._lay_out(min(max_pixels, MAX_TILE_PIXELS))
-        self._turn = _orientation(directory)
+        self._turn = orientation_of(directory)
         if self._turn >= 5 and not self._is_tiled:
             raise ImageError("Unsupported", "a TIFF in strips that is rotated by 90 degrees cannot be read by window")
         self.height, self.width = self._size if self._turn < 5 else self._size[::-1]
@@ -85,34 +80,16 @@ class TiffWindows:
     def _lay_out(self, max_pixels: int) -> None:
         """Locate the tiles; a strip is a tile as wide as the image."""
         directory, (height, width) = self._directory, self._size
-        self._is_tiled = tiff_directory.TILE_OFFSETS in directory
-        if self._is_tiled:
-            self._tile = directory.number(tiff_directory.TILE_LENGTH), directory.number(tiff_directory.TILE_WIDTH)
-        else:
-            self._tile = min(directory.number(tiff_directory.ROWS_PER_STRIP, height), height), width
-        if min(self._tile) < 1:
-            raise ImageError("Corrupt", f"damaged header: its tiles are {self._tile[1]} x {self._tile[0]}")
+        layout = self._layout
+        self._is_tiled, self._planes, self._tiles = layout.is_tiled, layout.num_planes, layout.tiles
+        self._tile = layout.tile_height, layout.tile_width
         if self._tile[0] * self._tile[1] > max_pixels:
             raise ImageError(
                 "TooLarge",
                 f"{width} x {height} is {width * height} pixels in {'tiles' if self._is_tiled else 'strips'} of "
                 f"{self._tile[1]} x {self._tile[0]}, too large to be read by window; save it with tiles of 512 x 512",
             )
-        self._tiles = -(-height // self._tile[0]), -(-width // self._tile[1])
-        self._planes = (
-            directory.number(tiff_directory.SAMPLES, 1) if directory.number(tiff_directory.PLANES, 1) == 2 else 1
-        )
-        tags = (
-            (tiff_directory.TILE_OFFSETS, tiff_directory.TILE_BYTES)
-            if self._is_tiled
-            else (tiff_directory.STRIP_OFFSETS, tiff_directory.STRIP_BYTES)
-        )
-        if not all(tag in directory for tag in tags):
-            raise ImageError("Unsupported", "a TIFF without the lengths of its strips cannot be read by window")
-        self._offsets, self._lengths = (directory.numbers(tag) for tag in tags)
-        needed = self._planes * self._tiles[0] * self._tiles[1]
-        if min(len(self._offsets), len(self._lengths)) < needed:
-            raise ImageError("Corrupt", f"damaged header: it has {len(self._offsets)} tiles or strips of {needed}")
+        self._offsets, self._lengths = tile_spans(directory, layout)
 
     def _stored(self, rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[np.uint8]:
         """Return pixels as stored in the file, without the EXIF orientation."""
@@ -186,16 +163,3 @@ def _neighbours(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
         group.append(index)
         end = max(end, offset + length)
     yield group
-
-
-def _orientation(directory: tiff_directory.Directory) -> int:
-    """Return the EXIF orientation, 1 to 8, that Pillow finds in a file with these tags."""
-    gray = {tiff_directory.WIDTH: 1, tiff_directory.LENGTH: 1, tiff_directory.BITS: 8, tiff_directory.PHOTOMETRIC: 1}
-    content = directory.small_tiff(
-        [b"\0"], {**gray, tiff_directory.STRIP_BYTES: [1]}, kept=(tiff_directory.ORIENTATION, tiff_directory.XMP)
-    )
-    with quiet(), failures("damaged header"):
-        turn = OPENERS["TIFF"](io.BytesIO(content)).getexif().get(ExifTags.Base.Orientation, 1)
-    if turn not in range(1, 9):
-        raise ImageError("Corrupt", f"damaged header: its orientation is {turn}")
-    return int(turn)

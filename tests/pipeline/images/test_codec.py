@@ -334,7 +334,7 @@ def test_label_ids_of_two_colours_are_0_and_1() -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK", "F"])
 def test_an_annotation_in_colour_is_refused(mode: str) -> None:
-    with pytest.raises(ImageError, match=f"has mode {mode}, but label ids require a single channel") as caught:
+    with pytest.raises(ImageError, match="but label ids require a single channel") as caught:
         decode_label(encoded(Image.new(mode, (4, 4)), "TIFF"))
     assert caught.value.kind == "NotALabelMap"
 

@@ -238,18 +238,6 @@ def test_a_tiff_with_alpha_lies_on_white(bits: int, alpha: str) -> None:
     np.testing.assert_allclose(decode_image(content), on_white(rgba, high), atol=2.5)
 
 
-@pytest.mark.parametrize(
-    "samples",
-    [np.zeros((4, 4), np.float16), np.zeros((4, 4), np.float64), np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 7))],
-    ids=["half", "double", "float colour", "seven bands"],
-)
-def test_samples_that_are_not_decoded_are_called_unsupported(samples: NDArray[Any]) -> None:
-    photometric = "rgb" if samples.shape[-1] == 3 else "minisblack"
-    with pytest.raises(ImageError) as caught:
-        decode_image(tiff(samples, photometric=photometric, planarconfig="contig" if samples.ndim == 3 else None))
-    assert caught.value.kind == "Unsupported"
-
-
 @pytest.mark.parametrize("format", ["AVIF", "JPEG2000", "ICO"])
 def test_formats_that_are_not_decoded_are_called_unsupported(format: str) -> None:
     with pytest.raises(ImageError, match="is not supported; convert it") as caught:
