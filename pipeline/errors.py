@@ -9,6 +9,14 @@ class UserError(Exception):
     Jobs print only the message, without a traceback, and exit with code 2.
     """
 
+    def __init__(self, message: str, *details: object) -> None:
+        super().__init__(message, *details)
+        # Ray Data appends its own advice to the `args` of an exception that a task raises.
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
 
 def user_error(error: BaseException) -> UserError | None:
     """Return the UserError that caused a (possibly remote) failure, or None if no UserError did."""
@@ -17,7 +25,8 @@ def user_error(error: BaseException) -> UserError | None:
     while waiting:
         current = waiting.pop()
         if isinstance(current, UserError):
-            return UserError(str(current.args[0]) if current.args else str(current))
+            original = getattr(current, "cause", current)  # Ray raises a class of its own that holds the task's error
+            return UserError(original.message if isinstance(original, UserError) else current.message)
         if id(current) in seen:
             continue
         seen.add(id(current))

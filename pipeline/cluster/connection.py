@@ -38,6 +38,8 @@ def connect(verbose: bool = False) -> None:
     # Also for an existing connection, because importing Ray Train sets its own levels.
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(level)
+    if not verbose:
+        ray_internals.hide_logged_user_errors()
 
 
 def _init(verbose: bool, level: int) -> None:

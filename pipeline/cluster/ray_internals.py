@@ -4,6 +4,7 @@ No other module uses private APIs, except aws_node_provider.py. Only `ray` itsel
 decode images import this module, and `ray.data` takes seconds.
 """
 
+import logging
 import os
 import sys
 import tempfile
@@ -16,6 +17,8 @@ import ray
 import ray._private.state
 import ray._private.worker
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+from pipeline.errors import user_error
 
 if TYPE_CHECKING:
     import ray.data
@@ -113,6 +116,19 @@ def suppress_raylet_messages(notice: str) -> None:
             show(data, *arguments, **options)
 
     ray._private.worker.print_to_stdstream = show_others
+
+
+def hide_logged_user_errors() -> None:
+    """Keep Ray Data from printing tracebacks of a UserError, whose message the job prints; its log file has them."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.addFilter(_is_no_user_error)
+
+
+def _is_no_user_error(record: logging.LogRecord) -> bool:
+    """Return False for a record about a UserError, which may be logged in several records while it is handled."""
+    error = record.exc_info[1] if record.exc_info else sys.exc_info()[1]
+    return error is None or user_error(error) is None
 
 
 def let_ctrl_c_interrupt(trainer: Any) -> None:

@@ -119,9 +119,6 @@ class PairError(UserError):
         super().__init__(message, finding)
         self.finding = finding
 
-    def __str__(self) -> str:
-        return str(self.args[0])
-
 
 @dataclass
 class Listing:

@@ -1,5 +1,6 @@
 """What the user can mend is found again, however deep a framework has buried it."""
 
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -70,6 +71,13 @@ def test_a_subclass_that_a_framework_made_shows_the_message_alone() -> None:
     remote = RayTaskErrorOfUserError(UserError("data.root: missing"))
     remote.args = (UserError("data.root: missing"),)
     assert str(user_error(remote)) == "data.root: missing"
+
+
+def test_the_advice_that_ray_data_appends_is_no_part_of_the_message() -> None:
+    error = UserError("data.root: missing")
+    error.args = (f"{error.args[0]}\nFailed to apply UDF transform after 1/1 attempts",)
+    remote = Wrapped(pickle.loads(pickle.dumps(error)))
+    assert str(error) == str(user_error(remote)) == "data.root: missing"
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), Wrapped(None), Wrapped("text"), Wrapped(KeyError("a"))])

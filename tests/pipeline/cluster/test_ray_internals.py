@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import logging
 import re
 import sys
 import threading
@@ -18,6 +19,7 @@ import ray.data
 from pipeline.cluster import connection, ray_internals
 from pipeline.doctor import nodes
 from pipeline.doctor.run import NOTICES_OF_LOSS
+from pipeline.errors import UserError
 from tests.conftest import REPOSITORY
 
 RAY = "2.60"  # the version on which the APIs were verified
@@ -305,3 +307,29 @@ def packages(tree: ast.AST) -> set[str]:
     """Return the packages that a module imports from, wherever in it."""
     statements = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     return {name.split(".")[0] for node in statements for name in imported(node)}
+
+
+def test_the_terminal_handler_of_ray_data_can_filter_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    with verified("the log handlers of Ray Data"):
+        handlers = logging.getLogger("ray.data").handlers
+        (handler,) = (one for one in handlers if type(one).__module__ == "ray._private.log")
+        assert isinstance(handler, logging.StreamHandler)
+    monkeypatch.setattr(handler, "filters", list(handler.filters))
+    monkeypatch.setattr(handler, "emit", lambda record: shown.append(record.getMessage()))
+    logger = logging.getLogger("ray.data.exceptions")
+    ray_internals.hide_logged_user_errors()
+    ray_internals.hide_logged_user_errors()
+    logger.error("no error is handled")
+    for error in (UserError("data.root: missing"), ValueError("a bug")):
+        try:
+            raise RuntimeError("task failed") from error
+        except RuntimeError as failure:
+            logger.error("while it is handled: %r", error)
+            handled = failure
+        logger.error("afterwards: %r", error, exc_info=handled)
+    assert shown == [
+        "no error is handled",
+        "while it is handled: ValueError('a bug')",
+        "afterwards: ValueError('a bug')",
+    ]

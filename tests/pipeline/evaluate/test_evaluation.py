@@ -115,7 +115,7 @@ def test_a_bad_annotation_is_an_error_of_the_users(
 ) -> None:
     write_training_set(str(tmp_path), num_train=0, num_val=2)
     storage.write_bytes(f"{tmp_path}/annotations/val/1001.png", encode_mask(np.full((65, 65), 77, np.uint8), PALETTE))
-    broken = data.model_copy(update={"root": str(tmp_path)})
+    broken = data.model_copy(update={"root": tmp_path.as_uri()})
     with pytest.raises(UserError, match=r"annotations/val/1001\.png.*77"):
         run(checkpoint, broken, list_pairs(broken, "val"))
     with pytest.raises(ray.exceptions.RayTaskError) as raised:
