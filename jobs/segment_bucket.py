@@ -31,6 +31,8 @@ def main(argv: list[str], prog: str = "jobs/segment_bucket.py") -> int:
     log(f"Output      {summary.output} (masks/, class_stats/, classes.parquet, runs/{summary.run_id}.json)")
     listed = summary.listed
     log(f"Images      {listed.images:,} in the input, {listed.done_before:,} already completed, {images:,} in this run")
+    if summary.num_hidden:
+        log(f"Hidden      {summary.num_hidden:,} hidden files skipped; --hidden includes them")
     if images:
         rate = images / summary.seconds
         log(f"Time        {duration(summary.seconds)}, {rate:.1f} images/s including startup and shutdown")

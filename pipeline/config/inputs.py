@@ -39,6 +39,10 @@ class InputConfig(JobSettings):
         (), description="Keep only images that match this glob. Repeat the option to allow several globs."
     )
     exclude: Texts = Field((), description="Skip images that match this glob. Repeat the option for several.")
+    hidden: bool = Field(
+        False,
+        description="Include the hidden files of inputs and inventories, such as .DS_Store, ._a.jpg and Thumbs.db.",
+    )
     allow: Texts = Field(
         (),
         description="Prefix, such as s3://bucket/ or /data, from which lists, manifests and inventories may read "

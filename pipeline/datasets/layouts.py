@@ -10,7 +10,6 @@ from pipeline.config.data import DataFolder
 from pipeline.datasets.names import (
     common_suffix,
     folded,
-    is_hidden,
     is_sidecar,
     listed_names,
     match_bare,
@@ -19,6 +18,7 @@ from pipeline.datasets.names import (
 )
 from pipeline.datasets.pairs import Listing, Pair, places_of
 from pipeline.errors import UserError
+from pipeline.storage.hidden_files import is_hidden
 
 
 @dataclass(frozen=True)

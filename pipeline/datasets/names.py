@@ -17,7 +17,6 @@ SIDECAR_EXTENSIONS = frozenset(
         *(".txt", ".url", ".xml", ".xmp", ".yaml", ".yml", ".zip"),
     )
 )
-SIDECAR_FOLDERS = frozenset({"__macosx", "@eadir"})
 _SUFFIX = re.compile(r"[\W_]|mask|label|gt|seg|anno", re.IGNORECASE)
 LABELS_PER_IMAGE = 20  # looked at for a suffix
 
@@ -27,14 +26,8 @@ def normalized(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def is_hidden(path: str) -> bool:
-    """Return True for files and folders that begin with a dot, and for folders of archives and thumbnails."""
-    *folders, _ = parts = path.split("/")
-    return any(part.startswith(".") for part in parts) or any(part.lower() in SIDECAR_FOLDERS for part in folders)
-
-
 def is_sidecar(path: str) -> bool:
-    """Return True for files that are no images but lie beside them, such as a.json, Thumbs.db and desktop.ini."""
+    """Return True for files that are no images but lie beside them, such as a.json."""
     return posixpath.splitext(path)[1].lower() in SIDECAR_EXTENSIONS
 
 

@@ -1,7 +1,7 @@
 """Listing of the images to label, streamed from all sources one after the other."""
 
 from collections.abc import Iterator
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 
 import pyarrow as pa
 
@@ -9,32 +9,54 @@ from pipeline import storage
 from pipeline.config.inputs import SOURCES, InputConfig
 from pipeline.errors import UserError
 from pipeline.inputs import inventory, list_files, manifests, prefixes
+from pipeline.inputs.hidden import HiddenFiles
 from pipeline.inputs.patterns import folder_of, is_glob
 from pipeline.inputs.selection import ImageSelection
 from pipeline.inputs.uris import Names, Resolver, folder_above
 from pipeline.storage.places import home_of, place_prefix
 
-__all__ = ["check_inputs_exist", "check_no_output_inside_input", "list_images"]
+__all__ = ["ImageListing", "check_inputs_exist", "check_no_output_inside_input", "list_images"]
 
 
-def list_images(config: InputConfig) -> Iterator[pa.Table]:
+class ImageListing(Iterator[pa.Table]):
+    """Iterator over the LISTED tables of a listing, which is read lazily."""
+
+    def __init__(self, tables: Iterator[pa.Table], hidden: HiddenFiles) -> None:
+        self._tables, self._hidden = tables, hidden
+
+    def __next__(self) -> pa.Table:
+        return next(self._tables)
+
+    @property
+    def num_hidden(self) -> int:
+        """Number of hidden files skipped so far."""
+        return self._hidden.num_skipped
+
+    def has_images(self) -> bool:
+        """Return True if there is a next table; reads it. Raises UserError."""
+        first = list(islice(self._tables, 1))
+        self._tables = chain(first, self._tables)
+        return bool(first)
+
+
+def list_images(config: InputConfig) -> ImageListing:
     """List the images of all inputs, lists, manifests and inventories as LISTED tables of at most 10,000 rows.
 
-    Each image occurs once. The call itself reads the beginning of every source, so missing or unreadable sources fail
-    immediately; the rest is read lazily. Rows that do not name an image, or name one outside the allowed places, have
-    an error.
+    Each image occurs once. Hidden files of inputs and inventories are skipped, unless `config.hidden`. The call itself
+    reads the beginning of every source, so missing or unreadable sources fail immediately; the rest is read lazily.
+    Rows that do not name an image, or name one outside the allowed places, have an error.
 
     Raises: UserError, from the call or during iteration.
     """
     check_no_output_inside_input(config, config.output)
-    selection = ImageSelection(config, _may_repeat(config))
+    selection, hidden = ImageSelection(config, _may_repeat(config)), HiddenFiles(config.hidden)
     sources = [
-        *(_prefix(uri) for uri in config.input),
+        *(_prefix(uri, hidden) for uri in config.input),
         *(_list(uri, config) for uri in config.list_file),
         *(_manifest(uri, config) for uri in config.manifest),
-        *(_inventory(uri, config) for uri in config.inventory),
+        *(_inventory(uri, config, hidden) for uri in config.inventory),
     ]
-    return _selected(chain.from_iterable(sources), selection)
+    return ImageListing(_selected(chain.from_iterable(sources), selection), hidden)
 
 
 def check_inputs_exist(config: InputConfig) -> None:
@@ -61,11 +83,12 @@ def _selected(tables: Iterator[pa.Table], selection: ImageSelection) -> Iterator
     selection.check_not_empty()
 
 
-def _prefix(uri: str) -> Iterator[pa.Table]:
+def _prefix(uri: str, hidden: HiddenFiles) -> Iterator[pa.Table]:
     prefixes.check_no_bare_scheme(uri)
     message = f"input {uri}: no files found; check the prefix or pattern"
     # Finding the first match of a glob may take a long listing.
-    return _not_empty(prefixes.read(uri), message, at_once=not is_glob(uri))
+    files = hidden.skipped(prefixes.read(uri), folder_of(uri), f"input {uri}")
+    return _not_empty(files, message, at_once=not is_glob(uri))
 
 
 def _list(uri: str, config: InputConfig) -> Iterator[pa.Table]:
@@ -80,7 +103,7 @@ def _manifest(uri: str, config: InputConfig) -> Iterator[pa.Table]:
     return _not_empty(_resolved(names, _resolver(config, home_of(folder))), f"manifest {uri}: has no rows")
 
 
-def _inventory(uri: str, config: InputConfig) -> Iterator[pa.Table]:
+def _inventory(uri: str, config: InputConfig, hidden: HiddenFiles) -> Iterator[pa.Table]:
     loaded = inventory.load(uri)
     home = f"s3://{loaded.bucket}"
     # The bucket comes from the manifest.json, so it is only as trustworthy as the author of that file.
@@ -90,7 +113,8 @@ def _inventory(uri: str, config: InputConfig) -> Iterator[pa.Table]:
             f"inventory {uri}: lists the bucket {loaded.bucket!r}, which is neither the inventory's own bucket nor "
             f"an --input; to read images from it, add --allow {home}/"
         )
-    return _not_empty(_resolved(inventory.read(loaded), _resolver(config, home)), f"inventory {uri}: lists nothing")
+    objects = _resolved(inventory.read(loaded), _resolver(config, home))
+    return _not_empty(hidden.skipped(objects, home, f"inventory {uri}"), f"inventory {uri}: lists nothing")
 
 
 def _resolver(config: InputConfig, home: str) -> Resolver:

@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.inputs.table_files import check_not_utf16
 from pipeline.inputs.uris import Names, folder_above
 
 BYTES = 1 << 20  # per read, and the maximum length of a line
@@ -41,8 +42,7 @@ def _lines(uri: str) -> Iterator[bytes]:
     """Yield the lines of a file of any size, without line endings."""
     with storage.explained(uri), storage.open_stream(uri) as file:
         rest = file.read(len(BOM))
-        if rest.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise UserError(f"{uri}: the file is encoded as UTF-16; save it as UTF-8")
+        check_not_utf16(uri, rest[:2])
         rest = rest.removeprefix(BOM)
         while block := file.read(BYTES):
             *lines, rest = (rest + block).split(b"\n")

@@ -14,7 +14,7 @@ def read(uri: str) -> Iterator[pa.Table]:
     """Yield NAMED tables of every file under a prefix, or of every match of a glob, in name order, as storage lists.
 
     Every file counts as an image, so that none is skipped silently: a file that is not an image becomes an error row
-    later. Only folder markers of object stores are skipped.
+    later. Only folder markers of object stores are skipped; hidden files are skipped, and counted, by the caller.
     """
     pattern = [expression(_absolute_pattern(uri), "--input")] if is_glob(uri) else []
     for page in storage.listed(folder_of(uri)):

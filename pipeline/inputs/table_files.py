@@ -31,6 +31,8 @@ def column_names(uri: str) -> list[str]:
             with storage.open_file(uri) as file:
                 return open_parquet(file).schema_arrow.names
         with storage.open_stream(uri) as stream:
+            check_not_utf16(uri, stream.read(2))
+        with storage.open_stream(uri) as stream:
             return csv.open_csv(stream, parse_options=csv.ParseOptions(newlines_in_values=True)).schema.names
 
 
@@ -109,6 +111,12 @@ def _read_csv(
                 quoted_strings_can_be_null=names is not None,
             ),
         )
+
+
+def check_not_utf16(uri: str, start: bytes) -> None:
+    """Raise UserError if the first two bytes of a text file are a UTF-16 byte order mark, or a letter in UTF-16."""
+    if len(start) == 2 and (start in (b"\xff\xfe", b"\xfe\xff") or start.count(0) == 1):
+        raise UserError(f"{uri}: the file is encoded as UTF-16; save it as UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW")
 
 
 @contextmanager

@@ -7,11 +7,10 @@ import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -30,7 +29,7 @@ from pipeline.cluster.sizing import DECODE_CPUS, ActorPoolSize, size_actor_pool
 from pipeline.config.jobs import SegmentConfig
 from pipeline.console import log
 from pipeline.errors import raise_user_error
-from pipeline.inputs import list_images
+from pipeline.inputs import ImageListing, list_images
 from pipeline.output.errors import check_error_types
 from pipeline.output.id_set import IdSum
 from pipeline.output.lease import Lease, hold
@@ -70,6 +69,7 @@ class SegmentSummary:
     run_id: str
     output: str
     listed: ListingProgress
+    num_hidden: int  # hidden files that the listing skipped
     outcomes: dict[str, int]  # of this run: 'ok' or error type -> images
     failures: list[FailedImage]  # first failed images of this run
     seconds: float
@@ -160,6 +160,7 @@ def _run(config: SegmentConfig, shrink_to_fit: bool, seconds_before: float) -> S
             run_id=lease.run_id,
             output=output,
             listed=listed,
+            num_hidden=listing.num_hidden,
             outcomes=outcomes,
             failures=labeled.failures,
             seconds=time.monotonic() - started,
@@ -179,15 +180,15 @@ def _wait_for_commits(lease: Lease, in_doubt: float) -> None:
         time.sleep(rest)
 
 
-def opened(config: SegmentConfig) -> tuple[str, Iterator[pa.Table], Checkpoint]:
-    """Return the output's URI, the images as LISTED tables, and the model. Raises: UserError."""
+def opened(config: SegmentConfig) -> tuple[str, ImageListing, Checkpoint]:
+    """Return the output's URI, the listing of the images, and the model. Raises: UserError."""
     check_error_types("retry_errors", config.retry_errors)
     output = config.output
     listing = list_images(config)
-    first = list(islice(listing, 1))  # an input without images fails here, within seconds
-    # A new output has no completed images, so Ray is needed in any case.
-    connecting = bool(first) and not is_begun(output) and storage.exists(config.checkpoint)
-    return output, chain(first, listing), _loaded(config, connecting)
+    # An input without images fails here, within seconds. A new output has no completed images, so Ray is needed in any
+    # case.
+    connecting = listing.has_images() and not is_begun(output) and storage.exists(config.checkpoint)
+    return output, listing, _loaded(config, connecting)
 
 
 def _loaded(config: SegmentConfig, connecting: bool) -> Checkpoint:

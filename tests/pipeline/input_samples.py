@@ -10,9 +10,9 @@ from pipeline.inputs import list_images
 from pipeline.output.schema import LISTED
 
 
-def config(output: str = "/nowhere/output", **options: Any) -> SegmentConfig:
+def config(*flags: str, output: str = "/nowhere/output", **options: Any) -> SegmentConfig:
     """A job's settings, from the command line that the options are on it."""
-    argv = ["--output", output, "--checkpoint", "/nowhere/checkpoint"]
+    argv = [*flags, "--output", output, "--checkpoint", "/nowhere/checkpoint"]
     for name, values in options.items():
         for value in [values] if isinstance(values, str | int | float) else values:
             argv += [f"--{name.replace('_', '-')}", str(value)]

@@ -14,7 +14,8 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import UserError
-from tests.pipeline.input_samples import errors, listed, uris
+from pipeline.inputs import list_images
+from tests.pipeline.input_samples import config, errors, listed, uris
 
 KEYS = ["photos/a.jpg", "photos/a b+c%20.jpg", "photos/ü\n'\"猫,x=1&y.jpg", "z//#?.jpg"]
 SCHEMA = "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, LastModifiedDate, ETag, StorageClass"
@@ -231,3 +232,14 @@ def test_a_bucket_that_is_an_inputs_need_not_be_allowed(bucket: str, tmp_path: P
     name = bucket.removeprefix("s3://")
     uri = write_inventory(str(tmp_path), [[row("a.jpg", bucket=name)]], sourceBucket=name)
     assert uris(listed(inventory=uri, input=f"{bucket}/new/")) == [f"{bucket}/new/b.jpg", f"{bucket}/a.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["CSV", "Parquet"])
+def test_hidden_objects_are_skipped_and_counted(bucket: str, kind: str) -> None:
+    keys = [".DS_Store", "a.jpg", "photos/._b.jpg", "photos/b.jpg", "photos/Thumbs.db"]
+    uri = write_inventory(bucket, [[row(key) for key in keys]], kind)
+    listing = list_images(config(inventory=uri, allow="s3://photos/"))
+    assert uris(pa.concat_tables(listing)) == ["s3://photos/a.jpg", "s3://photos/photos/b.jpg"]
+    assert listing.num_hidden == 3
+    everything = list_images(config("--hidden", inventory=uri, allow="s3://photos/"))
+    assert uris(pa.concat_tables(everything)) == [f"s3://photos/{key}" for key in keys]

@@ -74,10 +74,26 @@ def test_a_list_without_names_is_refused(tmp_path: Path, text: bytes) -> None:
         listed(list_file=str(tmp_path / "list.txt"))
 
 
+UTF_16 = ["utf-16", "utf-16-le", "utf-16-be"]  # the first with a byte order mark
+
+
+@pytest.mark.parametrize("encoding", UTF_16)
+def test_a_csv_manifest_in_utf16_is_named_as_such(tmp_path: Path, encoding: str) -> None:
+    write_file(tmp_path / "m.csv", "image_uri\na.jpg\n".encode(encoding))
+    with pytest.raises(UserError, match=r"m.csv: the file is encoded as UTF-16; save it as UTF-8"):
+        listed(manifest=str(tmp_path / "m.csv"))
+
+
+def test_a_list_names_hidden_images_explicitly(tmp_path: Path) -> None:
+    write_file(tmp_path / "list.txt", b"._a.jpg\n")
+    assert uris(listed(list_file=str(tmp_path / "list.txt"))) == [f"file://{tmp_path}/._a.jpg"]
+
+
 def test_a_list_in_utf16_is_refused_and_one_in_latin1_has_a_row_for_each_bad_line(tmp_path: Path) -> None:
-    write_file(tmp_path / "utf16.txt", "a.jpg\n".encode("utf-16"))
-    with pytest.raises(UserError, match="UTF-16"):
-        listed(list_file=str(tmp_path / "utf16.txt"))
+    for encoding in UTF_16:
+        write_file(tmp_path / "utf16.txt", "a.jpg\n".encode(encoding))
+        with pytest.raises(UserError, match=r"utf16.txt: the file is encoded as UTF-16; save it as UTF-8"):
+            listed(list_file=str(tmp_path / "utf16.txt"))
     write_file(tmp_path / "latin1.txt", "a.jpg\nü.jpg\n".encode("latin-1"))
     found = listed(list_file=str(tmp_path / "latin1.txt"))
     assert errors(found) == {f"file://{tmp_path}/latin1.txt#line=2": "BadURI"}

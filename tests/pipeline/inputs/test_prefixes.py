@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import s3fs
 
-from pipeline import storage
+from pipeline import inputs, storage
 from pipeline.errors import UserError
 from pipeline.inputs import check_no_output_inside_input
 from pipeline.output.schema import LISTED, image_id
@@ -121,7 +121,6 @@ def test_markers_of_folders_are_no_images_but_empty_files_are(bucket: str) -> No
 
 
 ODD_NAMES = [
-    ".hidden.jpg",
     "100%.jpg",
     "a b .jpg",
     "a#1.jpg",
@@ -134,11 +133,36 @@ ODD_NAMES = [
 
 
 @pytest.mark.parametrize("kind", ["local", "swift"])
-def test_odd_and_hidden_names_are_kept_as_they_are(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_odd_names_are_kept_as_they_are(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     base = f"file://{tmp_path}/photos" if kind == "local" else f"{request.getfixturevalue('bucket')}/photos"
     for name in ODD_NAMES:
         storage.write_bytes(f"{base}/{name}", b"x")
     assert uris(list_images(base)) == sorted(f"{base}/{name}" for name in ODD_NAMES)
+
+
+HIDDEN_NAMES = [".DS_Store", "._a.jpg", "sub/._b.jpg", ".trash/a.jpg", "__MACOSX/a.jpg", "Thumbs.db", "Desktop.ini"]
+VISIBLE_NAMES = ["a.jpg", "my.ini.jpg", "notes.txt", "sub/b.jpg", "sub/thumbs.db.png"]
+
+
+@pytest.mark.parametrize("kind", ["local", "swift"])
+def test_hidden_files_are_skipped_and_counted(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    base = f"file://{tmp_path}/.photos" if kind == "local" else f"{request.getfixturevalue('bucket')}/.photos"
+    for name in HIDDEN_NAMES + VISIBLE_NAMES:
+        storage.write_bytes(f"{base}/{name}", b"x")
+    for pattern in (base, f"{base}/**"):
+        listing = inputs.list_images(config(input=pattern))
+        assert uris(pa.concat_tables(listing)) == [f"{base}/{name}" for name in VISIBLE_NAMES]
+        assert listing.num_hidden == len(HIDDEN_NAMES)
+        everything = inputs.list_images(config("--hidden", input=pattern))
+        assert uris(pa.concat_tables(everything)) == sorted(f"{base}/{name}" for name in HIDDEN_NAMES + VISIBLE_NAMES)
+        assert everything.num_hidden == 0
+    assert uris(list_images(f"{base}/._a.jpg")) == [f"{base}/._a.jpg"]  # named explicitly
+
+
+def test_an_input_of_hidden_files_alone_names_the_option_that_includes_them(tmp_path: Path) -> None:
+    write_file(tmp_path / ".DS_Store", b"x")
+    with pytest.raises(UserError, match=rf"input {tmp_path.as_uri()}: its 1 files are all hidden; --hidden includes"):
+        list_images(tmp_path.as_uri())
 
 
 def test_a_link_to_an_image_is_an_image_for_a_prefix_and_for_a_glob(tmp_path: Path) -> None:
