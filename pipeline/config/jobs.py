@@ -318,7 +318,7 @@ class EvaluateConfig(PredictConfig):
     data: EvalDataConfig
     protocol: ProtocolConfig = ProtocolConfig()
     boundary: bool = Field(True, description="Also compute Boundary IoU, which is slow for large images.")
-    worst: int = Field(6, ge=0, description="Number of images with the lowest mIoU to show in evaluation.html.")
+    worst: int = Field(24, ge=0, description="Number of images with the lowest mIoU to show in evaluation.html.")
     fit_temperature: Uri | None = Field(
         None,
         description="Fit a temperature that calibrates the confidences, and write the checkpoint with this temperature "
