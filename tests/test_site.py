@@ -92,7 +92,9 @@ def test_the_search_works_from_disk_and_finds_the_page_of_the_task_first(
 
 
 @pytest.mark.parametrize("name", ["index.html", "training.html", "python.html", "camvid.html", "cluster.html"])
-def test_code_fits_the_narrowest_window_with_a_navigation_beside_it(name: str, open_page: Callable[[str, int], Page]) -> None:
+def test_code_fits_a_window_just_wide_enough_for_the_navigation(
+    name: str, open_page: Callable[[str, int], Page]
+) -> None:
     wide = """() => [...document.querySelectorAll("pre > code")]
         .filter(each => each.scrollWidth > each.clientWidth + 1).map(each => each.textContent)"""
     assert open_page(name, 1240).evaluate(wide) == []
