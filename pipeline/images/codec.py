@@ -9,9 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.images.formats import IMAGE_ERRORS, ImageError, check_bytes, deadline, format_of, opened, quiet
+from pipeline.images.bmp_fields import bit_fields, bmp_size, has_bit_fields
+from pipeline.images.formats import (
+    IMAGE_ERRORS,
+    ImageError,
+    check_bytes,
+    check_pixels,
+    deadline,
+    format_of,
+    opened,
+    quiet,
+)
 from pipeline.images.label_files import decode_label
-from pipeline.images.pixels import as_rgb, jpeg_pixels, load, orientation, turned
+from pipeline.images.layout_checks import check_layout
+from pipeline.images.pixels import as_rgb, first_frame, jpeg_pixels, load, on_white, orientation, turned
+from pipeline.images.repairs import repaired
 from pipeline.images.tiff_samples import decode_tiff
 
 __all__ = [
@@ -56,12 +68,43 @@ def decode_image(
         check_bytes(content, max_bytes)
         if format_of(content) == "TIFF":
             return np.ascontiguousarray(decode_tiff(content, max_pixels))
-        image = opened(content, max_pixels)
-        pixels_HW3 = jpeg_pixels(content, image) if image.format in ("JPEG", "MPO") else None
-        if pixels_HW3 is None:
-            load(image)
-            pixels_HW3 = as_rgb(image, content)
-        return np.ascontiguousarray(turned(pixels_HW3, orientation(image)))
+        try:
+            return _decoded(content, max_pixels)
+        except ImageError as error:
+            whole = repaired(content) if error.kind == "Corrupt" else None
+            if whole is None:
+                raise
+        return _decoded(whole, max_pixels)
+
+
+def _decoded(content: bytes, max_pixels: int | None) -> NDArray[np.uint8]:
+    check_layout(format_of(content), content)
+    if format_of(content) == "BMP" and has_bit_fields(content):
+        return np.ascontiguousarray(_of_bit_fields(content, max_pixels))
+    image = opened(content, max_pixels)
+    pixels_HW3 = jpeg_pixels(content, image) if image.format in ("JPEG", "MPO") else None
+    if pixels_HW3 is None:
+        frame = first_frame(image)
+        load(image)
+        pixels_HW3 = _inside(as_rgb(image, content), frame)
+    return np.ascontiguousarray(turned(pixels_HW3, orientation(image)))
+
+
+def _of_bit_fields(content: bytes, max_pixels: int | None) -> NDArray[np.uint8]:
+    width, height = bmp_size(content)
+    check_pixels(width, height, max_pixels)
+    samples_HWC = bit_fields(content)
+    return samples_HWC if samples_HWC.shape[-1] == 3 else on_white(samples_HWC, is_associated=False)
+
+
+def _inside(pixels_HW3: NDArray[np.uint8], frame: tuple[int, int, int, int] | None) -> NDArray[np.uint8]:
+    """Return pixels that are white outside the first frame, which may be smaller than its animation."""
+    if frame is None:
+        return pixels_HW3
+    left, top, right, bottom = frame
+    paper_HW3 = np.full_like(pixels_HW3, 255)
+    paper_HW3[top:bottom, left:right] = pixels_HW3[top:bottom, left:right]
+    return paper_HW3
 
 
 def decode_mask(content: bytes, max_pixels: int | None = None) -> NDArray[np.uint8] | NDArray[np.uint16]:

@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
     ImageFile,
+    Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
+    PsdImagePlugin,
+    QoiImagePlugin,
+    TgaImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
 )
@@ -50,6 +55,15 @@ _SIGNATURES = {
     "GIF": rb"GIF8[79]a",
     "BMP": rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0",
     "PPM": rb"P[1-6]\s",
+    "AVIF": rb"....ftypavi[fs]",
+    "JPEG2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "PSD": rb"8BPS\0\x01",
+    "QOI": rb"qoif",
+    # TGA has no signature: type and color map agree, and the depth is one of five.
+    "TGA": (
+        rb".(?:\x01[\x01\x09]...[\0\x01][\x0f\x10\x18\x20]|\0[\x02\x03\x0a\x0b]\0{5}).{8}"
+        rb"[\x08\x0f\x10\x18\x20][\0-\x3f]"
+    ),
 }
 OPENERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.jpeg_factory,
@@ -59,19 +73,27 @@ OPENERS: dict[str, Callable[..., ImageFile.ImageFile]] = {
     "GIF": GifImagePlugin.GifImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
     "PPM": PpmImagePlugin.PpmImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    "PSD": PsdImagePlugin.PsdImageFile,
+    "QOI": QoiImagePlugin.QoiImageFile,
+    "TGA": TgaImagePlugin.TgaImageFile,
 }
 _UNSUPPORTED = {
-    "AVIF or HEIF": rb"....ftyp(?:av|he|mif|msf)",
-    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "HEIF": rb"....ftyp(?:av|he|mif|msf)",
+    "a camera's raw file (CR3)": rb"....ftypcrx",
+    "a camera's raw file (RAF)": rb"FUJIFILMCCD-RAW",
+    "a camera's raw file (ORF)": rb"II(?:RO|RS)|MMOR",
+    "a camera's raw file (RW2)": rb"IIU\0",
+    "a camera's raw file (X3F)": rb"FOVb",
     "JPEG XL": rb"\0\0\0\x0cJXL |\xff\x0a",
-    "Photoshop": rb"8BPS",
+    "Photoshop's format for large documents": rb"8BPS",
     "OpenEXR": rb"v/1\x01",
     "Windows icon": rb"\0\0\x01\0[^\0]",
 }
 
 # Phrases in Pillow's errors for valid files with features that it does not support.
 UNSUPPORTED_SAMPLES = (
-    "unknown pixel mode",
     "unknown data organization",
     "samples per pixel",
     "cannot handle",
@@ -174,6 +196,8 @@ def failures(what: str) -> Iterator[None]:
         raise ImageError("TooLarge", f"{what}: not enough memory") from None
     except Exception as error:
         message = str(error)[:200]
+        if not re.search("[A-Za-z]{3}", message):  # such as the key of a dictionary
+            message = "its structure is not valid"
         if any(phrase in message.lower() for phrase in UNSUPPORTED_SAMPLES):
             raise ImageError("Unsupported", f"samples or compression not supported: {message}") from None
         raise ImageError("Corrupt", f"{what}: {message}") from None

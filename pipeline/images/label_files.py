@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from pipeline.images.formats import ImageError, format_of, opened, quiet
-from pipeline.images.pixels import load, orientation, turned
+from pipeline.images.layout_checks import check_layout
+from pipeline.images.pixels import first_frame, load, orientation, turned
 from pipeline.images.tiff_directory import COMPRESSION, Directory
 from pipeline.images.tiff_layout import FLOAT, RGB, read_layout
 from pipeline.images.tiff_samples import decode_tiff_label
@@ -18,6 +19,11 @@ Color = tuple[int, int, int]
 
 LOSSY = "which changes label ids and colors: export the annotations again as PNG, from their source"
 DEEP_COLORS = "has 16-bit colors; save its ids in one channel, or its colors in 8 bits"
+LOSSY_FORMATS = {
+    "JPEG": "JPEG",
+    "AVIF": "AVIF, whose compression may be lossy",
+    "JPEG2000": "JPEG 2000, whose compression may be lossy",
+}
 # Values of TIFF's compression tag: JPEG, JPEG 2000, WebP, JPEG XL.
 LOSSY_TIFF = frozenset({6, 7, 33003, 33004, 33005, 34712, 34892, 50001, 50002, 52546})
 _GRAY_STEPS = {2: 85, 4: 17}  # Pillow stretches gray samples of few bits to 0 ... 255
@@ -54,11 +60,14 @@ def decode_label(
         if format_of(content) == "TIFF":
             return _tiff_label(content, colors, max_pixels, rgb_ids)
         image = _lossless(content, max_pixels)
+        maxval = _maxval(image)
         load(image)
         turn = orientation(image)
     if (colors or rgb_ids) and image.mode in ("RGB", "RGBA"):
         if _bits(content, image) == 16:
             raise ImageError("NotALabelMap", DEEP_COLORS)
+        if maxval is not None:
+            raise ImageError("NotALabelMap", f"has colors up to {maxval}; save them as PNG")
         return _ids_of_rgb(turned(np.asarray(image.convert("RGB")), turn), colors, rgb_ids)
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise ImageError(
@@ -68,7 +77,16 @@ def decode_label(
     samples_HW = np.asarray(image)
     if image.mode == "L" and (step := _GRAY_STEPS.get(_bits(content, image))):
         samples_HW = samples_HW // step
+    if maxval is not None:  # Pillow stretches samples up to maxval
+        samples_HW = np.rint(samples_HW * (maxval / (255 if image.mode == "L" else 65535)))
     return np.ascontiguousarray(turned(samples_HW, turn), np.int32)
+
+
+def _maxval(image: ImageFile.ImageFile) -> int | None:
+    """Return the highest sample of a PNM before it is loaded, if Pillow scales from it."""
+    arguments = image.tile[0].args if image.format == "PPM" else None
+    maxval = arguments[1] if isinstance(arguments, tuple) else None
+    return None if maxval in (None, 255, 65535) else maxval
 
 
 def _tiff_label(
@@ -125,22 +143,24 @@ def _png_has_orientation(content: bytes) -> bool:
 
 def _lossless(content: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
     """Open an annotation. Raises ImageError if its compression is lossy, or may be."""
-    try:
-        image = opened(content, max_pixels)
-    except ImageError as error:
-        if error.kind == "Unsupported" and error.message.startswith(("AVIF", "JPEG")):
-            format = error.message.partition(" is not supported")[0]
-            raise ImageError("NotALabelMap", f"is {format}, whose compression may be lossy, {LOSSY}") from None
-        raise
+    format = format_of(content)
+    if format in LOSSY_FORMATS:
+        raise ImageError("NotALabelMap", f"is {LOSSY_FORMATS[format]}, {LOSSY}")
+    check_layout(format, content)
+    image = opened(content, max_pixels)
     if lossy := _lossy_format(image, content):
         raise ImageError("NotALabelMap", f"is {lossy}, {LOSSY}")
+    if image.format == "PPM" and content[1:2] in b"14":
+        raise ImageError(
+            "NotALabelMap", "is a bitmap that stores white as 0, which programs write for 1; save it as PNG"
+        )
+    if first_frame(image):
+        raise ImageError("NotALabelMap", "has a first frame smaller than the image, with no label ids around it")
     return image
 
 
 def _lossy_format(image: ImageFile.ImageFile, content: bytes) -> str | None:
     """Return the name of an image's format if its compression is lossy, otherwise None."""
-    if image.format in ("JPEG", "MPO"):
-        return "JPEG"
     if image.format == "WEBP" and _is_lossy_webp(content):
         return "lossy WebP"
     return None

@@ -15,7 +15,7 @@ _thread = threading.local()
 def _hear(function: bytes | None, text: bytes | None, _values: int | None) -> None:
     """Handle an error of libtiff, given a function name, a printf format and its values."""
     if hasattr(_thread, "errors"):
-        words = (text or b"").decode(errors="replace").split("%")[0].strip()
+        words = (text or b"").decode(errors="replace").split("%")[0].strip() or "damaged data"
         _thread.errors.append(f"{(function or b'libtiff').decode(errors='replace')}: {words}")
 
 

@@ -41,6 +41,13 @@ def load(image: ImageFile.ImageFile) -> None:
             raise ImageError("Corrupt", f"cannot be decoded: {errors[0]}")
 
 
+def first_frame(image: ImageFile.ImageFile) -> tuple[int, int, int, int] | None:
+    """Return left, top, right and bottom of a GIF's first frame before it is loaded; None if it fills the image."""
+    if image.format != "GIF" or not image.tile or image.tile[0].extents in (None, (0, 0, *image.size)):
+        return None
+    return image.tile[0].extents
+
+
 def orientation(image: ImageFile.ImageFile) -> int:
     """Return the EXIF orientation, 1 to 8, that has not been applied to the pixels yet."""
     try:
@@ -114,3 +121,16 @@ def scaled(samples_HW: NDArray[Any], black: float, white: float) -> NDArray[np.u
         strip = (samples_HW[start : start + rows].astype(np.float64) - black) * (255 / (white - black))
         gray_HW[start : start + rows] = np.nan_to_num(strip).round().clip(0, 255)
     return gray_HW
+
+
+def on_white(bands_HWC: NDArray[np.uint8], is_associated: bool) -> NDArray[np.uint8]:
+    """Composite on white; the last band is alpha, by which the others may be multiplied already."""
+    height, width, bands = bands_HWC.shape
+    composed_HWC = np.empty((height, width, bands - 1), np.uint8)
+    rows = max(1, STRIP_SAMPLES // (width * bands))
+    for start in range(0, height, rows):
+        strip_HWC = bands_HWC[start : start + rows].astype(np.uint32)
+        opacity_HW1 = strip_HWC[..., -1:]
+        light_HWC = strip_HWC[..., :-1] * (255 if is_associated else opacity_HW1) + 255 * (255 - opacity_HW1)
+        composed_HWC[start : start + rows] = ((light_HWC + 127) // 255).clip(max=255)
+    return composed_HWC

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 
 from pipeline.images import tiff_directory, tiff_layout
 from pipeline.images.formats import OPENERS, ImageError, failures, quiet
-from pipeline.images.pixels import FLOAT_ONE, STRIP_SAMPLES, load, scaled, turned, without_ink
+from pipeline.images.pixels import FLOAT_ONE, STRIP_SAMPLES, load, on_white, scaled, turned, without_ink
 from pipeline.images.tiff_directory import Directory
 from pipeline.images.tiff_layout import Layout, read_layout
 
@@ -234,7 +234,7 @@ def _as_rgb(samples_HWC: NDArray[np.generic], layout: Layout, directory: Directo
     if layout.photometric == tiff_layout.INKS:
         return without_ink(255 - bands_HWC)
     if layout.alpha:
-        bands_HWC = _on_white(bands_HWC, is_associated=layout.alpha == tiff_layout.ASSOCIATED)
+        bands_HWC = on_white(bands_HWC, is_associated=layout.alpha == tiff_layout.ASSOCIATED)
     return bands_HWC if bands_HWC.shape[-1] == 3 else np.repeat(bands_HWC[..., :1], 3, axis=-1)
 
 
@@ -259,16 +259,3 @@ def _black_and_white(samples_HWC: NDArray[np.generic], layout: Layout) -> tuple[
     else:
         white = 2.0 ** (layout.bits - (layout.sample_format == tiff_layout.SIGNED)) - 1
     return (white, 0.0) if layout.photometric == tiff_layout.WHITE_IS_ZERO else (0.0, white)
-
-
-def _on_white(bands_HWC: NDArray[np.uint8], is_associated: bool) -> NDArray[np.uint8]:
-    """Composite on white; the last band is alpha, by which the others may be multiplied already."""
-    height, width, bands = bands_HWC.shape
-    composed_HWC = np.empty((height, width, bands - 1), np.uint8)
-    rows = max(1, STRIP_SAMPLES // (width * bands))
-    for start in range(0, height, rows):
-        strip_HWC = bands_HWC[start : start + rows].astype(np.uint32)
-        opacity_HW1 = strip_HWC[..., -1:]
-        light_HWC = strip_HWC[..., :-1] * (255 if is_associated else opacity_HW1) + 255 * (255 - opacity_HW1)
-        composed_HWC[start : start + rows] = ((light_HWC + 127) // 255).clip(max=255)
-    return composed_HWC

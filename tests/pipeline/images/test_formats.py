@@ -238,10 +238,9 @@ def test_a_tiff_with_alpha_lies_on_white(bits: int, alpha: str) -> None:
     np.testing.assert_allclose(decode_image(content), on_white(rgba, high), atol=2.5)
 
 
-@pytest.mark.parametrize("format", ["AVIF", "JPEG2000", "ICO"])
-def test_formats_that_are_not_decoded_are_called_unsupported(format: str) -> None:
+def test_a_format_that_is_not_decoded_is_called_unsupported() -> None:
     with pytest.raises(ImageError, match="is not supported; convert it") as caught:
-        decode_image(encoded(PICTURE_HW3, format))
+        decode_image(encoded(PICTURE_HW3, "ICO"))
     assert caught.value.kind == "Unsupported"
 
 
