@@ -194,3 +194,20 @@ def test_killed_twice_it_ends_with_one_row_for_each_image(head: RayHead, run_job
     rows = check_invariants(f"{bucket}/labels", uris)
     assert all(row["status"] == "ok" for row in rows.values())
     assert len({row["run_id"] for row in rows.values()}) >= 2, "nothing of the killed runs was kept"
+
+
+def test_images_that_fail_and_sort_first_do_not_end_a_run_of_as_many_good_ones(run_job: RunJob, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "checkpoint")
+    good = write_photos(f"{tmp_path.as_uri()}/photos", 104)
+    bad = [f"{tmp_path.as_uri()}/photos/broken {number:03}.jpg" for number in range(103)]
+    for uri in bad:
+        storage.write_bytes(uri, b"not an image")
+    storage.write_bytes(f"{tmp_path.as_uri()}/photos/._broken.jpg", b"resource fork")
+    places = ["--input", str(tmp_path / "photos"), "--output", str(tmp_path / "labels")]
+    done = run_job("jobs/segment_bucket.py", *places, "--checkpoint", str(tmp_path / "checkpoint"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Hidden      1 hidden files skipped; --hidden includes them" in done.stdout
+    rows = check_invariants(f"{tmp_path.as_uri()}/labels", good + bad)
+    assert sum(row["status"] == "ok" for row in rows.values()) == len(good)
+    verified = run_job("jobs/verify.py", str(tmp_path / "labels"), *places[:2])
+    assert verified.returncode == 0, verified.stdout + verified.stderr

@@ -18,17 +18,15 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.checkpoints.predictor import PredictorActor, PredictorSpec, is_out_of_memory
-from pipeline.errors import UserError
 from pipeline.images.codec import ImageError, encode_mask
 from pipeline.output.schema import PREDICTED
 from pipeline.segment import large_images, prometheus
 from pipeline.segment.crash_isolation import BlockAttempt
+from pipeline.segment.error_rate import ErrorLimit, is_sampled
 from pipeline.segment.image_rows import DecodedImage, PredictedImage, decoded_images, to_table
 from pipeline.segment.prediction_rows import outcome
 from pipeline.segment.stage_timing import Spent
 
-# Images after which the error rate of a run is checked for the first time.
-MIN_TO_JUDGE = 200
 SECONDS_BETWEEN_LINES = 30.0  # between the progress lines of a large image
 CALLS = 2  # concurrent calls of one actor
 
@@ -54,12 +52,12 @@ class PredictStage(PredictorActor):
     next input and the previous output. A single thread runs all predictions, in the order of the calls.
     """
 
-    def __init__(self, spec: PredictorSpec, max_error_rate: float, progress_actor: Any) -> None:
+    def __init__(self, spec: PredictorSpec, error_limit: ErrorLimit, progress_actor: Any) -> None:
         super().__init__(spec)
         # One block at a time: if two blocks took turns, both would finish late.
         self._submitting = threading.Lock()
         self._batch_size = spec.batch_size
-        self._max_error_rate = max_error_rate
+        self._error_limit = error_limit
         self._progress_actor = progress_actor
         self._counts: Any = None  # ObjectRef of the run's counts, as of the last update of the progress actor
         self._idle_since = time.perf_counter()  # end of the last prediction
@@ -75,11 +73,14 @@ class PredictStage(PredictorActor):
         images = attempt.without_given_up(images)
         in_memory = [image for image in images if not image.by_window]
         if in_memory:
-            yield to_table(self._predict_in_memory(in_memory, attempt), PREDICTED)
+            rows = self._predict_in_memory(in_memory, attempt)
+            self._judge_sample(rows)
+            yield to_table(rows, PREDICTED)
         for image in images:
             if image.by_window:
                 predicted = self._predict_by_window(image, attempt)
                 self._report([predicted])
+                self._judge_sample([predicted])
                 # One table per image, because a single mask may reach the size limit of a table's column.
                 yield to_table([predicted], PREDICTED)
         attempt.end()
@@ -182,24 +183,27 @@ class PredictStage(PredictorActor):
 
         The check uses the counts that the previous report returned, so that it need not wait for an answer.
 
-        Raises: UserError if more than `max_error_rate` of the run's images have failed.
+        Raises: UserError if more images of the run have failed than its limit allows.
         """
         import ray
 
         if not rows:
             return
         counts = ray.get(self._counts) if self._counts is not None else {}
-        outcomes = Counter(row.error_type or "ok" for row in rows)
+        outcomes = _outcomes(rows)
         self._counts = self._progress_actor.add.remote(**outcomes)
         prometheus.count_images(outcomes)
-        seen, failed = sum(counts.values()), sum(counts.values()) - counts.get("ok", 0)
-        if seen >= MIN_TO_JUDGE and failed > self._max_error_rate * seen:
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()) if kind != "ok")
-            raise UserError(
-                f"max_error_rate {self._max_error_rate}: {failed:,} of the first {seen:,} images failed ({kinds}); "
-                "check the input, filter out files that are not images with --include or --exclude, or raise "
-                "--max-error-rate"
-            )
+        self._error_limit.check(counts)
+
+    def _judge_sample(self, rows: list[PredictedImage]) -> None:
+        """Report the outcomes of completed images that are in the sample, and check its error rate.
+
+        Only images of completed blocks count, because failures are known before predictions. Raises: UserError.
+        """
+        import ray
+
+        if outcomes := _outcomes([row for row in rows if is_sampled(row.image_id)]):
+            self._error_limit.check_sample(ray.get(self._progress_actor.add_sampled.remote(**outcomes)))
 
     def _start_predicting(self, batch: list[PredictedImage]) -> Future[BatchPrediction]:
         images_NHW3 = np.stack([image.input_HW3 for image in batch])
@@ -249,6 +253,10 @@ class PredictStage(PredictorActor):
                     work.bytes += len(png)
                     rows.append(row.with_mask(png))
         return rows
+
+
+def _outcomes(rows: list[PredictedImage]) -> Counter[str]:
+    return Counter(row.error_type or "ok" for row in rows)
 
 
 def _with_error(row: PredictedImage, error: Exception) -> PredictedImage | None:

@@ -4,7 +4,7 @@ import math
 import shutil
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import NamedTuple, TextIO
 
@@ -35,7 +35,13 @@ class SegmentationProgressActor(ProgressActor):
     def __init__(self) -> None:
         super().__init__()
         self._stage_seconds = StageSeconds()
+        self._sampled: Counter[str] = Counter()
         self._ledger = CrashLedger(_is_alive)
+
+    def add_sampled(self, **outcomes: int) -> dict[str, int]:
+        """Add outcomes of images in the sample that judges the error rate, and return their totals."""
+        self._sampled.update(outcomes)
+        return dict(self._sampled)
 
     def add_timing(self, report: Report) -> None:
         """Add a process's time by stage."""

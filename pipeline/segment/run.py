@@ -37,6 +37,7 @@ from pipeline.output.ownership import FailedImage, claim_output, first_failures,
 from pipeline.output.reconcile import differences, reconcile, remove_strays, remove_superseded, stored_images
 from pipeline.segment import large_images
 from pipeline.segment.decode_stage import DECODED_BYTES, Limits, decode
+from pipeline.segment.error_rate import ErrorLimit, sampled_first
 from pipeline.segment.predict_stage import CALLS, PredictStage
 from pipeline.segment.progress import ProgressBar, SegmentationProgressActor
 from pipeline.segment.rescaling import ClusterChanged, Watch, watching
@@ -48,6 +49,14 @@ from pipeline.segment.write_stage import PartSink, WrittenPart, rows_of_a_part
 GPU_BATCH, CPU_BATCH = 8, 32
 MAX_REPEATS = 3  # runs that follow one whose rows are not exact
 MAX_FAILURES = 10  # failed images that a summary lists
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Images that one Ray Data pipeline labels."""
+
+    images: pa.Table  # LISTED
+    error_limit: ErrorLimit
 
 
 @dataclass(frozen=True)
@@ -222,14 +231,15 @@ def run_waves(
     bar: ProgressBar | None = None
     written: list[WrittenPart] = []
     handed_out = IdSum()
-    for wave in worklist.waves():
+    for images in worklist.waves():
         if bar is None:
             connection.connect(config.verbose)
-            image = wave["image_uri"][0].as_py()
+            image = images["image_uri"][0].as_py()
             check_shared({"image": image, "checkpoint": config.checkpoint, "output": config.output})
             progress_actor = start_progress_actor(SegmentationProgressActor)
             bar = start_bar()
-        handed_out = handed_out.plus(IdSum.of(wave["image_id"]))
+        handed_out = handed_out.plus(IdSum.of(images["image_id"]))
+        wave = Wave(sampled_first(images), ErrorLimit(config.max_error_rate, handed_out.num_ids))
         stages = size_actor_pool(config, connection.resources(), shrink_to_fit)
         watch = Watch(config, stages, bar)
         with watched(progress_actor, bar.show), watching(lease.look, watch.look):
@@ -267,12 +277,12 @@ def _log_inputs(model: Checkpoint, listed: ListingProgress) -> None:
 
 
 def _run_wave(
-    config: SegmentConfig, model: Checkpoint, wave: pa.Table, stages: ActorPoolSize, progress_actor: Any, lease: Lease
+    config: SegmentConfig, model: Checkpoint, wave: Wave, stages: ActorPoolSize, progress_actor: Any, lease: Lease
 ) -> list[WrittenPart]:
-    rows_per_part = config.rows_per_part or rows_of_a_part(wave)
+    rows_per_part = config.rows_per_part or rows_of_a_part(wave.images)
     sink = PartSink(lease.claim, model.class_names, model.model_id, lease.run_id, rows_per_part)
     ray.data.DataContext.get_current().target_max_block_size = DECODED_BYTES
-    blocks = blocks_of(wave, stages.decode_tasks)
+    blocks = blocks_of(wave.images, stages.decode_tasks)
     decoded = map_tables(
         decode,
         blocks,
@@ -297,7 +307,7 @@ def _run_wave(
     predicted = map_by_actors(
         decoded,
         PredictStage,
-        {"spec": spec, "max_error_rate": config.max_error_rate, "progress_actor": progress_actor},
+        {"spec": spec, "error_limit": wave.error_limit, "progress_actor": progress_actor},
         # One more block than the actor works on waits in its queue.
         ray.data.ActorPoolStrategy(
             size=stages.predictors, max_concurrent_calls_per_actor=CALLS, max_tasks_in_flight_per_actor=CALLS + 1

@@ -21,6 +21,7 @@ from pipeline.config.training import ProtocolConfig
 from pipeline.images.codec import encode_mask
 from pipeline.segment import prometheus
 from pipeline.segment.decode_stage import Limits, decode
+from pipeline.segment.error_rate import ErrorLimit
 from pipeline.segment.predict_stage import CALLS, PredictStage
 from pipeline.segment.progress import SegmentationProgressActor
 from tests.pipeline.samples import encoded, random_image, write_file
@@ -59,7 +60,7 @@ def make(tmp_path: Path) -> Iterator[Any]:
         spec = PredictorSpec(
             place, protocol, gpu=False, precision="float32", threads=2, batch_size=2, model_id=model_id
         )
-        return PredictStage(spec, max_error_rate=0.9, progress_actor=progress_actor)
+        return PredictStage(spec, ErrorLimit(0.9, num_images=1000), progress_actor)
 
     prometheus.report()  # what other tests have left
     yield made
