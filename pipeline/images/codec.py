@@ -23,7 +23,7 @@ from pipeline.images.formats import (
 from pipeline.images.label_files import decode_label
 from pipeline.images.layout_checks import check_layout
 from pipeline.images.pixels import as_rgb, first_frame, jpeg_pixels, load, on_white, orientation, turned
-from pipeline.images.repairs import repaired
+from pipeline.images.repairs import decode_with_repair
 from pipeline.images.tiff_samples import decode_tiff
 
 __all__ = [
@@ -68,13 +68,7 @@ def decode_image(
         check_bytes(content, max_bytes)
         if format_of(content) == "TIFF":
             return np.ascontiguousarray(decode_tiff(content, max_pixels))
-        try:
-            return _decoded(content, max_pixels)
-        except ImageError as error:
-            whole = repaired(content) if error.kind == "Corrupt" else None
-            if whole is None:
-                raise
-        return _decoded(whole, max_pixels)
+        return decode_with_repair(lambda whole: _decoded(whole, max_pixels), content)
 
 
 def _decoded(content: bytes, max_pixels: int | None) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from PIL import Image, ImageFile
 from pipeline.images.formats import ImageError, format_of, opened, quiet
 from pipeline.images.layout_checks import check_layout
 from pipeline.images.pixels import first_frame, load, orientation, turned
+from pipeline.images.repairs import decode_with_repair
 from pipeline.images.tiff_directory import COMPRESSION, Directory
 from pipeline.images.tiff_layout import FLOAT, RGB, read_layout
 from pipeline.images.tiff_samples import decode_tiff_label
@@ -21,7 +22,7 @@ LOSSY = "which changes label ids and colors: export the annotations again as PNG
 DEEP_COLORS = "has 16-bit colors; save its ids in one channel, or its colors in 8 bits"
 LOSSY_FORMATS = {
     "JPEG": "JPEG",
-    "AVIF": "AVIF, whose compression may be lossy",
+    "AVIF": "AVIF or HEIF, whose compression may be lossy",
     "JPEG2000": "JPEG 2000, whose compression may be lossy",
 }
 # Values of TIFF's compression tag: JPEG, JPEG 2000, WebP, JPEG XL.
@@ -59,10 +60,16 @@ def decode_label(
     with quiet():
         if format_of(content) == "TIFF":
             return _tiff_label(content, colors, max_pixels, rgb_ids)
-        image = _lossless(content, max_pixels)
-        maxval = _maxval(image)
-        load(image)
-        turn = orientation(image)
+        return decode_with_repair(lambda whole: _label(whole, colors, max_pixels, rgb_ids), content)
+
+
+def _label(
+    content: bytes, colors: Mapping[Color, int] | None, max_pixels: int | None, rgb_ids: bool
+) -> NDArray[np.int32]:
+    image = _lossless(content, max_pixels)
+    maxval = _maxval(image)
+    load(image)
+    turn = orientation(image)
     if (colors or rgb_ids) and image.mode in ("RGB", "RGBA"):
         if _bits(content, image) == 16:
             raise ImageError("NotALabelMap", DEEP_COLORS)

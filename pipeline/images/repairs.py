@@ -2,6 +2,12 @@
 
 import re
 import zlib
+from collections.abc import Callable
+from typing import TypeVar
+
+from pipeline.images.formats import ImageError
+
+Decoded = TypeVar("Decoded")
 
 # Chunks of a PNG that decide its pixels; eXIf turns them.
 _NEEDED_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
@@ -9,6 +15,17 @@ _JPEG_END = b"\xff\xd9"
 _JPEG_SEGMENT = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _ONE_SCAN_FRAMES = (0xC0, 0xC1)  # baseline and extended sequential
 _START_OF_SCAN = 0xDA
+
+
+def decode_with_repair(decode: Callable[[bytes], Decoded], content: bytes) -> Decoded:
+    """Decode a file, or if it is corrupt, the file as `repaired`. Raises ImageError."""
+    try:
+        return decode(content)
+    except ImageError as error:
+        whole = repaired(content) if error.kind == "Corrupt" else None
+        if whole is None:
+            raise
+    return decode(whole)
 
 
 def repaired(content: bytes) -> bytes | None:

@@ -152,6 +152,8 @@ def test_a_png_with_a_damaged_part_beside_its_picture_is_whole(name: bytes, has_
     checksum = zlib.crc32(name + b"\1") if has_checksum else 0
     chunk = struct.pack(">I", 1) + name + b"\1" + struct.pack(">I", checksum)
     np.testing.assert_array_equal(decode_image(content[:33] + chunk + content[33:]), PICTURE_HW3)
+    label = encoded(GRAY_HW, "PNG")
+    np.testing.assert_array_equal(decode_label(label[:33] + chunk + label[33:]), GRAY_HW)
 
 
 def test_a_png_with_a_damaged_picture_or_palette_is_corrupt() -> None:
@@ -182,3 +184,46 @@ def test_bit_fields_of_a_bmp_are_read_by_their_masks(bits: int, masks: tuple[int
     light = [((words_HW & mask) // (mask & -mask)) / (mask // (mask & -mask)) if mask else 1 for mask in masks]
     expected = [255 * (band * light[3] + 1 - light[3]) for band in light[:3]]
     np.testing.assert_allclose(decode_image(content), np.dstack(expected), atol=1.001 if masks[3] else 0.501)
+
+
+@pytest.mark.parametrize("colors", ["random", "gray", "inverted gray"])
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_a_bmp_of_any_palette_has_its_colors_and_its_indices(bits: int, colors: str) -> None:
+    rng = np.random.default_rng(bits)
+    indices_HW = rng.integers(0, 2**bits, (10, 16))
+    palette_K3 = rng.integers(0, 256, (2**bits, 3)).astype(np.uint8)
+    if colors != "random":
+        ramp = np.linspace(0, 255, 2**bits).astype(np.uint8)[:, None].repeat(3, 1)
+        palette_K3 = ramp if colors == "gray" else ramp[::-1]
+    bits_HSB = indices_HW[..., None] >> np.arange(bits)[::-1] & 1
+    rows = np.packbits(bits_HSB.reshape(10, -1).astype(np.uint8), axis=1)
+    body = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 4)))[::-1].tobytes()
+    table = np.pad(palette_K3[:, ::-1], ((0, 0), (0, 1))).tobytes()
+    start = 54 + len(table)
+    head = struct.pack("<IHHI", start + len(body), 0, 0, start)
+    content = b"BM" + head + struct.pack("<IiiHHI20x", 40, 16, 10, 1, bits, 0) + table + body
+    np.testing.assert_array_equal(decode_image(content), palette_K3[indices_HW])
+    np.testing.assert_array_equal(decode_label(content), indices_HW)
+
+
+@pytest.mark.parametrize("num_colors", [2, 3, 16, 200])
+@pytest.mark.parametrize("is_gray", [False, True])
+def test_a_gif_of_any_palette_has_its_colors_and_its_indices(is_gray: bool, num_colors: int) -> None:
+    rng = np.random.default_rng(num_colors)
+    indices_HW = rng.integers(0, num_colors, (13, 17)).astype(np.uint8)
+    indices_HW.flat[:num_colors] = np.arange(num_colors)
+    palette_K3 = rng.permutation(256 * 3).reshape(256, 3)[:num_colors].astype(np.uint8)
+    if is_gray:
+        palette_K3 = np.arange(num_colors, dtype=np.uint8)[:, None].repeat(3, 1)
+    image = Image.fromarray(indices_HW)
+    image.putpalette(palette_K3.tobytes())
+    content = encoded(image, "GIF", optimize=False)
+    np.testing.assert_array_equal(decode_image(content), palette_K3[indices_HW])
+    np.testing.assert_array_equal(decode_label(content), indices_HW)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
+def test_a_lossless_webp_has_the_pixels_of_a_png(mode: str) -> None:
+    image = Image.fromarray(np.dstack([PICTURE_HW3, GRAY_HW])).convert(mode)
+    content = encoded(image, "WEBP", lossless=True, exact=True)
+    np.testing.assert_array_equal(decode_image(content), decode_image(encoded(image, "PNG")))
