@@ -4,6 +4,7 @@ import io
 import logging
 import re
 import signal
+import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -196,8 +197,8 @@ def failures(what: str) -> Iterator[None]:
         raise ImageError("TooLarge", f"{what}: not enough memory") from None
     except Exception as error:
         message = str(error)[:200]
-        if not re.search("[A-Za-z]{3}", message):  # such as the key of a dictionary
-            message = "its structure is not valid"
+        if isinstance(error, LookupError | TypeError | struct.error) or not message:
+            message = "its structure is not valid"  # these name a key or an argument inside Pillow
         if any(phrase in message.lower() for phrase in UNSUPPORTED_SAMPLES):
             raise ImageError("Unsupported", f"samples or compression not supported: {message}") from None
         raise ImageError("Corrupt", f"{what}: {message}") from None

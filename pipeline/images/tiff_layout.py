@@ -227,7 +227,9 @@ def _check_samples(directory: tiff_directory.Directory, layout: Layout) -> None:
     elif not _is_known_predictor(layout):
         reason = f"predictor {layout.predictor}"
     if reason:
-        raise ImageError("Unsupported", f"{reason} in a TIFF is not decoded: {layout}; convert it to 8-bit gray or RGB")
+        raise ImageError(
+            "Unsupported", f"{reason} in a TIFF cannot be decoded: {layout}; convert it to 8-bit gray or RGB"
+        )
 
 
 def _is_known_sample(layout: Layout) -> bool:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.images.codec import ImageError, decode_image, decode_label
+from pipeline.images.formats import failures
 from tests.pipeline.image_corpus import picture
 from tests.pipeline.samples import encoded, random_image
 
@@ -227,3 +228,9 @@ def test_a_lossless_webp_has_the_pixels_of_a_png(mode: str) -> None:
     image = Image.fromarray(np.dstack([PICTURE_HW3, GRAY_HW])).convert(mode)
     content = encoded(image, "WEBP", lossless=True, exact=True)
     np.testing.assert_array_equal(decode_image(content), decode_image(encoded(image, "PNG")))
+
+
+@pytest.mark.parametrize("error", [KeyError(5), IndexError("index out of range"), struct.error("unpack_from")])
+def test_an_error_inside_pillow_is_no_bare_number_or_python_message(error: Exception) -> None:
+    with pytest.raises(ImageError, match="its structure is not valid"), failures("damaged header"):
+        raise error
