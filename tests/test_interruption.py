@@ -102,3 +102,31 @@ def test_an_interrupted_training_resumes_from_its_last_checkpoint(
     done = run_job(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Resumed after step " in done.stdout
+
+
+def test_a_stopped_submission_of_a_segmentation_says_what_is_saved(
+    head: RayHead, run_job: RunJob, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "checkpoint")
+    output = f"{tmp_path.as_uri()}/labels"
+    uris = write_photos(f"{tmp_path.as_uri()}/photos", 160)
+    command = ["jobs/segment_bucket.py", "--input", str(tmp_path / "photos"), "--output", output]
+    command += ["--checkpoint", str(tmp_path / "checkpoint"), "--rows-per-part", "8"]
+
+    def ray_job(*arguments: str) -> str:
+        ray = str(Path(sys.executable).parent / "ray")
+        environment = {**os.environ, **head.environment, "RAY_ADDRESS": head.dashboard}
+        return subprocess.check_output([ray, "job", *arguments], cwd=REPOSITORY, env=environment, text=True)
+
+    ray_job("submit", "--no-wait", "--submission-id", "stopped", "--working-dir", ".", "--", "python", *command)
+    deadline = time.monotonic() + LIMIT
+    while not storage.find(f"{output}/masks"):
+        assert time.monotonic() < deadline, ray_job("logs", "stopped")
+        time.sleep(0.1)
+    ray_job("stop", "stopped")
+    printed = ray_job("logs", "stopped")
+    assert "Interrupted. Labeled images are saved part by part; run the same command again to label" in printed
+    assert "Traceback" not in printed
+    done = run_job(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_invariants(output, uris)
