@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 IMAGE_EXTENSIONS = frozenset(
-    (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+    (".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm")
+    + (".psd", ".qoi", ".tga", ".tif", ".tiff", ".webp")
 )
 # Files that other programs write beside images: descriptions, settings of a folder, thumbnails.
 SIDECAR_EXTENSIONS = frozenset(
