@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 IMAGE_EXTENSIONS = frozenset(
-    (".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm")
-    + (".psd", ".qoi", ".tga", ".tif", ".tiff", ".webp")
+    ".avif .bmp .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .ppm .psd .qoi .tga .tif .tiff .webp".split()
 )
 # Files that other programs write beside images: descriptions, settings of a folder, thumbnails.
 SIDECAR_EXTENSIONS = frozenset(
