@@ -8,7 +8,27 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 IMAGE_EXTENSIONS = frozenset(
-    ".avif .bmp .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .ppm .psd .qoi .tga .tif .tiff .webp".split()
+    [
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".j2k",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".psd",
+        ".qoi",
+        ".tga",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ]
 )
 # Files that other programs write beside images: descriptions, settings of a folder, thumbnails.
 SIDECAR_EXTENSIONS = frozenset(
