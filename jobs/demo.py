@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from pipeline.config.command_line import Parser
-from pipeline.console import run_job, warn_deprecated
+from pipeline.console import run_job, warn_deprecated, when_interrupted
 
 
 def main(argv: list[str], prog: str = "jobs/demo.py") -> None:
@@ -36,14 +36,16 @@ def main(argv: list[str], prog: str = "jobs/demo.py") -> None:
     from pipeline.demo.run import Jobs, run_demo
 
     start = time.monotonic()
-    run_demo(
-        arguments.folder or arguments.to,
-        arguments.num_train,
-        arguments.num_val,
-        arguments.num_photos,
-        train_options,
-        Jobs(make_scenes.main, train.main, segment_bucket.main, query.main, report.main),
-    )
+    # The bucket ends with the process, so a training in it cannot be resumed.
+    with when_interrupted("Run the same command again; it starts from the beginning."):
+        run_demo(
+            arguments.folder or arguments.to,
+            arguments.num_train,
+            arguments.num_val,
+            arguments.num_photos,
+            train_options,
+            Jobs(make_scenes.main, train.main, segment_bucket.main, query.main, report.main),
+        )
     log(f"Finished in {duration(time.monotonic() - start)}")
 
 
