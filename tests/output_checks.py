@@ -31,6 +31,7 @@ def check_invariants(output: str, uris: list[str]) -> dict[str, dict]:
     assert sorted(row["image_uri"] for row in masks) == sorted(uris)
     read(output, "class_stats")
     # Tests of parts have no model.
-    findings = [found for found in Verification(output, deep=True).findings() if found.kind != "no classes.parquet"]
+    found = Verification(storage.absolute(output), deep=True).findings()
+    findings = [finding for finding in found if finding.kind != "no classes.parquet"]
     assert findings == []
     return {row["image_uri"]: row for row in masks}
