@@ -35,8 +35,10 @@ def told(output: str, level: str, check: str) -> list[str]:
 
 
 def assert_aligned(output: str) -> None:
-    """A line for each finding and the last one, nothing of Ray's, and no colours."""
-    *findings, empty, result = output.splitlines()
+    """Two lines while Ray starts, one for each finding and the last one, nothing of Ray's, and no colors."""
+    loading, connecting, *findings, empty, result = output.splitlines()
+    assert loading == "Loading Ray"
+    assert connecting.startswith("Connecting to Ray at ")
     assert [line for line in findings if not LINE.fullmatch(line)] == []
     assert empty == ""
     assert re.fullmatch(r"\d+ failed, \d+ with warnings, \d+ ok; \d+ s", result)
@@ -241,7 +243,8 @@ def test_a_head_that_is_lost_during_the_checks_ends_them_with_a_sentence(swift: 
             text=True,
         )
         assert doctor.stdout is not None
-        assert "nodes" in doctor.stdout.readline()
+        started = [doctor.stdout.readline() for _ in range(3)]
+        assert "nodes" in started[-1]
     output, errors = doctor.communicate(timeout=600)
     assert doctor.returncode == 1
     assert re.search(r"FAIL  the head at \S+ no longer answers; restart the cluster", output)

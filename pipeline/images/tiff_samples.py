@@ -95,13 +95,13 @@ def tile_spans(directory: Directory, layout: Layout) -> tuple[NDArray[np.integer
     needed = layout.num_planes * layout.tiles[0] * layout.tiles[1]
     if of_lengths in directory:
         lengths = directory.numbers(of_lengths)
-    elif needed == 1:  # writers of old left out the length of a single strip
+    elif needed == 1 and len(offsets):  # writers of old left out the length of a single strip
         lengths = np.array([max(0, directory.size - int(offsets[0]))])
     else:
         raise ImageError("Unsupported", "a TIFF without the lengths of its strips is not decoded")
     if min(len(offsets), len(lengths)) < needed:
         raise ImageError("Corrupt", f"damaged header: it has {len(offsets)} tiles or strips of {needed}")
-    return offsets, lengths
+    return offsets[:needed], lengths[:needed]
 
 
 def _fill(target_HWC: NDArray[np.generic], spans: list[tuple[int, int]], directory: Directory, layout: Layout) -> None:

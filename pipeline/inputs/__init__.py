@@ -63,7 +63,7 @@ def check_inputs_exist(config: InputConfig) -> None:
     """Raise UserError for an input that does not exist, within seconds. Globs are passed over."""
     for source in SOURCES:
         for uri in getattr(config, source):
-            if not is_glob(uri) and not storage.exists(uri):
+            if not is_glob(uri) and not storage.is_there(uri):
                 raise UserError(f"{source} {uri}: no files found; check the prefix or pattern")
 
 

@@ -112,8 +112,16 @@ def absolute(uri: str) -> str:
 
 def require(uri: str, setting: str) -> None:
     """Raise UserError if there is no file or folder at the URI that a setting names."""
-    if not exists(uri):
+    if not is_there(uri):
         raise UserError(f"{setting} {uri}: no such file or folder; check the path")
+
+
+def is_there(uri: str) -> bool:
+    """Return True if a file, a folder or, in a bucket, any name below a prefix exists.
+
+    Unlike `exists`, it only lists a bucket: policies seldom allow to read a prefix as if it were an object.
+    """
+    return next(listed(uri), None) is not None if uri.startswith(S3_SCHEMES) else exists(uri)
 
 
 def read_bytes(uri: str) -> bytes:
