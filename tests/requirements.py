@@ -85,9 +85,4 @@ PROC = Requirement("Linux", "run the tests on Linux", lambda: Path("/proc/self/s
 BFLOAT16 = Requirement(
     "bfloat16 in oneDNN", "run the tests on a CPU with AVX-512 or AVX-NE-CONVERT", lambda: has_bfloat16(CPU)
 )
-AVX512 = Requirement(
-    "AVX-512, for memory bounds measured with oneDNN's kernels for it",
-    "run the tests on a CPU with AVX-512",
-    lambda: torch.backends.cpu.get_cpu_capability().startswith("AVX512"),
-)
 INT8 = Requirement("int8 in oneDNN", "run the tests on a CPU with VNNI", lambda: has_int8(CPU))

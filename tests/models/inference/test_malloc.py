@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from models import Architecture, Metadata, PSPNet, save
-from tests.requirements import AVX512, PROC
+from tests.requirements import PROC
 
-LIMIT_SINGLE, LIMIT_SIX_SCALES = 1.5e9, 2.5e9
+# The peak depends on oneDNN's kernels for a CPU: 1.45 and 1.51 GB on two kinds with AVX-512, 1.52 and 1.56 with AVX2.
+LIMIT_SINGLE, LIMIT_SIX_SCALES = 1.6e9, 2.5e9
 PROGRAM = """
 import sys, torch
 from pathlib import Path
@@ -45,9 +46,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("mode", "limit"),
     [
-        # oneDNN's older kernels take some percent more: 1.52 and 1.56 GB with AVX2.
-        pytest.param("whole", LIMIT_SINGLE, marks=AVX512.mark),
-        pytest.param("single", LIMIT_SINGLE, marks=AVX512.mark),
+        ("whole", LIMIT_SINGLE),
+        ("single", LIMIT_SINGLE),
         pytest.param("six scales", LIMIT_SIX_SCALES, marks=pytest.mark.exhaustive),
     ],
 )
