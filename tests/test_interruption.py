@@ -109,7 +109,7 @@ def test_a_stopped_submission_of_a_segmentation_says_what_is_saved(
 ) -> None:
     save_checkpoint(tmp_path / "checkpoint")
     output = f"{tmp_path.as_uri()}/labels"
-    uris = write_photos(f"{tmp_path.as_uri()}/photos", 160)
+    uris = write_photos(f"{tmp_path.as_uri()}/photos", 800)  # more than are labeled before the stop arrives
     command = ["jobs/segment_bucket.py", "--input", str(tmp_path / "photos"), "--output", output]
     command += ["--checkpoint", str(tmp_path / "checkpoint"), "--rows-per-part", "8"]
 

@@ -146,7 +146,9 @@ def test_waves_of_many_pieces_and_odd_names_leave_each_image_one_row(
     monkeypatch.setattr(segmentation, "decode", decode_in_pieces)
     waves = []
     label_wave = segmentation._run_wave
-    monkeypatch.setattr(segmentation, "_run_wave", lambda *given: waves.append(len(given[2])) or label_wave(*given))
+    monkeypatch.setattr(
+        segmentation, "_run_wave", lambda *given: waves.append(len(given[2].images)) or label_wave(*given)
+    )
     assert run("--rows-per-part", "7") == 0
     assert sum(waves) == len(run.uris)
     assert len(waves) > 1
