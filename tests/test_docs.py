@@ -13,8 +13,6 @@ from tests.in_process import run_script
 JOBS = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "jobs").glob("[!_]*.py")}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 COLUMNS = 100  # of code, which fit beside the site's navigation
-# Pages written before the rules for commands and link texts; remove a page from the set once it follows them.
-EARLIER = {"docs/images.md", "docs/inputs.md", "docs/segmentation.md", "docs/troubleshooting.md"}
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 
 
@@ -62,7 +60,6 @@ def test_the_text_of_a_link_is_not_the_name_of_a_page() -> None:
     named = [
         (page.name, text)
         for page in PAGES
-        if page.relative_to(REPOSITORY).as_posix() not in EARLIER
         for text in texts.findall(page.read_text())
         if re.fullmatch(r"`?[\w/]+\.md`?|decisions/\d+", text)
     ]
@@ -70,13 +67,7 @@ def test_the_text_of_a_link_is_not_the_name_of_a_page() -> None:
 
 
 def test_code_is_not_wider_than_the_page_of_the_site() -> None:
-    wide = [
-        (str(block), line)
-        for block in BLOCKS
-        if block.page not in EARLIER
-        for line in block.code.splitlines()
-        if len(line) > COLUMNS
-    ]
+    wide = [(str(block), line) for block in BLOCKS for line in block.code.splitlines() if len(line) > COLUMNS]
     assert wide == []
 
 
@@ -85,7 +76,6 @@ def test_commands_name_the_python_of_the_checkout() -> None:
     bare = [
         (str(block), line)
         for block in BLOCKS
-        if block.page not in EARLIER
         for line in block.code.splitlines()
         if re.match(r"(\$ )?python3? (jobs|benchmarks)/", line)
     ]
