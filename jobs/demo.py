@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from pipeline.config.command_line import Parser
-from pipeline.console import run_job, warn_deprecated, when_interrupted
+from pipeline.console import START_OVER, run_job, warn_deprecated, when_interrupted
 
 
 def main(argv: list[str], prog: str = "jobs/demo.py") -> None:
@@ -37,7 +37,7 @@ def main(argv: list[str], prog: str = "jobs/demo.py") -> None:
 
     start = time.monotonic()
     # The bucket ends with the process, so a training in it cannot be resumed.
-    with when_interrupted("Run the same command again; it starts from the beginning."):
+    with when_interrupted(START_OVER):
         run_demo(
             arguments.folder or arguments.to,
             arguments.num_train,

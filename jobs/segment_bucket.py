@@ -2,7 +2,7 @@
 
 from pipeline.config.jobs import SegmentConfig
 from pipeline.config.loading import load_settings
-from pipeline.console import duration, log, run_job, when_interrupted
+from pipeline.console import START_OVER, duration, log, run_job, when_interrupted
 
 
 def main(argv: list[str], prog: str = "jobs/segment_bucket.py") -> int:
@@ -20,7 +20,7 @@ def main(argv: list[str], prog: str = "jobs/segment_bucket.py") -> int:
         from pipeline.plan.run import make_plan
         from pipeline.plan.text import plan_lines
 
-        with when_interrupted("Run the same command again; it starts from the beginning. The output is unchanged."):
+        with when_interrupted(f"{START_OVER} The output is unchanged."):
             lines = plan_lines(make_plan(config))
         for line in lines:
             log(line)

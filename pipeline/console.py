@@ -12,6 +12,8 @@ from typing import TextIO
 
 from pipeline.errors import UserError
 
+START_OVER = "Run the same command again; it starts from the beginning."  # what to do after an interruption
+
 
 def printable(text: str) -> str:
     """Return the text with control characters escaped: file names may contain them, and terminals obey them."""
@@ -69,7 +71,7 @@ def run_job(job: Callable[[list[str]], int | None], argv: list[str] | None = Non
     except KeyboardInterrupt as error:
         # In a terminal, the cursor is behind a progress bar or the echo of Ctrl-C.
         start = "\n" if sys.stderr.isatty() else ""
-        message = getattr(error, "__notes__", ["Run the same command again; it starts from the beginning."])[-1]
+        message = getattr(error, "__notes__", [START_OVER])[-1]
         log(f"{start}Interrupted. {message}", sys.stderr)
         sys.exit(128 + received[-1])
 

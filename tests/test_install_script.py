@@ -1,4 +1,4 @@
-"""What `make setup` shows of an installation, with stand-ins for Python and uv that print as much as the real ones."""
+"""Output of `make setup`, with stand-ins for Python and uv that print as much as the real ones."""
 
 import shutil
 import subprocess

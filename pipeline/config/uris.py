@@ -5,7 +5,7 @@ import re
 
 # Set by Ray in the processes of `ray job submit` alone.
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LOCAL = ("file", "local")
 
 
@@ -16,7 +16,7 @@ def absolute_uri(location: str) -> str:
     """
     if not location:
         raise ValueError("is empty; give a path or a URI")
-    scheme = _SCHEME.match(location)
+    scheme = SCHEME.match(location)
     if scheme and scheme[1] not in _LOCAL:
         return re.sub("^s3a://", "s3://", location).rstrip("/")
     path = os.path.expanduser(location[scheme.end() :] if scheme else location)

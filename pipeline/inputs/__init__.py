@@ -64,7 +64,7 @@ def check_inputs_exist(config: InputConfig) -> None:
     for source in SOURCES:
         for uri in getattr(config, source):
             if not is_glob(uri) and not storage.is_there(uri):
-                raise UserError(f"{source} {uri}: no files found; check the prefix or pattern")
+                raise UserError(_nothing_found(source, uri))
 
 
 def check_no_output_inside_input(config: InputConfig, output: str) -> None:
@@ -83,9 +83,13 @@ def _selected(tables: Iterator[pa.Table], selection: ImageSelection) -> Iterator
     selection.check_not_empty()
 
 
+def _nothing_found(source: str, uri: str) -> str:
+    return f"{source} {uri}: no files found; check the prefix or pattern"
+
+
 def _prefix(uri: str, hidden: HiddenFiles) -> Iterator[pa.Table]:
     prefixes.check_no_bare_scheme(uri)
-    message = f"input {uri}: no files found; check the prefix or pattern"
+    message = _nothing_found("input", uri)
     # Finding the first match of a glob may take a long listing.
     files = hidden.skipped(prefixes.read(uri), folder_of(uri), f"input {uri}")
     return _not_empty(files, message, at_once=not is_glob(uri))

@@ -8,7 +8,6 @@ import errno
 import io
 import os
 import posixpath
-import re
 import shutil
 import tempfile
 import threading
@@ -26,6 +25,7 @@ import pyarrow.fs
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.config.uris import SCHEME as SCHEME
 from pipeline.errors import UserError
 from pipeline.storage import local_files, s3_client, s3_objects, web
 from pipeline.storage.range_file import RangeFile, object_file
@@ -57,7 +57,6 @@ STORAGE_ERRORS = {
 REFUSED_TO_CREATE = ("PreconditionFailed", "ConditionalRequestConflict")
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 PARTIAL = local_files.PARTIAL
-SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 S3_SCHEMES = ("s3://", "s3a://")
 
 

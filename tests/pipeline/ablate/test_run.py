@@ -1,4 +1,4 @@
-"""How many trainings of an ablation run together, so that none waits for what another one holds; what it resumes."""
+"""Number of trainings that an ablation runs in parallel without a deadlock, and resuming of an ablation."""
 
 import json
 from pathlib import Path

@@ -57,7 +57,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Form:
-    """How the samples of a TIFF of the grid are stored; the names are keys of the tables above."""
+    """Storage of the samples of a TIFF of the grid; the names are keys of the tables above."""
 
     kind: str
     depth: str
