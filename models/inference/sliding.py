@@ -48,8 +48,8 @@ class SlidingPredictor:
     """Replacement for Predictor that follows the paper's test protocol, with many forward passes per image.
 
     `base_size` is the image's long side at scale 1 in pixels (None: unchanged), `crop` the side of the crops (None:
-    one crop, the whole scaled image), and `stride` the step between crops as a share of their side. Results are
-    averaged over `scales` and, with `mirror`, over mirror images. Up to `max_batch` crops of one size, of all images
+    one crop, the whole scaled image), and `stride` the step between crops as a share of their side. `short_side`
+    replaces `base_size`: it is the image's short side at scale 1, as in MMSegmentation. Results are averaged over `scales` and, with `mirror`, over mirror images. Up to `max_batch` crops of one size, of all images
     and scales, go through the network together.
 
     Raises ValueError for a value out of range.
@@ -64,8 +64,10 @@ class SlidingPredictor:
         mirror: bool = False,
         scales: Sequence[float] = (1.0,),
         max_batch: int | None = None,
+        short_side: int | None = None,
     ) -> None:
         _require(base_size is None or base_size >= 1, f"base_size is {base_size}; it must be at least 1, or None")
+        _require(short_side is None or short_side >= 1, f"short_side is {short_side}; it must be at least 1, or None")
         _require(crop is None or crop >= MIN_SIZE, f"crop is {crop}; it must be at least {MIN_SIZE} pixels, or None")
         _require(0 < stride <= 1, f"stride is {stride}; it must be a share of the crop, above 0 and up to 1")
         valid = len(scales) > 0 and all(0 < scale < math.inf for scale in scales)
@@ -74,6 +76,7 @@ class SlidingPredictor:
         on_cpu = predictor.device.type == "cpu"
         self.predictor = predictor
         self.base_size = base_size
+        self.short_side = short_side
         self.crop = crop
         self.stride = stride
         self.mirrors = 2 if mirror else 1
@@ -129,8 +132,11 @@ class SlidingPredictor:
         Raises ValueError if a crop would need the whole image: without crops, or with a base size. Exceptions of `read`
         are passed on.
         """
-        sliding = self.crop is not None and self.base_size is None
-        _require(sliding, "reading an image by window requires crops at its own size; set crop, and base_size to None")
+        sliding = self.crop is not None and self.base_size is None and self.short_side is None
+        _require(
+            sliding,
+            "reading an image by window requires crops at its own size; set crop, and base_size and short_side to None",
+        )
         return_large_blocks()
         size, device = (image.height, image.width), self.predictor.device
         _require(min(size) >= 1, f"the image has {image.height} rows and {image.width} columns")
@@ -141,11 +147,11 @@ class SlidingPredictor:
 
     def _grid(self, size: tuple[int, int], output_size: tuple[int, int]) -> Grid:
         align_corners = self.predictor.architecture.align_corners
-        long_side = max(size)
+        side = max(size) if self.short_side is None else min(size)
         scales = []
         for scale in self.scales:
-            scaled_long_side = max(1, round(scale * (self.base_size or long_side)))
-            scaled = [max(1, round(scaled_long_side * length / long_side)) for length in size]
+            scaled_side = max(1, round(scale * (self.short_side or self.base_size or side)))
+            scaled = [max(1, round(scaled_side * length / side)) for length in size]
             rows, columns = (
                 Axis.make(size[i], scaled[i], output_size[i], self.crop or scaled[i], self.stride, align_corners)
                 for i in (0, 1)

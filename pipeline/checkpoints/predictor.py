@@ -106,4 +106,5 @@ def with_protocol(predictor: Any, protocol: ProtocolConfig) -> Any:
         crop=None if whole else protocol.crop,
         mirror=protocol.mirror,
         scales=protocol.scales,
+        short_side=protocol.short_side,
     )

@@ -1,9 +1,9 @@
 """Sections of the configuration of jobs/train.py, except the dataset: network, training and validation."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.config.fields import Section, Uri
 
@@ -50,9 +50,27 @@ class AugmentConfig(Section):
 
     crop: tuple[int, int] = Field((473, 473), description="Height and width of a training crop in pixels.")
     scale: tuple[float, float] = Field((0.5, 2.0), description="Minimum and maximum random scale.")
+    short_side: int | None = Field(
+        None,
+        ge=64,
+        description="Short side of an image at scale 1 in pixels, as in MMSegmentation. If none, that of the image.",
+    )
     rotation: float = Field(10.0, ge=0, le=180, description="Maximum random rotation in degrees, in either direction.")
+    rotation_probability: Unit = Field(1.0, description="Probability of a rotation; 0.5 in hszhao/semseg.")
     mirror: Unit = Field(0.5, description="Probability of a horizontal flip.")
     blur: Unit = Field(0.5, description="Probability of a 5x5 Gaussian blur.")
+    photometric: bool = Field(
+        False,
+        description="Randomly change brightness, contrast, saturation and hue, each with probability 0.5, as "
+        "MMSegmentation's PhotoMetricDistortion does.",
+    )
+    cat_max_ratio: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Draw the position of a crop again, up to ten times, while one class has this share of its labeled "
+        "pixels or more; 0.75 in MMSegmentation. 1 accepts every crop.",
+    )
     padding: Literal["mean", "reflect"] = Field(
         "mean",
         description="Padding outside the image: the mean color, or the reflected image; its labels are ignored.",
@@ -71,6 +89,11 @@ class LossConfig(Section):
     """Training loss. The default is the paper's: mean cross-entropy over the labeled pixels."""
 
     auxiliary_weight: float = Field(0.4, ge=0, description="Weight of the auxiliary head's loss.")
+    normalization: Literal["labeled", "all"] = Field(
+        "labeled",
+        description="Pixels that the cross-entropy is averaged over: the labeled ones (labeled), or all pixels of the "
+        "batch, ignored ones too (all), as in MMSegmentation.",
+    )
     class_weights: tuple[Positive, ...] = Field(
         (), description="Weight of each class, in order of the classes; empty weights all classes equally."
     )
@@ -99,7 +122,12 @@ class LossConfig(Section):
 class OptimizationConfig(Section):
     """SGD with the poly schedule. The defaults are the paper's."""
 
-    epochs: int = Field(100, ge=1, description="Passes over the training split.")
+    epochs: int | None = Field(
+        100, ge=1, description="Passes over the training split. Set either this or steps; the other one is none."
+    )
+    steps: int | None = Field(
+        None, ge=1, description="Length of the training in steps. Set either this or epochs; the other one is none."
+    )
     batch_size: int = Field(
         16, ge=1, description="Global batch size: images per step over all workers, whatever their number."
     )
@@ -110,7 +138,10 @@ class OptimizationConfig(Section):
         "accumulated. If none, one pass.",
     )
     learning_rate: float = Field(
-        0.01, gt=0, description="Initial learning rate of the backbone; the poly schedule decays it to 0."
+        0.01, gt=0, description="Initial learning rate of the backbone, which the poly schedule decays."
+    )
+    min_learning_rate: float = Field(
+        0.0, ge=0, description="Learning rate at the end of the poly schedule; 0.0001 in MMSegmentation."
     )
     head_rate_factor: float = Field(
         10.0, gt=0, description="Learning rate of the new layers, as a multiple of the backbone's."
@@ -154,6 +185,32 @@ class OptimizationConfig(Section):
         ge=1,
         description="Steps between progress lines in the log; fewer in a run that would have less than ten lines.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_default_epochs_beside_steps(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("steps") is not None:
+            return {"epochs": None} | values
+        return values
+
+    @model_validator(mode="after")
+    def _schedule(self) -> "OptimizationConfig":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                f"epochs is {self.epochs} and steps is {self.steps}; set one of the two, and the other one to none"
+            )
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate:g} is above learning_rate {self.learning_rate:g}; lower it"
+            )
+        return self
+
+    def total_steps(self, num_images: int) -> int:
+        """Return the number of steps of a run on that many training images."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return num_images // self.batch_size * self.epochs
 
     @property
     def prediction_precision(self) -> str:
@@ -217,11 +274,25 @@ class ProtocolConfig(Section):
         ge=64,
         description="Long side of an image at scale 1 in pixels, for sliding crops. If none, that of the image.",
     )
+    short_side: int | None = Field(
+        None,
+        ge=64,
+        description="Short side of an image at scale 1 in pixels, whole or for sliding crops, as in MMSegmentation. If "
+        "none, base_size applies.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_unset_short_side(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The id of a model includes its protocol. Without the new key, the ids of earlier outputs stay valid.
+        values: dict[str, Any] = dump(self)
+        if self.short_side is None:
+            values.pop("short_side", None)
+        return values
 
     @property
     def is_plain(self) -> bool:
         """True if each image goes through the network exactly once, unchanged."""
-        return self.mode == "whole" and not self.mirror and self.scales == (1.0,)
+        return self.mode == "whole" and not self.mirror and self.scales == (1.0,) and self.short_side is None
 
 
 class ValidationConfig(Section):

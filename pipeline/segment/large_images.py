@@ -33,7 +33,8 @@ class ReadFault(Exception):
 
 def applies(protocol: ProtocolConfig, long_side: int | None) -> bool:
     """Return whether large TIFFs are labeled by window, which requires crops of the image at its original size."""
-    return protocol.mode == "sliding" and protocol.base_size is None and long_side is None
+    is_resized = protocol.base_size is not None or protocol.short_side is not None or long_side is not None
+    return protocol.mode == "sliding" and not is_resized
 
 
 def describe_file(image: DecodedImage, max_pixels: int) -> DecodedImage | None:

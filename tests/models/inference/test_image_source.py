@@ -69,7 +69,7 @@ def test_wide_images_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None
     assert sum(largest) == 97
 
 
-@pytest.mark.parametrize("settings", [{"crop": None}, {"base_size": 512}])
+@pytest.mark.parametrize("settings", [{"crop": None}, {"base_size": 512}, {"short_side": 512}])
 def test_what_needs_the_whole_image_at_once_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="requires crops at its own size"):
         predictor(**settings).predict_windows(Recorded(make_images(1, 80, 80)[0]))

@@ -61,14 +61,16 @@ def plain_protocol(
     mirror: bool,
     scales: Any,
     output: Any,
+    short_side: int | None = None,
 ) -> np.ndarray:
     """Return the averaged probabilities (K, H, W) of one image."""
     image_3HW = torch.from_numpy(image).permute(2, 0, 1).float()
     height, width = image.shape[:2]
     average = torch.zeros(())
     for scale in scales:
-        long_side = round(scale * (base_size or max(height, width)))
-        size = [max(1, round(long_side * side / max(height, width))) for side in (height, width)]
+        own = min(height, width) if short_side else max(height, width)
+        reached = round(scale * (short_side or base_size or own))
+        size = [max(1, round(reached * side / own)) for side in (height, width)]
         scaled = F.interpolate(image_3HW[None], size, mode="bilinear", align_corners=False)[0]
         if crop is None:
             probabilities = crop_probabilities(model, scaled, mirror)
@@ -160,6 +162,8 @@ CASES = {
     "wider than the crop, not higher": {"base_size": 90, "crop": 80, "mirror": True},
     "six scales": {"scales": SIX_SCALES, "base_size": 100, "mirror": True},
     "a scale of one pixel": {"scales": (0.01,)},
+    "a short side, which replaces the base size": {"base_size": 130, "short_side": 120},
+    "whole at a short side and two scales": {"crop": None, "short_side": 80, "scales": (0.75, 1.0)},
     "whole": {"crop": None},
     "whole and mirrored, at a base size": {"crop": None, "mirror": True, "base_size": 131},
     "whole at six scales": {"crop": None, "scales": SIX_SCALES, "mirror": True},
@@ -262,6 +266,7 @@ def test_the_number_of_threads_changes_no_label() -> None:
     ("settings", "message"),
     [
         ({"base_size": 0}, "base_size is 0"),
+        ({"short_side": 0}, "short_side is 0"),
         ({"crop": 63}, "at least 64"),
         ({"stride": 0}, "stride is 0"),
         ({"stride": 1.5}, "stride is 1.5"),

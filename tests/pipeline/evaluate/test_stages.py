@@ -167,6 +167,8 @@ def test_the_protocol_decides_what_predicts(checkpoint: str) -> None:
     whole = with_protocol(predictor, ProtocolConfig(mirror=True, scales=(0.5, 1.0)))
     assert isinstance(whole, SlidingPredictor)
     assert (whole.crop, whole.base_size, whole.mirrors, whole.scales) == (None, None, 2, (0.5, 1.0))
+    short = with_protocol(predictor, ProtocolConfig(short_side=512))
+    assert (short.crop, short.base_size, short.short_side) == (None, None, 512)
     sliding = with_protocol(predictor, ProtocolConfig(mode="sliding", crop=65, base_size=None))
     assert isinstance(sliding, SlidingPredictor)
     assert (sliding.crop, sliding.base_size, sliding.mirrors, sliding.scales) == (65, None, 1, (1.0,))

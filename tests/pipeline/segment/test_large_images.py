@@ -165,6 +165,7 @@ def test_a_server_that_is_gone_is_no_failure_of_the_image(bucket: str, monkeypat
         (ProtocolConfig(mode="sliding", base_size=None), None, True),
         (ProtocolConfig(mode="sliding", base_size=None), 1024, False),
         (ProtocolConfig(mode="sliding"), None, False),
+        (ProtocolConfig(mode="sliding", base_size=None, short_side=512), None, False),
         (ProtocolConfig(base_size=None), None, False),
     ],
 )
