@@ -160,7 +160,7 @@ def _small(recipe: str) -> str:
     values = yaml.safe_load(recipe)
     values["model"] |= {"backbone": "resnet18"}
     values["augment"] |= {"crop": [SIZE, SIZE], "scale": [0.9, 1.1]}
-    values["optimization"] |= {"batch_size": 4, "epochs": 1, "log_every": 2}
+    values["optimization"] |= {"batch_size": 4, "epochs": 1, "steps": None, "log_every": 2}
     values["workers"] |= {"count": 1, "gpu": False, "cpus": 1, "ingest_cpus": 1}
     values["validation"] |= {"predictors": 1, "predictor_cpus": 1, "protocol": {"mode": "whole"}}
     return yaml.safe_dump(values, sort_keys=False)

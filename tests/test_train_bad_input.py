@@ -28,6 +28,14 @@ def test_too_few_images_for_a_batch(tmp_path) -> None:
         train(config(str(tmp_path / "set"), str(tmp_path / "run")))
 
 
+@pytest.mark.parametrize(("length", "steps"), [({"--optimization.epochs": "2"}, 2), ({"--steps": "5"}, 5)])
+def test_a_warmup_that_outlasts_the_run(tmp_path, length: dict[str, str], steps: int) -> None:
+    write_training_set(str(tmp_path / "set"), num_train=4, num_val=1)
+    options = {"--optimization.epochs": "none", "--optimization.warmup-steps": "5"} | length
+    with pytest.raises(UserError, match=rf"warmup_steps 5 does not end before the run, which has {steps} steps"):
+        train(config(str(tmp_path / "set"), str(tmp_path / "run"), *itertools.chain(*options.items())))
+
+
 def test_a_bucket_that_does_not_exist_is_neither_read_nor_made(bucket: str, tmp_path) -> None:
     with pytest.raises(UserError, match="bucket 'no-such-bucket' does not exist"):
         train(config("s3://no-such-bucket/set", str(tmp_path / "run")))

@@ -49,8 +49,9 @@ class SlidingPredictor:
 
     `base_size` is the image's long side at scale 1 in pixels (None: unchanged), `crop` the side of the crops (None:
     one crop, the whole scaled image), and `stride` the step between crops as a share of their side. `short_side`
-    replaces `base_size`: it is the image's short side at scale 1, as in MMSegmentation. Results are averaged over `scales` and, with `mirror`, over mirror images. Up to `max_batch` crops of one size, of all images
-    and scales, go through the network together.
+    replaces `base_size`: it is the image's short side at scale 1, as in MMSegmentation. Results are averaged over
+    `scales` and, with `mirror`, over mirror images. Up to `max_batch` crops of one size, of all images and scales, go
+    through the network together.
 
     Raises ValueError for a value out of range.
     """

@@ -9,7 +9,7 @@ Shape suffixes: N batch, K classes, H W rows and columns of the labels, h w thos
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +26,15 @@ class LossOptions:
     `class_weights`, one per class, and `label_smoothing` are those of torch's cross_entropy. With `ohem_threshold`
     (online hard example mining), only pixels whose true class has a probability below the threshold count, or the
     hardest share `ohem_min_kept` of the image if that is more; cross-entropy is then the mean over the kept pixels of
-    an image, averaged over labeled images. `dice_weight` and `lovasz_weight` add `dice_loss` and `lovasz_loss` of the
-    main head, also averaged over labeled images.
+    an image, averaged over labeled images. With the normalization "all", cross-entropy is always the sum over the
+    pixels that count, divided by all pixels of the batch, ignored ones too, as in MMSegmentation. `dice_weight` and
+    `lovasz_weight` add `dice_loss` and `lovasz_loss` of the main head, also averaged over labeled images.
 
     Raises ValueError, with the name of the field, if a field is out of range.
     """
 
     auxiliary_weight: float = 0.4
+    normalization: Literal["labeled", "all"] = "labeled"
     class_weights: tuple[float, ...] = ()
     label_smoothing: float = 0.0
     ohem_threshold: float | None = None
@@ -43,6 +45,7 @@ class LossOptions:
     def __post_init__(self) -> None:
         for name in ("auxiliary_weight", "dice_weight", "lovasz_weight"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        self._require("normalization", self.normalization in ("labeled", "all"), "labeled or all")
         self._require("class_weights", all(0 < w < math.inf for w in self.class_weights), "positive numbers")
         self._require("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1")
         self._require(
@@ -74,13 +77,14 @@ class Objective:
         self.ignore_index = ignore_index
         self.align_corners = align_corners
         self._weights_K = torch.tensor(options.class_weights or [1.0] * num_classes, dtype=torch.float64)
+        self._averages_images = options.ohem_threshold is not None and options.normalization == "labeled"
         self._is_plain = not options.class_weights and options.label_smoothing == 0 and options.ohem_threshold is None
 
     def totals(self, labels_NHW: Tensor) -> Tensor:
         """Return the divisors of the losses, (2,) float64 on the device of the labels.
 
-        They are the number of labeled pixels, weighted by class, and the number of images with labeled pixels. Sum
-        them over all processes and micro-batches.
+        They are the number of labeled pixels, weighted by class, or of all pixels, depending on the normalization, and
+        the number of images with labeled pixels. Sum them over all processes and micro-batches.
 
         Raises ValueError for labels that are neither a class nor the ignore index.
         """
@@ -93,9 +97,12 @@ class Objective:
                 f"Labels: {wrong_P.unique().tolist()[:10]} are neither one of {self.num_classes} classes nor the "
                 f"ignore_index {self.ignore_index}; map them to a class or to the ignore_index."
             )
-        counts_K = torch.bincount(ids_P, minlength=self.num_classes).double()
-        weight = counts_K @ self._weights_K.to(counts_K.device)
-        return torch.stack([weight, labelled_NHW.flatten(1).any(1).sum().double()])
+        if self.options.normalization == "all":
+            pixels = torch.tensor(float(labels_NHW.numel()), dtype=torch.float64, device=labels_NHW.device)
+        else:
+            counts_K = torch.bincount(ids_P, minlength=self.num_classes).double()
+            pixels = counts_K @ self._weights_K.to(counts_K.device)
+        return torch.stack([pixels, labelled_NHW.flatten(1).any(1).sum().double()])
 
     def main(self, logits_NKhw: Tensor, labels_NHW: Tensor, totals: Tensor) -> Tensor:
         """Return the main head's loss, a scalar of at least float32; `totals` are those of the global batch."""
@@ -112,10 +119,10 @@ class Objective:
             loss = upsampled_cross_entropy(logits_NKhw, labels_NHW, self.ignore_index, self.align_corners)
         else:
             loss = _ImageByImage.apply(_widened(logits_NKhw), labels_NHW, self._image_cross_entropy)
-        return loss * _share(totals[0 if self.options.ohem_threshold is None else 1], loss)
+        return loss * _share(totals[1 if self._averages_images else 0], loss)
 
     def _image_cross_entropy(self, logits_Khw: Tensor, labels_HW: Tensor) -> Tensor:
-        """Return the sum over labeled pixels, or with hard example mining the mean over the kept pixels."""
+        """Return the sum over labeled or kept pixels, or the mean over the kept pixels if images are averaged."""
         options = self.options
         logits_PK, labels_P = self._labelled(logits_Khw, labels_HW)
         weight_K = self._weights_K.to(logits_PK) if options.class_weights else None
@@ -126,7 +133,13 @@ class Objective:
         if not len(labels_P):
             return logits_PK.sum()
         kept_P = hard_pixels(logits_PK.detach(), labels_P, options.ohem_threshold, options.ohem_min_kept)
-        return F.cross_entropy(logits_PK[kept_P], labels_P[kept_P], weight_K, label_smoothing=options.label_smoothing)
+        return F.cross_entropy(
+            logits_PK[kept_P],
+            labels_P[kept_P],
+            weight_K,
+            reduction="mean" if self._averages_images else "sum",
+            label_smoothing=options.label_smoothing,
+        )
 
     def _region_loss(self, logits_Khw: Tensor, labels_HW: Tensor) -> Tensor:
         logits_PK, labels_P = self._labelled(logits_Khw, labels_HW)

@@ -136,9 +136,12 @@ def training_of(trial: Trial, config: AblateConfig, output: str) -> TrainConfig:
 
 
 def protocol_of(name: str, config: AblateConfig) -> ProtocolConfig:
-    """Return the recipe's validation protocol, either single-scale, or multi-scale with mirroring."""
+    """Return the recipe's validation protocol at one scale or at several, with mirroring.
+
+    The paper's results average the mirror image at one scale too: so does the authors' evaluation code.
+    """
     scales = config.scales if name == MULTI else (1.0,)
-    return config.validation.protocol.model_copy(update={"scales": scales, "mirror": name == MULTI})
+    return config.validation.protocol.model_copy(update={"scales": scales, "mirror": True})
 
 
 def _pooling(config: AblateConfig) -> list[Case]:

@@ -107,8 +107,7 @@ class _Grid:
     @property
     def steps(self) -> int:
         """Number of steps of each training."""
-        recipe = self.config.optimization
-        return self.num_images[self.config.data.train_split] // recipe.batch_size * recipe.epochs
+        return self.config.optimization.total_steps(self.num_images[self.config.data.train_split])
 
     def config_hash(self, trial: Trial) -> str:
         resolved = self.training(trial).model_dump(mode="json") | {"num_images": self.num_images}
@@ -255,7 +254,7 @@ class _Progress(tune.Callback):
             return f"{trial.name}: {error}"
         if not history.steps:
             return f"{trial.name} is starting"
-        text = f"{trial.name} epoch {history.steps[-1]['epoch']:.2f} of {self._grid.config.optimization.epochs}"
+        text = f"{trial.name} step {history.steps[-1]['step']:,} of {self._grid.steps:,}"
         best = history.best()
         return f"{text}, mIoU {best['metrics']['miou']:.4f}" if best else text
 

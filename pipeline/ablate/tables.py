@@ -28,7 +28,7 @@ RESULTS = pa.schema(
         _field("reduce", pa.bool_(), "dimension reduction after pooling; null without bins", nullable=True),
         _field("auxiliary_weight", pa.float64(), "weight of the auxiliary loss; 0: no auxiliary head"),
         _field("seed", pa.int64(), "random seed of weights, shuffling and augmentation"),
-        _field("protocol", pa.string(), "'single-scale', or 'multi-scale' with mirroring"),
+        _field("protocol", pa.string(), "'single-scale' or 'multi-scale', both with mirroring"),
         _field("miou", pa.float64(), "mIoU of the last checkpoint on the validation split, 0 to 1"),
         _field("pixel_accuracy", pa.float64(), "pixel accuracy, likewise"),
         _field("class_iou", pa.map_(pa.string(), pa.float64()), "IoU by class name, for classes that occur"),

@@ -1,5 +1,6 @@
 """Configuration of the dataset. docs/datasets.md shows the folders of every format."""
 
+import difflib
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -120,6 +121,11 @@ class DataConfig(DataFolder):
         description="Shrink larger images to this long side, in pixels, before labeling whole images. If none, full "
         "size.",
     )
+    sampling_factors: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {},
+        description="Rare classes, by name, and how many times as often images that show them are drawn in training; "
+        "the largest factor of an image counts.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -158,6 +164,16 @@ class DataConfig(DataFolder):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"class names must differ; given more than once: {', '.join(repeated)}")
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_factors_are_of_classes(self) -> "DataConfig":
+        names = [entry.name for entry in self.classes]
+        for name in self.sampling_factors:
+            if name not in names:
+                closest = difflib.get_close_matches(name, names, 1)
+                hint = f"; did you mean {closest[0]!r}?" if closest else f"; the classes are {', '.join(names)}"
+                raise ValueError(f"sampling_factors has {name!r}, which is no class{hint}")
         return self
 
 

@@ -33,6 +33,7 @@ class TrainConfig(JobSettings):
         "backbone": "model.backbone",
         "crop": "augment.crop",
         "epochs": "optimization.epochs",
+        "steps": "optimization.steps",
         "batch-size": "optimization.batch_size",
         "learning-rate": "optimization.learning_rate",
         "precision": "optimization.precision",

@@ -195,9 +195,12 @@ class OptimizationConfig(Section):
 
     @model_validator(mode="after")
     def _schedule(self) -> "OptimizationConfig":
-        if (self.epochs is None) == (self.steps is None):
+        if self.epochs is None and self.steps is None:
+            raise ValueError("neither epochs nor steps is set; set one of them")
+        if self.epochs is not None and self.steps is not None:
             raise ValueError(
-                f"epochs is {self.epochs} and steps is {self.steps}; set one of the two, and the other one to none"
+                f"epochs is {self.epochs:,} and steps is {self.steps:,}, but only one of them can set the length of a "
+                "run; set the other one to none"
             )
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(

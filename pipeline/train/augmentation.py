@@ -1,4 +1,4 @@
-"""Data augmentation: scale, rotation, mirror and crop as a single affine warp, followed by blur."""
+"""Data augmentation: photometric distortion, then scale, rotation, mirror and crop as one affine warp, then blur."""
 
 import math
 from typing import Any, NamedTuple
@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.training import AugmentConfig
+from pipeline.train.photometric import UNCHANGED, Distortion, distorted, random_distortion
 
 BLUR_KERNEL = (5, 5)
 BAND_ROWS = 64
+MAX_POSITIONS = 10  # that are checked against cat_max_ratio, as in MMSegmentation's RandomCrop
 
 Label = NDArray[np.uint8] | NDArray[np.int32]
 
@@ -24,11 +26,12 @@ class Draw(NamedTuple):
     across: float  # horizontal position of the crop in the scaled image, from -0.5 (left) to 0.5 (right)
     down: float  # vertical position, from -0.5 (top) to 0.5 (bottom)
     blurred: bool
+    distortion: Distortion = UNCHANGED
 
 
 def random_draw(augment: AugmentConfig, rng: np.random.Generator) -> Draw:
     """Draw crop parameters uniformly from the configured ranges."""
-    return Draw(
+    draw = Draw(
         scale=rng.uniform(*augment.scale),
         angle=math.radians(rng.uniform(-augment.rotation, augment.rotation)),
         mirrored=bool(rng.random() < augment.mirror),
@@ -36,6 +39,9 @@ def random_draw(augment: AugmentConfig, rng: np.random.Generator) -> Draw:
         down=rng.uniform(-0.5, 0.5),
         blurred=bool(rng.random() < augment.blur),
     )
+    if rng.random() >= augment.rotation_probability:
+        draw = draw._replace(angle=0.0)
+    return draw._replace(distortion=random_distortion(rng)) if augment.photometric else draw
 
 
 def random_crop(
@@ -54,7 +60,30 @@ def random_crop(
     Returns: image h x w x 3 and label h x w, where h x w is augment.crop. The label is uint8 if its ids and
         `ignore_index` are below 256, otherwise int32.
     """
-    return crop_of(image_HW3, label_HW, random_draw(augment, rng), augment, fill, ignore_index)
+    draw = random_draw(augment, rng)
+    if augment.short_side is not None:
+        draw = draw._replace(scale=draw.scale * augment.short_side / min(label_HW.shape))
+    if augment.cat_max_ratio < 1:
+        draw = varied_draw(label_HW, draw, augment, ignore_index, rng)
+    return crop_of(image_HW3, label_HW, draw, augment, fill, ignore_index)
+
+
+def varied_draw(
+    label_HW: Label, draw: Draw, augment: AugmentConfig, ignore_index: int, rng: np.random.Generator
+) -> Draw:
+    """Return the draw, at another position if one class would have too large a share of the crop's labeled pixels.
+
+    A position is accepted if the crop has two classes or more, and each less than augment.cat_max_ratio of its labeled
+    pixels. After MAX_POSITIONS rejected ones, the next is taken as it is. Source: MMSegmentation's RandomCrop.
+    """
+    for _ in range(MAX_POSITIONS):
+        matrix = affine(draw, (label_HW.shape[0], label_HW.shape[1]), augment.crop)
+        crop_HW = warped_label(label_HW, matrix, augment.crop, ignore_index)
+        counts = np.unique(crop_HW[crop_HW != ignore_index], return_counts=True)[1]
+        if len(counts) > 1 and counts.max() < augment.cat_max_ratio * counts.sum():
+            break
+        draw = draw._replace(across=rng.uniform(-0.5, 0.5), down=rng.uniform(-0.5, 0.5))
+    return draw
 
 
 def crop_of(
@@ -68,7 +97,7 @@ def crop_of(
     """Return the crop with the given parameters; arguments and results are those of `random_crop`."""
     matrix = affine(draw, image_HW3.shape[:2], augment.crop)
     reflected = augment.padding == "reflect"
-    crop_HW3 = warped_image(image_HW3, matrix, augment.crop, None if reflected else fill)
+    crop_HW3 = warped_image(image_HW3, matrix, augment.crop, None if reflected else fill, draw.distortion)
     if draw.blurred:
         crop_HW3 = cv2.GaussianBlur(crop_HW3, BLUR_KERNEL, 0, hint=cv2.ALGO_HINT_APPROX)  # twice as fast
     return crop_HW3.astype(np.uint8, copy=False), warped_label(label_HW, matrix, augment.crop, ignore_index)
@@ -99,14 +128,20 @@ def warped_image(
     matrix: NDArray[np.float64],
     crop_size: tuple[int, int],
     fill: tuple[float, float, float] | None,
+    distortion: Distortion = UNCHANGED,
 ) -> NDArray[Any]:
-    """Return the crop of an image, interpolated bilinearly. Outside is `fill`, or the reflection if `fill` is None."""
+    """Return the crop of a distorted image, interpolated bilinearly.
+
+    Outside is `fill`, which is not distorted, or the reflection if `fill` is None.
+    """
     if fill is None:
         # No cropping first: a reflection can show pixels that the crop itself does not cover.
         border, outside = cv2.BORDER_REFLECT_101, (0.0, 0.0, 0.0, 0.0)
     else:
         image_HW3, matrix = _seen(image_HW3, matrix, crop_size)
         border, outside = cv2.BORDER_CONSTANT, (*fill, 0.0)
+    if distortion != UNCHANGED:
+        image_HW3 = distorted(image_HW3, distortion)
     # Warping four channels is twice as fast as three. The warp runs in bands, because the system would allocate a large
     # temporary array anew for each image, which can take longer than the warp.
     image_HW4 = cv2.cvtColor(image_HW3, cv2.COLOR_RGB2RGBA)

@@ -65,23 +65,28 @@ def get_pairs(pairs_ref: Any, indices: Sequence[int] | NDArray[np.int64]) -> lis
 
 @dataclass(frozen=True)
 class BatchSchedule:
-    """Assignment of images to steps, and how they are loaded. An epoch's incomplete last batch is dropped."""
+    """Assignment of images to steps, and how they are loaded. An epoch's incomplete last batch is dropped.
 
-    num_pairs: int
+    If `num_entries` of the list of pairs is larger than `num_pairs`, because some images are in it several times, each
+    epoch visits `num_pairs` entries that it draws without replacement.
+    """
+
+    num_pairs: int  # of the dataset
     batch_size: int  # over all workers
     seed: int
     data: DataConfig
     augment: AugmentConfig
     fill: tuple[float, float, float]  # color outside an image, R, G, B
+    num_entries: int | None = None  # of the list of pairs; None: num_pairs
 
     @property
     def steps_per_epoch(self) -> int:
         return self.num_pairs // self.batch_size
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """Return the indices of a step's pairs, of all workers in rank order."""
+        """Return the indices of a step's entries, of all workers in rank order."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        order = epoch_order(self.num_pairs, self.seed, epoch)
+        order = epoch_order(self.num_entries or self.num_pairs, self.seed, epoch)
         return order[index * self.batch_size : (index + 1) * self.batch_size]
 
     @property

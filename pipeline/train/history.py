@@ -115,6 +115,12 @@ def thinned(records: list[Record], most: int) -> list[Record]:
     return list({record["step"] // width: record for record in records}.values())
 
 
+def epochs_of(steps: int, steps_per_epoch: int) -> int | float:
+    """Return the epochs that steps make up: an integer at the end of an epoch, else rounded to three digits."""
+    epochs, rest = divmod(steps, steps_per_epoch)
+    return round(steps / steps_per_epoch, 3) if rest else epochs
+
+
 def finite(values: Iterable[float | None]) -> list[float]:
     """Return the values that are neither None nor infinite nor nan."""
     return [value for value in values if value is not None and math.isfinite(value)]

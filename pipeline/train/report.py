@@ -89,7 +89,7 @@ def _tiles(history: History, best: Record | None, config: dict[str, Any]) -> lis
     metrics = best["metrics"] if best else {}
     last = history.steps[-1] if history.steps else None
     rates = finite(record["images_per_second"] for record in history.steps)
-    epochs = config.get("optimization", {}).get("epochs")
+    epochs = RunFacts.of(config).epochs if config else None
     return [
         (_ratio(metrics.get("miou")), "best mIoU", f"epoch {best['epoch']}, step {best['step']:,}" if best else ""),
         (_ratio(metrics.get("pixel_accuracy")), "pixel accuracy", "best checkpoint" if best else ""),
@@ -100,10 +100,10 @@ def _tiles(history: History, best: Record | None, config: dict[str, Any]) -> lis
     ]
 
 
-def _epochs(last: Record | None, epochs: int | None) -> str:
+def _epochs(last: Record | None, epochs: float | None) -> str:
     if last is None:
         return ""
-    return f"{last['epoch']:.4g} of {epochs} epochs" if epochs else f"{last['epoch']:.4g} epochs"
+    return f"{last['epoch']:.4g} of {epochs:.4g} epochs" if epochs else f"{last['epoch']:.4g} epochs"
 
 
 def _ratio(value: float | None) -> str:

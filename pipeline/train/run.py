@@ -26,6 +26,7 @@ from pipeline.errors import UserError, raise_user_error
 from pipeline.train.batches import BatchSchedule, put_pairs
 from pipeline.train.history import read_history
 from pipeline.train.provenance import describe_run, read_starts
+from pipeline.train.rare_classes import repeated_pairs
 from pipeline.train.report import REPORT
 from pipeline.train.run_folder import claim_run, publish, remove_orphans
 from pipeline.train.tracking import Tracker
@@ -98,6 +99,7 @@ def train(config: TrainConfig, command: Sequence[str] = ()) -> TrainSummary:
 def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validator, progress_actor: Any) -> Any:
     """Run the workers until they finish and return Ray Train's result."""
     workers = config.workers
+    entries = repeated_pairs(pairs, config.data)
     number: Any = workers.most if workers.fewest == workers.most else (workers.fewest, workers.most)
     schedule = BatchSchedule(
         num_pairs=len(pairs),
@@ -106,12 +108,13 @@ def _fit(config: TrainConfig, output: str, pairs: list[Pair], validator: Validat
         data=config.data,
         augment=config.augment,
         fill=MEAN,
+        num_entries=len(entries),
     )
     filesystem, path = storage.arrow_filesystem(output)
     trainer_class: Any = ray.train.torch.TorchTrainer  # its type hints are those of Ray Train V1
     trainer = trainer_class(
         train_worker,
-        train_loop_config={"spec": WorkerSpec(config, schedule, put_pairs(pairs), output, progress_actor)},
+        train_loop_config={"spec": WorkerSpec(config, schedule, put_pairs(entries), output, progress_actor)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=number,
             use_gpu=workers.gpu,
@@ -151,10 +154,17 @@ def _describe(output: str, command: Sequence[str], pairs: list[Pair]) -> None:
 
 
 def _check_images(config: TrainConfig, train_pairs: list[Pair], val_pairs: list[Pair]) -> None:
-    if len(train_pairs) < config.optimization.batch_size:
+    recipe = config.optimization
+    if len(train_pairs) < recipe.batch_size:
         raise UserError(
             f"data.root {config.data.root}: {len(train_pairs)} training images are fewer than one batch "
-            f"(optimization.batch_size {config.optimization.batch_size}); lower it or add images"
+            f"(optimization.batch_size {recipe.batch_size}); lower it or add images"
+        )
+    total_steps = recipe.total_steps(len(train_pairs))
+    if recipe.warmup_steps >= total_steps:
+        raise UserError(
+            f"optimization.warmup_steps {recipe.warmup_steps:,} does not end before the run, which has {total_steps:,} "
+            "steps; lower it, or train for more epochs or steps"
         )
     for pairs in (train_pairs, val_pairs):
         check_sample(pairs, config.data)

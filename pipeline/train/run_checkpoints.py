@@ -14,6 +14,7 @@ from pipeline import storage
 from pipeline.checkpoints.checkpoint import code_version
 from pipeline.config.data import DataConfig
 from pipeline.errors import UserError
+from pipeline.train.history import epochs_of
 from pipeline.train.run_folder import checkpoint_name
 from pipeline.train.worker_group import WorkerGroup
 from pipeline.train.worker_spec import WorkerSpec
@@ -68,14 +69,14 @@ class RunCheckpoints:
             raise UserError(f"step {steps_taken:,}: {error}") from error
         torch.save({"steps": steps_taken, "step": training_step.state_dict()}, Path(folder, TRAINING_STATE))
 
-    def _epoch(self, steps_taken: int) -> float:
-        return steps_taken / self._spec.schedule.steps_per_epoch
+    def _epoch(self, steps_taken: int) -> int | float:
+        return epochs_of(steps_taken, self._spec.schedule.steps_per_epoch)
 
     def _uri(self, steps_taken: int) -> str:
         return storage.join(self._spec.output, checkpoint_name(steps_taken))
 
 
-def checkpoint_metadata(data: DataConfig, epoch: float) -> models.Metadata:
+def checkpoint_metadata(data: DataConfig, epoch: int | float) -> models.Metadata:
     """Return the metadata of a checkpoint that is not validated yet."""
     return models.Metadata(
         classes=[entry.name for entry in data.classes],
@@ -84,6 +85,6 @@ def checkpoint_metadata(data: DataConfig, epoch: float) -> models.Metadata:
         std=list(STD),
         ignore_index=data.ignore_index,
         preprocessing={"long_side": data.long_side},
-        metrics={"epoch": int(epoch) if epoch == int(epoch) else round(epoch, 3)},
+        metrics={"epoch": epoch},
         code_version=code_version(),
     )

@@ -1,5 +1,7 @@
 """Log lines and records of training steps."""
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -56,11 +58,13 @@ class StepLog:
         )
 
     def _line(self, steps_taken: int, loss: float, rate: float, images_per_second: float) -> str:
-        recipe, per_epoch = self._spec.config.optimization, self._spec.schedule.steps_per_epoch
+        schedule = self._spec.schedule
+        per_epoch = schedule.steps_per_epoch
         epoch = (steps_taken - 1) // per_epoch
-        left = (self._spec.total_steps - steps_taken) * recipe.batch_size / images_per_second
+        num_epochs = math.ceil(self._spec.num_epochs)
+        left = (self._spec.total_steps - steps_taken) * schedule.batch_size / images_per_second
         return (
-            f"Epoch {epoch + 1}/{recipe.epochs} · step {steps_taken - epoch * per_epoch}/{per_epoch} · "
+            f"Epoch {epoch + 1}/{num_epochs} · step {steps_taken - epoch * per_epoch}/{per_epoch} · "
             f"loss {loss:.4f} · learning rate {rate:.2e} · {images_per_second:.1f} images/s · {duration(left)} left"
         )
 

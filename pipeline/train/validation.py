@@ -15,6 +15,7 @@ from pipeline.datasets import Pair
 from pipeline.errors import raise_user_error, user_error
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.evaluate.stages import EvalOptions
+from pipeline.train.history import epochs_of
 from pipeline.train.run_folder import num_steps
 
 NUM_WORST = 6  # images that the report shows
@@ -66,9 +67,10 @@ class Validator:
         options = EvalOptions(panel=config.tracking.panel, worst=NUM_WORST)
         result = evaluate(spec, self.pairs, config.data, predictors_of(settings), options)
         metrics = result.as_dict([entry.name for entry in config.data.classes])
-        steps = num_steps(name)
-        epoch = steps // (self.num_train // config.optimization.batch_size)
-        log = f"Epoch {epoch}/{config.optimization.epochs} · validation mIoU {result.metrics.miou:.4f} · "
+        steps, steps_per_epoch = num_steps(name), self.num_train // config.optimization.batch_size
+        epoch = epochs_of(steps, steps_per_epoch)
+        num_epochs = epochs_of(config.optimization.total_steps(self.num_train), steps_per_epoch)
+        log = f"Epoch {epoch}/{num_epochs} · validation mIoU {result.metrics.miou:.4f} · "
         self.progress_actor.log.remote(
             f"{log}pixel accuracy {result.metrics.pixel_accuracy:.4f} · {duration(result.seconds)}"
         )

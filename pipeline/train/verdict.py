@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.train.history import History, Record, finite
+from pipeline.config.training import OptimizationConfig
+from pipeline.train.history import History, Record, epochs_of, finite
 
 # A false alarm is worse than silence, so each threshold is far from what healthy runs show.
 
@@ -40,7 +41,8 @@ class Finding:
 class RunFacts:
     """Settings of a run that decide which remedies are left."""
 
-    epochs: int
+    epochs: float
+    steps: int | None  # if they set the length of the run
     learning_rate: float
     num_train: int  # images
     has_weights: bool  # started from pretrained weights
@@ -49,11 +51,13 @@ class RunFacts:
     @classmethod
     def of(cls, resolved: dict[str, Any]) -> "RunFacts":
         """Return those of a run's config.yaml."""
-        recipe, loss = resolved["optimization"], resolved["loss"]
+        recipe, loss = OptimizationConfig(**resolved["optimization"]), resolved["loss"]
+        num_train = resolved["num_images"]["train"]
         return cls(
-            epochs=recipe["epochs"],
-            learning_rate=recipe["learning_rate"],
-            num_train=resolved["num_images"]["train"],
+            epochs=epochs_of(recipe.total_steps(num_train), num_train // recipe.batch_size),
+            steps=recipe.steps,
+            learning_rate=recipe.learning_rate,
+            num_train=num_train,
             has_weights=resolved["weights"] is not None,
             favors_rare_classes=bool(loss["class_weights"]) or loss["ohem_threshold"] is not None,
         )
@@ -119,7 +123,7 @@ def _overfitting(validations: list[Record], steps: Sequence[Record], facts: RunF
         (
             f"more training images ({facts.num_train:,} now)",
             "a lower learning rate (--learning-rate)" if facts.has_weights else PRETRAINED,
-            f"fewer epochs (--epochs {best['epoch']})",
+            f"fewer steps (--steps {best['step']})" if facts.steps else f"fewer epochs (--epochs {best['epoch']})",
         ),
     )
 
@@ -133,9 +137,13 @@ def _still_improving(validations: list[Record], facts: RunFacts) -> Finding | No
     before = former["metrics"]["miou"]
     if last - before <= MIN_GAIN * last:
         return None
+    if facts.steps:
+        longer = f"more steps, such as --steps {2 * facts.steps}"
+    else:
+        longer = f"more epochs, such as --epochs {2 * facts.epochs:g}"
     return Finding(
         f"mIoU was still rising: {before:.4f} in epoch {former['epoch']}, {last:.4f} in epoch {facts.epochs}",
-        (f"more epochs, such as --epochs {2 * facts.epochs} with another --output",),
+        (f"{longer} with another --output",),
     )
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import ray.train
 import torch
 
-from models.training.step import learning_rate_at
 from pipeline.errors import UserError
 from pipeline.train.batch_loader import load_batches
 from pipeline.train.build import build_training_step, set_backend_options
@@ -47,7 +46,7 @@ def train_remaining_steps(spec: WorkerSpec) -> float | None:
         if step == first_step:
             log.speed.restart()  # the start of the input pipeline is not training
         torch.manual_seed(step_seed(recipe.seed, step, workers.rank))
-        rate = learning_rate_at(step, spec.total_steps, recipe.learning_rate, recipe.power, recipe.warmup_steps)
+        rate = spec.learning_rate(step)
         try:
             result = training_step(images_NHW3, labels_NHW, rate)
         except ValueError as error:  # raised on all workers, because all batches have the same shape

@@ -22,6 +22,8 @@ OPTIONS = {
     "ohem": LossOptions(ohem_threshold=0.3, ohem_min_kept=0.25),
     "ohem, weights, smoothing": LossOptions(ohem_threshold=0.3, class_weights=WEIGHTS, label_smoothing=0.1),
     "regions": LossOptions(dice_weight=0.5, lovasz_weight=2.0),
+    "over all pixels": LossOptions(normalization="all", class_weights=WEIGHTS),
+    "ohem over all pixels": LossOptions(normalization="all", ohem_threshold=0.3, ohem_min_kept=0.25),
     "all": LossOptions(class_weights=WEIGHTS, ohem_threshold=0.5, dice_weight=1.0, lovasz_weight=1.0),
 }
 
@@ -83,6 +85,26 @@ def test_cross_entropy_is_torchs_mean_over_the_whole_batch(name: str) -> None:
     expected.backward()
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(gradient, logits.grad, rtol=1e-10, atol=1e-15)
+
+
+def test_over_all_pixels_ignored_ones_count_in_the_divisor_and_class_weights_do_not() -> None:
+    """MMSegmentation's CrossEntropyLoss: its losses of single pixels, 0 where ignored, are averaged over all."""
+    loss, _ = value_and_gradient(OPTIONS["over all pixels"], [5])
+    logits, labels = batch()
+    weights = torch.tensor(WEIGHTS, dtype=torch.float64)
+    pixels = F.cross_entropy(upsampled(logits, labels), labels, weights, ignore_index=IGNORED, reduction="none")
+    torch.testing.assert_close(loss, pixels.mean(), rtol=1e-12, atol=0)
+
+
+def test_hard_examples_over_all_pixels_are_summed_and_divided_by_all_pixels() -> None:
+    """MMSegmentation's OHEMPixelSampler gives pixels weight 0 or 1; its loss is then averaged over all pixels."""
+    loss, _ = value_and_gradient(OPTIONS["ohem over all pixels"], [5])
+    logits, labels = batch()
+    expected = 0.0
+    for pixels, truth in labelled_images(logits, labels):
+        kept = hard_pixels(pixels, truth, 0.3, 0.25)
+        expected += float(F.cross_entropy(pixels[kept], truth[kept], reduction="sum"))
+    assert float(loss) == pytest.approx(expected / labels.numel(), rel=1e-12)
 
 
 def labelled_images(logits: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -256,6 +278,7 @@ def test_class_weights_must_be_one_for_each_class() -> None:
         {"class_weights": (1.0, 0.0)},
         {"class_weights": (1.0, math.nan)},
         {"label_smoothing": 1.0},
+        {"normalization": "image"},
         {"ohem_threshold": 0.0},
         {"ohem_threshold": 1.1},
         {"ohem_min_kept": 0.0},

@@ -243,7 +243,7 @@ def test_an_empty_file_sets_nothing(recipe: Path) -> None:
     [
         ("modell: {}\n", "modell", "output, weights, checkpoint_every, data, model, augment"),
         ("model: {backbon: resnet18}\n", "model.backbon", "backbone, stem, stem_channels"),
-        ("optimization: {batch-size: 4}\n", "optimization.batch-size", "epochs, batch_size"),
+        ("optimization: {batch-size: 4}\n", "optimization.batch-size", "epochs, steps, batch_size"),
         # Options of pydantic-settings itself, which a file must not reach.
         ("_env_file: /etc/hostname\n", "_env_file", "output, weights"),
         ("_cli_parse_args: true\n", "_cli_parse_args", "output, weights"),
@@ -390,14 +390,16 @@ def test_an_unknown_option_is_answered_with_the_closest_one(recipe: Path, option
 
 SHORT = {
     **{"--root": "data.root", "--format": "data.format", "--backbone": "model.backbone", "--crop": "augment.crop"},
-    **{"--epochs": "optimization.epochs", "--batch-size": "optimization.batch_size", "--gpu": "workers.gpu"},
+    **{"--epochs": "optimization.epochs", "--steps": "optimization.steps"},
+    **{"--batch-size": "optimization.batch_size", "--gpu": "workers.gpu"},
     **{"--learning-rate": "optimization.learning_rate", "--precision": "optimization.precision"},
     "--num-workers": "workers.count",
 }
 
 
 def test_options_that_everyone_uses_have_short_names(recipe: Path) -> None:
-    values = {"--root": "s3://b/d", "--format": "list", "--backbone": "resnet34", "--crop": "129,129", "--epochs": "3"}
+    values = {"--root": "s3://b/d", "--format": "list", "--backbone": "resnet34", "--crop": "129,129", "--steps": "3"}
+    values["--epochs"] = "none"
     values |= {"--batch-size": "6", "--learning-rate": "0.02", "--precision": "bfloat16", "--num-workers": "2"}
     short = [f"{name}={value}" for name, value in values.items()] + ["--gpu"]
     long = [f"--{SHORT[name]}={value}" for name, value in values.items()] + ["--workers.gpu"]

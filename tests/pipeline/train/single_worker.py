@@ -32,7 +32,7 @@ def worker_spec(
     config = run_config(output).model_copy(
         update={
             "model": ModelConfig(backbone="resnet18"),
-            "optimization": OptimizationConfig(epochs=EPOCHS, batch_size=2, **recipe),
+            "optimization": OptimizationConfig(**{"epochs": EPOCHS, "batch_size": 2} | recipe),
             "checkpoint_every": checkpoint_every,
             "validation": ValidationConfig(every=validate_every),
         }

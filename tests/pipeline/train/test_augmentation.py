@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.training import AugmentConfig
 from pipeline.train.augmentation import BAND_ROWS, Label, affine, random_crop, random_draw, warped_image
+from pipeline.train.photometric import UNCHANGED
 from tests.pipeline.samples import random_image
 
 FILL = (124.0, 116.0, 104.0)
@@ -217,6 +218,66 @@ def test_a_label_warped_from_the_part_that_the_crop_sees_is_the_label_warped_who
     )
     # Positions halfway between two pixels may fall to either.
     assert (seen_HW != whole_HW).mean() < 0.005
+
+
+def angle(augment: AugmentConfig, seed: int) -> float:
+    return random_draw(augment, np.random.default_rng(seed)).angle
+
+
+def test_half_of_the_images_are_rotated_when_asked_for_half_and_those_as_ever() -> None:
+    angles = [angle(augmentation(rotation=10, rotation_probability=0.5), seed) for seed in range(400)]
+    always = [angle(augmentation(rotation=10), seed) for seed in range(400)]
+    assert 0.4 < np.mean([found != 0 for found in angles]) < 0.6
+    assert all(found in (0, expected) for found, expected in zip(angles, always, strict=True))
+
+
+@pytest.mark.parametrize(("height", "width"), [(97, 150), (150, 97)])
+def test_a_short_side_is_that_of_the_image_at_scale_1(height: int, width: int) -> None:
+    label_HW = np.zeros((height, width), np.int32)
+    wide = augmentation(crop=(401, 401), short_side=194, scale=(0.5, 0.5))
+    cropped_HW = crop(np.zeros((height, width, 3), np.uint8), label_HW, wide)[1]
+    inside = np.argwhere(cropped_HW == 0)
+    assert np.ptp(inside, 0).tolist() == [height - 1, width - 1], "half of twice the size"
+
+
+def largest_share(label_HW: Label) -> float:
+    counts = np.unique(label_HW[label_HW != IGNORE], return_counts=True)[1]
+    return counts.max() / counts.sum()
+
+
+def test_crops_with_too_much_of_one_class_are_drawn_again() -> None:
+    label_HW = np.zeros((65, 650), np.int32)
+    label_HW[:, 300:350] = 1
+    image_HW3 = random_image(65, 650)
+    plain, varied = (
+        [crop(image_HW3, label_HW, augmentation(crop=(65, 65), cat_max_ratio=ratio), seed)[1] for seed in range(60)]
+        for ratio in (1, 0.75)
+    )
+    accepted = [sum(largest_share(label_HW) < 0.75 for label_HW in labels) for labels in (plain, varied)]
+    assert accepted[0] < 15
+    assert accepted[1] > 30
+
+
+def test_a_label_of_one_class_still_gives_a_crop_and_the_same_one_each_time() -> None:
+    augment = augmentation(crop=(65, 65), cat_max_ratio=0.75)
+    image_HW3, label_HW = random_image(HEIGHT, WIDTH), np.full((HEIGHT, WIDTH), 3, np.int32)
+    first, second = (crop(image_HW3, label_HW, augment, seed=5) for _ in range(2))
+    assert np.unique(first[1]).tolist() == [3]
+    np.testing.assert_array_equal(first[0], second[0])
+
+
+def test_photometric_distortion_changes_the_image_and_neither_its_label_nor_the_fill() -> None:
+    label_HW = random_label()
+    augment = augmentation(crop=(HEIGHT + 16, WIDTH))
+    for seed in range(20):
+        plain_HW3, plain_HW = crop(random_image(HEIGHT, WIDTH), label_HW, augment, seed)
+        found_HW3, found_HW = crop(
+            random_image(HEIGHT, WIDTH), label_HW, augment.model_copy(update={"photometric": True}), seed
+        )
+        np.testing.assert_array_equal(found_HW, plain_HW)
+        np.testing.assert_array_equal(found_HW3[:8], plain_HW3[:8])
+        drawn = random_draw(augment.model_copy(update={"photometric": True}), np.random.default_rng(seed)).distortion
+        assert np.array_equal(found_HW3, plain_HW3) == (drawn[:4] == UNCHANGED[:4])
 
 
 def test_labels_are_never_mixed() -> None:

@@ -12,7 +12,9 @@ from pipeline.train.verdict import NUM_NAMED, Finding, RunFacts, judge, verdict_
 from tests.conftest import REPOSITORY
 from tests.pipeline.run_records import run_config, step_record, validation_record
 
-SCRATCH = RunFacts(epochs=10, learning_rate=0.02, num_train=40, has_weights=False, favors_rare_classes=False)
+SCRATCH = RunFacts(
+    epochs=10, steps=None, learning_rate=0.02, num_train=40, has_weights=False, favors_rare_classes=False
+)
 FALLING = tuple(2.0 - 0.15 * epoch for epoch in range(10))
 HEALTHY = (0.20, 0.32, 0.40, 0.38, 0.46, 0.47, 0.50, 0.49, 0.51, 0.52)
 
@@ -78,6 +80,18 @@ def test_a_run_whose_miou_still_rises_needs_more_epochs() -> None:
     finding = only(judge(history_of(rising), SCRATCH))
     assert finding.problem == "mIoU was still rising: 0.2100 in epoch 7, 0.3000 in epoch 10"
     assert finding.remedies == ("more epochs, such as --epochs 20 with another --output",)
+
+
+def test_a_run_whose_length_is_in_steps_is_advised_in_steps() -> None:
+    in_steps = replace(SCRATCH, steps=1000)
+    rising = tuple(0.03 * epoch for epoch in range(1, 11))
+    assert only(judge(history_of(rising), in_steps)).remedies == (
+        "more steps, such as --steps 2000 with another --output",
+    )
+    falling = (0.2, 0.35, 0.45, 0.5, 0.48, 0.46, 0.44, 0.42, 0.41, 0.4)
+    best = history_of(falling).best()
+    assert best is not None
+    assert only(judge(history_of(falling), in_steps)).remedies[2] == f"fewer steps (--steps {best['step']})"
 
 
 def test_two_epochs_are_enough_to_see_a_rise_and_one_is_not() -> None:
@@ -147,6 +161,9 @@ def test_a_loss_that_was_never_finite_is_no_finding() -> None:
 def test_the_facts_are_those_of_the_resolved_configuration() -> None:
     resolved = {**run_config("x").model_dump(mode="json"), "num_images": {"train": 40, "val": 8}}
     assert RunFacts.of(resolved) == replace(SCRATCH, epochs=100, learning_rate=0.01)
+    resolved["optimization"] |= {"epochs": None, "steps": 5}
+    in_steps = RunFacts.of(resolved)  # 40 images are two batches and a half
+    assert (in_steps.epochs, in_steps.steps) == (2.5, 5)
     resolved |= {"weights": "file:///w", "loss": {"class_weights": [], "ohem_threshold": 0.7}}
     facts = RunFacts.of(resolved)
     assert facts.has_weights
