@@ -46,12 +46,13 @@ class RunFacts:
     learning_rate: float
     num_train: int  # images
     has_weights: bool  # started from pretrained weights
-    favors_rare_classes: bool  # by class weights or online hard example mining
+    favors_rare_classes: bool  # by class weights, sampling factors or online hard example mining
 
     @classmethod
     def of(cls, resolved: dict[str, Any]) -> "RunFacts":
         """Return those of a run's config.yaml."""
         recipe, loss = OptimizationConfig(**resolved["optimization"]), resolved["loss"]
+        factors = resolved["data"].get("sampling_factors")  # earlier releases had none
         num_train = resolved["num_images"]["train"]
         return cls(
             epochs=epochs_of(recipe.total_steps(num_train), num_train // recipe.batch_size),
@@ -59,7 +60,7 @@ class RunFacts:
             learning_rate=recipe.learning_rate,
             num_train=num_train,
             has_weights=resolved["weights"] is not None,
-            favors_rare_classes=bool(loss["class_weights"]) or loss["ohem_threshold"] is not None,
+            favors_rare_classes=bool(loss["class_weights"] or factors) or loss["ohem_threshold"] is not None,
         )
 
 
@@ -155,7 +156,11 @@ def _unlearned_classes(best: Record | None, facts: RunFacts) -> Finding | None:
     listed = ", ".join(names[:NUM_NAMED]) + (f", and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else "")
     remedies = [
         *([] if facts.has_weights else [PRETRAINED]),
-        *([] if facts.favors_rare_classes else ["loss.class_weights, or loss.ohem_threshold 0.7"]),
+        *(
+            []
+            if facts.favors_rare_classes
+            else ["loss.class_weights, data.sampling_factors, or loss.ohem_threshold 0.7"]
+        ),
         "more training images of these classes",
     ]
     return Finding(f"{len(names)} of {len(ious)} classes have an IoU below {MIN_CLASS_IOU}: {listed}", tuple(remedies))

@@ -168,6 +168,10 @@ def test_the_facts_are_those_of_the_resolved_configuration() -> None:
     facts = RunFacts.of(resolved)
     assert facts.has_weights
     assert facts.favors_rare_classes
+    resolved["loss"]["ohem_threshold"] = None
+    assert not RunFacts.of(resolved).favors_rare_classes
+    resolved["data"]["sampling_factors"] = {"car": 2}
+    assert RunFacts.of(resolved).favors_rare_classes
 
 
 def test_the_terminal_shows_two_lines_for_each_finding() -> None:
