@@ -13,6 +13,7 @@ import yaml
 
 from pipeline import storage
 from pipeline.config.jobs import TrainConfig
+from pipeline.config.training import AugmentConfig, LossConfig, ModelConfig, OptimizationConfig
 from pipeline.errors import UserError
 
 CONFIG = "config.yaml"
@@ -98,7 +99,9 @@ def _below(output: str) -> list[str]:
 
 def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return one line for each fixed key whose value differs between two resolved configurations."""
-    old, new = fixed_keys(before), fixed_keys(now)
+    new = fixed_keys(now)
+    # A key that the release which recorded the run did not have yet means its default.
+    old = {key: value for key, value in fixed_keys(_defaults()).items() if key in new} | fixed_keys(before)
     if old.get("weights"):
         old["weights"] = storage.absolute(old["weights"])  # earlier releases recorded it as it was given
     return [
@@ -115,6 +118,16 @@ def fixed_keys(resolved: dict[str, Any]) -> dict[str, Any]:
         for key, value in _flat(resolved).items()
         if key.split(".")[0] in (*FIXED, "num_images") and key not in MAY_CHANGE
     }
+
+
+def _defaults() -> dict[str, Any]:
+    sections = {
+        "model": ModelConfig(),
+        "augment": AugmentConfig(),
+        "loss": LossConfig(),
+        "optimization": OptimizationConfig(),
+    }
+    return {name: section.model_dump(mode="json") for name, section in sections.items()}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
