@@ -11,12 +11,12 @@ one strip.
 
 import ctypes
 import functools
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from models.inference.fallback import or_uncompiled
 from models.inference.interpolation import Taps, TapTensors, mix
 from models.inference.label_statistics import BatchStatistics, KernelStatistics, library
 from models.inference.prediction import Prediction, concatenate
@@ -71,13 +71,15 @@ def label_in_strips(
     device = logits_NhwK.device
     default = STRIP_BYTES_CPU if device.type == "cpu" else STRIP_BYTES_GPU
     max_strip_bytes = default if max_strip_bytes is None else max_strip_bytes
-    reduce_strip = _reduce_strip if device.type == "cpu" else _compiled_reduce_strip
+    reduce_strip = _reduce_strip if device.type == "cpu" else _compiled_reduce_strip()
     size = len(rows), len(columns)
     statistics = BatchStatistics(num_images, size, num_classes, with_confidence_map, device)
     # Two planes of K floats per pixel are alive at a time: both neighbors, then logits and exponentials.
     strip_rows = max(1, max_strip_bytes // (2 * 4 * num_images * len(columns) * num_classes))
     column_taps = columns.tensors(device)
     for start in range(0, len(rows), strip_rows):
+        # The last strip overlaps the one before: torch would compile another kernel for a remainder of one row.
+        start = max(0, min(start, len(rows) - strip_rows))
         strip = slice(start, start + strip_rows)
         statistics.put(strip, *reduce_strip(logits_NhwK, rows.part(strip).tensors(device), column_taps))
     return statistics.prediction()
@@ -99,26 +101,6 @@ def _reduce_classes(logits_NSWK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @functools.cache
-def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    return torch.compile(_reduce_strip, dynamic=True)
-
-
-def _compiled_reduce_strip(logits_NhwK: Tensor, rows: TapTensors, columns: TapTensors) -> tuple[Tensor, Tensor, Tensor]:
-    """Run `_reduce_strip` as one compiled kernel, or uncompiled if torch cannot compile it."""
-    global _can_compile
-    if _can_compile:
-        try:
-            return _compiled()(logits_NhwK, rows, columns)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ImportError) as error:
-            _can_compile = False
-            warnings.warn(
-                f"labeling: torch.compile failed, so masks take longer: {error} Install triton and a C compiler.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-    return _reduce_strip(logits_NhwK, rows, columns)
-
-
-_can_compile = True
+def _compiled_reduce_strip() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Return `_reduce_strip` as one compiled kernel."""
+    return or_uncompiled(torch.compile(_reduce_strip, dynamic=True), _reduce_strip)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.batch_norm import folded
+from models.inference.fallback import or_uncompiled
 from models.inference.head import InferenceHead, RowPooling, averaging
 from models.inference.malloc import return_large_blocks
 from models.inference.preprocessing import NetworkInputs
@@ -28,7 +29,7 @@ from models.pyramid import constant_interpolation_matrices
 
 # Strips of features of about this size keep matrix products large and memory small.
 STRIP_BYTES = 8 * 2**20
-COMPILED_SIZES = 8  # batch sizes, as many as torch keeps for one function
+COMPILED_SIZES = 8  # batch sizes; each graph takes seconds to compile, and memory
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,22 @@ def compiled(network: InferenceNetwork, **options: Any) -> Callable[[Tensor], Te
     """Compile the network with torch and `options`: one graph per input size, which includes the matrices as constants.
 
     Batches are padded to a power of two, so that there are few sizes. After COMPILED_SIZES sizes, further sizes run
-    uncompiled: torch would not compile them, and compiling takes longer than predicting a few images.
+    uncompiled: torch would not compile them, and compiling takes longer than predicting a few images. Where torch
+    cannot compile, all run uncompiled, after a warning. Results are copies.
     """
     for function in (constant_interpolation_matrices, averaging):
         # Called here, since a decorator would load the compiler in every process.
         torch.compiler.assume_constant_result(function)
-    run = torch.compile(network.__call__, fullgraph=True, dynamic=False, **options)
+    # Isolated, because torch otherwise counts the sizes of all networks of a process together.
+    graphs = torch.compile(  # type: ignore[call-overload]  # its overloads lack the two options of recompilation
+        network.__call__,
+        fullgraph=True,
+        dynamic=False,
+        recompile_limit=COMPILED_SIZES,
+        isolate_recompiles=True,
+        **options,
+    )
+    run = or_uncompiled(graphs, network.__call__)
     sizes: set[torch.Size] = set()
 
     def compiled_or_not(images_N3HW: Tensor) -> Tensor:
@@ -122,7 +133,8 @@ def compiled(network: InferenceNetwork, **options: Any) -> Callable[[Tensor], Te
             sizes.add(shape)
         if shape not in sizes:
             return network(images_N3HW)
-        return run(F.pad(images_N3HW, (0, 0) * 3 + (0, shape[0] - num_images)))[:num_images]
+        # The output of a CUDA graph is overwritten by its next replay.
+        return run(F.pad(images_N3HW, (0, 0) * 3 + (0, shape[0] - num_images)))[:num_images].clone()
 
     return compiled_or_not
 

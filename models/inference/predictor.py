@@ -27,7 +27,8 @@ Result = TypeVar("Result")
 
 # Memory limit of the last features of images that are computed together; larger images run alone, in strips of rows.
 MAX_FEATURE_BYTES_CPU = 128 * 2**20
-MAX_FEATURE_BYTES_GPU = 8 * 2**30
+# Of a GPU's memory. At its peak, a pass takes two to three times as much, and the graphs of other sizes stay.
+MAX_FEATURE_SHARE_GPU = 1 / 16
 # Images with fewer pixels share a pass on a CPU, since the fixed cost of each layer would dominate.
 PASS_PIXELS_CPU = 40_000
 
@@ -35,11 +36,11 @@ PASS_PIXELS_CPU = 40_000
 class Predictor:
     """PSPNet prepared for inference: folded, packed, without auxiliary head. The model itself does not change.
 
-    `mean` and `std` are of RGB in units of 0 to 255. `precision` "auto" is bfloat16 if the device supports it
-    natively, else float32; logits, upsampling and statistics are always float32. Logits are divided by
-    `temperature`, which changes confidence and entropy but no labels. Whatever the size of an image, only the
-    512-channel map of the head is stored as a whole. `max_strip_bytes` limits the memory of upsampled logits that
-    are evaluated in strips (without a C compiler, or on a GPU); the default depends on the device.
+    `mean` and `std` are of RGB in units of 0 to 255. `precision` "auto" is that of `automatic_precision`; logits,
+    upsampling and statistics are always float32. Logits are divided by `temperature`, which changes confidence and
+    entropy but no labels. Whatever the size of an image, only the 512-channel map of the head is stored as a whole.
+    `max_strip_bytes` limits the memory of upsampled logits that are evaluated in strips (without a C compiler, or on
+    a GPU); the default depends on the device.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class Predictor:
             )
         if precision == "int8" and not has_int8(torch.device(device)):
             raise ValueError("Predictor: int8 needs a CPU with VNNI instructions; use float32 or auto here.")
+        if precision == "float16" and torch.device(device).type == "cpu":
+            raise ValueError("Predictor: float16 needs a GPU; use float32 or auto here.")
         if precision == "bfloat16" and not has_bfloat16(torch.device(device)):
             raise ValueError(
                 "Predictor: bfloat16 needs a CPU with AVX-512 or AVX-NE-CONVERT instructions; use float32 or auto here."
@@ -74,17 +77,14 @@ class Predictor:
         if not 0 < temperature < math.inf:
             raise ValueError(f"Predictor: temperature is {temperature}; it must be a finite number above zero.")
         self.device = torch.device(device)
-        if precision == "auto":
-            precision = "bfloat16" if has_native_bfloat16(self.device) else "float32"
-        self.precision = precision
+        self.precision = automatic_precision(self.device) if precision == "auto" else precision
         self.max_strip_bytes = max_strip_bytes
         self.architecture = model.architecture
         self.mean_3 = torch.tensor(mean, dtype=torch.float32, device=self.device)
         with torch.inference_mode():
-            make = make or maker(precision, self.device, activation_ranges)
+            make = make or maker(self.precision, self.device, activation_ranges)
             self.network = InferenceNetwork(model, torch.tensor(std), make, self.device, temperature)
-        on_cpu = self.device.type == "cpu"
-        self.max_feature_bytes = MAX_FEATURE_BYTES_CPU if on_cpu else MAX_FEATURE_BYTES_GPU
+        self.max_feature_bytes = max_feature_bytes(self.device)
         self._run: Callable[[Tensor], Tensor] = self.network.__call__
         if self.device.type == "cuda":
             # Fuses the operations between convolutions and replays everything as one CUDA graph.
@@ -195,11 +195,10 @@ class Predictor:
         if self.device.type == "cpu":
             logits_NhwK = self._map_passes(lambda images: self._one_pass(images_NHWC[images]), images_NHWC)
         else:
-            logits_NhwK = [self._one_pass(some) for some in images_NHWC.split(max(1, self._at_once(images_NHWC)))]
-        if len(logits_NhwK) > 1:
-            return torch.cat(logits_NhwK)
-        # The output of a CUDA graph is overwritten by its next replay.
-        return logits_NhwK[0].clone() if self.device.type == "cuda" else logits_NhwK[0]
+            # A power of two, since compiled batches are padded to one.
+            at_once = 1 << max(1, self._at_once(images_NHWC)).bit_length() - 1
+            logits_NhwK = [self._one_pass(some) for some in images_NHWC.split(at_once)]
+        return torch.cat(logits_NhwK) if len(logits_NhwK) > 1 else logits_NhwK[0]
 
     def _map_passes(self, function: Callable[[slice], Result], images_NHWC: Tensor) -> list[Result]:
         """Call the function, on a CPU, with each slice of images that go through the network together."""
@@ -238,6 +237,20 @@ def by_output_size(
         batch = label(indices, output_size)
         found |= {n: batch.image(place) for place, n in enumerate(indices)}
     return [found[n] for n in range(len(output_sizes))]
+
+
+def max_feature_bytes(device: torch.device) -> int:
+    """Return the limit of the last features (float32) of images that go through the network together, in bytes."""
+    if device.type != "cuda":
+        return MAX_FEATURE_BYTES_CPU
+    return int(torch.cuda.get_device_properties(device).total_memory * MAX_FEATURE_SHARE_GPU)
+
+
+def automatic_precision(device: torch.device) -> Precision:
+    """Return bfloat16 if the device supports it natively, else float16 on a GPU (such as a T4) and float32 on a CPU."""
+    if has_native_bfloat16(device):
+        return "bfloat16"
+    return "float16" if device.type == "cuda" else "float32"
 
 
 def has_int8(device: torch.device) -> bool:

@@ -11,11 +11,12 @@ from models.kernels.convolution import Convolution, OneDnnConvolution
 from models.kernels.int8 import Int8Convolution, Ranges
 from models.kernels.winograd import WinogradConvolution
 
-Precision = Literal["float32", "bfloat16", "int8", "auto"]
+Precision = Literal["float32", "bfloat16", "float16", "int8", "auto"]
 Maker = Callable[[str, nn.Conv2d, bool], Convolution]
 """Arguments: name of the convolution, the convolution (square, with bias), and True if a ReLU follows."""
 
-FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+FLOAT32 = torch.float32
+DTYPES: Mapping[str, torch.dtype] = {"float32": FLOAT32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def maker(precision: Precision, device: torch.device, ranges: Mapping[str, Ranges] | None = None) -> Maker:
@@ -27,7 +28,7 @@ def maker(precision: Precision, device: torch.device, ranges: Mapping[str, Range
     if precision == "int8":
         assert ranges is not None
         return _int8_maker(ranges, device)
-    dtype = BFLOAT16 if precision == "bfloat16" else FLOAT32
+    dtype = DTYPES[precision]
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return lambda name, conv, relu: Convolution(conv, relu, dtype, device)
 

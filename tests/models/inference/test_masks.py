@@ -1,6 +1,5 @@
 """Masks and statistics: the C kernel and the torch strips against full-size planes, softmax, numpy."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 
 from models import Prediction
 from models.inference import label_statistics, masks
-from models.inference.interpolation import both_taps, taps
+from models.inference.interpolation import TapTensors, both_taps, taps
 from models.inference.masks import label, label_batch, label_in_strips
 from models.kernels import compiled
 from tests.models.low_counts import assert_low_counts
@@ -218,17 +217,19 @@ def test_without_a_compiler_torch_does_the_work_and_says_so(monkeypatch: pytest.
     assert_equal(fields, strips(*arguments))
 
 
-def test_where_torch_cannot_compile_the_strips_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> None:
-        raise RuntimeError("no triton")
+@pytest.mark.parametrize("num_rows", [9, 10, 11])
+def test_strips_have_one_height_so_that_torch_compiles_one_kernel(
+    num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reduce_strip, heights = masks._reduce_strip, set()
 
-    monkeypatch.setattr(masks, "_compiled", lambda: fails)
-    monkeypatch.setattr(masks, "_can_compile", True)
-    taps_ = taps(65, 65, 9, 65, True).tensors(torch.device("cpu"))
+    def recorded(logits_NhwK: torch.Tensor, rows: TapTensors, columns: TapTensors) -> tuple[torch.Tensor, ...]:
+        heights.add(len(rows[0]))
+        return reduce_strip(logits_NhwK, rows, columns)
+
+    monkeypatch.setattr(masks, "_reduce_strip", recorded)
     logits = make_logits(9, 9, 7)[None]
-    with pytest.warns(RuntimeWarning, match="no triton"):
-        first = masks._compiled_reduce_strip(logits, taps_, taps_)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        second = masks._compiled_reduce_strip(logits, taps_, taps_)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    axes = taps(65, 65, 9, num_rows, True), taps(65, 65, 9, 20, True)
+    found = masks.label_in_strips(logits, *axes, True, max_strip_bytes=3 * 8 * 20 * 7)
+    assert heights == {3}
+    assert_equal(fields_of(found, 0), fields_of(masks.label_in_strips(logits, *axes, True), 0))

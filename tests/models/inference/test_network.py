@@ -1,6 +1,9 @@
+import warnings
+
 import pytest
 import torch
 
+import models.inference.fallback
 import models.inference.network
 from models import Architecture, Predictor, PSPNet
 from models.inference.network import InferenceNetwork, compiled
@@ -187,3 +190,59 @@ def test_sizes_beyond_those_that_torch_compiles_run_all_the_same(monkeypatch: py
             images_N3HW = make_images(side, 65)
             torch.testing.assert_close(call(images_N3HW), network_(images_N3HW))
     assert len(graphs) == 1
+
+
+def test_each_network_of_a_process_has_graphs_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.inference.network, "COMPILED_SIZES", 2)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    made = small_network()
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for network_ in [made] * 8 + [small_network()]:  # 9 of 8 that torch keeps for one function
+            compiled(network_, backend=backend)(make_images(65, 65))
+        assert len(graphs) == 9
+        call = compiled(made, backend=backend)
+        for side in (65, 73, 81):
+            call(make_images(side, 65))
+    assert len(graphs) == 11
+
+
+def test_a_result_is_not_overwritten_by_the_next() -> None:
+    def like_a_cuda_graph(graph: torch.fx.GraphModule, _: object) -> object:
+        output: list[torch.Tensor] = []
+
+        def replay(*inputs: torch.Tensor) -> tuple[torch.Tensor]:
+            (result,) = graph.forward(*inputs)
+            if not output:
+                output.append(result.clone())
+            return (output[0].copy_(result),)
+
+        return replay
+
+    call = compiled(small_network(), backend=like_a_cuda_graph)
+    images_N3HW = make_images(65, 65, batch=2)
+    with torch.inference_mode():
+        first = call(images_N3HW[:1])
+        before = first.clone()
+        second = call(images_N3HW[1:])
+    assert torch.equal(first, before)
+    assert not torch.equal(first, second)
+
+
+def test_where_torch_cannot_compile_the_network_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.inference.fallback, "_can_compile", True)
+
+    def backend(_: torch.fx.GraphModule, __: object) -> object:
+        raise RuntimeError("Python.h: no such file")
+
+    network_, images_N3HW = small_network(), make_images(65, 65)
+    call = compiled(network_, backend=backend)
+    with torch.inference_mode():
+        with pytest.warns(RuntimeWarning, match=r"torch.compile failed.*RuntimeError: Python\.h"):
+            first = call(images_N3HW)
+        torch.testing.assert_close(first, network_(images_N3HW))

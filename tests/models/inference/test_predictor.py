@@ -1,6 +1,7 @@
 """The predictor against brute force: full-size logits, softmax, numpy."""
 
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from models import Architecture, Prediction, Predictor, PSPNet, SlidingPredictor
+from models.inference.predictor import automatic_precision, max_feature_bytes
 from models.inference.preprocessing import padded_size
+from models.kernels.convolution import Convolution
 from tests.requirements import BFLOAT16, INT8
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 55.0, 50.0]
@@ -228,3 +231,50 @@ def test_padding_is_the_least_that_puts_logits_on_the_pixel_grid(length: int) ->
     aligned, plain = padded_size((length, 64), True)[0], padded_size((length, 64), False)[0]
     assert aligned == next(s for s in range(65, 2000) if s >= length and s % 8 == 1)
     assert plain == next(s for s in range(64, 2000) if s >= length and s % 8 == 0)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A pretended GPU, of 16 GiB and without native bfloat16, like a T4."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=16 * 2**30))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    return torch.device("cuda")
+
+
+def test_passes_on_a_gpu_stay_within_their_share_of_its_memory(gpu: torch.device) -> None:
+    predictor = Predictor(MODELS[True], MEAN, STD)
+    predictor.device = gpu  # the tensors stay where they are
+    predictor.max_feature_bytes = max_feature_bytes(gpu)
+    assert predictor.max_feature_bytes == 2**30
+    images, passes = torch.from_numpy(make_images(21, 65, 65)), []
+
+    def run(images_N3HW: torch.Tensor) -> torch.Tensor:
+        passes.append(len(images_N3HW))
+        return predictor.network(images_N3HW)
+
+    predictor._run = run
+    whole = predictor.logits(images)
+    assert passes == [21]
+    passes.clear()
+    predictor.max_feature_bytes = 11 * 4 * 9 * 9 * 512  # batches of 9 to 11 would be padded to 16
+    assert torch.allclose(predictor.logits(images), whole, atol=1e-4)
+    assert passes == [8, 8, 5]
+
+
+def test_a_gpu_without_native_bfloat16_predicts_in_float16(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert automatic_precision(gpu) == "float16"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert automatic_precision(gpu) == "bfloat16"
+
+
+def test_in_float16_the_labels_are_almost_those_of_float32() -> None:
+    cpu, images = torch.device("cpu"), make_images(2, 65, 81)
+    half = Predictor(MODELS[True], MEAN, STD, make=lambda _, conv, relu: Convolution(conv, relu, torch.float16, cpu))
+    whole, found = Predictor(MODELS[True], MEAN, STD).predict(images), half.predict(images)
+    assert (whole.class_ids_NHW == found.class_ids_NHW).mean() > 0.99
+    np.testing.assert_allclose(found.mean_confidence_N, whole.mean_confidence_N, rtol=1e-2)
+
+
+def test_float16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(ValueError, match="float16 needs a GPU; use float32 or auto"):
+        Predictor(MODELS[True], MEAN, STD, precision="float16")
