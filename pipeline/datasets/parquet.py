@@ -5,11 +5,12 @@ a whole row group, so row groups should be small (docs/datasets.md).
 """
 
 import functools
+import glob
 import itertools
 import posixpath
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,10 +25,17 @@ from pipeline.datasets.layouts import stamp, under
 from pipeline.datasets.pairs import SHOWN, Cell, Listing, Pair, places_of
 from pipeline.errors import UserError
 from pipeline.storage.parquet_files import FileMetaData, ParquetFile, open_parquet
+from pipeline.storage.patterns import folder_of, is_glob, select_matches
 from pipeline.storage.places import Places
 
 READERS = 16  # concurrent reads of footers and columns
 CACHED_BYTES = 256_000_000  # of row groups, per process
+# Types of columns, also as the values of a dictionary (a categorical).
+TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+BYTES = (
+    *(pa.types.is_binary, pa.types.is_large_binary),
+    *(pa.types.is_binary_view, pa.types.is_fixed_size_binary),
+)
 OWN = b"sceneparse.schema_version"  # metadata key of every table that segment_bucket.py writes
 
 
@@ -36,10 +44,11 @@ def list_tables(data: DataConfig, split: str) -> Listing:
 
     Raises: UserError if the table cannot be read or a column is missing.
     """
-    files = _table_files(storage.absolute(under(data.root, split)))
+    files = _table_files(data.root, split)
     listing = Listing()
     if not files:
-        listing.add("no images", under(data.root, split), "found no Parquet file here or at this path with .parquet")
+        looked = "that matches this pattern" if is_glob(split) else "here or at this path with .parquet"
+        listing.add("no images", under(data.root, split), f"found no Parquet file {looked}")
         return listing
     with ThreadPoolExecutor(READERS) as pool:
         tables = list(pool.map(lambda file: _Table.open(file, files[file]), files))
@@ -102,22 +111,36 @@ class _Table:
                 f"{self.uri}: column {column!r} is missing; set data.image_column and data.label_column to columns of "
                 f"this table: {', '.join(self.schema.names)}"
             )
-        kind = self.schema.field(column).type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        kind = declared = self.schema.field(column).type
+        if isinstance(kind, pa.DictionaryType):
+            kind = kind.value_type
+        if _is_of(kind, TEXT):
             return [uri and _beside(self.uri, uri) for uri in self.read([column])[column].to_pylist()]
         names = {kind.field(index).name for index in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
-        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or "bytes" in names):
+        if not (_is_of(kind, BYTES) or "bytes" in names):
             raise UserError(
-                f"{self.uri}: column {column!r} has type {kind}; it must hold image files (binary, or "
+                f"{self.uri}: column {column!r} has type {declared}; it must hold image files (binary, or "
                 "struct<bytes, path>) or their URIs (string)"
             )
         groups = (group for group, rows in enumerate(self.row_groups) for _ in range(rows))
         return [Cell(self.uri, group, row, column, places) for row, group in enumerate(groups)]
 
 
-def _table_files(place: str) -> dict[str, dict[str, Any]]:
-    """Return the Parquet files of a table: one file, those of a folder, or the masks of a segmentation's output."""
+def _is_of(kind: pa.DataType, kinds: tuple[Callable[[pa.DataType], bool], ...]) -> bool:
+    return any(is_kind(kind) for is_kind in kinds)
+
+
+def _table_files(root: str, split: str) -> dict[str, dict[str, Any]]:
+    """Return the Parquet files of a table.
+
+    These are one file, those of a folder or of a glob, or the masks of a segmentation's output.
+    """
+    place = storage.absolute(under(root, split))
     found = storage.find(place) or storage.find(f"{place}.parquet")
+    if not found and is_glob(split):
+        pattern = under(glob.escape(root), split)
+        listed = storage.find(folder_of(pattern))
+        found = {uri: listed[uri] for uri in select_matches(list(listed), pattern, "split")}
     tables = {uri: details for uri, details in found.items() if uri.endswith(".parquet")}
     return {uri: details for uri, details in tables.items() if uri.startswith(f"{place}/masks/")} or tables
 

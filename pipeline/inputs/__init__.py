@@ -10,9 +10,9 @@ from pipeline.config.inputs import SOURCES, InputConfig
 from pipeline.errors import UserError
 from pipeline.inputs import inventory, list_files, manifests, prefixes
 from pipeline.inputs.hidden import HiddenFiles
-from pipeline.inputs.patterns import folder_of, is_glob
 from pipeline.inputs.selection import ImageSelection
 from pipeline.inputs.uris import Names, Resolver, folder_above
+from pipeline.storage.patterns import folder_of, is_glob
 from pipeline.storage.places import home_of, place_prefix
 
 __all__ = ["ImageListing", "check_inputs_exist", "check_no_output_inside_input", "list_images"]

@@ -9,8 +9,8 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.inputs import table_files
 from pipeline.inputs.carried_columns import carried
-from pipeline.inputs.patterns import expression, folder_of, is_glob, matches
 from pipeline.inputs.uris import Names, folder_above
+from pipeline.storage.patterns import folder_of, is_glob, select_matches
 
 
 def files_of(uri: str) -> list[str]:
@@ -23,9 +23,7 @@ def files_of(uri: str) -> list[str]:
     folder = storage.absolute(folder_of(uri))
     files = [file.uri for page in storage.listed(folder) for file in page]
     if is_glob(uri):
-        pattern = storage.join(folder, uri[len(folder_of(uri)) :].lstrip("/"))
-        found = matches(pa.array(files, pa.string()), [expression(pattern, "--manifest")]).to_pylist()
-        files = [file for file, is_match in zip(files, found, strict=True) if is_match]
+        files = select_matches(files, uri, "--manifest")
     if files != [folder]:
         files = [file for file in files if not _is_hidden(file[len(folder) :])]
     if not files:
@@ -79,7 +77,8 @@ def _names(column: pa.Array, file: str, uri_column: str) -> pa.Array:
         return column.cast(pa.binary())
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return column.cast(pa.large_binary() if pa.types.is_large_string(kind) else pa.string()).cast(pa.binary())
-    if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    convertible = (pa.types.is_string, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    if any(is_kind(kind) for is_kind in convertible):
         return column.cast(pa.binary())
     raise UserError(f"manifest {file}: column {uri_column!r} has type {kind}, not text; set --uri-column to another")
 

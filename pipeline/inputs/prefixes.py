@@ -6,8 +6,8 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.inputs.patterns import expression, folder_of, is_glob, matches
 from pipeline.inputs.uris import named_table
+from pipeline.storage.patterns import absolute_pattern, expression, folder_of, is_glob, matches
 
 
 def read(uri: str) -> Iterator[pa.Table]:
@@ -16,7 +16,7 @@ def read(uri: str) -> Iterator[pa.Table]:
     Every file counts as an image, so that none is skipped silently: a file that is not an image becomes an error row
     later. Only folder markers of object stores are skipped; hidden files are skipped, and counted, by the caller.
     """
-    pattern = [expression(_absolute_pattern(uri), "--input")] if is_glob(uri) else []
+    pattern = [expression(absolute_pattern(uri), "--input")] if is_glob(uri) else []
     for page in storage.listed(folder_of(uri)):
         uris, sizes, etags = zip(*page, strict=True)
         columns = {
@@ -39,9 +39,3 @@ def check_no_output_inside_input(input_uri: str, output_uri: str) -> None:
     prefix = storage.absolute(folder_of(input_uri)).rstrip("/") + "/"
     if f"{output_uri}/".startswith(prefix):
         raise UserError(f"output {output_uri} is inside input {input_uri}; choose an output outside of it")
-
-
-def _absolute_pattern(uri: str) -> str:
-    """Return the glob with the same scheme and absolute folder as the URIs of listed files."""
-    folder = folder_of(uri)
-    return storage.join(storage.absolute(folder), uri[len(folder) :].lstrip("/"))

@@ -6,9 +6,9 @@ import pyarrow.compute as pc
 
 from pipeline.config.inputs import InputConfig
 from pipeline.errors import UserError
-from pipeline.inputs.patterns import expression, matches
 from pipeline.output.id_set import IdSet
 from pipeline.output.schema import IMAGE_ID_BYTES, LISTED, image_id
+from pipeline.storage.patterns import expression, matches
 
 
 class ImageSelection:

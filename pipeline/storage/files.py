@@ -9,8 +9,10 @@ import io
 import os
 import posixpath
 import shutil
+import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -57,6 +59,12 @@ STORAGE_ERRORS = {
 REFUSED_TO_CREATE = ("PreconditionFailed", "ConditionalRequestConflict")
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 PARTIAL = local_files.PARTIAL
+# Packages of schemes that are not installed by default.
+PACKAGES = {
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
+    "hf": "huggingface_hub",
+}
 S3_SCHEMES = ("s3://", "s3a://")
 
 
@@ -74,12 +82,19 @@ def open_filesystem(uri: str, snapshot: bool = False) -> tuple[fsspec.AbstractFi
         options |= {"config_kwargs": s3_client.client_config(), "use_listings_cache": snapshot}
     if uri.startswith(web.SCHEMES):
         options |= {"client_kwargs": web.client_options()}
+    scheme = _scheme(uri)
     try:
         # Not fsspec.core.url_to_fs, which interprets "::" in a name as a chain of file systems.
-        scheme = SCHEME.match(uri)
-        kind = fsspec.get_filesystem_class(scheme[1] if scheme else "file")
+        kind = fsspec.get_filesystem_class(scheme)
+        if "host" in kind._get_kwargs_from_urls(uri):
+            raise UserError(f"{uri}: servers of {scheme}:// are not supported; copy the files to a disk or a bucket")
         filesystem = kind(**options)
-    except (ValueError, ImportError) as error:
+    except ImportError as error:
+        install = f"pip install {PACKAGES[scheme]}" if scheme in PACKAGES else str(error)
+        raise UserError(
+            f"{uri}: cannot be opened: {scheme}:// needs another package, here and on each node: {install}"
+        ) from None
+    except ValueError as error:
         raise UserError(f"{uri}: cannot be opened: {error}") from None
     path = kind._strip_protocol(uri)
     if isinstance(filesystem, LocalFileSystem):
@@ -226,9 +241,9 @@ def open_stream(uri: str) -> pa.NativeFile:
 
 def failure_kind(error: Exception) -> str:
     """Return the key of STORAGE_ERRORS for the exception of a failed fetch."""
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or _http_status(error) == 404:
         return "NotFound"
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or _http_status(error) in (401, 403):
         return "AccessDenied"
     if isinstance(error, s3_objects.Truncated):
         return "Truncated"
@@ -349,7 +364,7 @@ def listed(uri: str) -> Iterator[list[ListedFile]]:
 def _found_files(uri: str) -> Iterator[ListedFile]:
     for name, info in find(uri).items():
         if not name.endswith("/"):
-            yield ListedFile(name, info["size"], None)
+            yield ListedFile(name, info.get("size"), None)
 
 
 def remove(uri: str) -> None:
@@ -405,35 +420,65 @@ def explained(uri: str) -> Iterator[None]:
     """Turn a storage error inside the block into a UserError about `uri`."""
     try:
         yield
-    except FileNotFoundError as error:
-        if isinstance(error.__cause__, web.Redirected):  # fsspec raises this for any failed size request
-            raise UserError(f"{uri}: storage failed: {error.__cause__}") from error
+    except Exception as error:
+        if (problem := _problem(uri, error)) is None:
+            raise
+        raise UserError(f"{uri}: {problem}") from error
+
+
+def _problem(uri: str, error: Exception) -> str | None:
+    """Return the description of a storage error, with the next step; None for an error of another kind."""
+    cause = error.__cause__
+    if uri.startswith(web.SCHEMES) and isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
+        error = cause  # fsspec raises FileNotFoundError for any failed size request
+    if isinstance(error, FileNotFoundError) or _http_status(error) == 404:
         bucket = uri.split("/")[2] if "://" in uri else None
         if bucket and "specified bucket" in str(error):
-            raise UserError(f"{uri}: the bucket {bucket!r} does not exist; create it or correct the name") from error
-        raise UserError(f"{uri}: not found; check the path") from error
-    except PermissionError as error:
-        raise UserError(
-            f"{uri}: access denied ({reason(error)}); check the AWS credentials in the environment "
-            "and their permissions for this location"
-        ) from error
-    except NO_CREDENTIALS as error:
-        raise UserError(
-            f"{uri}: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
-            "or attach a role to the machine"
-        ) from error
-    except (
-        botocore.exceptions.BotoCoreError,
-        botocore.exceptions.ClientError,
-        OSError,
-        TimeoutError,
-    ) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"{uri}: the disk or its quota is full ({reason(error)}); free some space and run the same command "
-                "again to resume"
-            ) from error
-        raise UserError(f"{uri}: storage failed: {reason(error)}") from error
+            return f"the bucket {bucket!r} does not exist; create it or correct the name"
+        # Hugging Face answers alike for what is missing and what is private.
+        return f"not found; check the path{', and set HF_TOKEN if it is private' if uri.startswith('hf://') else ''}"
+    if failure_kind(error) == "AccessDenied":
+        return f"access denied ({reason(error)}); check {_credentials(uri)}"
+    if isinstance(error, NO_CREDENTIALS):
+        return (
+            "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or attach a role to "
+            "the machine"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk or its quota is full ({reason(error)}); free some space and run the same command again to resume"
+        )
+    botocore_errors = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
+    if isinstance(error, (*botocore_errors, OSError)) or _is_of_client(uri, error):
+        return f"storage failed: {reason(error)}"
+    return None
+
+
+def _credentials(uri: str) -> str:
+    """Return what may deny the access to a URI."""
+    if uri.startswith(S3_SCHEMES):
+        return "the AWS credentials in the environment and their permissions for this location"
+    if _scheme(uri) == "file":
+        return "the permissions of the file and its folders"
+    if uri.startswith(web.SCHEMES):
+        return "that the server allows reading without credentials"
+    return f"the credentials for {_scheme(uri)}:// in the environment and their permissions for this location"
+
+
+def _is_of_client(uri: str, error: Exception) -> bool:
+    """Return True for an error that the client library of a store other than S3 raised."""
+    if _scheme(uri) == "file" or uri.startswith(S3_SCHEMES):
+        return False
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    package = frame.f_globals["__name__"].partition(".")[0]
+    return package not in sys.stdlib_module_names and package not in ("pipeline", "pyarrow")
+
+
+def _http_status(error: Exception) -> int | None:
+    """Return the status code in an error of aiohttp, httpx, gcsfs or azure-core; None if it has none."""
+    holders = (error, getattr(error, "response", None))
+    codes = (getattr(holder, name, None) for holder in holders for name in ("status", "status_code", "code"))
+    return next((code for code in codes if isinstance(code, int)), None)
 
 
 def reason(error: BaseException) -> str:

@@ -57,6 +57,8 @@ class RangeFile(io.RawIOBase):
             return 0
         try:
             content = self._fetch(Span(self._position, end))
+            if len(content) > end - self._position:
+                raise OSError("the server ignores byte ranges and sends the whole file; copy it to a disk or a bucket")
         except Exception as error:
             self.failure = error
             raise
@@ -73,6 +75,7 @@ class RangeFile(io.RawIOBase):
 def object_file(uri: str, connection: Connection) -> RangeFile:
     """Open an object in S3 for reading. Raises like s3_objects.get, and Changed if it is overwritten meanwhile."""
     _, size, etag = s3_objects.head(uri, connection)
+    assert size is not None, uri
 
     def fetch(span: Span) -> bytes:
         found = s3_objects.get(uri, connection, span)

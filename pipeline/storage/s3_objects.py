@@ -30,7 +30,7 @@ class ListedFile(NamedTuple):
     """File in a listing."""
 
     uri: str
-    size: int  # bytes
+    size: int | None  # bytes; None if the storage does not report it
     etag: str | None  # without quotes; None if the storage has no ETags, like a disk
 
 

@@ -110,6 +110,78 @@ def test_a_split_may_be_a_uri_of_its_own(tmp_path: Path) -> None:
     assert_row(pair, data, 0, 1)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary())),
+        *(pa.dictionary(pa.int8(), pa.large_binary()), pa.binary(len(label(1)))),
+        pa.struct([("bytes", pa.binary_view()), ("path", pa.string_view())]),
+    ],
+    ids=str,
+)
+def test_bytes_may_have_any_type_of_bytes(tmp_path: Path, kind: pa.DataType) -> None:
+    cells: list[Any] = [label(1)] * 3
+    if pa.types.is_struct(kind):
+        cells = [{"bytes": cell, "path": None} for cell in cells]
+    images = [image(row) for row in range(3)]
+    # pyarrow cannot split views between row groups.
+    write(tmp_path, "train.parquet", {"image": images, "mask": column(cells, kind)}, row_group_size=3)
+    data = data_config(tmp_path)
+    for row, pair in enumerate(list_pairs(data, "train")):
+        assert_row(pair, data, row, 1)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.large_string(), pa.string_view()),
+        *(pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int8(), pa.large_string())),
+    ],
+    ids=str,
+)
+def test_uris_may_have_any_type_of_text(tmp_path: Path, kind: pa.DataType) -> None:
+    (tmp_path / "0.png").write_bytes(image(0))
+    (tmp_path / "label.png").write_bytes(label(2))
+    write(tmp_path, "train.parquet", {"image": column(["0.png"], kind), "mask": column(["label.png"], kind)})
+    data = data_config(tmp_path)
+    (pair,) = list_pairs(data, "train")
+    assert_row(pair, data, 0, 2)
+
+
+def column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if isinstance(kind, pa.DictionaryType):
+        return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
+    return pa.array(values, kind)
+
+
+@pytest.mark.parametrize("root", ["set", "set [1]"])
+def test_a_split_may_be_a_glob_of_shards_beside_those_of_other_splits(tmp_path: Path, root: str) -> None:
+    for split, ids in (("train", (1, 2)), ("validation", (0,))):
+        for shard, first_id in enumerate(ids):
+            name = f"data/{split}-{shard:05d}-of-{len(ids):05d}.parquet"
+            write(tmp_path / root, name, {"image": [image(shard)], "mask": [label(first_id)]})
+    data = data_config(tmp_path / root)
+    pairs = list_pairs(data, "data/train-*-of-*.parquet")
+    assert len(pairs) == 2
+    for shard, pair in enumerate(pairs):
+        assert_row(pair, data, shard, 1 + shard)
+    (pair,) = list_pairs(data, f"{tmp_path.as_uri()}/*/data/validation-*.parquet")
+    assert_row(pair, data, 0, 0)
+
+
+def test_a_glob_of_shards_in_a_bucket_is_matched(bucket: str) -> None:
+    write(f"{bucket}/set", "data/train-00000-of-00001.parquet", {"image": [image(0)], "mask": [label(1)]})
+    data = data_config(f"{bucket}/set")
+    (pair,) = list_pairs(data, "data/train-*-of-*.parquet")
+    assert_row(pair, data, 0, 1)
+
+
+def test_a_glob_that_matches_no_file_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "data/train-00000-of-00001.parquet", {"image": [image(0)], "mask": [label(1)]})
+    message = complaint(data_config(tmp_path, "data/test-*-of-*.parquet"))
+    assert f"{tmp_path}/data/test-*-of-*.parquet: found no Parquet file that matches this pattern" in message
+
+
 def test_a_bad_row_is_named_by_file_and_row(tmp_path: Path) -> None:
     cells = {
         "image": [image(0), image(1), b"no image"],

@@ -14,9 +14,9 @@ import pytest
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.inputs import list_images
-from pipeline.inputs.patterns import expression, matches
 from pipeline.inputs.selection import chosen, image_ids
 from pipeline.output.schema import image_id
+from pipeline.storage.patterns import expression, matches
 from tests.pipeline.input_samples import config, errors, listed, uris
 from tests.pipeline.samples import write_file
 

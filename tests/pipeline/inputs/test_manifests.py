@@ -138,14 +138,27 @@ def test_another_column_can_name_the_images(tmp_path: Path) -> None:
     assert uris(listed(manifest=path, uri_column="photo url")) == [f"file://{tmp_path}/a.jpg"]
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()),
+        *(pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int32(), pa.large_string())),
+    ],
+    ids=str,
+)
 def test_text_of_every_type_is_text(tmp_path: Path, kind: pa.DataType) -> None:
     values = pa.array(["a.jpg", None, "", "a.jpg"], pa.string())
-    values = values.dictionary_encode() if pa.types.is_dictionary(kind) else values.cast(kind)
+    values = values.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else values.cast(kind)
     found = listed(manifest=parquet(tmp_path / "m.parquet", {"image_uri": values}))
     bad = [f"file://{tmp_path}/m.parquet#row={n}" for n in (2, 3)]
     assert uris(found) == [f"file://{tmp_path}/a.jpg", *bad]
     assert errors(found) == dict.fromkeys(bad, "BadURI")
+
+
+def test_names_of_one_length_may_be_binary_of_fixed_size(tmp_path: Path) -> None:
+    values = pa.array([b"a.jpg", b"b.jpg"], pa.binary(5))
+    found = listed(manifest=parquet(tmp_path / "m.parquet", {"image_uri": values}))
+    assert uris(found) == [f"file://{tmp_path}/a.jpg", f"file://{tmp_path}/b.jpg"]
 
 
 @pytest.mark.parametrize("parts", ["folder", "glob", "one by one"])

@@ -1,4 +1,4 @@
-"""Glob patterns of --input, --include, --exclude and --manifest."""
+"""Glob patterns of names in storage."""
 
 import posixpath
 import re
@@ -6,8 +6,8 @@ import re
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.storage import SCHEME
 
 GLOB_CHARACTERS = "*?["
 
@@ -27,7 +27,7 @@ def expression(pattern: str, option: str) -> str:
     """
     if pattern.startswith("/"):
         pattern = "file://" + pattern
-    anchored = SCHEME.match(pattern) is not None
+    anchored = storage.SCHEME.match(pattern) is not None
     parts = []
     names = pattern.split("/")
     for position, name in enumerate(names):
@@ -86,3 +86,15 @@ def folder_of(uri: str) -> str:
     """Return the deepest folder that contains everything a prefix or glob can match."""
     first = min((uri.index(character) for character in GLOB_CHARACTERS if character in uri), default=None)
     return uri if first is None else posixpath.dirname(uri[:first])
+
+
+def absolute_pattern(glob: str) -> str:
+    """Return a glob with the scheme and the absolute folder of the URIs that it can match."""
+    folder = folder_of(glob)
+    return storage.join(storage.absolute(folder), glob[len(folder) :].lstrip("/"))
+
+
+def select_matches(uris: list[str], glob: str, option: str) -> list[str]:
+    """Return those of the URIs that match the whole glob, which may be relative. Raises UserError like `expression`."""
+    found = matches(pa.array(uris, pa.string()), [expression(absolute_pattern(glob), option)])
+    return pa.array(uris, pa.string()).filter(found).to_pylist()
