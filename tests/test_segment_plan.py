@@ -31,6 +31,7 @@ class Photos:
         for number in range(NUM_BROKEN):
             self.uris.append(f"{self.bucket}/photos/broken {number}.jpg")
             storage.write_bytes(self.uris[-1], b"not an image")
+        storage.write_bytes(f"{self.bucket}/photos/.DS_Store", b"")
 
     def config(self, *options: str) -> SegmentConfig:
         return load_settings(SegmentConfig, [*self.options, "--plan", *options], prog="test")
@@ -55,6 +56,7 @@ def test_a_plan_changes_nothing_and_foretells_what_the_run_then_does(photos: Pho
 
     printed = planned.stdout
     assert f"{NUM_PHOTOS + NUM_BROKEN} to label, 0 already completed" in printed
+    assert "Hidden      1 hidden files skipped; --hidden includes them" in printed
     assert "32 images in 0:0" in printed
     assert "bottleneck" in printed
     assert "4 nodes" in printed

@@ -44,6 +44,7 @@ class Planned:
     model_id: str
     survey: Survey
     max_error_rate: float  # of the run
+    num_hidden: int = 0  # hidden files that the listing skipped
     plan: SegmentationPlan | None = None  # None if there are no images to label
     forecasts: tuple[Forecast, ...] = ()  # for the current cluster and, if requested, for one of another size
 
@@ -62,7 +63,7 @@ def make_plan(config: SegmentConfig) -> Planned:
     done = read_completed(output, *again) if is_claimed(output, model) else CompletedImages(*again)
     begun = time.monotonic()
     surveyed = survey(_logging_progress(listing), done.contains)
-    planned = Planned(output, model.model_id, surveyed, config.max_error_rate)
+    planned = Planned(output, model.model_id, surveyed, config.max_error_rate, listing.num_hidden)
     if not surveyed.images:
         return planned
     # A run also waits for its listing, but at most FIRST_WAIT.

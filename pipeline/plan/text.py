@@ -17,6 +17,8 @@ def plan_lines(planned: Planned) -> Iterator[str]:
     yield _row("Plan", f"for {planned.output} (output unchanged)")
     yield _row("", f"model {planned.model_id}")
     yield _row("Images", f"{survey.images:,} to label, {survey.done_before:,} already completed")
+    if planned.num_hidden:
+        yield _row("Hidden", f"{planned.num_hidden:,} hidden files skipped; --hidden includes them")
     if plan is None:
         yield _row("", "nothing to do: all listed images are completed")
         return

@@ -244,7 +244,7 @@ def test_a_plan_is_printed_in_a_hundred_columns_with_what_limits_it() -> None:
     surveyed = survey([listed(names(3000), [700, 90_000, 5_000_000] * 1000)], nothing_done)
     plan = SegmentationPlan(surveyed, tried({"ok": 95, "Corrupt": 4, "NotAnImage": 1}, stage_seconds(WORK)))
     forecasts = (plan.forecast(HERE, 3.6), plan.forecast(Machines(20, 80, 0, 20, 40, 20), 72.0))
-    printed = list(plan_lines(Planned("s3://bucket/labels", "0" * 32, surveyed, 0.02, plan, forecasts)))
+    printed = list(plan_lines(Planned("s3://bucket/labels", "0" * 32, surveyed, 0.02, 0, plan, forecasts)))
     assert max(map(len, printed)) <= 100
     text = "\n".join(printed)
     assert "3,000 to label, 0 already completed" in text
@@ -265,7 +265,7 @@ def test_a_plan_is_printed_in_a_hundred_columns_with_what_limits_it() -> None:
 def test_with_gpus_the_plan_tells_how_many_cpus_each_needs() -> None:
     plan = plan_of(1000, tried({"ok": 100}, stage_seconds(WORK)))
     forecast = plan.forecast(Machines(nodes=1, processors=16, gpus=2, predictors=2, decode_tasks=7, write_tasks=3))
-    printed = "\n".join(plan_lines(Planned("out", "m", plan.survey, 0.5, plan, (forecast,))))
+    printed = "\n".join(plan_lines(Planned("out", "m", plan.survey, 0.5, 0, plan, (forecast,))))
     assert "0.2 : 1 keeps the GPUs busy, plus one CPU per predictor; this cluster has 7.0 : 1" in printed
 
 
@@ -274,12 +274,19 @@ def test_with_nothing_to_do_it_says_so() -> None:
     printed = "\n".join(plan_lines(Planned("s3://bucket/labels", "0" * 32, surveyed, 0.5)))
     assert "0 to label, 5 already completed" in printed
     assert "nothing to do" in printed
+    assert "Hidden" not in printed
+
+
+def test_hidden_files_that_were_skipped_are_counted() -> None:
+    surveyed = survey([listed(names(5))], lambda images: pa.array([True] * len(images)))
+    printed = list(plan_lines(Planned("s3://bucket/labels", "0" * 32, surveyed, 0.5, num_hidden=1234)))
+    assert "Hidden      1,234 hidden files skipped; --hidden includes them" in printed
 
 
 def test_a_listing_without_sizes_is_said_to_have_none() -> None:
     surveyed = survey([listed(names(5), [None] * 5)], nothing_done)
     plan = SegmentationPlan(surveyed, tried({"ok": 5}, stage_seconds(WORK)))
-    printed = "\n".join(plan_lines(Planned("out", "m", surveyed, 0.5, plan, (plan.forecast(HERE),))))
+    printed = "\n".join(plan_lines(Planned("out", "m", surveyed, 0.5, 0, plan, (plan.forecast(HERE),))))
     assert "the listing has no file sizes" in printed
 
 
