@@ -37,6 +37,7 @@ LONGEST = (
     "training",
     "tests/test_documented_commands.py",
     "tests/test_segment_chaos.py",
+    "tests/pipeline/storage/test_faults.py",
     "tests/test_several_nodes.py",
     "tests/test_ablate_job.py",
     "tests/test_doctor_job.py",
