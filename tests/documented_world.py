@@ -37,6 +37,7 @@ from tests.python_shim import PythonShim, Run
 from tests.ray_head import RayHead
 from tests.scene_data import SIZE, write_photos, write_training_set
 from tests.small_output import write_small_output
+from tests.warm_start.sitecustomize import SOCKET
 
 # What the pages leave to the reader, and what is typed in its place.
 PLACEHOLDERS = {
@@ -111,7 +112,8 @@ def documented_world(folder: Path, head: RayHead, run_job: Run) -> Iterator[Worl
         shim = PythonShim(programs, f"{sockets}/jobs", run_job)
         _fill_checkout(checkout)
         _fill_buckets()
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SCENEPARSE_"))}
+        not_inherited = ("RAY_", "SCENEPARSE_", SOCKET)
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(not_inherited)}
         here = {
             "HOME": str(folder / "home"),
             "HF_HUB_OFFLINE": "1",

@@ -26,7 +26,7 @@ from pipeline.segment import rescaling, run
 from pipeline.segment.decode_stage import decode
 from pipeline.segment.predict_stage import PredictStage
 
-NOTES = "SCENEPARSE_TEST_NOTES"  # environment variable of all nodes
+NOTES = "NOTES_OF_STAGES"  # environment variable of all nodes
 # So that a run of some hundred small photos is still at work when a test gets to it.
 SECONDS_FOR_A_BLOCK = 1.0
 

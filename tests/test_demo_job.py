@@ -32,7 +32,7 @@ def test_it_takes_an_earlier_demos_place_and_leaves_what_it_announces_and_no_pro
     for path in (*earlier, demo / "mine.txt", demo / MARK):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("of an earlier demo, or not a demo's")
-    mark = {"SCENEPARSE_TEST_MARK": str(tmp_path)}
+    mark = {"MARK_OF_DEMO": str(tmp_path)}
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
     done = subprocess.run(
         [sys.executable, "jobs/demo.py", "--to", str(demo), *SMALL],
@@ -96,6 +96,12 @@ def test_a_folder_that_may_be_the_users_own_is_refused_and_kept(tmp_path: Path) 
         demo_job.main(["--to", str(tmp_path)])
     assert photo.read_bytes() == b"mine"
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_an_unknown_option_of_training_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown option --epoch \(did you mean --epochs\?\)"):
+        demo_job.main(["--to", str(tmp_path / "demo"), "--epoch", "4"])
+    assert not (tmp_path / "demo").exists()
 
 
 def _files(folder: Path) -> dict[str, bytes]:

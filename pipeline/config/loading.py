@@ -2,8 +2,10 @@
 
 import json
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,14 +18,15 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError
 
-from pipeline.config.command_line import Parser
+from pipeline.config.command_line import Parser, closest
 from pipeline.config.explanation import Explanation, explain_syntax, where
-from pipeline.config.fields import JobSettings, is_positional
+from pipeline.config.fields import JobSettings, is_positional, section_of
 from pipeline.config.option_help import OptionHelp
-from pipeline.console import warn_deprecated
+from pipeline.console import log, warn_deprecated
 from pipeline.errors import UserError
 from pipeline.url_credentials import credentials_refusal, masked
 
+CACHE = "cache"  # SCENEPARSE_CACHE is a folder of models/kernels/compiled.py, not a setting
 MAX_VALUES = 100_000  # in a YAML file, with its aliases expanded
 MAX_DIGITS = 1000  # of a number in a YAML file; Python refuses to print more than 4,300
 
@@ -37,6 +40,8 @@ def load_settings(settings: type[Settings], argv: list[str], prog: str) -> Setti
 
     Raises: UserError for an unknown option, or one that lists every wrong key with its value and the allowed values.
     """
+    if unknown := unknown_variables(settings):
+        log(f"warning: no job reads the environment variable {', '.join(unknown)}; correct or unset it", sys.stderr)
     argv = _quoted(_without_deprecated([_kebab(argument) for argument in argv], settings), settings)
     path = _option(argv, "--config") or os.environ.get("SCENEPARSE_CONFIG")
     in_file = _renamed(_read_yaml(path) if path else {}, settings)
@@ -75,6 +80,36 @@ def load_settings(settings: type[Settings], argv: list[str], prog: str) -> Setti
         raise UserError(masked(explain_syntax(error, settings))) from None
     except RecursionError:
         raise UserError(f"{where(path)}: a value is nested too deeply; flatten it") from None
+
+
+def unknown_variables(settings: type[JobSettings]) -> list[str]:
+    """Return the SCENEPARSE_* environment variables that no job reads, each with the closest one that this job does."""
+    prefix = settings.model_config["env_prefix"]
+    known = {name for job in _kinds(JobSettings) for name in (*job.model_fields, *job.deprecated)} | {CACHE}
+    unknown = []
+    for variable in sorted(os.environ):
+        key = variable[len(prefix) :].lower().replace("__", ".")
+        if variable.upper().startswith(prefix) and key.partition(".")[0] not in known:
+            close = closest(key, _keys(settings))
+            meant = f" (did you mean {prefix}{close.replace('.', '__').upper()}?)" if close else ""
+            unknown.append(variable + meant)
+    return unknown
+
+
+def _kinds(settings: type[JobSettings]) -> Iterator[type[JobSettings]]:
+    """Yield a class of settings and all its subclasses."""
+    yield settings
+    for kind in settings.__subclasses__():
+        yield from _kinds(kind)
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a model that an environment variable can set."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        section = section_of(field.annotation)
+        if section and get_origin(field.annotation) not in (tuple, list):
+            yield from _keys(section, f"{prefix}{name}.")
 
 
 def _kebab(argument: str) -> str:

@@ -14,6 +14,8 @@ import ray
 from numpy.typing import NDArray
 
 from pipeline import storage
+from pipeline.config.jobs import TrainConfig
+from pipeline.config.loading import load_settings
 from pipeline.console import log
 from pipeline.datasets.scene_files import FIRST_VAL, PALETTE
 from pipeline.datasets.scenes import CLASSES, IGNORE_INDEX, scene
@@ -57,8 +59,12 @@ def run_demo(folder: Path, num_train: int, num_val: int, num_photos: int, train_
     Training reads from a bucket; the run and the labels are written to it, and then copied to `folder`. The photos
     are labeled in `folder`, with the copied checkpoint, so that the labels lead to both after the bucket is deleted.
 
-    Raises: UserError if `folder` has files of the same names that may be the user's own.
+    Raises: UserError for an invalid option of training, or if `folder` has files of the same names that may be the
+        user's own. Nothing is written before.
     """
+    options_of_training = ["--config", CONFIG, "--root", f"{BUCKET}/{SCENES}", "--output", f"{BUCKET}/{RUN}"]
+    options_of_training += train_options
+    load_settings(TrainConfig, options_of_training, "jobs/train.py")
     _clear(folder)
     scenes, photos, labels = (str(folder / name) for name in (SCENES, PHOTOS, LABELS))
     counts = ["--num-train", str(num_train), "--num-val", str(num_val)]
@@ -72,8 +78,7 @@ def run_demo(folder: Path, num_train: int, num_val: int, num_photos: int, train_
         filesystem.mkdir(bucket)
         _copy_folder(scenes, f"{BUCKET}/{SCENES}")
         try:
-            options = ["--config", CONFIG, "--root", f"{BUCKET}/{SCENES}", "--output", f"{BUCKET}/{RUN}"]
-            _run("train", jobs.train, options + train_options)
+            _run("train", jobs.train, options_of_training)
             _copy_folder(f"{BUCKET}/{RUN}", str(folder / RUN), without=CHECKPOINTS)
             checkpoint = str(folder / RUN / "best")
             options = ["--input", photos, "--output", f"{BUCKET}/{LABELS}", "--checkpoint", checkpoint]

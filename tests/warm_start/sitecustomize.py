@@ -6,7 +6,7 @@ Python imports a module of this name whenever it starts, here in every process o
 import os
 import sys
 
-SOCKET = "SCENEPARSE_TEST_FORK_SERVER"
+SOCKET = "WARM_START_SOCKET"
 PROGRAMS = ("/ray/_private/workers/default_worker.py", "/ray/_private/workers/setup_worker.py")
 
 

@@ -328,6 +328,35 @@ def test_a_wrong_value_in_the_environment_is_explained(
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SCENEPARSE_EPOCHS", " (did you mean SCENEPARSE_OPTIMIZATION__EPOCHS?)"),
+        ("sceneparse_optimisation__batch_size", " (did you mean SCENEPARSE_OPTIMIZATION__BATCH_SIZE?)"),
+        ("SCENEPARSE_OUTPT", " (did you mean SCENEPARSE_OUTPUT?)"),
+        ("SCENEPARSE_ZZZ", ""),
+    ],
+)
+def test_a_variable_that_no_job_reads_is_named_with_the_closest(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, meant: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    load(recipe)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning == f"warning: no job reads the environment variable {name}{meant}; correct or unset it"
+
+
+@pytest.mark.parametrize(
+    "name", ["SCENEPARSE_CACHE", "SCENEPARSE_PRECISION", "SCENEPARSE_LABELS", "SCENEPARSE_VERBOSE"]
+)
+def test_variables_of_other_jobs_and_of_the_kernels_are_known(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    load(recipe)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
     ("option", "value"),
     [("--optimization.epochs", "many"), ("--model.bins", "many"), ("--data.label-map", "many"), ("--data", "many")],
 )
