@@ -11,10 +11,16 @@ from pipeline.export_masks.target_names import split_ending
 from pipeline.images.codec import encode_png
 from pipeline.images.formats import ImageError, format_of
 
-# Ultralytics skips images with other extensions (IMG_FORMATS of ultralytics/data/utils.py, version 8.4).
-ENDINGS = {".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
-# Of the formats that are labeled, those that it reads, and the extension of a file whose own one it skips.
-READ_AS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp"}
+# Of the formats that are labeled, those that are copied, with the extensions that Ultralytics accepts for them
+# (IMG_FORMATS of ultralytics/data/utils.py, version 8.4); a file with another extension gets the first one. The rest
+# become PNG. It accepts AVIF and JPEG 2000 as well, but not each build of its decoder reads them.
+EXTENSIONS = {
+    "JPEG": (".jpg", ".jpeg", ".mpo"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+}
 
 
 def yolo(image: Labelled, split: str, min_area: int) -> Made:
@@ -62,10 +68,10 @@ def _readable(image: Labelled, file: bytes) -> tuple[str, bytes]:
         format = format_of(file)
     except ImageError as error:
         raise Cannot(f"{error.kind}: {error.message}") from error
-    if format not in READ_AS:
+    if format not in EXTENSIONS:
         return ".png", encode_png(image.image_HW3)
-    own = split_ending(image.uri)[1]
-    return (own if own.lower() in ENDINGS else READ_AS[format]), file
+    own, accepted = split_ending(image.uri)[1], EXTENSIONS[format]
+    return (own if own.lower() in accepted else accepted[0]), file
 
 
 def _shares(points: Points, width: int, height: int) -> str:

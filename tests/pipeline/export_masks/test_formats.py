@@ -19,6 +19,7 @@ from pipeline.export_masks.dataset import dataset, dataset_yaml, ignore_index_of
 from pipeline.export_masks.labelled_image import Cannot
 from pipeline.export_masks.polygons import polygons
 from pipeline.images.codec import decode_label, encode_image
+from pipeline.images.formats import OPENERS
 from tests.pipeline.exported_output import NAMES, blobs, classes_of, image_of
 
 ONE_PIXEL = np.array([[3]], np.uint8)
@@ -184,16 +185,27 @@ def test_yolo_images_have_extensions_that_training_reads() -> None:
         ("JPEG", "s3://photos/a.jfif", "a.jpg"),
         ("TIFF", "s3://photos/a", "a.tif"),
         ("PNG", "s3://photos/a.dat", "a.png"),
+        ("PNG", "s3://photos/a.jp2", "a.png"),
+        ("TIFF", "s3://photos/a.dng", "a.tif"),
     ):
         buffer = io.BytesIO()
         Image.fromarray(image_HW3).save(buffer, format)
         image = replace(image_of(ids_HW, file=buffer.getvalue()), uri=uri)
         assert yolo.yolo(image, "train", 1).files[f"images/train/{wanted}"] == buffer.getvalue()
+
+
+@pytest.mark.parametrize("format", sorted({*OPENERS} - {"PSD"}))  # which Pillow does not write
+def test_yolo_images_of_every_format_that_is_labeled_are_read_with_the_same_pixels(format: str) -> None:
+    pixels_HW3 = np.zeros((12, 14, 3), np.uint8)
+    pixels_HW3[4:, :7] = 255
     buffer = io.BytesIO()
-    Image.fromarray(image_HW3).save(buffer, "PPM")
-    image = replace(image_of(ids_HW, file=buffer.getvalue()), uri="s3://photos/a.ppm")
-    converted = yolo.yolo(image, "train", 1).files["images/train/a.png"]
-    assert (np.asarray(Image.open(io.BytesIO(converted))) == image_HW3).all()
+    Image.fromarray(pixels_HW3).save(buffer, format)
+    image = replace(image_of(np.zeros((12, 14), np.uint8), file=buffer.getvalue()), uri="s3://photos/a.image")
+    (name,) = set(yolo.yolo(image, "train", 1).files) - {"labels/train/a.txt"}
+    assert name.removeprefix("images/train/a") in {".jpg", ".png", ".webp", ".tif", ".bmp"}
+    content = np.frombuffer(yolo.yolo(image, "train", 1).files[name], np.uint8)
+    read_HW3 = cv2.cvtColor(cv2.imdecode(content, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    np.testing.assert_allclose(read_HW3, image.image_HW3, atol=3)
 
 
 def test_a_file_that_is_no_image_any_more_is_not_exported_for_yolo() -> None:
