@@ -14,6 +14,7 @@ def main(argv: list[str], prog: str = "jobs/segment_bucket.py") -> int:
 
     check_inputs_exist(config)
     check_is_checkpoint(config.checkpoint)
+    from pipeline.images.pixels import MIN_LEVELS
     from pipeline.segment.run import segment
 
     if config.plan:
@@ -42,6 +43,11 @@ def main(argv: list[str], prog: str = "jobs/segment_bucket.py") -> int:
         log(f"  {failure.image_uri}: {failure.error_type} at {failure.error_stage}: {failure.error_message}")
     if failed > len(summary.failures):
         log(f"  ... and {failed - len(summary.failures):,} more: SELECT * FROM masks WHERE status = 'error'")
+    if summary.num_few_levels:
+        log(
+            f"Warning     {summary.num_few_levels:,} of {images:,} images have fewer than {MIN_LEVELS} different "
+            "pixel values; unless they are empty, set --value-range, such as 2%,98%"
+        )
     if not summary.is_exact:
         log("The output is incomplete: images have missing or duplicate rows. Run the same command again")
     return 0 if summary.is_exact else 1

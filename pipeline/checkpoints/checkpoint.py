@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline import storage
+from pipeline.config.bands import AS_DECLARED, Rendering
 from pipeline.config.data import DataConfig, EvalDataConfig
 from pipeline.config.training import ProtocolConfig
 from pipeline.errors import UserError
@@ -43,10 +44,17 @@ class Checkpoint:
     model_id: str
 
     @classmethod
-    def load(cls, uri: str, long_side: int | None, protocol: ProtocolConfig | None = None) -> "Checkpoint":
-        """Load a checkpoint from a local or remote folder; `long_side` (pixels), if set, overrides the checkpoint's.
+    def load(
+        cls,
+        uri: str,
+        long_side: int | None,
+        protocol: ProtocolConfig | None = None,
+        rendering: Rendering = AS_DECLARED,
+    ) -> "Checkpoint":
+        """Load a checkpoint from a local or remote folder.
 
-        The model id identifies how images are labeled, so it depends on `protocol` as well.
+        `long_side` (pixels) and the options of `rendering` that are set override the checkpoint's. The model id
+        identifies how images are labeled, so it depends on them and on `protocol`.
 
         Raises: UserError if the folder is missing, damaged or not a checkpoint.
         """
@@ -66,9 +74,18 @@ class Checkpoint:
         if long_side is not None:
             # Different preprocessing produces different masks, so it counts as a different model.
             metadata.preprocessing = {**metadata.preprocessing, "long_side": long_side}
+        metadata.preprocessing = {**metadata.preprocessing, **rendering.options}
         if protocol is not None and not protocol.is_plain:
             metadata.preprocessing = {**metadata.preprocessing, "protocol": protocol.model_dump(mode="json")}
         return cls(network, metadata, metadata.preprocessing.get("long_side"), models.model_id(network, metadata))
+
+    @property
+    def rendering(self) -> Rendering:
+        """How the samples of TIFFs become RGB. Raises UserError if the checkpoint's options are not valid."""
+        try:
+            return Rendering.of(*(self.metadata.preprocessing.get(name) for name in ("bands", "value_range")))
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"checkpoint: preprocessing in {CONFIG} is damaged: {error}") from None
 
     @property
     def class_names(self) -> list[str]:
@@ -85,7 +102,7 @@ class Checkpoint:
 
         Raises: UserError if the dataset does not fit the checkpoint.
         """
-        of_model = {"ignore_index": self.metadata.ignore_index, "long_side": self.long_side}
+        of_model = {"ignore_index": self.metadata.ignore_index, "long_side": self.long_side, **self.rendering.options}
         classes = [
             {"name": name, "color": color} for name, color in zip(self.class_names, self.metadata.colors, strict=True)
         ]

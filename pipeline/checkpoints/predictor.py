@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.config.bands import AS_DECLARED, Rendering
 from pipeline.config.training import ProtocolConfig
 from pipeline.errors import UserError
 
@@ -30,6 +31,7 @@ class PredictorSpec:
     threads: int  # of a CPU predictor
     batch_size: int = 1  # maximum number of images that are predicted together
     long_side: int | None = None  # pixels; None: the checkpoint's
+    rendering: Rendering = AS_DECLARED  # options that are not set: the checkpoint's
     model_id: str | None = None  # that the checkpoint must have; None: any
 
     @property
@@ -50,9 +52,9 @@ class PredictorActor:
         self._problem: UserError | None = None
         try:
             # Not stored on self, because the predictor holds its own packed copy of the weights.
-            model = Checkpoint.load(spec.checkpoint, spec.long_side, spec.protocol)
+            model = Checkpoint.load(spec.checkpoint, spec.long_side, spec.protocol, spec.rendering)
             self.check_model(spec, model)
-            self.palette = model.palette
+            self.palette, self.rendering = model.palette, model.rendering
             self.single = self.submit(model.predictor, spec.device, spec.precision).result()
             self.predictor = with_protocol(self.single, spec.protocol)
         except UserError as error:

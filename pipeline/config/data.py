@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from pipeline.config.bands import BANDS_HELP, RANGE_HELP, BandList, Rendering, ValueRange
 from pipeline.config.dataset_formats import FORMATS, Format, classes_of, color_of
 from pipeline.config.fields import Section, Uri
 
@@ -62,6 +63,8 @@ class DataFolder(Section):
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, description="Maximum size of an image or annotation in pixels; larger ones are errors."
     )
+    bands: BandList | None = Field(None, description=BANDS_HELP)
+    value_range: ValueRange | None = Field(None, description=RANGE_HELP)
     allow: tuple[str, ...] = Field(
         (),
         description="Formats list and parquet: prefix besides root, such as s3://bucket/photos, from which rows may "
@@ -80,6 +83,11 @@ class DataFolder(Section):
         description="Format parquet with an output of jobs/segment_bucket.py: ignore the pixels of a class in an image "
         "if its mean confidence there is below this value.",
     )
+
+    @property
+    def rendering(self) -> Rendering:
+        """How the samples of images in TIFF become RGB."""
+        return Rendering.of(self.bands, self.value_range)
 
     @model_validator(mode="before")
     @classmethod

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from pipeline.config.bands import BANDS_HELP, RANGE_HELP, BandList, Rendering, ValueRange
 from pipeline.config.data import MAX_PIXELS, DataConfig, EvalDataConfig
 from pipeline.config.fields import JobSettings, PositionalUri, Texts, Uri
 from pipeline.config.inputs import SOURCES, InputConfig
@@ -19,6 +20,8 @@ from pipeline.config.training import (
     WorkersConfig,
 )
 
+_BANDS = {"bands": "data.bands", "value-range": "data.value_range"}  # short names
+
 
 class TrainConfig(JobSettings):
     """Train a PSPNet on a Ray cluster. To resume a run, repeat the same command."""
@@ -30,6 +33,7 @@ class TrainConfig(JobSettings):
     short_names: ClassVar[dict[str, str]] = {
         "root": "data.root",
         "format": "data.format",
+        **_BANDS,
         "backbone": "model.backbone",
         "crop": "augment.crop",
         "epochs": "optimization.epochs",
@@ -234,6 +238,8 @@ class SegmentConfig(InputConfig, PredictConfig):
         description="Shrink larger images to this long side, in pixels, before prediction; masks keep the original "
         "size. If none, use the checkpoint's value.",
     )
+    bands: BandList | None = Field(None, description=BANDS_HELP + " If none, use the checkpoint's value.")
+    value_range: ValueRange | None = Field(None, description=RANGE_HELP + " If none, use the checkpoint's value.")
     protocol: ProtocolConfig = ProtocolConfig()
     retry_errors: tuple[str, ...] = Field(
         (),
@@ -264,6 +270,11 @@ class SegmentConfig(InputConfig, PredictConfig):
         None, ge=1, description="With --plan, also estimate for a cluster with this many nodes of the same kind."
     )
 
+    @property
+    def rendering(self) -> Rendering:
+        """How the samples of TIFFs become RGB, unless the checkpoint says it."""
+        return Rendering.of(self.bands, self.value_range)
+
 
 class ValidateDatasetConfig(JobSettings):
     """Read a whole dataset once on the cluster and report every error in it. Exit code 1: the dataset has errors."""
@@ -272,7 +283,7 @@ class ValidateDatasetConfig(JobSettings):
         "--config configs/mine.yaml --root s3://bucket/dataset",
         "--config configs/mine.yaml --root photos --output photos-report",
     )
-    short_names: ClassVar[dict[str, str]] = {"root": "data.root", "format": "data.format"}
+    short_names: ClassVar[dict[str, str]] = {"root": "data.root", "format": "data.format", **_BANDS}
 
     # A training recipe can be passed unchanged; its other sections are ignored.
     model_config = SettingsConfigDict(extra="ignore")
@@ -293,7 +304,7 @@ class CalibrateConfig(JobSettings):
         "--checkpoint s3://bucket/runs/mine/best --root s3://bucket/dataset --output s3://bucket/runs/mine/int8",
         "--checkpoint runs/mine/best --root photos --output runs/mine/best",
     )
-    short_names: ClassVar[dict[str, str]] = {"root": "data.root", "format": "data.format"}
+    short_names: ClassVar[dict[str, str]] = {"root": "data.root", "format": "data.format", **_BANDS}
 
     checkpoint: Uri = Field(description="Path or URI of a checkpoint folder, such as RUN/best of a training run.")
     output: Uri = Field(description="Folder or URI for the calibrated checkpoint; may be that of --checkpoint.")
@@ -310,7 +321,7 @@ class EvaluateConfig(PredictConfig):
         "--checkpoint s3://bucket/runs/mine/best --root s3://bucket/dataset",
         "--checkpoint runs/mine/best --root photos --output evaluation --protocol.mode sliding --protocol.mirror",
     )
-    short_names: ClassVar[dict[str, str]] = {"root": "data.root", "format": "data.format"}
+    short_names: ClassVar[dict[str, str]] = {"root": "data.root", "format": "data.format", **_BANDS}
 
     output: Uri | None = Field(
         None,

@@ -54,7 +54,7 @@ def read(source: str | Cell) -> bytes:
 
 def open_image(pair: Pair, content: bytes, data: DataFolder) -> NDArray[np.uint8]:
     """Decode a pair's image. Raises PairError."""
-    return _opened("image", pair.image_uri, lambda: decode_image(content, data.max_pixels))
+    return _opened("image", pair.image_uri, lambda: decode_image(content, data.max_pixels, rendering=data.rendering))
 
 
 def open_label(pair: Pair, content: bytes, data: DataConfig) -> NDArray[np.int32]:

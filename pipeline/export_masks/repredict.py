@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.predictor import use_threads, with_protocol
+from pipeline.config.bands import Rendering
 from pipeline.config.training import ProtocolConfig
 from pipeline.errors import UserError
 from pipeline.images.codec import shrink
@@ -26,6 +27,7 @@ class Relabel:
     long_side: int | None
     protocol: ProtocolConfig
     precision: str
+    rendering: Rendering
 
     def __call__(self, image_HW3: NDArray[np.uint8]) -> tuple[NDArray[np.integer], NDArray[np.floating]]:
         predictor, long_side = _predictor(self)
@@ -44,8 +46,14 @@ def relabel_as(output: str, model_id: str, checkpoint: str, precision: str | Non
         protocol = ProtocolConfig.model_validate(latest.get("protocol") or {})
     except ValidationError as error:
         raise UserError(f"output {output}: the protocol of its last run is not supported: {error}") from None
-    relabel = Relabel(checkpoint, latest.get("long_side"), protocol, precision or latest.get("precision") or "auto")
-    model = Checkpoint.load(checkpoint, relabel.long_side, protocol)
+    relabel = Relabel(
+        checkpoint,
+        latest.get("long_side"),
+        protocol,
+        precision or latest.get("precision") or "auto",
+        Rendering.of(latest.get("bands"), latest.get("value_range")),
+    )
+    model = Checkpoint.load(checkpoint, relabel.long_side, protocol, relabel.rendering)
     if model.model_id != model_id:
         raise UserError(
             f"checkpoint {checkpoint}: model {model.model_id} differs from the output's model {model_id}, so its "
@@ -59,5 +67,5 @@ def relabel_as(output: str, model_id: str, checkpoint: str, precision: str | Non
 def _predictor(relabel: Relabel) -> tuple[Any, int | None]:
     """Return a predictor for whole images, and the long side of its inputs."""
     use_threads("cpu", os.cpu_count() or 1)
-    model = Checkpoint.load(relabel.checkpoint, relabel.long_side, relabel.protocol)
+    model = Checkpoint.load(relabel.checkpoint, relabel.long_side, relabel.protocol, relabel.rendering)
     return with_protocol(model.predictor("cpu", relabel.precision), relabel.protocol), model.long_side

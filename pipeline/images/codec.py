@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.config.bands import AS_DECLARED, Rendering
 from pipeline.images.bmp_fields import bit_fields, bmp_size, has_bit_fields
 from pipeline.images.formats import (
     IMAGE_ERRORS,
@@ -49,6 +50,7 @@ def decode_image(
     max_pixels: int | None = None,
     max_bytes: int | None = None,
     seconds: float | None = None,
+    rendering: Rendering = AS_DECLARED,
 ) -> NDArray[np.uint8]:
     """Decode an image file as a viewer shows it.
 
@@ -60,6 +62,7 @@ def decode_image(
         max_pixels: larger images are rejected before decoding.
         max_bytes: larger files are rejected before decoding.
         seconds: limit of the CPU time for decoding, best effort (see formats.deadline).
+        rendering: bands and value range of a TIFF; other formats have neither.
 
     Returns: H x W x 3 uint8, RGB.
     Raises: ImageError.
@@ -67,7 +70,7 @@ def decode_image(
     with deadline(seconds), quiet():
         check_bytes(content, max_bytes)
         if format_of(content) == "TIFF":
-            return np.ascontiguousarray(decode_tiff(content, max_pixels))
+            return np.ascontiguousarray(decode_tiff(content, max_pixels, rendering))
         return decode_with_repair(lambda whole: _decoded(whole, max_pixels), content)
 
 

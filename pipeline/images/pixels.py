@@ -23,6 +23,8 @@ DAMAGE = (
 STRIP_SAMPLES = 1 << 20  # converted at a time, to limit memory
 FLOAT_ONE = 2.0  # float samples that are all below this range from 0 to 1, others from 0 to 255
 
+MIN_LEVELS = 16  # different values of an image that is more than black, or than noise
+
 ORIENTATION = ExifTags.Base.Orientation
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -113,8 +115,10 @@ def as_rgb(image: ImageFile.ImageFile, content: bytes) -> NDArray[np.uint8]:
         return np.asarray(image.convert("RGB"))
 
 
-def scaled(samples_HW: NDArray[Any], black: float, white: float) -> NDArray[np.uint8]:
-    """Return samples, H x W or H x W x C, as 8-bit ones; NaN becomes black."""
+def scaled(
+    samples_HW: NDArray[Any], black: float | NDArray[np.float64], white: float | NDArray[np.float64]
+) -> NDArray[np.uint8]:
+    """Return samples, H x W or H x W x C, as 8-bit ones, by ends for all or one for each of C bands; NaN is black."""
     gray_HW = np.empty(samples_HW.shape, np.uint8)
     rows = max(1, STRIP_SAMPLES // (samples_HW[0].size or 1))
     for start in range(0, len(samples_HW), rows):
@@ -134,3 +138,14 @@ def on_white(bands_HWC: NDArray[np.uint8], is_associated: bool) -> NDArray[np.ui
         light_HWC = strip_HWC[..., :-1] * (255 if is_associated else opacity_HW1) + 255 * (255 - opacity_HW1)
         composed_HWC[start : start + rows] = ((light_HWC + 127) // 255).clip(max=255)
     return composed_HWC
+
+
+def has_few_levels(image_HW3: NDArray[np.uint8]) -> bool:
+    """Return True if the samples have fewer than MIN_LEVELS different values, as in 12 bits taken for 16."""
+    return levels_of(image_HW3[::8, ::8]).sum() < MIN_LEVELS and bool(levels_of(image_HW3).sum() < MIN_LEVELS)
+
+
+def levels_of(image_HW3: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return for each of 256 values whether a sample has it."""
+    samples_HS = np.ascontiguousarray(image_HW3).reshape(len(image_HW3), -1)
+    return cv2.calcHist([samples_HS], [0], None, [256], [0, 256]).ravel() > 0

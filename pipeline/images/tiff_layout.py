@@ -1,10 +1,11 @@
 """Layout of a TIFF's samples: what they are, how they are stored, and a refusal of layouts that are not decoded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from pipeline.config.bands import AS_DECLARED, Rendering
 from pipeline.images import tiff_directory
 from pipeline.images.formats import ImageError, check_pixels
 
@@ -57,6 +58,8 @@ FAX = frozenset({2, 3, 4})
 WITH_PREDICTOR = frozenset({5, *DEFLATE, 34925, 50000})
 OF_BYTES = frozenset({1, 32773, *WITH_PREDICTOR})  # compress the bytes of samples, whatever the samples are
 ASSOCIATED, UNASSOCIATED = 1, 2  # alpha, as values of EXTRA_SAMPLES
+OF_LIGHT = frozenset({WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR})  # whose samples are brighter or darker
+SELECT = "set bands (--bands, or data.bands for a dataset), such as 3,2,1, to select those of red, green and blue"
 _COLORS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, INKS: 4, YCBCR: 3}
 _CAMERA_FILES = {"NIKON": "NEF", "SONY": "ARW", "CANON": "CR2", "PENTAX": "PEF", "SAMSUNG": "SRW", "EPSON": "ERF"}
 
@@ -126,15 +129,27 @@ class Layout:
         )
 
 
-def read_layout(directory: tiff_directory.Directory, max_pixels: int | None = None) -> Layout:
-    """Return the layout of a TIFF that can be decoded.
+def read_layout(
+    directory: tiff_directory.Directory, max_pixels: int | None = None, rendering: Rendering = AS_DECLARED
+) -> Layout:
+    """Return the layout of a TIFF that can be decoded; bands that `rendering` selects have no alpha.
 
     Raises: ImageError; Unsupported if its pixels would be a guess, TooLarge if it has more than `max_pixels`.
     """
     _check_origin(directory)
     layout = _layout(directory)
     _check_size(layout, max_pixels)
-    _check_samples(directory, layout)
+    if layout.compression not in OF_BYTES | FAX | {JPEG}:
+        raise _unsupported("this compression", layout)
+    if rendering.bands is not None:
+        layout = replace(layout, alpha=0)
+    if not rendering.is_as_declared and layout.photometric not in OF_LIGHT:
+        raise _unsupported("a selection of bands or a value range", layout, "remove the option, or save it as RGB")
+    if rendering.bands is None:
+        _check_bands(directory, layout)
+    else:
+        _check_selection(layout, rendering.bands)
+    _check_samples(layout)
     return layout
 
 
@@ -209,27 +224,39 @@ def _check_origin(directory: tiff_directory.Directory) -> None:
         raise ImageError("Unsupported", "the first page of the TIFF is a reduced copy of another; save that page alone")
 
 
-def _check_samples(directory: tiff_directory.Directory, layout: Layout) -> None:
+def _check_bands(directory: tiff_directory.Directory, layout: Layout) -> None:
+    """Raise ImageError unless the file says which color each of its bands is."""
     colors = _COLORS.get(layout.photometric)
-    reason = None
-    if layout.compression not in OF_BYTES | FAX | {JPEG}:
-        reason = "this compression"
-    elif colors is None or (layout.photometric == INKS and directory.number(tiff_directory.INK_SET, 1) != 1):
-        reason = "these colors"
-    elif layout.bands != colors + bool(layout.alpha):
-        reason = "bands other than gray, RGB or CMYK"
-    elif layout.alpha and layout.photometric not in (BLACK_IS_ZERO, RGB):
-        reason = "alpha with these colors"
-    elif layout.alpha and any(tag in directory for tag in tiff_directory.GEO_TAGS):
-        reason = "a georeferenced alpha band, which may be another band such as infrared,"
-    elif not _is_known_sample(layout):
-        reason = "this type of samples"
-    elif not _is_known_predictor(layout):
-        reason = f"predictor {layout.predictor}"
-    if reason:
+    if colors is None or (layout.photometric == INKS and directory.number(tiff_directory.INK_SET, 1) != 1):
+        raise _unsupported("these colors", layout)
+    if layout.bands != colors + bool(layout.alpha):
+        raise _unsupported("bands other than gray, RGB or CMYK", layout, SELECT)
+    if layout.alpha and layout.photometric not in (BLACK_IS_ZERO, RGB):
+        raise _unsupported("alpha with these colors", layout)
+    if layout.alpha and any(tag in directory for tag in tiff_directory.GEO_TAGS):
+        raise _unsupported("a georeferenced alpha band, which may be another band such as infrared,", layout, SELECT)
+
+
+def _check_selection(layout: Layout, bands: tuple[int, ...]) -> None:
+    """Raise ImageError unless the file has the bands, counted from 1, and they can be taken out of it."""
+    if max(bands) > layout.bands:
         raise ImageError(
-            "Unsupported", f"{reason} in a TIFF cannot be decoded: {layout}; convert it to 8-bit gray or RGB"
+            "Unsupported",
+            f"the bands {','.join(map(str, bands))} were selected, but the file has only {layout.bands}: {layout}",
         )
+    if not layout.is_of_bytes and layout.bands != _COLORS[layout.photometric]:
+        raise _unsupported("more bands than colors in this compression", layout, "save it with deflate or LZW")
+
+
+def _check_samples(layout: Layout) -> None:
+    if not _is_known_sample(layout):
+        raise _unsupported("this type of samples", layout)
+    if not _is_known_predictor(layout):
+        raise _unsupported(f"predictor {layout.predictor}", layout)
+
+
+def _unsupported(reason: str, layout: Layout, way_out: str = "convert it to 8-bit gray or RGB") -> ImageError:
+    return ImageError("Unsupported", f"{reason} in a TIFF cannot be decoded: {layout}; {way_out}")
 
 
 def _is_known_sample(layout: Layout) -> bool:

@@ -5,34 +5,122 @@ So byte order, planes and depths are read by one rule, which Pillow's table of l
 """
 
 import io
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from pipeline.config.bands import AS_DECLARED, Bound, Rendering
 from pipeline.images import tiff_directory, tiff_layout
 from pipeline.images.formats import OPENERS, ImageError, failures, quiet
+from pipeline.images.nodata import check_has_data, nodata_value
 from pipeline.images.pixels import FLOAT_ONE, STRIP_SAMPLES, load, on_white, scaled, turned, without_ink
 from pipeline.images.tiff_directory import Directory
 from pipeline.images.tiff_layout import Layout, read_layout
 
 GROUP_BYTES = 16 * 2**20  # of unpacked tiles, at a time
+PERCENTILE_PIXELS = 1 << 20  # that percentiles are taken of, about
 
 
-def decode_tiff(content: bytes, max_pixels: int | None = None) -> NDArray[np.uint8]:
-    """Decode the first page of a TIFF as a viewer shows it.
+@dataclass(frozen=True)
+class Ends:
+    """Samples that are black and white in each of C bands."""
+
+    black_C: NDArray[np.float64]
+    white_C: NDArray[np.float64]
+
+
+def decode_tiff(content: bytes, max_pixels: int | None = None, rendering: Rendering = AS_DECLARED) -> NDArray[np.uint8]:
+    """Decode the first page of a TIFF as a viewer shows it, or with the bands and the value range of `rendering`.
 
     Returns: H x W x 3.
     Raises: ImageError.
     """
     directory = Directory(io.BytesIO(content), len(content))
-    layout = read_layout(directory, max_pixels)
+    layout = read_layout(directory, max_pixels, rendering)
+    samples_HWC = samples_to_show(directory, layout, rendering)
+    ends = None
+    if rendering.value_range is not None:
+        ends = ends_of(decimated(samples_HWC, (0, 0), decimation(layout)), rendering.value_range)
+    return turned(shown(samples_HWC, layout, directory, ends), orientation_of(directory))
+
+
+def samples_to_show(directory: Directory, layout: Layout, rendering: Rendering) -> NDArray[np.generic]:
+    """Return the samples of the bands that become RGB, alpha included, H x W x C. Raises ImageError."""
+    selected = None if rendering.bands is None else [band - 1 for band in rendering.bands]
     if layout.is_of_bytes:
-        pixels_HW3 = _as_rgb(stored_samples(directory, layout), layout, directory)
+        samples_HWC = stored_samples(directory, layout, selected)
     else:
-        pixels_HW3 = np.asarray(_by_libtiff(directory, layout).convert("RGB"))
-    return turned(pixels_HW3, orientation_of(directory))
+        samples_HWC = np.asarray(_by_libtiff(directory, layout).convert("RGB"))
+        samples_HWC = samples_HWC if selected is None else samples_HWC[..., selected]
+    if not layout.alpha:
+        check_has_data(samples_HWC, directory)
+    return samples_HWC
+
+
+def decimation(layout: Layout) -> int:
+    """Return the n of the pixels in every n-th row and column, of which a percentile is taken."""
+    return max(1, math.isqrt(layout.height * layout.width // PERCENTILE_PIXELS))
+
+
+def decimated(samples_HWC: NDArray[np.generic], corner: tuple[int, int], step: int) -> NDArray[np.generic]:
+    """Return the samples in every `step`-th row and column of the image, S x C.
+
+    `corner` is the row and the column of the first sample in the image.
+    """
+    top, left = (-start % step for start in corner)
+    return samples_HWC[top::step, left::step].reshape(-1, samples_HWC.shape[-1])
+
+
+def ends_of(samples_SC: NDArray[np.generic], value_range: tuple[Bound, Bound]) -> Ends:
+    """Return the ends of a value range, whose percentiles are those of the samples in each band."""
+    bands = [band[np.isfinite(band)] for band in samples_SC.T]
+    black_C, white_C = (np.array([_end(band, bound) for band in bands]) for bound in value_range)
+    return Ends(black_C, white_C)
+
+
+def _end(samples_S: NDArray[np.generic], bound: Bound) -> float:
+    if not bound.is_percentile:
+        return bound.value
+    return float(np.percentile(samples_S.astype(np.float64), bound.value, method="nearest")) if len(samples_S) else 0.0
+
+
+def shown(
+    samples_HWC: NDArray[np.generic], layout: Layout, directory: Directory, ends: Ends | None
+) -> NDArray[np.uint8]:
+    """Return the result of `samples_to_show` as RGB, H x W x 3; without `ends`, the type's range is shown."""
+    if not layout.is_of_bytes:  # libtiff has made 8-bit RGB of them
+        layout = replace(layout, bits=8, bands=samples_HWC.shape[-1], photometric=tiff_layout.RGB)
+    if layout.photometric == tiff_layout.PALETTE:
+        return _color_map(directory, layout)[samples_HWC[..., 0]]
+    if ends is not None:
+        bands_HWC = _stretched(samples_HWC, layout, ends)
+    elif layout.dtype == np.uint8 and layout.bits == 8:
+        bands_HWC = samples_HWC.astype(np.uint8, copy=False)
+        if layout.photometric == tiff_layout.WHITE_IS_ZERO:
+            bands_HWC = 255 - bands_HWC
+    else:
+        bands_HWC = scaled(samples_HWC, *_black_and_white(samples_HWC, layout))
+    if layout.photometric == tiff_layout.INKS:
+        return without_ink(255 - bands_HWC)
+    if layout.alpha:
+        bands_HWC = on_white(bands_HWC, is_associated=layout.alpha == tiff_layout.ASSOCIATED)
+    return bands_HWC if bands_HWC.shape[-1] == 3 else np.repeat(bands_HWC[..., :1], 3, axis=-1)
+
+
+def _stretched(samples_HWC: NDArray[np.generic], layout: Layout, ends: Ends) -> NDArray[np.uint8]:
+    """Return the samples scaled between the ends; alpha is scaled from the range of its type."""
+    black_C = ends.black_C
+    white_C = np.where(ends.white_C > black_C, ends.white_C, np.inf)  # a band of one value is black
+    if layout.alpha:
+        black_C, white_C = np.append(black_C[:-1], 0), np.append(white_C[:-1], 2.0**layout.bits - 1)
+    bands_HWC = scaled(samples_HWC, black_C, white_C)
+    if layout.photometric == tiff_layout.WHITE_IS_ZERO:
+        bands_HWC = 255 - bands_HWC
+    return bands_HWC
 
 
 def decode_tiff_label(content: bytes, max_pixels: int | None = None) -> tuple[NDArray[np.generic], Layout]:
@@ -62,23 +150,25 @@ def orientation_of(directory: Directory) -> int:
     return int(turn) if turn in range(1, 9) else 1
 
 
-def stored_samples(directory: Directory, layout: Layout) -> NDArray[np.generic]:
-    """Return the samples of a TIFF whose layout `is_of_bytes`, H x W x bands, in this machine's byte order.
+def stored_samples(directory: Directory, layout: Layout, bands: list[int] | None = None) -> NDArray[np.generic]:
+    """Return the samples of a TIFF whose layout `is_of_bytes`, H x W x C, in this machine's byte order.
 
-    Raises: ImageError.
+    `bands` are those to read, counted from 0; None: all. Raises: ImageError.
     """
-    samples_HWC = np.empty((layout.height, layout.width, layout.bands), layout.dtype)
+    of_tile: list[int] | slice = slice(None) if bands is None or layout.is_planar else bands
+    bands = list(range(layout.bands)) if bands is None else bands
+    samples_HWC = np.empty((layout.height, layout.width, len(bands)), layout.dtype)
     offsets, lengths = tile_spans(directory, layout)
     rows, columns = layout.tiles
     step = max(1, GROUP_BYTES // (layout.tile_height * layout.row_bytes * columns))
-    for plane in range(layout.num_planes):
-        target_HWC = samples_HWC[..., plane : plane + 1] if layout.is_planar else samples_HWC
+    for place, plane in enumerate(bands if layout.is_planar else [0]):
+        target_HWC = samples_HWC[..., place : place + 1] if layout.is_planar else samples_HWC
         for row in range(0, rows, step):
             top, bottom = row * layout.tile_height, min((row + step) * layout.tile_height, layout.height)
             first = (plane * rows + row) * columns
             last = first + (min(row + step, rows) - row) * columns
             spans = [(int(offsets[n]), int(lengths[n])) for n in range(first, last)]
-            _fill(target_HWC[top:bottom], spans, directory, layout)
+            _fill(target_HWC[top:bottom], spans, of_tile, directory, layout)
     return samples_HWC
 
 
@@ -104,21 +194,28 @@ def tile_spans(directory: Directory, layout: Layout) -> tuple[NDArray[np.integer
     return offsets[:needed], lengths[:needed]
 
 
-def _fill(target_HWC: NDArray[np.generic], spans: list[tuple[int, int]], directory: Directory, layout: Layout) -> None:
-    """Decode rows of tiles, given by offset and length, into the rows of an image."""
+def _fill(
+    target_HWC: NDArray[np.generic],
+    spans: list[tuple[int, int]],
+    bands: list[int] | slice,
+    directory: Directory,
+    layout: Layout,
+) -> None:
+    """Decode bands of rows of tiles, given by offset and length, into the rows of an image."""
     columns = layout.tiles[1]
+    nodata = nodata_value(directory, layout.dtype)
     unpacked = _unpacked(spans, len(target_HWC), directory, layout)
     for number, tile_HB in enumerate(unpacked):
         top, left = number // columns * layout.tile_height, number % columns * layout.tile_width
         part_HWC = target_HWC[top : top + layout.tile_height, left : left + layout.tile_width]
         if tile_HB is None:
-            part_HWC[:] = 0
+            part_HWC[:] = 0 if nodata is None else nodata
             continue
         step = max(1, STRIP_SAMPLES // layout.row_bytes)
         for start in range(0, len(part_HWC), step):
             rows_HB = tile_HB(start, min(start + step, len(part_HWC)))
             samples_HWC = _samples(rows_HB, layout, directory.is_big_endian)
-            part_HWC[start : start + step] = samples_HWC[:, : part_HWC.shape[1]]
+            part_HWC[start : start + step] = samples_HWC[:, : part_HWC.shape[1], bands]
 
 
 Rows = Callable[[int, int], NDArray[np.uint8]]
@@ -220,22 +317,6 @@ def _samples(rows_HB: NDArray[np.uint8], layout: Layout, is_big_endian: bool) ->
     if layout.predictor == 2:
         words = words.cumsum(axis=1, dtype=f"u{num_bytes}")
     return words.astype(f"u{num_bytes}", copy=False).view(layout.dtype)
-
-
-def _as_rgb(samples_HWC: NDArray[np.generic], layout: Layout, directory: Directory) -> NDArray[np.uint8]:
-    if layout.photometric == tiff_layout.PALETTE:
-        return _color_map(directory, layout)[samples_HWC[..., 0]]
-    if layout.dtype == np.uint8 and layout.bits == 8:
-        bands_HWC = samples_HWC.astype(np.uint8, copy=False)
-        if layout.photometric == tiff_layout.WHITE_IS_ZERO:
-            bands_HWC = 255 - bands_HWC
-    else:
-        bands_HWC = scaled(samples_HWC, *_black_and_white(samples_HWC, layout))
-    if layout.photometric == tiff_layout.INKS:
-        return without_ink(255 - bands_HWC)
-    if layout.alpha:
-        bands_HWC = on_white(bands_HWC, is_associated=layout.alpha == tiff_layout.ASSOCIATED)
-    return bands_HWC if bands_HWC.shape[-1] == 3 else np.repeat(bands_HWC[..., :1], 3, axis=-1)
 
 
 def _color_map(directory: Directory, layout: Layout) -> NDArray[np.uint8]:

@@ -1,21 +1,32 @@
 """TIFFs read window by window: the same pixels as pipeline/images/codec.py, with a few tiles of the file in memory.
 
-The tiles (or strips) of a window are copied to a small TIFF, which `decode_image` decodes. So the rules for samples,
-colors and damage are those of whole images. docs/decisions/0005-windows.md gives the reasons.
+The tiles (or strips) of a window are copied to a small TIFF, which is decoded like a whole one. So the rules for
+samples, colors and damage are those of whole images. docs/decisions/0005-windows.md gives the reasons.
 """
 
+import io
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config.bands import AS_DECLARED, Rendering
 from pipeline.images import tiff_directory
-from pipeline.images.codec import decode_image
-from pipeline.images.formats import ImageError
+from pipeline.images.formats import ImageError, quiet
 from pipeline.images.pixels import turned
 from pipeline.images.tiff_layout import FLOAT, read_layout
-from pipeline.images.tiff_samples import orientation_of, tile_spans
+from pipeline.images.tiff_samples import (
+    Ends,
+    decimated,
+    decimation,
+    ends_of,
+    orientation_of,
+    samples_to_show,
+    shown,
+    tile_spans,
+)
 
 SIGNATURE = re.compile(rb"II[*+]\0|MM\0[*+]")
 SIGNATURE_BYTES = 4
@@ -37,20 +48,29 @@ class TiffWindows:
         file: the file; its read errors are passed on.
         size: of the file in bytes.
         max_pixels: limit of the largest tile or strip; values above MAX_TILE_PIXELS have no effect.
+        rendering: bands and value range; percentiles are those of the whole image, which is read once for them.
 
     Raises: ImageError; TooLarge if tiles or strips exceed `max_pixels`, as with a large image in a single strip, and
     Unsupported if a part cannot be decoded like the whole.
     """
 
-    def __init__(self, file: tiff_directory.Readable, size: int, max_pixels: int = MAX_TILE_PIXELS) -> None:
+    def __init__(
+        self,
+        file: tiff_directory.Readable,
+        size: int,
+        max_pixels: int = MAX_TILE_PIXELS,
+        rendering: Rendering = AS_DECLARED,
+    ) -> None:
         self._directory = directory = tiff_directory.Directory(file, size)
-        self._layout = layout = read_layout(directory)
+        self._layout = layout = read_layout(directory, rendering=rendering)
+        self._rendering = rendering
         # Rows and columns as stored, before the EXIF orientation; the same holds for tiles.
         self._size = layout.height, layout.width
-        if layout.sample_format == FLOAT:
+        if layout.sample_format == FLOAT and rendering.value_range is None:
             raise ImageError(
                 "Unsupported",
-                "a TIFF with float samples cannot be read by window, because white depends on the largest sample",
+                "a TIFF with float samples cannot be read by window, because white depends on the largest sample; set "
+                "a value range (--value-range)",
             )
         self._lay_out(min(max_pixels, MAX_TILE_PIXELS))
         self._turn = orientation_of(directory)
@@ -59,6 +79,10 @@ class TiffWindows:
         self.height, self.width = self._size if self._turn < 5 else self._size[::-1]
         # The last decoded tiles of a row of tiles: the next window usually starts in them.
         self._kept: tuple[tuple[int, int, int], NDArray[np.uint8]] | None = None
+
+    def check(self) -> None:
+        """Decode the first tile, to find samples that cannot be decoded. Raises: ImageError, and errors of reading."""
+        self._samples(0, 0, 1)
 
     def read(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
         """Return the pixels of rows `top` to `bottom` and columns `left` to `right`, half open: rows x columns x 3.
@@ -112,30 +136,70 @@ class TiffWindows:
             (height, width), (tile_height, tile_width) = self._size, self._tile
             left, right = first * tile_width, min(last * tile_width, width)
             tiles_HW3 = np.empty((min(tile_height, height - row * tile_height), right - left, 3), np.uint8)
-            step = max(1, DECODED_TOGETHER // (tile_height * tile_width))
-            for start in range(first, last, step):
-                part_HW3 = tiles_HW3[:, start * tile_width - left : (start + step) * tile_width - left]
-                part_HW3[:] = self._decoded(row, start, min(start + step, last), part_HW3.shape[:2])
+            for start, stop in self._groups(first, last):
+                part_HW3 = tiles_HW3[:, start * tile_width - left : stop * tile_width - left]
+                part_HW3[:] = self._decoded(row, start, stop)
             self._kept = place, tiles_HW3
         return self._kept[1]
 
-    def _decoded(self, row: int, start: int, stop: int, size: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Decode neighboring tiles of a row, of which `size` rows and columns are inside the image."""
+    def _groups(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Yield the columns, half open, of tiles that are decoded together."""
+        step = max(1, DECODED_TOGETHER // (self._tile[0] * self._tile[1]))
+        for start in range(first, last, step):
+            yield start, min(start + step, last)
+
+    def _decoded(self, row: int, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return the pixels of neighboring tiles of a row that are inside the image."""
+        samples_HWC = self._samples(row, start, stop)
+        return shown(samples_HWC, self._layout, self._directory, self._ends)
+
+    @cached_property
+    def _ends(self) -> Ends | None:
+        """Ends of the value range, for which the file is read if they are percentiles."""
+        value_range = self._rendering.value_range
+        if value_range is None:
+            return None
+        if not self._rendering.has_percentiles:
+            return ends_of(self._samples(0, 0, 1)[0], value_range)
+        step = decimation(self._layout)
+        found = []
+        for row in range(self._tiles[0]):
+            top = row * self._tile[0]
+            if top + -top % step < min(top + self._tile[0], self._size[0]):
+                for start, stop in self._groups(0, self._tiles[1]):
+                    corner = top, start * self._tile[1]
+                    found.append(decimated(self._samples(row, start, stop), corner, step))
+        return ends_of(np.concatenate(found), value_range)
+
+    def _samples(self, row: int, start: int, stop: int) -> NDArray[np.generic]:
+        """Return the samples of the bands to show of neighboring tiles of a row that are inside the image."""
         in_plane = self._tiles[0] * self._tiles[1]
         begin = row * self._tiles[1]
         numbers = [plane * in_plane + begin + column for plane in range(self._planes) for column in range(start, stop)]
-        pieces = self._read_pieces([(int(self._offsets[n]), int(self._lengths[n])) for n in numbers])
+        pieces = self._read_pieces([self._span(number) for number in numbers])
         lengths = [len(piece) for piece in pieces]
-        layout: dict[int, int | Sequence[int]] = {tiff_directory.LENGTH: size[0], tiff_directory.WIDTH: size[1]}
+        height = min(self._tile[0], self._size[0] - row * self._tile[0])
+        width = min(stop * self._tile[1], self._size[1]) - start * self._tile[1]
+        tags: dict[int, int | Sequence[int]] = {tiff_directory.LENGTH: height, tiff_directory.WIDTH: width}
         if self._is_tiled:
-            layout |= {
+            tags |= {
                 tiff_directory.TILE_LENGTH: self._tile[0],
                 tiff_directory.TILE_WIDTH: self._tile[1],
                 tiff_directory.TILE_BYTES: lengths,
             }
         else:
-            layout |= {tiff_directory.ROWS_PER_STRIP: size[0], tiff_directory.STRIP_BYTES: lengths}
-        return decode_image(self._directory.small_tiff(pieces, layout))
+            tags |= {tiff_directory.ROWS_PER_STRIP: height, tiff_directory.STRIP_BYTES: lengths}
+        content = self._directory.small_tiff(pieces, tags)
+        directory = tiff_directory.Directory(io.BytesIO(content), len(content))
+        with quiet():
+            return samples_to_show(directory, read_layout(directory, rendering=self._rendering), self._rendering)
+
+    def _span(self, number: int) -> tuple[int, int]:
+        """Return the offset and the length of a tile; of a plane that is not selected, (0, 0)."""
+        plane, bands = number // (self._tiles[0] * self._tiles[1]), self._rendering.bands
+        if self._layout.is_planar and self._layout.is_of_bytes and bands is not None and plane + 1 not in bands:
+            return 0, 0
+        return int(self._offsets[number]), int(self._lengths[number])
 
     def _read_pieces(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
         """Return the bytes of tiles, given by offset and length, with as few reads as possible."""

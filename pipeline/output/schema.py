@@ -112,6 +112,8 @@ _OUTCOME = [*(MASKS.field(name) for name in ("width", "height")), *_ERROR, MASKS
 
 LISTED = pa.schema([*_IDENTITY, *_ERROR])
 
+_FEW_LEVELS = pa.field("few_levels", pa.bool_())  # true: the pixels have few different values; null: not decoded
+
 DECODED = pa.schema(
     [
         *_IDENTITY,
@@ -120,6 +122,7 @@ DECODED = pa.schema(
         pa.field("input_height", pa.int32()),
         pa.field("pixels", pa.large_binary()),  # RGB, row-major; null after an error, and if by_window
         pa.field("by_window", pa.bool_()),  # true: the predictor reads the image, window by window; null: false
+        _FEW_LEVELS,
     ]
 )
 
@@ -131,6 +134,7 @@ PREDICTED = pa.schema(
         *_OUTCOME,
         *[MASKS.field(name) for name in _OF_PIXELS],
         pa.field("classes", pa.list_(pa.struct(_CLASS_STATISTICS))),
+        _FEW_LEVELS,
     ]
 )
 

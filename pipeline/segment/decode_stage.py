@@ -5,14 +5,16 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import cv2
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.config.bands import AS_DECLARED, Rendering
 from pipeline.images.codec import ImageError, decode_image, shrink
+from pipeline.images.pixels import has_few_levels
 from pipeline.images.tiff_windows import is_tiff
 from pipeline.output.schema import DECODED
 from pipeline.segment import large_images, prometheus
@@ -36,22 +38,35 @@ class Limits(NamedTuple):
     seconds: float  # CPU time of decoding
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """How an image becomes the network's input.
+
+    Attributes:
+        long_side: length in pixels to which the longer side of larger images is reduced; None: no reduction.
+        rendering: bands and value range of TIFFs.
+        by_window: leave TIFFs beyond the limits to the predictor, which reads them window by window.
+    """
+
+    long_side: int | None = None
+    rendering: Rendering = AS_DECLARED
+    by_window: bool = False
+
+
 def decode(
-    listed: pa.Table, limits: Limits, long_side: int | None, progress_actor: Any = None, by_window: bool = False
+    listed: pa.Table, limits: Limits, preparation: Preparation, progress_actor: Any = None
 ) -> Iterator[pa.Table]:
     """Download and decode a block of LISTED images into tables of DECODED rows. Failed images become error rows.
 
     Args:
-        long_side: length in pixels to which the longer side of larger images is reduced; None: no reduction.
         progress_actor: receives the timing of the block; None: nothing is reported.
-        by_window: leave TIFFs beyond the limits to the predictor, which reads them window by window.
     """
     since = time.process_time()
     cv2.setNumThreads(1)
     waiting = SizeBuckets()
     images = listed_images(listed)
     attempt = BlockAttempt("decode", images, progress_actor)
-    for image in _downloaded_and_decoded(attempt.without_given_up(images), limits, long_side, by_window, attempt):
+    for image in _downloaded_and_decoded(attempt.without_given_up(images), limits, preparation, attempt):
         waiting.add(image)
         if waiting.bytes > DECODED_BYTES:
             yield to_table(waiting.largest(), DECODED)
@@ -64,27 +79,25 @@ def decode(
 
 
 def _downloaded_and_decoded(
-    images: list[ListedImage], limits: Limits, long_side: int | None, by_window: bool, attempt: BlockAttempt
+    images: list[ListedImage], limits: Limits, preparation: Preparation, attempt: BlockAttempt
 ) -> Iterator[DecodedImage]:
     if attempt.one_by_one:
         for image in images:
             with attempt.at(image.image_id):
                 ((image_to_decode, file),) = _downloaded([image], limits)
-                decoded = _decoded(image_to_decode, file, limits, long_side, by_window)
+                decoded = _decoded(image_to_decode, file, limits, preparation)
             yield decoded
         return
     for image, file in _downloaded(images, limits):
-        yield _decoded(image, file, limits, long_side, by_window)
+        yield _decoded(image, file, limits, preparation)
 
 
-def _decoded(
-    listed: ListedImage, file: Download, limits: Limits, long_side: int | None, by_window: bool
-) -> DecodedImage:
+def _decoded(listed: ListedImage, file: Download, limits: Limits, preparation: Preparation) -> DecodedImage:
     """Return the image with its pixels or its error. An image that failed earlier has no file and keeps its error."""
     start = time.perf_counter()
     image = DecodedImage(**vars(listed))
     if _is_too_large(image, limits):
-        image = _by_window_or_too_large(image, limits, by_window)
+        image = _by_window_or_too_large(image, limits, preparation)
     elif isinstance(file, Exception):
         image = image.failed("download", storage.failure_kind(file), storage.reason(file))
     elif file is not None:
@@ -93,9 +106,9 @@ def _decoded(
         try:
             with prometheus.timed("decode") as work:
                 work.bytes = len(file.content)
-                image = _with_pixels(image, file.content, limits, long_side)
+                image = _with_pixels(image, file.content, limits, preparation)
         except ImageError as error:
-            image = _by_window_or_undecoded(image, error, file.content, limits, by_window)
+            image = _by_window_or_undecoded(image, error, file.content, limits, preparation)
     return replace(image, seconds=time.perf_counter() - start)
 
 
@@ -223,9 +236,9 @@ def _groups(images: list[ListedImage]) -> Iterator[list[ListedImage]]:
         yield group
 
 
-def _with_pixels(image: DecodedImage, content: bytes, limits: Limits, long_side: int | None) -> DecodedImage:
-    image_HW3 = decode_image(content, *limits)
-    small_HW3 = shrink(image_HW3, long_side)
+def _with_pixels(image: DecodedImage, content: bytes, limits: Limits, preparation: Preparation) -> DecodedImage:
+    image_HW3 = decode_image(content, *limits, preparation.rendering)
+    small_HW3 = shrink(image_HW3, preparation.long_side)
     return replace(
         image,
         width=image_HW3.shape[1],
@@ -233,14 +246,15 @@ def _with_pixels(image: DecodedImage, content: bytes, limits: Limits, long_side:
         input_width=small_HW3.shape[1],
         input_height=small_HW3.shape[0],
         pixels=small_HW3.tobytes(),
+        few_levels=has_few_levels(image_HW3),
     )
 
 
-def _by_window_or_too_large(image: DecodedImage, limits: Limits, by_window: bool) -> DecodedImage:
+def _by_window_or_too_large(image: DecodedImage, limits: Limits, preparation: Preparation) -> DecodedImage:
     """Return an image whose file is too large to download: to be read by window, or with an error."""
-    if by_window:
+    if preparation.by_window:
         try:
-            described = large_images.describe_file(image, limits.max_pixels)
+            described = large_images.describe_file(image, limits.max_pixels, preparation.rendering)
         except (ImageError, large_images.ReadFault) as error:
             return large_images.with_error(image, error)
         if described is not None:
@@ -249,14 +263,14 @@ def _by_window_or_too_large(image: DecodedImage, limits: Limits, by_window: bool
 
 
 def _by_window_or_undecoded(
-    image: DecodedImage, error: ImageError, content: bytes, limits: Limits, by_window: bool
+    image: DecodedImage, error: ImageError, content: bytes, limits: Limits, preparation: Preparation
 ) -> DecodedImage:
     """Return an image that cannot be decoded whole: to be read by window, or with an error."""
     if error.kind == "TooLarge" and is_tiff(content):
-        if not by_window:
+        if not preparation.by_window:
             return image.failed("decode", error.kind, f"{error.message}; {large_images.HOW}")
         try:
-            return large_images.describe_content(image, content, limits.max_pixels)
+            return large_images.describe_content(image, content, limits.max_pixels, preparation.rendering)
         except ImageError as of_window:
             error = of_window
     return image.failed("decode", error.kind, error.message)

@@ -43,6 +43,7 @@ class DecodedImage(ListedImage):
     input_height: int | None = None
     pixels: bytes | pa.Buffer | None = field(default=None, repr=False)
     by_window: bool | None = None
+    few_levels: bool | None = None
 
     @property
     def size(self) -> tuple[int, int]:

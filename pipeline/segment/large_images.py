@@ -7,16 +7,17 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import storage
+from pipeline.config.bands import AS_DECLARED, Rendering
 from pipeline.config.training import ProtocolConfig
 from pipeline.errors import UserError
 from pipeline.images.formats import ImageError
-from pipeline.images.tiff_directory import Readable
+from pipeline.images.pixels import MIN_LEVELS, levels_of
 from pipeline.images.tiff_windows import SIGNATURE_BYTES, TiffWindows, is_tiff
 from pipeline.segment.image_rows import DecodedImage, Image
 from pipeline.storage.range_file import RangeFile
@@ -25,6 +26,8 @@ from pipeline.storage.range_file import RangeFile
 MAX_PIXELS = 4_000_000_000
 MAX_MASK_BYTES = 2**31 - 1  # of the mask's PNG: the most that a cell of an Arrow table holds
 HOW = "use --protocol.mode sliding --protocol.base-size none to label TIFFs of any size window by window"
+
+Decoded = TypeVar("Decoded", bound=DecodedImage)
 
 
 class ReadFault(Exception):
@@ -37,30 +40,37 @@ def applies(protocol: ProtocolConfig, long_side: int | None) -> bool:
     return protocol.mode == "sliding" and not is_resized
 
 
-def describe_file(image: DecodedImage, max_pixels: int) -> DecodedImage | None:
+def describe_file(image: DecodedImage, max_pixels: int, rendering: Rendering = AS_DECLARED) -> DecodedImage | None:
     """Return the image as one to be labeled by window, without downloading it; None if its file is not a TIFF.
 
     Args:
         max_pixels: limit for the pixels of a tile.
+        rendering: bands and value range.
 
     Raises: ImageError, ReadFault.
     """
     with _opened(image.image_uri) as file:
         if not is_tiff(file.read(SIGNATURE_BYTES) or b""):
             return None
-        return _described(replace(image, etag=file.etag, size_bytes=file.size), file, file.size, max_pixels)
+        windows = TiffWindows(file, file.size, max_pixels, rendering)
+        return _described(replace(image, etag=file.etag, size_bytes=file.size), windows)
 
 
-def describe_content(image: DecodedImage, content: bytes, max_pixels: int) -> DecodedImage:
+def describe_content(
+    image: DecodedImage, content: bytes, max_pixels: int, rendering: Rendering = AS_DECLARED
+) -> DecodedImage:
     """Return the same as `describe_file` for a TIFF that has been downloaded. Raises: ImageError."""
-    return _described(image, io.BytesIO(content), len(content), max_pixels)
+    return _described(image, TiffWindows(io.BytesIO(content), len(content), max_pixels, rendering))
 
 
-def predict_windows(predictor: Any, image: DecodedImage, on_read: Callable[[float], None] | None = None) -> Any:
-    """Return the models.Prediction of an image that `describe_file` or `describe_content` returned.
+def predict_windows(
+    predictor: Any, image: Decoded, on_read: Callable[[float], None] | None = None, rendering: Rendering = AS_DECLARED
+) -> tuple[Decoded, Any]:
+    """Return an image that `describe_file` or `describe_content` returned, and its models.Prediction.
 
     Args:
         on_read: called after each read with the fraction of the image's rows that have been read.
+        rendering: bands and value range.
 
     Raises: ImageError; ReadFault, also if the object's ETag is no longer the image's.
     """
@@ -69,20 +79,30 @@ def predict_windows(predictor: Any, image: DecodedImage, on_read: Callable[[floa
             raise ReadFault from OSError(
                 f"the object changed during the run: its ETag was {image.etag} and is now {file.etag}"
             )
-        windows = TiffWindows(file, file.size)
-        return predictor.predict_windows(windows if on_read is None else _Reported(windows, on_read))
+        watched = _Watched(TiffWindows(file, file.size, rendering=rendering), on_read)
+        prediction = predictor.predict_windows(watched)
+    return replace(image, few_levels=watched.has_few_levels), prediction
 
 
-class _Reported:
-    """Image that calls `on_read` after each read."""
+class _Watched:
+    """Image that records the levels of the pixels read, and calls `on_read` after each read."""
 
-    def __init__(self, image: TiffWindows, on_read: Callable[[float], None]) -> None:
+    def __init__(self, image: TiffWindows, on_read: Callable[[float], None] | None) -> None:
         self._image, self._on_read = image, on_read
+        self._levels = np.zeros(256, np.bool_)
         self.height, self.width = image.height, image.width
+
+    @property
+    def has_few_levels(self) -> bool:
+        """True if the samples read so far have few different values."""
+        return bool(self._levels.sum() < MIN_LEVELS)
 
     def read(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
         pixels_HW3 = self._image.read(top, bottom, left, right)
-        self._on_read(bottom / self.height)
+        if self.has_few_levels:
+            self._levels |= levels_of(pixels_HW3)
+        if self._on_read is not None:
+            self._on_read(bottom / self.height)
         return pixels_HW3
 
 
@@ -94,15 +114,14 @@ def with_error(image: Image, error: ImageError | ReadFault) -> Image:
     return image.failed("download", storage.failure_kind(error.__cause__), storage.reason(error.__cause__))
 
 
-def _described(image: DecodedImage, file: Readable, size: int, max_pixels: int) -> DecodedImage:
-    windows = TiffWindows(file, size, max_pixels)
+def _described(image: DecodedImage, windows: TiffWindows) -> DecodedImage:
     if windows.width * windows.height > MAX_PIXELS:
         raise ImageError(
             "TooLarge",
             f"{windows.width} x {windows.height} is {windows.width * windows.height} pixels; the limit for labeling by "
             f"window is {MAX_PIXELS}",
         )
-    windows.read(0, 1, 0, 1)  # finds samples that cannot be decoded here instead of on a GPU
+    windows.check()  # finds samples that cannot be decoded here instead of on a GPU
     return replace(image, width=windows.width, height=windows.height, by_window=True)
 
 

@@ -146,7 +146,8 @@ class PredictStage(PredictorActor):
         """Return the row with the seconds that it took, and its models.Prediction; None: the row has an error."""
         try:
             with self._working() as work:
-                prediction = large_images.predict_windows(self.predictor, row, self._reading_reporter(row))
+                on_read = self._reading_reporter(row)
+                row, prediction = large_images.predict_windows(self.predictor, row, on_read, self.rendering)
         except Exception as error:
             # Handled here and not by the caller, because the traceback keeps the tensors of its frames alive.
             failed = _with_error(row, error)

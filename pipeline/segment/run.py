@@ -36,7 +36,7 @@ from pipeline.output.lease import Lease, hold
 from pipeline.output.ownership import FailedImage, claim_output, first_failures, is_begun, outcomes_of
 from pipeline.output.reconcile import differences, reconcile, remove_strays, remove_superseded, stored_images
 from pipeline.segment import large_images
-from pipeline.segment.decode_stage import DECODED_BYTES, Limits, decode
+from pipeline.segment.decode_stage import DECODED_BYTES, Limits, Preparation, decode
 from pipeline.segment.error_rate import ErrorLimit, sampled_first
 from pipeline.segment.predict_stage import CALLS, PredictStage
 from pipeline.segment.progress import ProgressBar, SegmentationProgressActor
@@ -65,6 +65,7 @@ class LabeledWaves:
 
     parts: frozenset[str] = frozenset()  # names of the parts written
     outcomes: dict[str, int] = field(default_factory=dict)  # 'ok' or error type -> images
+    num_few_levels: int = 0  # labeled images whose pixels have few different values
     failures: list[FailedImage] = field(default_factory=list)  # the first ones
     seconds_to_first: float | None = None
     stage_seconds: StageSeconds = field(default_factory=StageSeconds)  # over all workers
@@ -80,6 +81,7 @@ class SegmentSummary:
     listed: ListingProgress
     num_hidden: int  # hidden files that the listing skipped
     outcomes: dict[str, int]  # of this run: 'ok' or error type -> images
+    num_few_levels: int  # labeled images of this run whose pixels have few different values
     failures: list[FailedImage]  # first failed images of this run
     seconds: float
     seconds_to_first: float | None
@@ -100,6 +102,7 @@ class SegmentSummary:
             self,
             listed=replace(self.listed, done_before=done_before),
             outcomes=dict(outcomes),
+            num_few_levels=earlier.num_few_levels + self.num_few_levels,
             failures=[*earlier.failures, *self.failures][:MAX_FAILURES],
             seconds=earlier.seconds + self.seconds,
             seconds_to_first=earlier.seconds_to_first,
@@ -171,6 +174,7 @@ def _run(config: SegmentConfig, shrink_to_fit: bool, seconds_before: float) -> S
             listed=listed,
             num_hidden=listing.num_hidden,
             outcomes=outcomes,
+            num_few_levels=labeled.num_few_levels,
             failures=labeled.failures,
             seconds=time.monotonic() - started,
             seconds_to_first=labeled.seconds_to_first,
@@ -203,7 +207,7 @@ def opened(config: SegmentConfig) -> tuple[str, ImageListing, Checkpoint]:
 def _loaded(config: SegmentConfig, connecting: bool) -> Checkpoint:
     """Load the checkpoint and, if `connecting`, connect to Ray meanwhile, since each takes seconds."""
     with ThreadPoolExecutor(1) as thread:
-        loading = thread.submit(Checkpoint.load, config.checkpoint, config.long_side, config.protocol)
+        loading = thread.submit(Checkpoint.load, config.checkpoint, config.long_side, config.protocol, config.rendering)
         if connecting:
             connection.connect(config.verbose)  # in the main thread, where Ray can install signal handlers
         model = loading.result()
@@ -261,6 +265,7 @@ def run_waves(
     return LabeledWaves(
         parts=frozenset(names),
         outcomes=dict(outcomes),
+        num_few_levels=sum(part.num_few_levels for part in written),
         failures=first_failures(output, with_failures, MAX_FAILURES),
         seconds_to_first=bar.seconds_to_first,
         stage_seconds=stage_seconds,
@@ -290,9 +295,10 @@ def _run_wave(
         concurrency=min(stages.decode_tasks, len(blocks)),  # Ray warns if this exceeds the number of blocks
         verbose=config.verbose,
         limits=Limits(config.max_pixels, config.max_bytes, config.decode_seconds),
-        long_side=model.long_side,
+        preparation=Preparation(
+            model.long_side, model.rendering, large_images.applies(config.protocol, model.long_side)
+        ),
         progress_actor=progress_actor,
-        by_window=large_images.applies(config.protocol, model.long_side),
     )
     spec = PredictorSpec(
         checkpoint=config.checkpoint,
@@ -302,6 +308,7 @@ def _run_wave(
         threads=stages.predictor_threads,
         batch_size=config.batch_size or (GPU_BATCH if config.gpu else CPU_BATCH),
         long_side=config.long_side,
+        rendering=config.rendering,
         model_id=model.model_id,
     )
     predicted = map_by_actors(
@@ -327,10 +334,11 @@ def _write_run(config: SegmentConfig, model: Checkpoint, summary: SegmentSummary
         "run_id": summary.run_id,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "model_id": model.model_id,
-        "configuration": config.model_dump(mode="json"),
+        "configuration": {**config.model_dump(mode="json"), **model.rendering.options},
         "images": summary.listed.images,
         "done_before": summary.listed.done_before,
         "outcomes": summary.outcomes,
+        "few_levels": summary.num_few_levels,
         "seconds": round(summary.seconds, 2),
         "seconds_to_first": summary.seconds_to_first,
         "stage_seconds": summary.stage_seconds.as_json(),

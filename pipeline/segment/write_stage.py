@@ -40,6 +40,7 @@ class WrittenPart:
 
     name: str
     outcomes: dict[str, int]  # 'ok' or error type -> images
+    num_few_levels: int  # labeled images whose pixels have few different values
     report: Report
 
 
@@ -79,7 +80,8 @@ class PartSink(Datasink[list[WrittenPart]]):
             work.bytes = parts.write_part(self._claim.output, name, masks, class_stats, self._claim.require)
         prometheus.count_processor("write", since)
         outcomes = Counter(kind or "ok" for kind in masks["error_type"].to_pylist())
-        return WrittenPart(name, dict(outcomes), prometheus.report())
+        num_few_levels = pc.sum(pc.and_(predicted["few_levels"], pc.is_null(predicted["error_type"]))).as_py() or 0
+        return WrittenPart(name, dict(outcomes), num_few_levels, prometheus.report())
 
 
 def _of_bounded_size(blocks: Iterable[Block]) -> Iterator[list[pa.Table]]:

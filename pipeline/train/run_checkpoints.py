@@ -84,7 +84,7 @@ def checkpoint_metadata(data: DataConfig, epoch: int | float) -> models.Metadata
         mean=list(MEAN),
         std=list(STD),
         ignore_index=data.ignore_index,
-        preprocessing={"long_side": data.long_side},
+        preprocessing={"long_side": data.long_side, **data.rendering.options},
         metrics={"epoch": epoch},
         code_version=code_version(),
     )

@@ -422,7 +422,7 @@ SHORT = {
     **{"--epochs": "optimization.epochs", "--steps": "optimization.steps"},
     **{"--batch-size": "optimization.batch_size", "--gpu": "workers.gpu"},
     **{"--learning-rate": "optimization.learning_rate", "--precision": "optimization.precision"},
-    "--num-workers": "workers.count",
+    **{"--num-workers": "workers.count", "--bands": "data.bands", "--value-range": "data.value_range"},
 }
 
 
@@ -430,6 +430,7 @@ def test_options_that_everyone_uses_have_short_names(recipe: Path) -> None:
     values = {"--root": "s3://b/d", "--format": "list", "--backbone": "resnet34", "--crop": "129,129", "--steps": "3"}
     values["--epochs"] = "none"
     values |= {"--batch-size": "6", "--learning-rate": "0.02", "--precision": "bfloat16", "--num-workers": "2"}
+    values |= {"--bands": "3,2,1", "--value-range": "2%,98%"}
     short = [f"{name}={value}" for name, value in values.items()] + ["--gpu"]
     long = [f"--{SHORT[name]}={value}" for name, value in values.items()] + ["--workers.gpu"]
     assert load(recipe, *short) == load(recipe, *long) != load(recipe)

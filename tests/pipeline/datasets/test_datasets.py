@@ -12,6 +12,7 @@ from pipeline import storage
 from pipeline.config.data import ClassEntry, DataConfig
 from pipeline.datasets import Pair, list_pairs, load_pair
 from pipeline.errors import UserError
+from tests.pipeline.image_corpus import tiff
 from tests.pipeline.samples import encoded, random_image, write_file
 
 HEIGHT, WIDTH = 12, 10
@@ -51,6 +52,17 @@ def complaint(pair: Pair, data: DataConfig) -> str:
 def test_images_meet_annotations_of_the_same_name_in_name_order(tmp_path: Path) -> None:
     expected = [add_pair(tmp_path, name) for name in ("a", "b.2024", "city/a", "city/z")]
     assert list_pairs(data_config(tmp_path), "train") == expected
+
+
+def test_images_of_a_dataset_have_the_bands_and_the_range_that_it_names(tmp_path: Path) -> None:
+    pair = add_pair(tmp_path)
+    bands_HW4 = np.arange(HEIGHT * WIDTH * 4, dtype=np.uint16).reshape(HEIGHT, WIDTH, 4)
+    content = tiff(bands_HW4, photometric="minisblack", planarconfig="contig")
+    path = write_file(tmp_path / "images" / "train" / "a.tif", content)
+    image_HW3, _ = load_pair(
+        Pair(f"file://{path}", pair.label_uri), data_config(tmp_path, bands="4,2,1", value_range="0,510")
+    )
+    np.testing.assert_array_equal(image_HW3, (bands_HW4[..., [3, 1, 0]] / 2).round().clip(max=255))
 
 
 def test_extensions_of_images_and_annotations_may_differ(tmp_path: Path) -> None:

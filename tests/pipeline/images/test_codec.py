@@ -174,12 +174,6 @@ def test_float_samples_are_taken_as_0_to_255() -> None:
     assert decode_image(encoded(samples, "TIFF"))[0, :, 0].tolist() == [0, 7, 8, 255]
 
 
-def test_samples_that_are_no_number_are_black_without_a_warning() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert decode_image(encoded(np.array([[np.nan, 9]], np.float32), "TIFF"))[0, :, 0].tolist() == [0, 9]
-
-
 @pytest.mark.parametrize(
     ("cmyk", "expected"),
     [((0, 255, 255, 0), (255, 0, 0)), ((255, 0, 0, 0), (0, 255, 255)), ((0, 0, 0, 255), (0, 0, 0))],

@@ -11,10 +11,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline import storage
+from pipeline.config.bands import Rendering
 from pipeline.output.schema import LISTED, image_id, table
 from pipeline.segment import decode_stage
-from pipeline.segment.decode_stage import Limits, decode
+from pipeline.segment.decode_stage import Limits, Preparation, decode
 from pipeline.storage import s3_objects
+from tests.pipeline.image_corpus import tiff
 from tests.pipeline.samples import encoded, random_image, write_file
 
 LIMITS = Limits(max_pixels=10_000, max_bytes=50_000, seconds=60)
@@ -25,7 +27,7 @@ def listed(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def decoded(rows: list[dict[str, Any]], long_side: int | None = None) -> dict[str, dict[str, Any]]:
-    tables = list(decode(listed(rows), LIMITS, long_side))
+    tables = list(decode(listed(rows), LIMITS, Preparation(long_side)))
     return {row["image_uri"]: row for part in tables for row in part.to_pylist()}
 
 
@@ -52,7 +54,7 @@ def test_every_image_has_its_own_pixels_however_they_were_fetched(images: dict[s
 
 def test_large_images_are_handed_on_in_pieces(images: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_stage, "DECODED_BYTES", 10_000)
-    tables = list(decode(listed([{"image_uri": uri} for uri in images]), LIMITS, None))
+    tables = list(decode(listed([{"image_uri": uri} for uri in images]), LIMITS, Preparation()))
     assert len(tables) > 5
     assert sorted(uri for part in tables for uri in part["image_uri"].to_pylist()) == list(images)
 
@@ -67,7 +69,7 @@ def test_images_of_one_size_are_handed_on_together_whatever_lies_between(
     monkeypatch.setattr(decode_stage, "DECODED_BYTES", 30_000)
     pieces = [
         [(row["input_height"], row["input_width"]) for row in part.to_pylist()]
-        for part in decode(listed([{"image_uri": uri} for uri in uris]), LIMITS, None)
+        for part in decode(listed([{"image_uri": uri} for uri in uris]), LIMITS, Preparation())
     ]
     assert sum(map(len, pieces)) == 60
     changes = sum(a != b for sizes in pieces for a, b in itertools.pairwise(sizes))
@@ -234,3 +236,15 @@ def test_failures_are_rows_beside_the_images_that_went_well(tmp_path: Path, imag
     assert {uri: (rows[uri]["error_stage"], rows[uri]["error_type"]) for uri in uris} == uris
     assert all(rows[uri]["error_type"] is None for uri in images)
     assert all(rows[uri]["error_message"] and rows[uri]["pixels"] is None for uri in uris)
+
+
+def test_bands_of_the_preparation_are_decoded_and_few_levels_are_marked(tmp_path: Path) -> None:
+    bands_HW4 = np.dstack([random_image(20, 30), np.ones((20, 30), np.uint8)])
+    content = tiff(bands_HW4, photometric="minisblack", planarconfig="contig")
+    uri = storage.absolute(str(write_file(tmp_path / "four.tif", content)))
+    for bands, few_levels in (("3,2,1", False), ("4", True)):
+        preparation = Preparation(rendering=Rendering.of(bands, None))
+        (row,) = next(decode(listed([{"image_uri": uri}]), LIMITS, preparation)).to_pylist()
+        chosen_HWC = bands_HW4[..., [int(band) - 1 for band in bands.split(",")]]
+        assert row["pixels"] == np.broadcast_to(chosen_HWC, (20, 30, 3)).tobytes()
+        assert row["few_levels"] == few_levels

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline import storage
+from pipeline.config.bands import Rendering
 from pipeline.config.training import ProtocolConfig
 from pipeline.demo.server_process import LOOPBACK, free_ports
 from pipeline.errors import UserError
@@ -14,7 +15,7 @@ from pipeline.images.codec import ImageError
 from pipeline.images.tiff_windows import TiffWindows
 from pipeline.output.schema import LISTED, image_id, table
 from pipeline.segment import large_images
-from pipeline.segment.decode_stage import Limits, decode
+from pipeline.segment.decode_stage import Limits, Preparation, decode
 from pipeline.segment.image_rows import DecodedImage
 from pipeline.segment.large_images import ReadFault, with_error
 from pipeline.storage import s3_client
@@ -30,7 +31,7 @@ SMALL_FILES = LIMITS._replace(max_bytes=100_000)
 
 def decoded(uri: str, size: int | None, limits: Limits, by_window: bool) -> dict[str, Any]:
     listed = table([{"image_id": image_id(uri), "image_uri": uri, "size_bytes": size}], LISTED)
-    (part,) = decode(listed, limits, None, by_window=by_window)
+    (part,) = decode(listed, limits, Preparation(by_window=by_window))
     return part.to_pylist()[0]
 
 
@@ -101,15 +102,29 @@ def test_an_object_is_read_by_window_from_a_bucket(bucket: str) -> None:
     uri = f"{bucket}/large.tif"
     storage.write_bytes(uri, TILED)
     image = described(uri)
-    np.testing.assert_array_equal(large_images.predict_windows(Reader(lambda: None), image), IMAGE_HW3)
+    np.testing.assert_array_equal(large_images.predict_windows(Reader(lambda: None), image)[1], IMAGE_HW3)
 
 
 def test_it_is_told_how_far_an_image_has_been_read(tmp_path: Path) -> None:
     uri = storage.absolute(str(write_file(tmp_path / "large.tif", TILED)))
     image = described(uri)
     shares: list[float] = []
-    np.testing.assert_array_equal(large_images.predict_windows(Reader(lambda: None), image, shares.append), IMAGE_HW3)
+    _, read_HW3 = large_images.predict_windows(Reader(lambda: None), image, shares.append)
+    np.testing.assert_array_equal(read_HW3, IMAGE_HW3)
     assert shares == [64 / len(IMAGE_HW3), 1.0]
+
+
+def test_bands_and_levels_of_an_image_read_by_window(tmp_path: Path) -> None:
+    bands_HW4 = np.dstack([IMAGE_HW3, IMAGE_HW3[..., 0] // 32])
+    content = tiff(bands_HW4, photometric="minisblack", planarconfig="contig", tile=(64, 64))
+    uri = storage.absolute(str(write_file(tmp_path / "four.tif", content)))
+    for bands, has_few_levels in (("3,2,1", False), ("4,4,4", True)):
+        rendering = Rendering.of(bands, None)
+        image = large_images.describe_file(listed(uri), 10_000, rendering)
+        assert image is not None
+        read, read_HW3 = large_images.predict_windows(Reader(lambda: None), image, rendering=rendering)
+        np.testing.assert_array_equal(read_HW3, bands_HW4[..., [int(band) - 1 for band in bands.split(",")]])
+        assert read.few_levels == has_few_levels
 
 
 @pytest.mark.parametrize("when", ["before", "between two windows"])

@@ -20,7 +20,7 @@ from pipeline.cluster.progress_actor import start_progress_actor
 from pipeline.config.training import ProtocolConfig
 from pipeline.images.codec import encode_mask
 from pipeline.segment import prometheus
-from pipeline.segment.decode_stage import Limits, decode
+from pipeline.segment.decode_stage import Limits, Preparation, decode
 from pipeline.segment.error_rate import ErrorLimit
 from pipeline.segment.predict_stage import CALLS, PredictStage
 from pipeline.segment.progress import SegmentationProgressActor
@@ -31,6 +31,7 @@ from tests.test_segment_job import save_checkpoint
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("connected")]
 
 NUM_BLOCKS, IMAGES_OF_A_BLOCK = 4, 5
+LIMITS = Limits(10_000, 50_000, 60)
 
 
 @pytest.fixture
@@ -43,9 +44,7 @@ def blocks(tmp_path: Path) -> list[pa.Table]:
             image = random_image(33 if number % 2 else 49, 65, seed=10 * block + number)
             content = encoded(image, "PNG") if number else b"no image"
             uris.append(str(write_file(tmp_path / f"{block}-{number}.png", content)))
-        made.append(
-            pa.concat_tables(decode(listed([{"image_uri": uri} for uri in uris]), Limits(10_000, 50_000, 60), None))
-        )
+        made.append(pa.concat_tables(decode(listed([{"image_uri": uri} for uri in uris]), LIMITS, Preparation())))
     return made
 
 
@@ -163,7 +162,7 @@ def test_a_batch_that_memory_does_not_hold_is_predicted_in_smaller_ones(
 def test_of_a_block_few_predictions_are_in_memory(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are at the images' own size, which may be a hundred times that of the network's input."""
     uris = [str(write_file(tmp_path / f"{n}.png", encoded(random_image(33, 65, seed=n), "PNG"))) for n in range(40)]
-    block = pa.concat_tables(decode(listed([{"image_uri": uri} for uri in uris]), Limits(10_000, 50_000, 60), None))
+    block = pa.concat_tables(decode(listed([{"image_uri": uri} for uri in uris]), LIMITS, Preparation()))
     expected = without_seconds(list(make(start_progress_actor(SegmentationProgressActor))(block)))
     segmenter = make(start_progress_actor(SegmentationProgressActor))
     predict = segmenter.predictor.predict_each

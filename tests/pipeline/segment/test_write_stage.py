@@ -31,6 +31,15 @@ def test_every_row_is_in_one_part_however_large_they_are(
     check_invariants(tmp_path.as_uri(), [*(f"file:///{n}.jpg" for n in range(5)), "file:///bad.jpg"])
 
 
+def test_labeled_images_of_few_levels_are_counted(tmp_path: Path) -> None:
+    rows = [segmented(f"file:///{n}.jpg") | {"few_levels": few} for n, few in enumerate((True, False, None, True))]
+    rows.append(failed("file:///bad.jpg") | {"few_levels": True})
+    with hold(tmp_path.as_uri()) as lease:
+        sink = PartSink(lease.claim, CLASS_NAMES, "model1", lease.run_id, 1024)
+        (written,) = sink.write([table(rows, PREDICTED)], None)
+    assert written.num_few_levels == 2
+
+
 def test_a_task_without_rows_writes_nothing(tmp_path: Path) -> None:
     claim = Claim(str(tmp_path), 1, "nobody's")
     assert PartSink(claim, CLASS_NAMES, "model1", "run1", 1024).write([PREDICTED.empty_table()], None) == []
