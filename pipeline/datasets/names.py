@@ -12,6 +12,8 @@ IMAGE_EXTENSIONS = frozenset(
         ".avif",
         ".bmp",
         ".gif",
+        ".heic",
+        ".heif",
         ".j2k",
         ".jfif",
         ".jp2",

@@ -57,6 +57,7 @@ _SIGNATURES = {
     "BMP": rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0",
     "PPM": rb"P[1-6]\s",
     "AVIF": rb"....ftypavi[fs]",
+    "HEIF": rb"....ftyp(?:he[iv][cmsx]|m[is]f1)",
     "JPEG2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
     "PSD": rb"8BPS\0\x01",
     "QOI": rb"qoif",
@@ -182,10 +183,26 @@ def opened(content: bytes, max_pixels: int | None = None) -> ImageFile.ImageFile
     format = format_of(content)
     if format == "WEBP":
         check_pixels(*webp_size(content), max_pixels)
+    opener = _heif_opener() if format == "HEIF" else OPENERS[format]
     with failures("damaged header"):
-        image = OPENERS[format](io.BytesIO(content))
+        image = opener(io.BytesIO(content))
     check_pixels(*image.size, max_pixels)
     return image
+
+
+def _heif_opener() -> Callable[..., ImageFile.ImageFile]:
+    """Return the opener of HEIF files. Raises ImageError if the extra is not installed."""
+    try:
+        import pillow_heif  # in the first such file, since few inputs have any
+    except ImportError:
+        raise ImageError(
+            "Unsupported",
+            "HEIF needs pillow-heif, which is not installed; run pip install 'sceneparse[heif]', or convert it to JPEG",
+        ) from None
+    pillow_heif.options.DECODE_THREADS = 1
+    pillow_heif.options.THUMBNAILS = pillow_heif.options.DEPTH_IMAGES = pillow_heif.options.AUX_IMAGES = False
+    opener: Callable[..., ImageFile.ImageFile] = pillow_heif.HeifImageFile
+    return opener
 
 
 @contextmanager
@@ -196,12 +213,13 @@ def failures(what: str) -> Iterator[None]:
     except MemoryError:
         raise ImageError("TooLarge", f"{what}: not enough memory") from None
     except Exception as error:
-        message = str(error)[:200]
+        message = str(error).strip()[:200]
         if isinstance(error, LookupError | TypeError | struct.error) or not message:
             message = "its structure is not valid"  # these name a key or an argument inside Pillow
         if any(phrase in message.lower() for phrase in UNSUPPORTED_SAMPLES):
             raise ImageError("Unsupported", f"samples or compression not supported: {message}") from None
-        raise ImageError("Corrupt", f"{what}: {message}") from None
+        is_too_large = "security limit exceeded" in message.lower()  # of libheif: a gigapixel
+        raise ImageError("TooLarge" if is_too_large else "Corrupt", f"{what}: {message}") from None
 
 
 @contextmanager

@@ -23,6 +23,7 @@ DEEP_COLORS = "has 16-bit colors; save its ids in one channel, or its colors in 
 LOSSY_FORMATS = {
     "JPEG": "JPEG",
     "AVIF": "AVIF or HEIF, whose compression may be lossy",
+    "HEIF": "AVIF or HEIF, whose compression may be lossy",
     "JPEG2000": "JPEG 2000, whose compression may be lossy",
 }
 # Values of TIFF's compression tag: JPEG, JPEG 2000, WebP, JPEG XL.

@@ -52,6 +52,8 @@ def first_frame(image: ImageFile.ImageFile) -> tuple[int, int, int, int] | None:
 
 def orientation(image: ImageFile.ImageFile) -> int:
     """Return the EXIF orientation, 1 to 8, that has not been applied to the pixels yet."""
+    if image.format == "HEIF":  # whose own rotation has been applied, and whose EXIF does not count
+        return 1
     try:
         turn = image.getexif().get(ORIENTATION, 1)
     except Exception:  # an image with damaged metadata is still usable
@@ -105,8 +107,8 @@ def as_rgb(image: ImageFile.ImageFile, content: bytes) -> NDArray[np.uint8]:
     with failures("color conversion"):
         if image.mode == "RGB" and transparency is None:
             return np.asarray(image)
-        if image.mode == "La":
-            image = image.convert("LA")  # type: ignore[assignment]
+        if image.mode in ("La", "RGBa"):
+            image = image.convert(image.mode.upper())  # type: ignore[assignment]
         if transparency is not None or "A" in image.getbands():
             layers = image if image.mode == "RGBA" else image.convert("RGBA")
             paper = Image.new("RGB", layers.size, "white")

@@ -150,6 +150,8 @@ class Directory:
         places = {TILE_OFFSETS if TILE_BYTES in layout else STRIP_OFFSETS: offsets}
         for tag, value in {**layout, **places}.items():
             values = [value] if isinstance(value, int) else value
+            if max(values, default=0) >= 1 << 32:
+                raise ImageError("TooLarge", f"tag {tag} of the TIFF's tiles is {max(values)}, beyond its 32 bits")
             entries[tag] = Tag(LONG, len(values), struct.pack(f"{self._order}{len(values)}I", *values))
         table = bytearray(struct.pack(self._order + "H", len(entries)))
         for tag, (kind, length, content) in sorted(entries.items()):

@@ -57,6 +57,7 @@ COMPRESSIONS = {
 FAX = frozenset({2, 3, 4})
 WITH_PREDICTOR = frozenset({5, *DEFLATE, 34925, 50000})
 OF_BYTES = frozenset({1, 32773, *WITH_PREDICTOR})  # compress the bytes of samples, whatever the samples are
+MAX_UNPACKED = 2**30  # bytes of a row of tiles, if bands are selected, of which a file may have thousands
 ASSOCIATED, UNASSOCIATED = 1, 2  # alpha, as values of EXTRA_SAMPLES
 OF_LIGHT = frozenset({WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR})  # whose samples are brighter or darker
 SELECT = "set bands (--bands, or data.bands for a dataset), such as 3,2,1, to select those of red, green and blue"
@@ -239,6 +240,13 @@ def _check_bands(directory: tiff_directory.Directory, layout: Layout) -> None:
 
 def _check_selection(layout: Layout, bands: tuple[int, ...]) -> None:
     """Raise ImageError unless the file has the bands, counted from 1, and they can be taken out of it."""
+    unpacked = layout.tile_height * layout.row_bytes * layout.tiles[1]
+    if unpacked > MAX_UNPACKED:
+        raise ImageError(
+            "TooLarge",
+            f"a row of its tiles unpacks to {unpacked} bytes; the limit is {MAX_UNPACKED}; save it by planes, or with "
+            f"smaller tiles: {layout}",
+        )
     if max(bands) > layout.bands:
         raise ImageError(
             "Unsupported",

@@ -33,6 +33,7 @@ SIGNATURE_BYTES = 4
 MAX_TILE_PIXELS = 32 * 2**20  # a tile is decoded as a whole, which takes up to 20 bytes per pixel
 MAX_TILE_BYTES = 256 * 2**20  # of the file, per read
 DECODED_TOGETHER = 4 * 2**20  # pixels of neighboring tiles
+UNPACKED_TOGETHER = 2**28  # bytes of their samples, in all bands
 GAP = 1 << 16  # bytes; a gap between two tiles up to this size is read rather than skipped
 
 
@@ -144,7 +145,9 @@ class TiffWindows:
 
     def _groups(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """Yield the columns, half open, of tiles that are decoded together."""
-        step = max(1, DECODED_TOGETHER // (self._tile[0] * self._tile[1]))
+        in_pixels = DECODED_TOGETHER // (self._tile[0] * self._tile[1])
+        in_bytes = UNPACKED_TOGETHER // (self._tile[0] * self._layout.row_bytes)
+        step = max(1, min(in_pixels, in_bytes))
         for start in range(first, last, step):
             yield start, min(start + step, last)
 

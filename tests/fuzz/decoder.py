@@ -10,12 +10,14 @@ from functools import cache
 
 import numpy as np
 
+from pipeline.config.bands import Rendering
 from pipeline.images.codec import ImageError, decode_image, decode_label
 from pipeline.images.tiff_windows import SIGNATURE_BYTES, TiffWindows, is_tiff
 from tests.fuzz.mutation import NUMBERS, damaged
 from tests.pipeline import image_corpus
 
 WINDOW = 300  # pixels, of each side
+RENDERING = Rendering.of("1", "2%,98%")
 
 
 @cache
@@ -53,6 +55,9 @@ def check(content: bytes) -> str:
         with suppress(ImageError):
             label_HW = decode_label(content)
             assert (label_HW.ndim, label_HW.dtype) == (2, np.int32)
+    if is_tiff(content[:SIGNATURE_BYTES]):
+        with suppress(ImageError):
+            decode_image(content, image_corpus.MAX_PIXELS, seconds=10, rendering=RENDERING)
     return f"{found}; by window: {_by_window(content)}" if is_tiff(content[:SIGNATURE_BYTES]) else found
 
 

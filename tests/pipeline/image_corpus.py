@@ -16,6 +16,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pillow_heif
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
@@ -86,9 +87,18 @@ def seeds() -> dict[str, bytes]:
         "gif animated": encoded(rgb_HW3, "GIF", **frames),
         "bmp": encoded(rgb_HW3, "BMP"),
         "bmp palette": encoded(palette, "BMP"),
+        "heif": heif(image),
+        "heif alpha": heif(Image.fromarray(rgba_HW4)),
         "ppm": encoded(rgb_HW3, "PPM"),
         "pgm plain": b"P2 %d %d 255\n%s\n" % (WIDTH, HEIGHT, " ".join(map(str, gray_HW.flat)).encode()),
     }
+
+
+def heif(image: Image.Image) -> bytes:
+    """The image as a lossless HEIF file."""
+    file = io.BytesIO()
+    pillow_heif.from_pillow(image).save(file, quality=-1, chroma=444, matrix_coefficients=0)
+    return file.getvalue()
 
 
 def mutants() -> Iterator[tuple[str, bytes]]:
@@ -152,6 +162,8 @@ def resized(name: str, content: bytes, width: int, height: int) -> bytes:
         struct.pack_into("<HH", damaged, 6, width % 65536, height % 65536)
         start = content.index(b",\0\0\0\0")
         struct.pack_into("<HH", damaged, start + 5, width % 65536, height % 65536)
+    elif name.startswith("heif"):
+        struct.pack_into(">II", damaged, content.index(b"ispe") + 8, width % 2**32, height % 2**32)
     elif name.startswith("bmp"):
         struct.pack_into("<ii", damaged, 18, width, height)
     else:

@@ -1,5 +1,6 @@
 """Files that are made to exhaust a decoder are refused early, in bounded time and memory, and in silence."""
 
+import io
 import json
 import resource
 import struct
@@ -13,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from pipeline.images import formats
+from pipeline.config.bands import Rendering
+from pipeline.images import formats, tiff_layout
 from pipeline.images.codec import IMAGE_ERRORS, ImageError, decode_image, decode_label, decode_mask
 from tests.pipeline.image_corpus import picture, resized, seeds, tiff
 from tests.pipeline.samples import encoded, random_image
@@ -75,6 +78,27 @@ def test_a_header_that_claims_gigapixels_is_refused(name: str) -> None:
     width, height = (16_000, 16_000) if name.startswith("webp") else (60_000, 60_000)
     error = refusal(resized(name, seeds()[name], width, height), max_pixels=100 * MILLION)
     assert error.kind == "TooLarge" or ("webp" in name and error.kind == "Corrupt")
+
+
+def test_a_tile_of_absurd_height_is_too_large_as_a_label() -> None:
+    content = bytearray(tiff(np.zeros((40, 20), np.uint8), tile=(16, 16), compression="zlib"))
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        tag = file.pages.first.tags["TileLength"]  # type: ignore[union-attr]
+    struct.pack_into("<HII", content, tag.offset + 2, 4, 1, 2**32 - 1)
+    with pytest.raises(ImageError) as caught:
+        decode_label(bytes(content))
+    assert caught.value.kind == "TooLarge"
+
+
+def test_bands_that_unpack_to_too_many_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = tiff(np.zeros((64, 64, 8), np.uint16), photometric="minisblack", planarconfig="contig", tile=(16, 16))
+    rendering = Rendering.of("3,2,1", None)
+    monkeypatch.setattr(tiff_layout, "MAX_UNPACKED", 16 * 64 * 8 * 2)
+    assert decode_image(content, rendering=rendering).shape == (64, 64, 3)
+    monkeypatch.setattr(tiff_layout, "MAX_UNPACKED", 16 * 64 * 8 * 2 - 1)
+    with pytest.raises(ImageError, match="a row of its tiles unpacks to 16384 bytes") as caught:
+        decode_image(content, rendering=rendering)
+    assert caught.value.kind == "TooLarge"
 
 
 @pytest.mark.parametrize("name", [name for name in sorted(seeds()) if name.startswith("webp")])

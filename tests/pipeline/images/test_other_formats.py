@@ -1,17 +1,20 @@
 """Formats other than TIFF: the pixels and ids that were written, or a refusal; damage beside the picture is none."""
 
+import io
 import struct
+import sys
 import zlib
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pipeline.images.codec import ImageError, decode_image, decode_label
 from pipeline.images.formats import failures
-from tests.pipeline.image_corpus import picture
+from tests.pipeline.image_corpus import heif, picture
 from tests.pipeline.samples import encoded, random_image
 
 PICTURE_HW3 = picture()
@@ -51,6 +54,42 @@ def test_avif_is_decoded_and_refused_as_a_label() -> None:
     np.testing.assert_allclose(decode_image(content).astype(int), PICTURE_HW3, atol=32)
     assert "AVIF" in refused_label(content)
     assert "JPEG 2000" in refused_label(encoded(GRAY_HW, "JPEG2000"))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_lossless_heif_has_the_pixels_of_a_png_and_is_refused_as_a_label(mode: str) -> None:
+    image = Image.fromarray(np.dstack([PICTURE_HW3, GRAY_HW])).convert(mode)
+    content = heif(image)
+    np.testing.assert_array_equal(decode_image(content), decode_image(encoded(image, "PNG")))
+    assert "HEIF" in refused_label(content)
+
+
+def test_heif_is_limited_in_pixels_and_corrupt_if_it_is_cut_off() -> None:
+    content = heif(Image.fromarray(PICTURE_HW3))
+    with pytest.raises(ImageError) as caught:
+        decode_image(content, max_pixels=100)
+    assert caught.value.kind == "TooLarge"
+    for size in (30, 200, len(content) // 2, len(content) - 5):
+        assert refusal(content[:size]).kind == "Corrupt"
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_heif_is_turned_by_its_own_rotation_and_not_once_more_by_exif(turn: int) -> None:
+    image = Image.fromarray(PICTURE_HW3)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turn
+    image.info["exif"] = exif.tobytes()
+    content = heif(image)
+    opened = pillow_heif.HeifImageFile(io.BytesIO(content))
+    np.testing.assert_array_equal(decode_image(content), np.asarray(opened))
+
+
+def test_heif_without_its_extra_is_unsupported_with_the_extras_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = heif(Image.fromarray(PICTURE_HW3))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    error = refusal(content)
+    assert error.kind == "Unsupported"
+    assert "pip install 'sceneparse[heif]'" in error.message
 
 
 def test_16_bit_gray_jpeg_2000_is_scaled() -> None:
