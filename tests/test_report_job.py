@@ -15,11 +15,14 @@ import pytest
 from PIL import Image
 
 from pipeline import storage
+from pipeline.datasets.scenes import scene
 from pipeline.errors import UserError
+from pipeline.images.codec import decode_image
 from pipeline.output.parquet import read_table, write_table
 from pipeline.output.schema import CLASSES, table
 from tests.in_process import run_script
 from tests.output_samples import add_part, build, failed, scene_photo, write_output
+from tests.pipeline.image_corpus import tiff
 from tests.small_output import NAMES, PALETTE, labelled, write_small_output
 
 SKY = NAMES.index("sky")
@@ -313,3 +316,22 @@ def test_output_images_and_page_in_a_bucket(bucket: str, tmp_path: Path) -> None
     assert "The image is missing for 1 of 2 pictures" in text_of(page)
     filesystem, path = storage.open_filesystem(report.uri)
     assert filesystem.info(path)["ContentType"] == "text/html"  # else a browser would not show it
+
+
+def test_pictures_have_the_bands_of_the_last_run_and_few_levels_are_a_note(tmp_path: Path) -> None:
+    row = scene_photo(tmp_path / "photos", "0.tif", 0, 0.9)
+    image_HW3, _ = scene(0, 0, 129, 193)
+    bands_HW4 = np.dstack([image_HW3[..., ::-1], image_HW3[..., 0]])
+    content = tiff(bands_HW4, photometric="minisblack", planarconfig="contig")
+    storage.write_bytes(f"{tmp_path}/photos/0.tif", content)
+    write_output(tmp_path / "labels", [row | {"size_bytes": len(content)}])
+    (record,) = (tmp_path / "labels" / "runs").iterdir()
+    assert "no image: the current file: bands other than gray" in text_of(page_of(tmp_path / "labels"))
+    run = json.loads(record.read_text()) | {"few_levels": 3}
+    run["configuration"] |= {"bands": "3,2,1", "value_range": None}
+    record.write_text(json.dumps(run))
+    page = page_of(tmp_path / "labels")
+    assert "fewer than 16 different pixel values, in all finished runs: 3." in text_of(page)
+    (found,) = re.findall(r'class="image" src="data:image/jpeg;base64,([^"]+)"', page)
+    shown_HW3 = decode_image(base64.b64decode(found))
+    np.testing.assert_allclose(shown_HW3.mean((0, 1)), image_HW3.mean((0, 1)), atol=3)

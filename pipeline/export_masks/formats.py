@@ -6,12 +6,14 @@ from functools import partial
 from typing import Any
 
 from pipeline import storage
+from pipeline.config.bands import AS_DECLARED, Rendering
 from pipeline.config.jobs import ExportMasksConfig
 from pipeline.export_masks import cityscapes, coco, fiftyone, png, yolo
 from pipeline.export_masks.coco_json import write_coco
 from pipeline.export_masks.dataset import dataset, dataset_yaml
 from pipeline.export_masks.labelled_image import Classes, Labelled, Made
 from pipeline.export_masks.repredict import relabel_as
+from pipeline.query import engine
 
 Records = Iterator[dict[str, Any]]
 
@@ -25,11 +27,13 @@ class Format:
     finish: Callable[[Records], None]
     needs_images: bool  # image files are fetched
     predicts: bool = False  # images are labeled again, which uses all CPUs of a node
+    rendering: Rendering = AS_DECLARED  # of images that are TIFFs, as they were labeled
 
 
 def format_of(config: ExportMasksConfig, classes: Classes, target: str, model_id: str) -> Format:
     """Return the configured format. Raises UserError if its options do not match the output."""
-    split, of_classes = config.split, partial(Format, len(classes))
+    rendering = engine.rendering_of(engine.last_configuration(config.output))
+    split, of_classes = config.split, partial(Format, len(classes), rendering=rendering)
 
     def beside(files: dict[str, bytes]) -> Callable[[Records], None]:
         return partial(_write_files, target, files)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.config.bands import AS_DECLARED, Rendering
 from pipeline.config.data import MAX_PIXELS
 from pipeline.errors import UserError
 from pipeline.export_masks.target_names import split_ending
@@ -72,6 +73,7 @@ class Labelled:
     num_pixels: int  # of the image
     num_classes: int
     file: bytes | None = field(default=None, repr=False)  # image file, for formats that need it
+    rendering: Rendering = AS_DECLARED  # of the file, if it is a TIFF
 
     @property
     def file_name(self) -> str:
@@ -94,7 +96,8 @@ class Labelled:
         """Decoded image, of the same size as the mask. Raises Cannot."""
         assert self.file is not None
         try:
-            image_HW3 = decode_image(self.file, max(MAX_PIXELS, 2 * self.num_pixels))  # tiles may be half empty
+            # Tiles may be half empty.
+            image_HW3 = decode_image(self.file, max(MAX_PIXELS, 2 * self.num_pixels), rendering=self.rendering)
         except ImageError as error:
             raise Cannot(f"{error.kind}: {error.message}") from error
         if image_HW3.shape[:2] != self.class_ids_HW.shape:

@@ -1,7 +1,6 @@
 """Repeated prediction of images, for the confidence of each pixel, which an output does not contain."""
 
 import functools
-import json
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -39,9 +38,7 @@ class Relabel:
 
 def relabel_as(output: str, model_id: str, checkpoint: str, precision: str | None) -> Relabel:
     """Return a Relabel with the settings of the output's last run. Raises UserError if the model is a different one."""
-    latest: dict[str, Any] = {}
-    for run in sorted(engine.read_runs(output).to_pylist(), key=lambda run: run["run_id"]):
-        latest = json.loads(run["record"]).get("configuration") or {}
+    latest = engine.last_configuration(output)
     try:
         protocol = ProtocolConfig.model_validate(latest.get("protocol") or {})
     except ValidationError as error:
@@ -51,7 +48,7 @@ def relabel_as(output: str, model_id: str, checkpoint: str, precision: str | Non
         latest.get("long_side"),
         protocol,
         precision or latest.get("precision") or "auto",
-        Rendering.of(latest.get("bands"), latest.get("value_range")),
+        engine.rendering_of(latest),
     )
     model = Checkpoint.load(checkpoint, relabel.long_side, protocol, relabel.rendering)
     if model.model_id != model_id:

@@ -67,7 +67,7 @@ def _exported(image: Labelled, target: str, format: Format) -> tuple[dict[str, A
         (file,) = storage.fetch([image.uri])
         if isinstance(file, Exception):
             return None, f"{image.uri}: {storage.failure_kind(file)}: {file}"
-        image = replace(image, file=file)
+        image = replace(image, file=file, rendering=format.rendering)
     try:
         made = format.make(image)
     except Cannot as error:

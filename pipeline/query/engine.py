@@ -3,12 +3,14 @@
 import json
 import posixpath
 import re
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import storage
+from pipeline.config.bands import Rendering
 from pipeline.errors import UserError
 from pipeline.output.parquet import read_table
 from pipeline.output.schema import SCHEMA_VERSION
@@ -124,6 +126,17 @@ def read_runs(output: str) -> pa.Table:
     finished = pa.array([row.pop("finished_at") for row in rows], pa.string())
     table = pa.Table.from_pylist(rows, pa.schema([field for field in RUNS if field.name != "finished_at"]))
     return table.add_column(1, "finished_at", pa.compute.cast(finished, RUNS.field("finished_at").type)).cast(RUNS)
+
+
+def last_configuration(output: str) -> dict[str, Any]:
+    """Return the configuration of the last finished run, empty if there is none. Raises UserError."""
+    runs = sorted(read_runs(output).to_pylist(), key=lambda run: run["run_id"])
+    return (json.loads(runs[-1]["record"]).get("configuration") or {}) if runs else {}
+
+
+def rendering_of(configuration: dict[str, Any]) -> Rendering:
+    """Return the bands and the value range of a run's configuration; those of older runs have neither."""
+    return Rendering.of(configuration.get("bands"), configuration.get("value_range"))
 
 
 RIGHT_OUTPUT = "use the --output of a jobs/segment_bucket.py run"

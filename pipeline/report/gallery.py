@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import storage
+from pipeline.config.bands import Rendering
 from pipeline.errors import UserError
 from pipeline.html.page import data_uri, png_uri
 from pipeline.html.pictures import GRAYS, resized
@@ -146,6 +147,7 @@ def _pictures(tables: OutputTables, reasons: dict[bytes, str], palette_K3: NDArr
     ordered = [rows[image_id] for image_id in reasons if image_id in rows]
     masks = _read_masks(tables.output, ordered)  # all together, because several may be in one row group
     files = _Files()
+    rendering = tables.rendering()
     for start in range(0, len(ordered), AT_ONCE):
         some = ordered[start : start + AT_ONCE]
         for row, mask, content in zip(some, masks[start : start + AT_ONCE], files.fetch(some), strict=True):
@@ -158,7 +160,7 @@ def _pictures(tables: OutputTables, reasons: dict[bytes, str], palette_K3: NDArr
                 low_confidence=row["low_confidence_fraction"],
                 classes=classes[row["image_id"]],
             )
-            _draw(picture, row, mask, content, palette_K3)
+            _draw(picture, row, mask, content, palette_K3, rendering)
             yield picture
 
 
@@ -236,6 +238,7 @@ def _draw(
     mask: bytes | UserError,
     content: storage.Fetched | Exception,
     palette_K3: NDArray[np.uint8],
+    rendering: Rendering,
 ) -> None:
     """Add the image and its mask to a picture, or notes with the reasons why not."""
     height, width = row["height"], row["width"]
@@ -244,7 +247,7 @@ def _draw(
         return
     size = None
     try:
-        image_HW3 = _image(content, height, width)
+        image_HW3 = _image(content, height, width, rendering)
         picture.image = data_uri(image_HW3, QUALITY)
         size = image_HW3.shape[:2]
         if isinstance(content, storage.Fetched) and _is_another(row["etag"], content.etag):
@@ -266,7 +269,7 @@ def _is_another(etag: str | None, etag_now: str | None) -> bool:
     return None not in (etag, etag_now) and etag != etag_now
 
 
-def _image(content: storage.Fetched | Exception, height: int, width: int) -> NDArray[np.uint8]:
+def _image(content: storage.Fetched | Exception, height: int, width: int, rendering: Rendering) -> NDArray[np.uint8]:
     """Decode and shrink an image. Raises UserError with the reason if that is not possible."""
     if isinstance(content, UserError):
         raise content
@@ -274,7 +277,7 @@ def _image(content: storage.Fetched | Exception, height: int, width: int) -> NDA
         kind = storage.failure_kind(content)
         raise UserError(f"{kind}: {storage.STORAGE_ERRORS[kind]}")
     try:
-        image_HW3 = decode_image(content.content, MAX_PIXELS, MAX_FILE_BYTES, DECODE_SECONDS)
+        image_HW3 = decode_image(content.content, MAX_PIXELS, MAX_FILE_BYTES, DECODE_SECONDS, rendering)
     except ImageError as error:
         raise UserError(f"the current file: {error}") from None
     if image_HW3.shape[:2] != (height, width):

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from pipeline import storage
 from pipeline.console import duration, log
 from pipeline.html.page import render
+from pipeline.images.pixels import MIN_LEVELS
 from pipeline.report import output_charts
 from pipeline.report.gallery import REASONS, Gallery, make_gallery
 from pipeline.report.tables import PAIRED_IMAGES, PRESENT, OutputTables, Row
@@ -67,7 +68,7 @@ def _values(tables: OutputTables, classes: list[Row]) -> dict[str, Any]:
         "name": tables.output.rpartition("/")[2],
         "output": tables.output,
         "made_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "notes": [*tables.warnings, *_sample_notes(tables)],
+        "notes": [*tables.warnings, *_sample_notes(tables), *_level_notes(runs)],
         "tiles": _tiles(tables, len(seen), len(classes), runs),
         "totals": tables.totals,
         "classes": seen,
@@ -118,6 +119,16 @@ def _sample_notes(tables: OutputTables) -> list[str]:
         f"This report is based on a random sample of {len(tables.names):,} of the {tables.num_parts:,} parts: "
         f"{images:,} of about {tables.estimated(images):,} images. Percentages, charts and pictures describe the "
         "sample. Image counts of the whole output are estimates, and rare classes may be missing."
+    ]
+
+
+def _level_notes(runs: list[Row]) -> list[str]:
+    few = sum(run["few_levels"] for run in runs)
+    if not few:
+        return []
+    return [
+        f"Images with fewer than {MIN_LEVELS} different pixel values, in all finished runs: {few:,}. Unless they are "
+        "empty, label them with --value-range (docs/images.md)."
     ]
 
 
@@ -185,6 +196,7 @@ def _run(row: Row) -> Row:
         "rate": images / row["seconds"] if row["seconds"] else None,
         "to_first": duration(row["seconds_to_first"]) if row["seconds_to_first"] else "",
         "stages": {name: spent["seconds"] for name, spent in stages.items()},
+        "few_levels": record.get("few_levels") or 0,
         "checkpoint": (record.get("configuration") or {}).get("checkpoint") or "",
     }
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.config.bands import Rendering
 from pipeline.errors import UserError
 from pipeline.output.parts import PART
 from pipeline.query import engine
@@ -190,6 +191,10 @@ class OutputTables:
     def runs(self) -> list[Row]:
         """Return the finished runs, latest first, with the columns of the view `runs`."""
         return self.rows("SELECT * FROM runs ORDER BY finished_at DESC, run_id")
+
+    def rendering(self) -> Rendering:
+        """Return the bands and the value range with which the last run decoded TIFFs."""
+        return engine.rendering_of(engine.last_configuration(self.output))
 
     def _doublings(self, value: str) -> list[Row]:
         return self.rows(

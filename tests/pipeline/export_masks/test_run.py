@@ -16,11 +16,12 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.export_masks import tasks
 from pipeline.export_masks.run import SETTINGS
-from pipeline.images.codec import decode_label, encode_image
+from pipeline.images.codec import decode_image, decode_label, encode_image
 from pipeline.output import parts
 from pipeline.output.parquet import read_table
 from tests.conftest import REPOSITORY
 from tests.pipeline.exported_output import KEYS, SIZE, ThreeImages, tree, write_output
+from tests.pipeline.image_corpus import tiff
 from tests.small_output import write_small_output
 
 
@@ -160,6 +161,20 @@ def test_images_that_are_gone_are_told_and_tried_again(three: ThreeImages, capsy
     three.export("overlay")
     assert "2 exported, 1 already exported, 0 failed" in capsys.readouterr().out
     assert "2023/a.jpg" in tree(target)
+
+
+def test_an_image_has_the_bands_that_the_last_run_selected(three: ThreeImages) -> None:
+    bands_HW4 = np.zeros((*SIZE, 4), np.uint8)
+    bands_HW4[..., 3] = 200
+    content = tiff(bands_HW4, photometric="minisblack", planarconfig="contig")
+    for key in KEYS:
+        storage.write_bytes(f"{three.photos}/{key}", content)
+    configuration = {"bands": "4,1,1", "value_range": "0,200"}
+    run = {"run_id": "run2", "configuration": configuration, "outcomes": {"ok": 3}}
+    storage.write_bytes(f"{three.labels}/runs/run2.json", json.dumps(run).encode())
+    target = three.export("overlay", "--opacity", "0")
+    exported_HW3 = decode_image(storage.read_bytes(f"{target}/2023/a.jpg"))
+    np.testing.assert_allclose(exported_HW3.astype(int), np.full((*SIZE, 3), (255, 0, 0)), atol=4)
 
 
 def test_an_image_of_another_size_than_its_mask_is_told(three: ThreeImages, capsys: pytest.CaptureFixture[str]) -> None:
