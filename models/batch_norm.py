@@ -7,7 +7,7 @@ import copy
 import re
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,19 +20,15 @@ Layer = TypeVar("Layer", bound=nn.BatchNorm2d)
 
 
 def synchronize(model: nn.Module, process_group: Any = None) -> nn.Module:
-    """Make every BatchNorm2d use the statistics of all processes; return the model, with the same state dict.
+    """Make every BatchNorm2d a SyncBatchNorm2d, with the statistics of all processes; return the model.
 
-    Call this before wrapping the model in DistributedDataParallel. With a single process, or without
-    torch.distributed, nothing changes. CUDA models get torch's SyncBatchNorm; CPU models, which it does not support,
-    get SyncBatchNorm2d. Frozen layers stay frozen.
+    The state dict stays the same. Call this before wrapping the model in DistributedDataParallel. With a single
+    process, or without torch.distributed, nothing changes. Frozen layers stay frozen.
     """
     if _world_size(process_group) == 1:
         return model
-    on_cuda = any(parameter.is_cuda for parameter in model.parameters())
 
     def synchronized(layer: nn.BatchNorm2d) -> nn.Module:
-        if on_cuda:
-            return nn.SyncBatchNorm.convert_sync_batchnorm(layer, process_group)
         synced = _as(SyncBatchNorm2d, layer)
         synced.process_group = process_group
         return synced
@@ -69,7 +65,7 @@ def freeze(model: nn.Module) -> nn.Module:
 
 def synchronized_processes(batch_norm: nn.Module) -> int:
     """Return the number of processes that share this layer's training statistics."""
-    if isinstance(batch_norm, (nn.SyncBatchNorm, SyncBatchNorm2d)):
+    if isinstance(batch_norm, SyncBatchNorm2d):
         return _world_size(batch_norm.process_group)
     return 1
 
@@ -82,11 +78,13 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d for CPU tensors whose training statistics are those of the batches of all processes together.
+    """BatchNorm2d whose training statistics are those of the batches of all processes together.
 
-    Batch sizes may differ between processes. Forward and backward take one collective each. The gradients of weight
-    and bias are local: DistributedDataParallel averages them over processes, so the loss of unequal batches must be
-    sum * world size / global count. In evaluation mode it is a plain BatchNorm2d.
+    Batch sizes may differ between processes, but no batch is empty. Forward and backward take one collective each. The
+    gradients of weight and bias are local: DistributedDataParallel averages them over processes, so the loss of unequal
+    batches must be sum * world size / global count. In evaluation mode it is a plain BatchNorm2d.
+
+    Unlike torch's SyncBatchNorm, it runs on CPUs, and on a GPU the host never waits for the device.
     """
 
     process_group: Any = None
@@ -95,22 +93,90 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         self._check_input_dim(input)
         if not self.training or _world_size(self.process_group) == 1:
             return super().forward(input)
+        if has_fused_kernels(input):
+            input = _dense(input)
+            return _FusedNormalisation.apply(input, self.weight, self.bias, self._fused_statistics(input))
         out_NCHW, mean_C, var_C, count = _SynchronizedNormalisation.apply(
             input, self.weight, self.bias, self.eps, self.process_group
         )
         if self.track_running_stats:
-            self._update_running_statistics(mean_C, var_C, count)
+            momentum = self._count_batch()
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            with torch.no_grad():
+                self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), momentum)
+                self.running_var.lerp_((var_C * (count / (count - 1))).to(self.running_var.dtype), momentum)
         return out_NCHW
 
-    @torch.no_grad()
-    def _update_running_statistics(self, mean_C: Tensor, var_C: Tensor, count: float) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
+    def _count_batch(self) -> float:
+        """Count a batch; return its share of the running statistics."""
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_((var_C * (count / (count - 1))).to(self.running_var.dtype), momentum)
+        return 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+
+    @torch.no_grad()
+    def _fused_statistics(self, x_NCHW: Tensor) -> "_FusedStatistics":
+        """Return the statistics over all processes, and update the running ones."""
+        momentum = self._count_batch() if self.track_running_stats else 0.0
+        num_channels = x_NCHW.shape[1]
+        mean_C, inv_std_C = torch.batch_norm_stats(x_NCHW, self.eps)
+        count_1 = mean_C.new_full((1,), x_NCHW.numel() // num_channels)
+        all_PX = _all_gather(torch.cat([mean_C, inv_std_C, count_1]), self.process_group)
+        mean_PC, inv_std_PC, count_P1 = all_PX.split([num_channels, num_channels, 1], dim=1)
+        count_P = count_P1.flatten()
+        mean_C, inv_std_C = torch.batch_norm_gather_stats_with_counts(
+            x_NCHW, mean_PC, inv_std_PC, self.running_mean, self.running_var, momentum, self.eps, count_P
+        )
+        return _FusedStatistics(mean_C, inv_std_C, count_P.to(torch.int32), self.eps, self.process_group)
+
+
+def has_fused_kernels(x_NCHW: Tensor) -> bool:
+    """Return True if torch has the kernels of its SyncBatchNorm for this tensor."""
+    return x_NCHW.is_cuda
+
+
+class _FusedStatistics(NamedTuple):
+    mean_C: Tensor
+    inv_std_C: Tensor
+    count_P: Tensor  # values per channel of each process, int32
+    eps: float
+    process_group: Any
+
+
+class _FusedNormalisation(torch.autograd.Function):
+    """Normalization by the kernels of torch's SyncBatchNorm, which read and write the features as rarely as possible.
+
+    torch's own function drops the processes without images by a mask, and waits for the device to read it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_NCHW: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, statistics: _FusedStatistics
+    ) -> Tensor:
+        mean_C, inv_std_C, count_P, eps, ctx.process_group = statistics
+        ctx.save_for_backward(x_NCHW, weight_C, mean_C, inv_std_C, count_P)
+        return torch.batch_norm_elemt(x_NCHW, weight_C, bias_C, mean_C, inv_std_C, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NCHW: Tensor) -> tuple[Tensor | None, ...]:
+        x_NCHW, weight_C, mean_C, inv_std_C, count_P = ctx.saved_tensors
+        grad_NCHW = _dense(grad_NCHW)
+        dy_C, centered_dy_C, dweight_C, dbias_C = torch.batch_norm_backward_reduce(
+            grad_NCHW, x_NCHW, mean_C, inv_std_C, weight_C, True, weight_C is not None, weight_C is not None
+        )
+        sums_2C = torch.stack([dy_C, centered_dy_C])
+        dist.all_reduce(sums_2C, group=ctx.process_group)
+        dy_C, centered_dy_C = sums_2C
+        dx_NCHW = torch.batch_norm_backward_elemt(
+            grad_NCHW, x_NCHW, mean_C, inv_std_C, weight_C, dy_C, centered_dy_C, count_P
+        )
+        return dx_NCHW, dweight_C, dbias_C, None
+
+
+def _dense(x_NCHW: Tensor) -> Tensor:
+    """Return the tensor in one of the two layouts of the fused kernels."""
+    return x_NCHW if x_NCHW.is_contiguous(memory_format=torch.channels_last) else x_NCHW.contiguous()
 
 
 class _SynchronizedNormalisation(torch.autograd.Function):
@@ -245,9 +311,11 @@ def _world_size(process_group: Any) -> int:
 
 
 def _all_gather(local: Tensor, process_group: Any) -> Tensor:
-    gathered = [torch.empty_like(local) for _ in range(_world_size(process_group))]
-    dist.all_gather(gathered, local, group=process_group)
-    return torch.stack(gathered)
+    """Return the vectors (X,) of all processes, (P, X)."""
+    num_processes = _world_size(process_group)
+    gathered = local.new_empty(num_processes * len(local))
+    dist.all_gather_single(gathered, local, group=process_group)
+    return gathered.view(num_processes, -1)
 
 
 def _combine(gathered: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -76,32 +76,37 @@ class Objective:
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.align_corners = align_corners
-        self._weights_K = torch.tensor(options.class_weights or [1.0] * num_classes, dtype=torch.float64)
+        self._weights_K = torch.tensor(options.class_weights, dtype=torch.float64)
         self._averages_images = options.ohem_threshold is not None and options.normalization == "labeled"
         self._is_plain = not options.class_weights and options.label_smoothing == 0 and options.ohem_threshold is None
 
+    def check(self, labels_NHW: Tensor) -> None:
+        """Raise ValueError for labels that are neither a class nor the ignore index. Waits for the labels' device."""
+        # At least 32 bits, since a number of classes or an ignore index may not fit the type of the labels.
+        ids_NHW = labels_NHW.to(torch.promote_types(labels_NHW.dtype, torch.int32))
+        wrong_NHW = (ids_NHW != self.ignore_index) & ((ids_NHW < 0) | (ids_NHW >= self.num_classes))
+        if wrong_NHW.any():
+            raise ValueError(
+                f"Labels: {ids_NHW[wrong_NHW].unique().tolist()[:10]} are neither one of {self.num_classes} classes "
+                f"nor the ignore_index {self.ignore_index}; map them to a class or to the ignore_index."
+            )
+
     def totals(self, labels_NHW: Tensor) -> Tensor:
-        """Return the divisors of the losses, (2,) float64 on the device of the labels.
+        """Return the divisors of the losses, (2,) float64 on the device of the labels, without waiting for it.
 
         They are the number of labeled pixels, weighted by class, or of all pixels, depending on the normalization, and
-        the number of images with labeled pixels. Sum them over all processes and micro-batches.
-
-        Raises ValueError for labels that are neither a class nor the ignore index.
+        the number of images with labeled pixels. Sum them over all processes and micro-batches. The labels are those
+        that `check` accepts.
         """
         labels_NHW = labels_NHW.long()
         labelled_NHW = labels_NHW != self.ignore_index
-        ids_P = labels_NHW[labelled_NHW]
-        wrong_P = ids_P[(ids_P < 0) | (ids_P >= self.num_classes)]
-        if len(wrong_P):
-            raise ValueError(
-                f"Labels: {wrong_P.unique().tolist()[:10]} are neither one of {self.num_classes} classes nor the "
-                f"ignore_index {self.ignore_index}; map them to a class or to the ignore_index."
-            )
         if self.options.normalization == "all":
-            pixels = torch.tensor(float(labels_NHW.numel()), dtype=torch.float64, device=labels_NHW.device)
+            pixels = torch.full((), labels_NHW.numel(), dtype=torch.float64, device=labels_NHW.device)
+        elif self.options.class_weights:
+            weights_K = self._weights_K.to(labels_NHW.device, non_blocking=True)
+            pixels = (weights_K[labels_NHW.clamp(0, self.num_classes - 1)] * labelled_NHW).sum()
         else:
-            counts_K = torch.bincount(ids_P, minlength=self.num_classes).double()
-            pixels = counts_K @ self._weights_K.to(counts_K.device)
+            pixels = labelled_NHW.sum().double()
         return torch.stack([pixels, labelled_NHW.flatten(1).any(1).sum().double()])
 
     def main(self, logits_NKhw: Tensor, labels_NHW: Tensor, totals: Tensor) -> Tensor:

@@ -139,8 +139,9 @@ class TrainingStep:
         self.objective = Objective(options.loss, a.num_classes, ignore_index, a.align_corners)
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.network = self._prepared(network)
+        # Before the layers refer to a process group, which cannot be copied.
         self._average = None if options.ema_decay is None else moving_average(network, options.ema_decay)
-        self._model = self._wrapped(network)
+        self._model = self._distributed(network)
 
         self._autocast_to = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(options.precision)
         if options.precision == "auto" and has_native_bfloat16(device):
@@ -176,6 +177,9 @@ class TrainingStep:
                 "(N, H, W, 3) and (N, H, W), with N of 1 or more."
             )
         self.network.train()
+        self.objective.check(labels_NHW)
+        # One core takes longer to count the pixels than a GPU.
+        labels_NHW = labels_NHW.to(self.device, non_blocking=True)
         totals, shares = self._over_processes(self.objective.totals(labels_NHW), len(labels_NHW))
         self._require_statistics(shares)
         # Synchronized layers wait for each other, so all processes need the same number of passes.
@@ -219,29 +223,34 @@ class TrainingStep:
         network.backbone.activation_checkpointing = self.options.activation_checkpointing
         if self.options.batch_norm == "frozen":
             freeze(network.backbone)
-        if self.options.batch_norm != "plain":
-            synchronize(network, neighbours(self.options.batch_norm_processes))
         return network.train()
 
-    def _wrapped(self, network: PSPNet) -> nn.Module:
+    def _distributed(self, network: PSPNet) -> nn.Module:
+        if self.options.batch_norm != "plain":
+            synchronize(network, neighbours(self.options.batch_norm_processes))
         model: nn.Module = network
         if self.world_size > 1:
             device_ids = [self.device] if self.device.type == "cuda" else None
-            model = _settled(DistributedDataParallel(network, device_ids=device_ids))
+            # Statistics of synchronized layers are the same everywhere, and a checkpoint has those of rank 0: there is
+            # no need to broadcast them at every pass.
+            model = _settled(
+                DistributedDataParallel(
+                    network, device_ids=device_ids, forward_sync_buffers=False, gradient_as_bucket_view=True
+                )
+            )
         if self.options.compile:
             network.compile()  # compiles in place, so that the parameter names do not change
         return model
 
     def _over_processes(self, totals: Tensor, num_images: int) -> tuple[Tensor, list[int]]:
-        """Return the totals of the global batch, on the device, and the number of images of each process.
+        """Return the totals of the global batch and the number of images of each process.
 
         If the numbers of the other processes are not needed, only this process's number is returned, since reading
         them would wait for the device.
         """
-        totals = totals.to(self.device)
         if self.world_size == 1:
             return totals, [num_images]
-        mine = torch.cat([totals, totals.new_tensor([num_images])])
+        mine = torch.cat([totals, totals.new_full((1,), num_images)])
         all_P3 = [torch.empty_like(mine) for _ in range(self.world_size)]
         dist.all_gather(all_P3, mine)
         sums_P3 = torch.stack(all_P3)
@@ -288,7 +297,6 @@ class TrainingStep:
     def _pass(self, images_NHW3: Tensor, labels_NHW: Tensor, totals: Tensor) -> tuple[Tensor, Tensor | None]:
         """Run forward and backward on a micro-batch; return its shares of the main and the auxiliary loss."""
         images_NHW3 = images_NHW3.to(self.device, non_blocking=True)
-        labels_NHW = labels_NHW.to(self.device, non_blocking=True)
         images_N3HW = ((images_NHW3 - self._mean_3) / self._std_3).permute(0, 3, 1, 2)
         with torch.autocast(self.device.type, self._autocast_to, enabled=self._autocast_to is not None):
             main_NKhw, auxiliary_NKhw = self._model(images_N3HW)

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models.batch_norm import SyncBatchNorm2d, fold_batch_norm, neighbours, synchronize, synchronized_processes
 from models.pspnet import Architecture, PSPNet
 from models.pyramid import PyramidHead
+from tests.models.fused_batch_norm import pretend_kernels
 from tests.models.processes import run_processes
 
 SPLITS = [(4, 4), (5, 3)]
@@ -83,7 +84,7 @@ def run_network(model: nn.Module, images: Tensor, labels: Tensor, loss_scale: fl
 
 
 def count_collectives() -> dict[str, int]:
-    calls = {"all_gather": 0, "all_reduce": 0}
+    calls = {"all_gather_single": 0, "all_reduce": 0}
 
     def count(name: str) -> None:
         original = getattr(dist, name)
@@ -99,17 +100,22 @@ def count_collectives() -> dict[str, int]:
     return calls
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def run_layers(kernels: str, rank: int) -> dict[Any, Any]:
+    """Every case of a layer, each with its outcome."""
     results: dict[Any, Any] = {}
     for dtype in DTYPES:
         for split in SPLITS:
             x, weights = (part(t, split, rank) for t in layer_inputs(dtype))
             for name, options in LAYERS.items():
                 layer = synchronize(make_layer(dtype, options))
-                results["layer", name, dtype, split] = run_layer(layer, x, weights)
+                results["layer", kernels, name, dtype, split] = run_layer(layer, x, weights)
+    return results
 
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    results = run_layers("of a CPU", rank)
     for dtype, split in NETWORKS:
         images, labels = network_inputs(dtype)
         torch.manual_seed(3)
@@ -138,6 +144,12 @@ def worker(rank: int, folder: str) -> None:
     results["forward collectives"] = dict(calls)
     out.sum().backward()
     results["all collectives"] = dict(calls)
+
+    pretend_kernels()
+    results |= run_layers("of a GPU", rank)
+    x, weights = (part(t, (4, 4), rank) for t in layer_inputs(torch.float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        results["bfloat16 of a GPU"] = run_layer(synchronize(make_layer(torch.float32, {})), x.bfloat16(), weights)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -169,11 +181,12 @@ def assert_layers_agree(parts: list[dict[str, Tensor]], whole: dict[str, Tensor]
 @pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-5)], ids=str)
+@pytest.mark.parametrize("kernels", ["of a CPU", "of a GPU"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_layer_over_two_processes_is_plain_batch_norm_of_both_batches(
-    two_processes, name: str, dtype: torch.dtype, tolerance: float, split: tuple[int, int]
+    two_processes, name: str, kernels: str, dtype: torch.dtype, tolerance: float, split: tuple[int, int]
 ) -> None:
-    parts = [results["layer", name, dtype, split] for results in two_processes]
+    parts = [results["layer", kernels, name, dtype, split] for results in two_processes]
     whole = run_layer(make_layer(dtype, LAYERS[name]), *layer_inputs(dtype))
     assert_layers_agree(parts, whole, tolerance)
 
@@ -208,16 +221,17 @@ def test_layout_and_bfloat16_input_are_handled_as_by_plain_batch_norm(two_proces
     assert_layers_agree([results["channels last"] for results in two_processes], whole, 1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         whole = run_layer(make_layer(torch.float32, {}), x.bfloat16(), weights)
-    parts = [results["bfloat16"] for results in two_processes]
-    assert {name: t.dtype for name, t in parts[0].items()} == {name: t.dtype for name, t in whole.items()}
-    assert_layers_agree(parts, whole, 0.02)
+    for name in ("bfloat16", "bfloat16 of a GPU"):
+        parts = [results[name] for results in two_processes]
+        assert {name: t.dtype for name, t in parts[0].items()} == {name: t.dtype for name, t in whole.items()}
+        assert_layers_agree(parts, whole, 0.02)
 
 
 @pytest.mark.slow
 def test_a_step_costs_one_collective_forward_and_one_backward(two_processes) -> None:
     for results in two_processes:
-        assert results["forward collectives"] == {"all_gather": 1, "all_reduce": 0}
-        assert results["all collectives"] == {"all_gather": 1, "all_reduce": 1}
+        assert results["forward collectives"] == {"all_gather_single": 1, "all_reduce": 0}
+        assert results["all collectives"] == {"all_gather_single": 1, "all_reduce": 1}
 
 
 def worker_of_five(rank: int, folder: str) -> None:

@@ -263,7 +263,22 @@ def test_labels_that_are_no_classes_are_refused() -> None:
     _, labels = batch()
     labels[0, 0, :3] = torch.tensor([4, 77, -1])
     with pytest.raises(ValueError, match=r"\[-1, 4, 77\] are neither one of 4 classes nor the ignore_index 255"):
-        make(LossOptions()).totals(labels)
+        make(LossOptions()).check(labels)
+
+
+def test_any_integer_type_of_labels_is_checked_as_it_is() -> None:
+    criterion = Objective(LossOptions(), 300, 255, True)
+    criterion.check(torch.arange(256, dtype=torch.uint8)[None, None])
+    criterion.check(torch.arange(300, dtype=torch.int16)[None, None])
+    with pytest.raises(ValueError, match=r"\[-1, 300\] are neither one of 300 classes"):
+        criterion.check(torch.tensor([[[-1, 300, 255]]]))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_totals_do_not_wait_for_the_device_of_the_labels(name: str) -> None:
+    # On the meta device, reading a value raises.
+    totals = make(OPTIONS[name]).totals(torch.zeros(2, 9, 9, dtype=torch.uint8, device="meta"))
+    assert (totals.shape, totals.dtype, totals.device.type) == ((2,), torch.float64, "meta")
 
 
 def test_class_weights_must_be_one_for_each_class() -> None:

@@ -50,12 +50,16 @@ def two_processes(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     share = slice(0, SPLIT[0]) if rank == 0 else slice(SPLIT[0], None)
-    found = {name: outcome(make_step(dtype=torch.float64, **o), share) for name, (o, _) in CASES.items()}
+    found: dict[str, Any] = {
+        name: outcome(make_step(dtype=torch.float64, **options), share) for name, (options, _) in CASES.items()
+    }
     # Shares of 3 images and 1: only the second process has an image alone, and both have to stop.
     share = slice(0, 3) if rank == 0 else slice(3, 4)
     images, labels = images_and_labels(4)
     with pytest.raises(ValueError, match=r"1 image\(s\) and micro_batch None runs a forward pass on one image"):
         make_step(batch_norm="plain")(images[share], labels[share], 0.01)
+    model = make_step()._model
+    found["DistributedDataParallel"] = (model.forward_sync_buffers, model.gradient_as_bucket_view)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -82,6 +86,10 @@ def test_two_processes_with_unequal_shares_train_as_one_with_the_whole_batch(
             for key, tensor in expected[kind].items():
                 torch.testing.assert_close(own[kind][key], tensor, rtol=1e-8, atol=1e-10, msg=f"{kind} {key}")
                 assert torch.equal(own[kind][key], ours[0][kind][key]), f"{kind} {key} differs between the processes"
+
+
+def test_a_pass_neither_broadcasts_statistics_nor_copies_gradients(found: list[dict[str, Any]]) -> None:
+    assert [processes["DistributedDataParallel"] for processes in found] == [(False, True)] * 2
 
 
 def three_processes(rank: int, folder: str) -> None:

@@ -1,5 +1,6 @@
 """One training step in one process: schedule, groups, options, states, and what it refuses."""
 
+import copy
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.batch_norm import FrozenBatchNorm2d, freeze
+import models.batch_norm
+import models.training.step
+from models.batch_norm import FrozenBatchNorm2d, freeze, synchronized_processes
 from models.pspnet import Architecture, PSPNet
 from models.training.step import LossOptions, StepOptions, TrainingStep, learning_rate_at, sgd
 from tests.models.training_samples import CPU, images_and_labels, make_step, small_network
@@ -144,6 +147,18 @@ def test_the_average_is_an_exponential_one_of_weights_and_statistics() -> None:
         torch.testing.assert_close(averaged[name], expected, msg=name)
     assert averaged.keys() == states[-1].keys()
     assert make_step().averaged is not step.averaged
+
+
+def test_groups_of_processes_and_an_average_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process group cannot be copied, and the average is a copy of the network."""
+    group = torch.distributed.ProcessGroup(torch.distributed.HashStore(), 0, 2)
+    with pytest.raises(TypeError, match="cannot pickle"):
+        copy.deepcopy(group)
+    monkeypatch.setattr(models.training.step, "neighbours", lambda _: group)
+    monkeypatch.setattr(models.batch_norm, "_world_size", lambda _: 2)
+    step = make_step(ema_decay=0.5, batch_norm_processes=2)
+    assert synchronized_processes(step.network.head.bn) == 2
+    assert step.averaged.state_dict().keys() == step.network.state_dict().keys()
 
 
 def test_without_an_average_the_network_itself_is_validated() -> None:
