@@ -64,6 +64,12 @@ def test_lossless_heif_has_the_pixels_of_a_png_and_is_refused_as_a_label(mode: s
     assert "HEIF" in refused_label(content)
 
 
+def test_heif_of_more_than_8_bits_takes_the_high_ones() -> None:
+    content = heif(Image.fromarray(GRAY_HW * np.uint16(257)))
+    assert pillow_heif.open_heif(io.BytesIO(content), convert_hdr_to_8bit=False).info["bit_depth"] > 8
+    np.testing.assert_allclose(decode_image(content)[..., 0].astype(int), GRAY_HW, atol=1)
+
+
 def test_heif_is_limited_in_pixels_and_corrupt_if_it_is_cut_off() -> None:
     content = heif(Image.fromarray(PICTURE_HW3))
     with pytest.raises(ImageError) as caught:
