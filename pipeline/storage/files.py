@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -166,6 +167,9 @@ def fetch_objects(uris: list[str], is_wanted: Callable[[int], bool] | None = Non
         except UNREACHABLE:
             given_up.set()
             raise
+        except FileNotFoundError as error:
+            other = _other_form(uri)
+            return FileNotFoundError(other) if other else error.with_traceback(None)
         except Exception as error:
             return error.with_traceback(None)  # the traceback would keep the response open
 
@@ -435,6 +439,8 @@ def _problem(uri: str, error: Exception) -> str | None:
         bucket = uri.split("/")[2] if "://" in uri else None
         if bucket and "specified bucket" in str(error):
             return f"the bucket {bucket!r} does not exist; create it or correct the name"
+        if other := _other_form(uri):
+            return f"not found, but {other}"
         # Hugging Face answers alike for what is missing and what is private.
         return f"not found; check the path{', and set HF_TOKEN if it is private' if uri.startswith('hf://') else ''}"
     if failure_kind(error) == "AccessDenied":
@@ -451,6 +457,23 @@ def _problem(uri: str, error: Exception) -> str | None:
     botocore_errors = (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
     if isinstance(error, (*botocore_errors, OSError)) or _is_of_client(uri, error):
         return f"storage failed: {reason(error)}"
+    return None
+
+
+def _other_form(uri: str) -> str | None:
+    """Return a description of a file whose name differs from a missing one's only in its Unicode form, if there is one.
+
+    Lists that are written on macOS or by other programs may spell accents differently from the storage.
+    """
+    forms = {form: unicodedata.normalize(form, uri) for form in ("NFC", "NFD")}
+    missing = next((form for form in forms if forms[form] == uri), "mixed")
+    for form, other in forms.items():
+        with suppress(UserError):
+            if other != uri and exists(other):
+                return (
+                    f"a file exists whose name differs only in Unicode: it is in form {form}, and this one is "
+                    f"{missing}; write the name as the storage lists it"
+                )
     return None
 
 

@@ -5,6 +5,7 @@ import os
 import resource
 import socket
 import stat
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,6 +129,21 @@ def test_a_missing_folder_holds_nothing(place: str) -> None:
 def test_reading_what_is_missing_says_which_file(place: str) -> None:
     with pytest.raises(UserError, match=r"/place/nowhere\.jpg: not found; check the path"):
         storage.read_bytes(storage.join(place, "nowhere.jpg"))
+
+
+@pytest.mark.parametrize(("form", "other"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_in_the_other_unicode_form_is_named_as_the_difference(place: str, form: str, other: str) -> None:
+    """Of Unicode's two spellings of an accent, a list may have another one than the storage."""
+    storage.write_bytes(f"{place}/{unicodedata.normalize(form, 'Zürich')}.jpg", b"a")
+    missing = f"{place}/{unicodedata.normalize(other, 'Zürich')}.jpg"
+    difference = f"a file exists whose name differs only in Unicode: it is in form {form}, and this one is {other}"
+    with pytest.raises(UserError, match=f"not found, but {difference}; write the name as the storage lists it"):
+        storage.read_bytes(missing)
+    with pytest.raises(UserError, match=difference):
+        storage.open_file(missing)
+    (failure,) = storage.fetch([missing])
+    assert isinstance(failure, FileNotFoundError)
+    assert difference in storage.reason(failure)
 
 
 def test_removing_what_is_gone_is_fine(place: str) -> None:
