@@ -11,6 +11,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.config.bands import AS_DECLARED, Rendering
 from pipeline.images.codec import ImageError, decode_image, decode_label
 from pipeline.images.tiff_windows import TiffWindows
 from tests.pipeline.image_corpus import picture, tiff
@@ -24,6 +25,7 @@ GRAY_HW = np.ascontiguousarray(PICTURE_HW3[..., 0])
 def check(case: Case) -> None:
     _check_pixels(case)
     _check_label(case)
+    _check_bands(case)
 
 
 def _check_pixels(case: Case) -> None:
@@ -54,8 +56,25 @@ def _check_label(case: Case) -> None:
     assert caught.value.kind in ("NotALabelMap", "Unsupported"), case.name
 
 
-def windows(content: bytes) -> TiffWindows:
-    return TiffWindows(io.BytesIO(content), len(content))
+def _check_bands(case: Case) -> None:
+    samples_HWC = case.samples_HWC.astype(np.float64)
+    bands = samples_HWC.shape[2], 1, (samples_HWC.shape[2] + 1) // 2
+    low, high = float(samples_HWC.min()), float(samples_HWC.max())
+    rendering = Rendering.of(",".join(map(str, bands)), f"{low!r},{high!r}")
+    if case.name.startswith(("palette", "CMYK")):
+        with pytest.raises(ImageError, match="a selection of bands"):
+            decode_image(case.content, rendering=rendering)
+        return
+    light_HW3 = (samples_HWC[..., [band - 1 for band in bands]] - low) * (255 / (high - low))
+    expected_HW3 = 255 - light_HW3 if case.name.startswith("inverted") else light_HW3
+    decoded_HW3 = decode_image(case.content, rendering=rendering)
+    np.testing.assert_allclose(decoded_HW3, expected_HW3, atol=0.501, err_msg=case.name)
+    window_HW3 = windows(case.content, rendering).read(5, 20, 9, 40)
+    np.testing.assert_array_equal(window_HW3, decoded_HW3[5:20, 9:40], err_msg=case.name)
+
+
+def windows(content: bytes, rendering: Rendering = AS_DECLARED) -> TiffWindows:
+    return TiffWindows(io.BytesIO(content), len(content), rendering=rendering)
 
 
 def refusal(content: bytes) -> ImageError:
