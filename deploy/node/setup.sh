@@ -1,10 +1,11 @@
 #!/bin/bash
-# Sets up a machine of the cluster: a C compiler and the Python environment of constraints.txt, in ~/.venv.
+# Sets up a machine of the cluster: a C compiler, Python's headers, and the environment of constraints.txt in ~/.venv.
 # Running it again takes a second, as long as pyproject.toml and constraints.txt are unchanged.
 set -euo pipefail
 code=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
-packages=(python3-venv gcc libc6-dev) # models/*.c are compiled for the CPU at hand
+# models/*.c are compiled for the CPU at hand; Triton compiles its launchers against Python's headers.
+packages=(python3-venv python3-dev gcc libc6-dev)
 if ! dpkg --status "${packages[@]}" > /dev/null 2>&1; then
     # A new machine first updates itself, and holds apt's lock meanwhile.
     sudo apt-get -q -o DPkg::Lock::Timeout=600 update

@@ -1,10 +1,10 @@
-"""Processor checks: Ray, the driver and torch must see the same GPUs, and bfloat16 arithmetic must be correct."""
+"""Processor checks: Ray, the driver and torch must see the same GPUs, compile for them, and multiply correctly."""
 
 import csv
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import ray_internals
 from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult
@@ -14,10 +14,13 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-LIMIT = 150.0  # seconds, for importing torch and, on GPUs, initializing CUDA
+LIMIT = 150.0  # seconds, for importing torch and, on GPUs, initializing CUDA and compiling a kernel
 SIDE = 256  # of the multiplied matrices
 TOLERANCE = 0.02  # relative to the largest value; bfloat16 has 8 significant bits
 SMI_TIMEOUT = 30.0  # seconds
+# Oldest branch of the driver by major version of CUDA.
+# Source: docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
+MIN_DRIVERS = {"11": 450, "12": 525, "13": 580}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Tried:
     names: tuple[str, ...] = ()  # of the GPUs that torch sees
     native_bfloat16: bool = True  # on all of them
     nccl: str | None = None
+    compile_error: str | None = None
+    unsupported: tuple[str, ...] = ()  # GPUs older than any that torch was built for
+    oldest: str | None = None  # compute capability that torch was built for
 
 
 def installed_gpus() -> list[Installed] | None:
@@ -68,14 +74,20 @@ def try_cpu() -> Tried:
 
 
 def try_gpus() -> Tried:
-    """Multiply in bfloat16 on every GPU that this process may use. Raises UserError for a wrong result."""
+    """Multiply in bfloat16, and compile a kernel, on every GPU that this process may use.
+
+    GPUs older than any that torch was built for are only named. Raises UserError for a wrong result.
+    """
     import torch
 
     from models.inference.predictor import has_native_bfloat16
 
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    for device in devices:
+    oldest = oldest_capability(torch.cuda.get_arch_list())
+    supported = [device for device in devices if oldest is None or torch.cuda.get_device_capability(device) >= oldest]
+    for device in supported:
         _multiply(device)
+    errors = [error for device in supported if (error := compile_error(device))]
     has_nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
     return Tried(
         torch.__version__,
@@ -83,7 +95,31 @@ def try_gpus() -> Tried:
         tuple(torch.cuda.get_device_name(device) for device in devices),
         all(has_native_bfloat16(device) for device in devices),
         ".".join(map(str, torch.cuda.nccl.version())) if devices and has_nccl else None,
+        errors[0] if errors else None,
+        tuple(torch.cuda.get_device_name(device) for device in devices if device not in supported),
+        None if oldest is None else ".".join(map(str, oldest)),
     )
+
+
+def oldest_capability(architectures: list[str]) -> tuple[int, int] | None:
+    """Return the lowest compute capability among architectures such as sm_75 and sm_120; None without any."""
+    numbers = [int("".join(filter(str.isdigit, name))) for name in architectures]
+    return divmod(min(numbers), 10) if numbers else None
+
+
+def compile_error(device: "torch.device", backend: str | Callable[..., Any] = "inductor") -> str | None:
+    """Compile and run a tiny kernel on the device; return the reason if that fails."""
+    import torch
+
+    def add(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 + 1
+
+    x = torch.ones(8, device=device)
+    try:
+        result = torch.compile(add, backend=backend)(x)
+    except Exception as error:  # torch, Triton and the C compiler raise dozens of unrelated types
+        return " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
+    return None if torch.equal(result, add(x)) else f"a compiled kernel gave a wrong result on {device}"
 
 
 def _multiply(device: "torch.device") -> None:
@@ -141,7 +177,11 @@ def check_gpus(roll: Roll, installed: Mapping[Node, list[Installed] | None]) -> 
     some = next(iter(tried.values()))
     told = f"{sum(len(its.names) for its in tried.values())} as offered by Ray ({', '.join(sorted(set(some.names)))})"
     driver = f", driver {', '.join(drivers)}" if drivers else ""
-    return [CheckResult(OK, f"{told}{driver}, torch for CUDA {some.cuda}; bfloat16 is correct and native")]
+    return [
+        CheckResult(
+            OK, f"{told}{driver}, torch for CUDA {some.cuda}; bfloat16 is correct and native, and kernels compile"
+        )
+    ]
 
 
 def _unused(reply: Silence) -> str:
@@ -182,12 +222,23 @@ def judge_tried(name: str, reserved: int, tried: Tried, installed: list[Installe
             return [
                 CheckResult(FAIL, f"{told}, since there is no driver; install it, or start Ray with --num-gpus=0", name)
             ]
-        told += f"; it is built for CUDA {tried.cuda}, for which driver {installed[0].driver} may be too old"
+        if minimum := _newer_driver_needed(tried.cuda, installed[0].driver):
+            told += f"; CUDA {tried.cuda} needs driver {minimum} or newer, and {installed[0].driver} is installed"
+        else:
+            told += f"; it is built for CUDA {tried.cuda}, for which driver {installed[0].driver} may be too old"
         return [CheckResult(FAIL, f"{told}: update the driver, or install torch for an older CUDA version", name)]
     findings = []
+    if tried.unsupported:
+        told = f"torch {tried.torch} is built for GPUs of compute capability {tried.oldest} or newer"
+        told += f", not for {', '.join(sorted(set(tried.unsupported)))}"
+        findings.append(CheckResult(FAIL, f"{told}; use newer GPUs, or torch for an older CUDA version", name))
+    if tried.compile_error:
+        told = f"torch.compile failed ({tried.compile_error}); predictors run uncompiled there, which takes longer"
+        findings.append(CheckResult(WARN, f"{told}: install Triton, gcc, libc6-dev and python3-dev", name))
     if not tried.native_bfloat16:
         told = f"{', '.join(sorted(set(tried.names)))} has no native bfloat16"
-        findings.append(CheckResult(WARN, f"{told}; predictors use float32 there, several times slower", name))
+        told += "; predictors use float16 there, and training float32"
+        findings.append(CheckResult(WARN, f"{told} unless optimization.precision is float16", name))
     if reserved and tried.nccl is None:
         findings.append(
             CheckResult(
@@ -195,6 +246,12 @@ def judge_tried(name: str, reserved: int, tried: Tried, installed: list[Installe
             )
         )
     return findings
+
+
+def _newer_driver_needed(cuda: str, driver: str) -> int | None:
+    """Return the oldest branch of the driver that a version of CUDA works with, if this driver is older."""
+    minimum = MIN_DRIVERS.get(cuda.split(".")[0])
+    return minimum if minimum is not None and int(driver.split(".")[0]) < minimum else None
 
 
 def judge_uniform(drivers: set[str], cudas: set[str]) -> list[CheckResult]:

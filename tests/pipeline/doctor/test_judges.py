@@ -3,13 +3,22 @@
 import math
 
 import pytest
+import torch
 
 from pipeline.doctor.access import Dashboard, judge_authentication, judge_dashboard
 from pipeline.doctor.all_reduce import judge_rates as judge_reduced
 from pipeline.doctor.all_reduce import rounds_of_pairs
 from pipeline.doctor.clock import Skew, judge_skews, skew_of
 from pipeline.doctor.findings import FAIL, OK, WARN, CheckResult, Level
-from pipeline.doctor.gpus import Installed, Tried, judge_offer, judge_tried, judge_uniform
+from pipeline.doctor.gpus import (
+    Installed,
+    Tried,
+    compile_error,
+    judge_offer,
+    judge_tried,
+    judge_uniform,
+    oldest_capability,
+)
 from pipeline.doctor.machine import Disk, Machine, judge_disks, judge_open_files, judge_shared_memory
 from pipeline.doctor.nodes import Answer, Node, judge_nodes
 from pipeline.doctor.transfers import Rates, judge_rates
@@ -144,6 +153,9 @@ def test_gpus_that_torch_does_not_see_are_told_with_the_likely_reason() -> None:
     assert "built for CPUs only" in message(Tried("2.14.1+cpu", None), [H200])
     assert "there is no driver" in message(Tried("2.14.1", "13.0"), None)
     assert "driver 580.1 may be too old" in message(Tried("2.14.1", "13.0"), [H200])
+    older = [Installed("NVIDIA H200", "575.57.08")]
+    assert "CUDA 13.0 needs driver 580 or newer, and 575.57.08 is installed" in message(Tried("2.14.1", "13.0"), older)
+    assert "driver 575.57.08 may be too old" in message(Tried("2.14.1", "12.8"), older)
     assert "has no NCCL" in message(Tried("2.14.1", "13.0", ("NVIDIA H200",)), [H200])
     assert judge_tried("a", 1, Tried("2.14.1", "13.0", ("NVIDIA H200",), nccl="2.28"), [H200]) == []
 
@@ -154,6 +166,34 @@ def test_gpus_without_bfloat16_are_warned_of_and_unlike_nodes_too() -> None:
     assert levels(judge_uniform({"580.1", "570.2"}, {"13.0"})) == [(WARN, None)]
     assert levels(judge_uniform({"580.1"}, {"13.0", "12.8"})) == [(FAIL, None)]
     assert judge_uniform({"580.1"}, {"13.0"}) == []
+
+
+def test_gpus_older_than_torch_and_kernels_that_do_not_compile_are_reported() -> None:
+    tried = Tried("2.14.1", "13.0", ("Tesla V100",), nccl="2.28", unsupported=("Tesla V100",), oldest="7.5")
+    (found,) = judge_tried("a", 1, tried, [H200])
+    assert found.level == FAIL
+    assert "compute capability 7.5 or newer, not for Tesla V100" in found.message
+    tried = Tried("2.14.1", "13.0", ("NVIDIA H200",), nccl="2.28", compile_error="Python.h: No such file")
+    (found,) = judge_tried("a", 1, tried, [H200])
+    assert found.level == WARN
+    assert "torch.compile failed (Python.h: No such file)" in found.message
+    assert "python3-dev" in found.message
+
+
+def test_the_oldest_gpu_is_that_of_torchs_architectures() -> None:
+    assert oldest_capability(["sm_100", "sm_75", "sm_90a", "compute_120"]) == (7, 5)
+    assert oldest_capability([]) is None
+
+
+def test_a_kernel_is_compiled_and_its_result_checked() -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("Python.h: No such file\n\nTraceback")
+
+    cpu = torch.device("cpu")
+    assert compile_error(cpu, "eager") is None
+    assert "Python.h: No such file" in (compile_error(cpu, fails) or "")
+    wrong = compile_error(cpu, lambda graph, _: lambda *inputs: (graph(*inputs)[0] + 1,))
+    assert wrong == "a compiled kernel gave a wrong result on cpu"
 
 
 def test_every_node_is_in_a_pair_and_no_two_pairs_of_a_round_share_one() -> None:
