@@ -1,7 +1,8 @@
 """Training loop of a Ray Train worker: one PSPNet replica, trained from the last checkpoint to the last step.
 
 All randomness is a function of (seed, step, worker), so a resumed run ends with the same weights as an uninterrupted
-one. A checkpoint therefore needs only the parameters and the state of optimizer and step, no random state.
+one; on GPUs, whose sums have no fixed order, up to rounding. A checkpoint therefore needs only the parameters and the
+state of optimizer and step, no random state.
 """
 
 from typing import Any
