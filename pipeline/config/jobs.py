@@ -184,7 +184,7 @@ class PredictConfig(JobSettings):
     precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
         description="Numeric precision of the network. auto: bfloat16 if the hardware supports it natively, otherwise "
-        "float32. int8: CPUs only, with a checkpoint calibrated by jobs/calibrate.py.",
+        "float16 on GPUs and float32 on CPUs. int8: CPUs only, with a checkpoint calibrated by jobs/calibrate.py.",
     )
 
     @model_validator(mode="after")
