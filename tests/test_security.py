@@ -12,7 +12,12 @@ from tests.conftest import REPOSITORY
 
 SOURCES = sorted(path for folder in ("models", "pipeline", "jobs") for path in (REPOSITORY / folder).rglob("*.py"))
 # Between processes of one run alone, which Ray pickles for anyway.
-WITHIN_A_RUN = {"pipeline/datasets/validation.py", "pipeline/evaluate/stages.py", "pipeline/train/batches.py"}
+WITHIN_A_RUN = {
+    "pipeline/datasets/validation.py",
+    "pipeline/evaluate/stages.py",
+    "pipeline/train/batches.py",
+    "pipeline/train/rare_classes.py",
+}
 UNPICKLERS = {
     "pickle.load",
     "pickle.loads",
