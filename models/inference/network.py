@@ -10,6 +10,7 @@ O channels of the head, K classes.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from models.pyramid import constant_interpolation_matrices
 
 # Strips of features of about this size keep matrix products large and memory small.
 STRIP_BYTES = 8 * 2**20
-COMPILED_SIZES = 8  # batch sizes; each graph takes seconds to compile, and memory
+COMPILED_SIZES = 8  # batch sizes, as many as torch compiles one function for
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,10 @@ def compiled(network: InferenceNetwork, **options: Any) -> Callable[[Tensor], Te
     for function in (constant_interpolation_matrices, averaging):
         # Called here, since a decorator would load the compiler in every process.
         torch.compiler.assume_constant_result(function)
-    # Isolated, because torch otherwise counts the sizes of all networks of a process together.
-    graphs = torch.compile(  # type: ignore[call-overload]  # its overloads lack the two options of recompilation
-        network.__call__,
-        fullgraph=True,
-        dynamic=False,
-        recompile_limit=COMPILED_SIZES,
-        isolate_recompiles=True,
-        **options,
-    )
+    # A code object of its own, because torch limits the graphs of a code object, whatever network they are of.
+    call = InferenceNetwork.__call__
+    own_call = MethodType(FunctionType(call.__code__.replace(), call.__globals__), network)
+    graphs = torch.compile(own_call, fullgraph=True, dynamic=False, **options)
     run = or_uncompiled(graphs, network.__call__)
     sizes: set[torch.Size] = set()
 
