@@ -9,9 +9,8 @@ CHAOS_SEEDS ?= 0-49
 ONLY ?=
 CAMVID ?=
 
-# Processes that run tests: two per core, since half of a test's time is waiting for servers, timeouts and new processes.
-# Each may start a Ray head of its own, and what it runs there.
-TEST_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(2 * os.cpu_count(), 8))')
+# Processes that run tests. Each may start a Ray head of its own, and what it runs there; more than cores do not help.
+TEST_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(max(2, min(os.cpu_count(), 8)))')
 # ORDER=random shuffles files and the tests of each; the run prints the seed that repeats it.
 ORDER ?= fixed
 PYTEST = $(BIN)/python -m pytest $(if $(filter random,$(ORDER)),,-p no:randomly) -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations 20
