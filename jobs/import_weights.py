@@ -2,6 +2,7 @@
 
 import argparse
 
+from pipeline.checkpoints import published
 from pipeline.config.command_line import Parser, add_to_option, given_to, uri
 from pipeline.console import log, run_job
 
@@ -10,13 +11,19 @@ def main(argv: list[str], prog: str = "jobs/import_weights.py") -> None:
     parser = Parser(
         prog,
         "Convert PSPNet weights of hszhao/semseg or MMSegmentation to a checkpoint folder, or use an "
-        "ImageNet ResNet from torchvision as the backbone of a new PSPNet.",
+        "ImageNet ResNet from torchvision as the backbone of a new PSPNet. SOURCE may be the name of published "
+        "weights in docs/weights.md, which are downloaded.",
         (
-            "resnet50-11ad3fa6.pth --to imagenet-resnet50 --classes road,car,sky",
+            "resnet50-imagenet --to imagenet-resnet50 --classes road,car,sky",
             "train_epoch_100.pth --to pspnet50 --classes names.txt",
         ),
     )
-    parser.add_argument("source", type=uri, metavar="SOURCE", help=".pth, .pt or .safetensors file, path or URI")
+    parser.add_argument(
+        "source",
+        type=_name_or_uri,
+        metavar="SOURCE",
+        help=".pth, .pt or .safetensors file, path or URI; or a name such as mmseg-r50-voc",
+    )
     add_to_option(parser, metavar="FOLDER", help="folder or URI for the checkpoint")
     parser.add_argument(
         "--classes",
@@ -39,21 +46,21 @@ def main(argv: list[str], prog: str = "jobs/import_weights.py") -> None:
     )
     arguments = parser.parse_intermixed_args(argv)
     to = given_to(parser, arguments)
+    align_corners = None if arguments.align_corners is None else arguments.align_corners == "true"
+    source, weights = arguments.source, None
+    if published.is_name(source):
+        weights = published.find(source)
+        source = published.downloaded(weights, published.cache_folder()).as_uri()
+        align_corners = weights.align_corners if align_corners is None else align_corners
     log("Loading PyTorch")
     # Before torch is imported, which takes seconds.
     from pipeline import storage
 
-    storage.require(arguments.source, "source")
+    storage.require(source, "source")
     from pipeline.checkpoints.importing import import_checkpoint, read_classes
 
-    summary = import_checkpoint(
-        arguments.source,
-        to,
-        read_classes(arguments.classes) if arguments.classes is not None else None,
-        arguments.bins,
-        None if arguments.align_corners is None else arguments.align_corners == "true",
-        arguments.ema,
-    )
+    classes = read_classes(arguments.classes) if arguments.classes is not None else None
+    summary = import_checkpoint(source, to, classes, arguments.bins, align_corners, arguments.ema)
     model, metadata = summary.imported.model, summary.imported.metadata
     a = model.architecture
     stem = f"deep stem {'-'.join(map(str, a.stem_channels))}" if a.stem == "deep" else "plain stem"
@@ -67,10 +74,22 @@ def main(argv: list[str], prog: str = "jobs/import_weights.py") -> None:
     print(f"Parameters    {sum(parameter.numel() for parameter in model.parameters()):,}")
     print(f"Model id      {summary.model_id}")
     print(f"Checkpoint    {summary.output}{'' if summary.written else ' (already exists)'}")
+    if weights is not None:
+        print(f"Published     {weights.license}, trained on {weights.data}{_accuracy(weights)}")
     for note in summary.imported.notes:
         print(f"Note          {note}")
     if summary.imported.is_trained:
         print(f"Next          python jobs/segment_bucket.py --input URI --output URI --checkpoint {summary.output}")
+
+
+def _name_or_uri(text: str) -> str:
+    return text if published.is_name(text) else uri(text)
+
+
+def _accuracy(weights: published.PublishedWeights) -> str:
+    if weights.miou is None:
+        return ""
+    return f": mIoU {weights.miou:.2f}%, {weights.miou_multi_scale:.2f}% at several scales with mirror images"
 
 
 def _bins(text: str) -> tuple[int, ...]:

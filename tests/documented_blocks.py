@@ -12,7 +12,7 @@ LANGUAGES = ("sh", "python", "sql")  # of what a reader types
 
 # Titles of blocks that no test runs. Readers see them, too.
 REASONS = (
-    *("needs a cluster", "needs a GPU", "needs CamVid", "needs fiftyone"),
+    *("needs a cluster", "needs a GPU", "needs CamVid", "needs fiftyone", "needs the internet"),
     *("takes minutes", "takes an hour or more"),
 )
 # Titles of blocks that tests run where the machine has what they need.

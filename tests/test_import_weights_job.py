@@ -1,6 +1,11 @@
 """jobs/import_weights.py as a user runs it: from a published file to a checkpoint that labels images."""
 
+import hashlib
+import shutil
 import subprocess
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +15,9 @@ import torch
 import models
 from jobs.import_weights import main
 from pipeline import storage
+from pipeline.checkpoints import published
 from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.published import PublishedWeights
 from pipeline.errors import UserError
 from tests.in_process import run_script
 from tests.models.reference_networks import MMSeg
@@ -156,3 +163,24 @@ def test_the_exit_code_tells_success_from_what_the_user_can_mend(source: Path, t
     misspelt = run(str(source), "--to", out, "--bins", "one")
     assert misspelt.returncode == 2
     assert "'one' is not a list of integers such as 1,2,3,6" in misspelt.stderr
+
+
+def test_a_published_name_is_downloaded_and_imported_as_its_table_says(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"net-{hashlib.sha256(source.read_bytes()).hexdigest()[:8]}.pth"
+    shutil.copy(source, tmp_path / name)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    monkeypatch.setenv("SCENEPARSE_CACHE", str(tmp_path / "cache"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/{name}"
+        weights = PublishedWeights("net", "VOC", "MIT", url, True, 77.0, 78.5)
+        monkeypatch.setattr(published, "published_weights", lambda: {"net": weights})
+        main(["net", "--to", str(tmp_path / "out"), "--classes", ",".join(CLASSES)])
+        server.shutdown()
+    printed = capsys.readouterr().out
+    assert "an auxiliary head, align_corners true" in printed
+    assert "Published     MIT, trained on VOC: mIoU 77.00%, 78.50% at several scales with mirror images" in printed
+    assert (tmp_path / "cache" / "weights" / name).exists()
+    assert_predicts(str(tmp_path / "out"))
