@@ -78,7 +78,7 @@ def main(argv: list[str], prog: str = "jobs/import_weights.py") -> None:
         print(f"Published     {weights.license}, trained on {weights.data}{_accuracy(weights)}")
     for note in summary.imported.notes:
         print(f"Note          {note}")
-    if summary.imported.is_trained:
+    if metadata.has_trained_heads:
         print(f"Next          python jobs/segment_bucket.py --input URI --output URI --checkpoint {summary.output}")
 
 

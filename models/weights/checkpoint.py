@@ -32,7 +32,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 # default, which is the behavior of all older models.
 YOUNGER_FIELDS = ("dilate_second",)
 # Entries of config.json that were added after the first version of the format, with their defaults.
-YOUNGER_ENTRIES: dict[str, Any] = {"int8": {}, "temperature": 1.0}
+YOUNGER_ENTRIES: dict[str, Any] = {"int8": {}, "temperature": 1.0, "has_trained_heads": True}
 
 
 @dataclass
@@ -43,7 +43,8 @@ class Metadata:
     defines how an image becomes the network's input, for example {"long_side": 1024}. `int8` is empty, or the int8
     calibration and its accuracy: {"ranges": result of `activation_ranges`, "images": number of images used,
     "agreement": share of labeled pixels that get the same label as in float32, "miou": {"float32": ..., "int8": ...}}.
-    Logits are divided by `temperature` to calibrate the confidences.
+    Logits are divided by `temperature` to calibrate the confidences. `has_trained_heads` is False if only the
+    backbone is of use, such as an ImageNet ResNet's.
 
     Raises ValueError, with the name of the field, if a field is out of range or fields disagree.
     """
@@ -58,6 +59,7 @@ class Metadata:
     code_version: str = ""
     int8: dict[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
+    has_trained_heads: bool = True
 
     def __post_init__(self) -> None:
         for name in ("preprocessing", "metrics", "int8"):
@@ -73,6 +75,7 @@ class Metadata:
         valid = _is_finite(self.temperature) and self.temperature > 0
         self._require("temperature", valid, "a finite number above zero")
         self.temperature = float(self.temperature)
+        self._require("has_trained_heads", isinstance(self.has_trained_heads, bool), "true or false")
         long_side = self.preprocessing.get("long_side")
         if long_side is not None and not (_is_int(long_side) and long_side > 0):
             raise ValueError(
@@ -151,8 +154,9 @@ def model_id(source: PSPNet | str | Path, metadata: Metadata | None = None) -> s
     """Return 32 hexadecimal digits that identify the function a model computes.
 
     `source` is a checkpoint folder, or a model together with its metadata. The id depends on weights, architecture,
-    normalization, preprocessing and temperature. It does not depend on class names, colors, metrics, code version or
-    int8 calibration, since the precision is chosen at prediction. It is the same before and after `save`.
+    normalization, preprocessing and temperature. It does not depend on class names, colors, metrics, code version,
+    int8 calibration (the precision is chosen at prediction) or the mark of untrained heads. It is the same before and
+    after `save`.
     """
     if isinstance(source, PSPNet):
         if metadata is None:

@@ -5,7 +5,7 @@ and shapes. Settings that neither shows (the grid of upsampling, dilation) follo
 metadata of an MMSegmentation checkpoint.
 
 Sources: github.com/hszhao/semseg model/pspnet.py; github.com/open-mmlab/mmsegmentation backbones/resnet.py and
-decode_heads/psp_head.py; torchvision.models.resnet.
+decode_heads/psp_head.py; torchvision.models.resnet; timm.models.resnet.
 """
 
 import re
@@ -98,6 +98,27 @@ WEIGHT_LAYOUTS = (
         function=_MMSEG_FUNCTION,
     ),
     WeightLayout(
+        "ImageNet ResNet of MMSegmentation, deep stem",
+        signature=("stem.", "layer1."),
+        prefixes={
+            **{f"stem.{theirs}": f"backbone.{ours}" for theirs, ours in _STEM.items()},
+            "layer": "backbone.layer",
+        },
+        function={},
+        dropped="fc.",
+    ),
+    WeightLayout(
+        "ImageNet ResNet of timm, deep stem",
+        signature=("conv1.0.", "layer1."),
+        prefixes={
+            **{f"conv1.{theirs}": f"backbone.{ours}" for theirs, ours in _STEM.items() if theirs != "7."},
+            "bn1.": "backbone.bn3.",
+            "layer": "backbone.layer",
+        },
+        function={},
+        dropped="fc.",
+    ),
+    WeightLayout(
         "ImageNet ResNet",
         signature=("conv1.", "layer1."),
         prefixes={"conv": "backbone.conv", "bn": "backbone.bn", "layer": "backbone.layer"},
@@ -110,13 +131,12 @@ WEIGHT_LAYOUTS = (
 class Imported(NamedTuple):
     """Imported network in evaluation mode on the CPU, its metadata, and the name of the kind of weights.
 
-    `is_trained` is False for a backbone, whose heads are new; `notes` are assumptions to report to the user.
+    `notes` are assumptions to report to the user.
     """
 
     model: PSPNet
     metadata: Metadata
     kind: str
-    is_trained: bool
     notes: list[str]
 
 
@@ -171,7 +191,7 @@ def _import(
             f"{architecture.num_classes} classes; give one name per class."
         )
     colors = about.colors if about.colors and len(about.colors) == len(names) else palette(len(names))
-    metadata = Metadata(names, colors, **about.normalisation)
+    metadata = Metadata(names, colors, **about.normalisation, has_trained_heads=kind.has_heads)
 
     notes = []
     if not kind.has_heads:
@@ -187,7 +207,7 @@ def _import(
         notes.append("the file also has moving averages of the parameters (ema_*); import it with ema to use these")
     if file.ignored:
         notes.append(f"ignored beside the weights: {', '.join(file.ignored)}")
-    return Imported(_build(architecture, ours, unknown, kind), metadata, kind.name, kind.has_heads, notes)
+    return Imported(_build(architecture, ours, unknown, kind), metadata, kind.name, notes)
 
 
 def palette(num_classes: int) -> list[list[int]]:
@@ -264,6 +284,11 @@ def _architecture(
         raise ValueError(
             f"{_published('backbone.layer1.0.conv2.weight', kind)} has shape {list(width)}, like a ResNeXt, Wide "
             "ResNet or other variant; only plain ResNets (64 channels in the first stage) can be imported."
+        )
+    if any(re.match(r"backbone\.layer\d\.0\.downsample\.2\.", name) for name in shapes):
+        raise ValueError(
+            f"{_published('backbone.layer2.0.downsample.2.', kind)}* belongs to shortcuts with average pooling, as in "
+            "ResNet-D, which compute another function; use weights without it, such as resnet50_v1c."
         )
     stem: dict[str, Any] = {"stem": "plain"}
     if "backbone.conv2.weight" in shapes:

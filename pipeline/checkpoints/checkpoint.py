@@ -50,13 +50,15 @@ class Checkpoint:
         long_side: int | None,
         protocol: ProtocolConfig | None = None,
         rendering: Rendering = AS_DECLARED,
+        needs_heads: bool = True,
     ) -> "Checkpoint":
         """Load a checkpoint from a local or remote folder.
 
         `long_side` (pixels) and the options of `rendering` that are set override the checkpoint's. The model id
         identifies how images are labeled, so it depends on them and on `protocol`.
 
-        Raises: UserError if the folder is missing, damaged or not a checkpoint.
+        Raises: UserError if the folder is missing, damaged or not a checkpoint, or, with `needs_heads`, if it holds a
+        backbone whose heads are untrained.
         """
         check_is_checkpoint(uri)
         import models
@@ -71,6 +73,11 @@ class Checkpoint:
                     f"checkpoint {uri}: {error.filename or folder} cannot be read: {error.strerror or error}; check "
                     "the path and its read permissions"
                 ) from error
+        if needs_heads and not metadata.has_trained_heads:
+            raise UserError(
+                f"checkpoint {uri}: holds a backbone whose heads are untrained; train a network that starts from it "
+                f"(jobs/train.py --weights {uri}), and use its best checkpoint"
+            )
         if long_side is not None:
             # Different preprocessing produces different masks, so it counts as a different model.
             metadata.preprocessing = {**metadata.preprocessing, "long_side": long_side}

@@ -49,7 +49,8 @@ def import_checkpoint(
     imported.metadata.code_version = code_version()
     model_id = models.model_id(imported.model, imported.metadata)
     written = not holds_checkpoint(output, model_id, imported.metadata)
-    if written:
+    # Imports of releases without the mark of untrained heads get it.
+    if written or not imported.metadata.has_trained_heads:
         write_checkpoint(output, imported.model, imported.metadata)
     return ImportSummary(imported, model_id, output, written)
 

@@ -7,24 +7,28 @@ from pipeline.config.data import DataConfig
 from pipeline.errors import UserError
 
 # Settings with which the same parameters compute a different function.
-OF_BACKBONE = ("backbone", "stem", "stem_channels", "contract_dilation", "dilate_second")
+OF_BACKBONE = ("backbone", "stem", "stem_channels")
+OF_DILATION = ("contract_dilation", "dilate_second")
 OF_HEADS = ("bins", "pooling", "reduce", "align_corners")
 
 
 def take_weights(network: Any, uri: str, data: DataConfig) -> list[str]:
-    """Load a checkpoint's backbone into a network, and its heads if their classes are the same.
+    """Load a checkpoint's backbone into a network, and its heads if they are trained and their classes are the same.
+
+    A backbone alone, such as an ImageNet ResNet's, was trained without dilation, so any is accepted.
 
     Returns: names of the loaded parts: 'backbone', 'head', 'auxiliary'.
     Raises: UserError if the checkpoint has a different backbone, with the keys to change.
     """
-    found = Checkpoint.load(uri, long_side=None)
-    differing = _differing(network, found.network, OF_BACKBONE)
+    found = Checkpoint.load(uri, long_side=None, needs_heads=False)
+    has_heads = found.metadata.has_trained_heads
+    differing = _differing(network, found.network, OF_BACKBONE + (OF_DILATION if has_heads else ()))
     if differing:
         listed = "\n  ".join(f"model.{key}: {theirs!r} in weights, {ours!r} here" for key, theirs, ours in differing)
         raise UserError(f"weights {uri}: has a different backbone:\n  {listed}\nset these keys to match the weights")
     network.backbone.load_state_dict(found.network.backbone.state_dict())
     taken = ["backbone"]
-    if found.class_names != [entry.name for entry in data.classes]:
+    if not has_heads or found.class_names != [entry.name for entry in data.classes]:
         return taken
     if not _differing(network, found.network, OF_HEADS):
         network.head.load_state_dict(found.network.head.state_dict())

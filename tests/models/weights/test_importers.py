@@ -188,7 +188,7 @@ def test_torchvisions_resnet_becomes_the_backbone(depth: int, import_state) -> N
     assert imported.model.architecture == Architecture(f"resnet{depth}", 2)
     for name, tensor in imported.model.backbone.state_dict().items():
         assert torch.equal(tensor, state[name]), name
-    assert not imported.is_trained
+    assert not imported.metadata.has_trained_heads
     assert "untrained" in imported.notes[0]
     assert imported.notes[1] == "dropped 2 (fc.weight, fc.bias)"
 
@@ -205,6 +205,47 @@ def test_new_heads_are_always_the_same_and_other_random_numbers_go_on_undisturbe
     second = import_state(state, classes=["c", "d"], bins=(1, 2))
     assert first.model.architecture == Architecture("resnet18", 2, stem="deep", bins=(1, 2))
     assert models.model_id(first.model, first.metadata) == models.model_id(second.model, second.metadata)
+
+
+def renamed_stem(state: State, names: dict[str, str]) -> State:
+    """Return the backbone of MMSegmentation's state dict with other prefixes of its stem."""
+    backbone = {name.removeprefix("backbone."): t for name, t in state.items() if name.startswith("backbone.")}
+    longest_first = sorted(names, key=len, reverse=True)
+    starts = {name: next((start for start in longest_first if name.startswith(start)), "") for name in backbone}
+    return {names.get(starts[name], "") + name.removeprefix(starts[name]): t for name, t in backbone.items()}
+
+
+TIMM_STEM = {f"stem.{n}.": f"conv1.{n}." for n in (0, 1, 3, 4, 6)} | {"stem.7.": "bn1."}
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize(
+    ("names", "kind"), [({}, "of MMSegmentation"), (TIMM_STEM, "of timm")], ids=["MMSegmentation", "timm"]
+)
+def test_a_deep_backbone_is_that_of_the_whole_network(
+    depth: int, names: dict[str, str], kind: str, import_state
+) -> None:
+    state = hollow(shapes_of(MMSeg, depth, 3))
+    whole = import_state(state)
+    alone = import_state(renamed_stem(state, names) | {"fc.weight": torch.zeros(1000, 512)}, classes=["road", "sky"])
+    assert kind in alone.kind
+    assert alone.notes[1] == "dropped 1 (fc.weight)"
+    assert alone.model.architecture.stem_channels == whole.model.architecture.stem_channels
+    assert not alone.metadata.has_trained_heads
+    expected = whole.model.backbone.state_dict()
+    found = alone.model.backbone.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_shortcuts_with_average_pooling_are_refused(import_state) -> None:
+    state = renamed_stem(hollow(shapes_of(MMSeg, 50, 3)), TIMM_STEM)
+    pooled = {
+        name.replace("downsample.1.", "downsample.2.").replace("downsample.0.", "downsample.1."): tensor
+        for name, tensor in state.items()
+    }
+    with pytest.raises(ValueError, match=r"layer2\.0\.downsample\.2\.\* belongs to shortcuts with average pooling"):
+        import_state(pooled, classes=["road", "sky"])
 
 
 # What a file may look like.

@@ -1,11 +1,13 @@
 """Which of a checkpoint's weights a training starts from."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 import models
+from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.pretrained import take_weights
 from pipeline.config.data import ClassEntry, DataConfig
 from pipeline.errors import UserError
@@ -21,8 +23,8 @@ def network(**changes: object) -> models.PSPNet:
     return models.PSPNet(models.Architecture(**{"backbone": "resnet18", "num_classes": 3, **changes}))  # type: ignore[arg-type]
 
 
-def written(model: models.PSPNet, folder: Path) -> str:
-    models.save(folder, model, models.Metadata(NAMES, [[0, 0, 0]] * 3))
+def written(model: models.PSPNet, folder: Path, has_trained_heads: bool = True) -> str:
+    models.save(folder, model, models.Metadata(NAMES, [[0, 0, 0]] * 3, has_trained_heads=has_trained_heads))
     return str(folder)
 
 
@@ -69,3 +71,25 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
 def test_a_key_that_means_nothing_to_a_deep_backbone_does_not_keep_its_weights_out(tmp_path: Path) -> None:
     source, target = network(backbone="resnet50", dilate_second=False), network(backbone="resnet50")
     assert "backbone" in take_weights(target, written(source, tmp_path), data())
+
+
+def test_untrained_heads_are_not_taken_so_that_seeds_decide_them(tmp_path: Path) -> None:
+    source, target = network(), network(contract_dilation=True)
+    head_before = target.head.conv.weight.clone()
+    assert take_weights(target, written(source, tmp_path, has_trained_heads=False), data()) == ["backbone"]
+    assert same(source.backbone, target.backbone)
+    assert torch.equal(target.head.conv.weight, head_before)
+
+
+def test_nothing_is_labeled_with_untrained_heads(tmp_path: Path) -> None:
+    uri = written(network(), tmp_path, has_trained_heads=False)
+    with pytest.raises(UserError, match=r"holds a backbone whose heads are untrained; train .*--weights"):
+        Checkpoint.load(uri, long_side=None)
+
+
+def test_checkpoints_of_earlier_releases_have_trained_heads(tmp_path: Path) -> None:
+    uri = written(network(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["has_trained_heads"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Checkpoint.load(uri, long_side=None).metadata.has_trained_heads
