@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.batch_norm import folded
 from models.inference.fallback import or_uncompiled
@@ -177,10 +177,31 @@ def _pooled_too(features_NCSW: Iterator[Tensor], pooling: RowPooling) -> Iterato
         del strip_NCSW
 
 
+def convolution_names(model: PSPNet) -> dict[str, bool]:
+    """Return the names of the convolutions that `InferenceNetwork` makes, each with True if it adds a shortcut."""
+    names = {f"stem.{conv}": False for conv, _ in _layers(model.backbone)}
+    for name, block in _named_blocks(model):
+        layers = _layers(block)
+        names |= {f"{name}.{conv}": (conv, bn) == layers[-1] for conv, bn in layers}
+        if block.downsample is not None:
+            names[f"{name}.downsample"] = False
+    return names | {"head.conv": False, "head.classifier": False}
+
+
+def _layers(module: nn.Module) -> list[tuple[str, str]]:
+    """Return the names of the convolutions of a stem or block, each with that of its batch norm."""
+    return [(f"conv{i}", f"bn{i}") for i in (1, 2, 3) if hasattr(module, f"conv{i}")]
+
+
+def _named_blocks(model: PSPNet) -> Iterator[tuple[str, Any]]:
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        for index, block in enumerate(getattr(model.backbone, stage)):
+            yield f"{stage}.{index}", block
+
+
 def _stem(model: PSPNet, std: Tensor, make: Maker) -> Iterator[Convolution]:
     backbone = model.backbone
-    convs = [("conv1", "bn1")] if backbone.stem == "plain" else [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
-    for index, (conv_name, bn_name) in enumerate(convs):
+    for index, (conv_name, bn_name) in enumerate(_layers(backbone)):
         conv = folded(getattr(backbone, conv_name), getattr(backbone, bn_name))
         if index == 0:
             conv.weight /= std.to(conv.weight).view(1, 3, 1, 1)
@@ -188,13 +209,9 @@ def _stem(model: PSPNet, std: Tensor, make: Maker) -> Iterator[Convolution]:
 
 
 def _blocks(model: PSPNet, make: Maker) -> Iterator[Block]:
-    backbone = model.backbone
-    for stage in ("layer1", "layer2", "layer3", "layer4"):
-        for index, block in enumerate(getattr(backbone, stage)):
-            name = f"{stage}.{index}"
-            pairs = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3) if hasattr(block, f"conv{i}")]
-            convs = [make(f"{name}.{c}", folded(getattr(block, c), getattr(block, b)), True) for c, b in pairs]
-            shortcut = None
-            if block.downsample is not None:
-                shortcut = make(f"{name}.downsample", folded(*block.downsample), False)
-            yield Block(convs, shortcut)
+    for name, block in _named_blocks(model):
+        convs = [make(f"{name}.{c}", folded(getattr(block, c), getattr(block, b)), True) for c, b in _layers(block)]
+        shortcut = None
+        if block.downsample is not None:
+            shortcut = make(f"{name}.downsample", folded(*block.downsample), False)
+        yield Block(convs, shortcut)

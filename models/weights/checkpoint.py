@@ -10,15 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.inference.network import InferenceNetwork
-from models.kernels.convolution import Convolution
+from models.inference.network import convolution_names
 from models.pspnet import Architecture, PSPNet
 
 WEIGHTS = "model.safetensors"
@@ -348,19 +347,11 @@ def _require_calibration(int8: Mapping[str, Any]) -> None:
 
 
 def _require_ranges_of(model: PSPNet, ranges: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Raise ValueError unless there are ranges for every convolution. `model` may be on the meta device."""
-    names: list[str] = []
-
-    def make(name: str, *_: Any) -> Convolution:
-        names.append(name)
-        return cast(Convolution, name)
-
-    network = InferenceNetwork(model, torch.ones(3), make, torch.device("meta"))
-    adding = {cast(str, block.convolutions[-1]) for block in network.blocks}
+    """Raise ValueError unless there are ranges for every convolution."""
     missing = [
         f"{name}.{tensor}"
-        for name in names
-        for tensor in ("input", "output", *(["shortcut"] if name in adding else []))
+        for name, adds_shortcut in convolution_names(model).items()
+        for tensor in ("input", "output", *(["shortcut"] if adds_shortcut else []))
         if tensor not in ranges.get(name, {})
     ]
     if missing:

@@ -6,7 +6,7 @@ import torch
 import models.inference.fallback
 import models.inference.network
 from models import Architecture, Predictor, PSPNet
-from models.inference.network import InferenceNetwork, compiled
+from models.inference.network import InferenceNetwork, compiled, convolution_names
 from models.inference.preprocessing import NetworkInputs
 from models.kernels import winograd
 from models.kernels.convolution import Convolution
@@ -125,6 +125,21 @@ def test_torchs_compiler_takes_the_network_of_a_gpu_as_one_graph(monkeypatch: py
         call = compiled(network(model), backend="aot_eager")
         with torch.inference_mode():
             assert difference(call(images), expected_logits(model, images)) < 5e-6
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_names_of_its_convolutions_are_known_without_making_it(name: str) -> None:
+    model = make_model(ARCHITECTURES[name])
+    made: dict[int, str] = {}
+
+    def make(name: str, conv: torch.nn.Conv2d, relu: bool) -> Convolution:
+        convolution = Convolution(conv, relu, torch.float32, CPU)
+        made[id(convolution)] = name
+        return convolution
+
+    network_ = InferenceNetwork(model, STD, make, CPU)
+    adding = {made[id(block.convolutions[-1])] for block in network_.blocks}
+    assert convolution_names(model) == {name: name in adding for name in made.values()}
 
 
 def small_network() -> InferenceNetwork:
