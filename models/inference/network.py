@@ -179,13 +179,14 @@ def _pooled_too(features_NCSW: Iterator[Tensor], pooling: RowPooling) -> Iterato
 
 def convolution_names(model: PSPNet) -> dict[str, bool]:
     """Return the names of the convolutions that `InferenceNetwork` makes, each with True if it adds a shortcut."""
-    names = {f"stem.{conv}": False for conv, _ in _layers(model.backbone)}
+    names = {"head.conv": False, "head.classifier": False}
+    names |= {f"stem.{conv}": False for conv, _ in _layers(model.backbone)}
     for name, block in _named_blocks(model):
         layers = _layers(block)
         names |= {f"{name}.{conv}": (conv, bn) == layers[-1] for conv, bn in layers}
         if block.downsample is not None:
             names[f"{name}.downsample"] = False
-    return names | {"head.conv": False, "head.classifier": False}
+    return names
 
 
 def _layers(module: nn.Module) -> list[tuple[str, str]]:
