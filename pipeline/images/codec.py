@@ -2,7 +2,6 @@
 
 import io
 import math
-import zlib
 from typing import Any
 
 import cv2
@@ -135,8 +134,8 @@ def encode_mask(class_ids_HW: NDArray[np.integer], palette: NDArray[np.uint8]) -
         image.putpalette(np.pad(palette, ((0, 256 - len(palette)), (0, 0))).astype(np.uint8).tobytes())
     else:
         image = Image.fromarray(class_ids_HW.astype(np.uint16))
-    # Masks are runs of one value. On CamVid's annotations, runs alone give 17% fewer bytes than level 1, in less time.
-    return _saved(image, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    # Masks have large areas of one value: level 1 is within a few percent of the best size in a fraction of the time.
+    return _saved(image, "PNG", compress_level=1)
 
 
 def encode_image(image_HW3: NDArray[np.uint8], quality: int = 95) -> bytes:
