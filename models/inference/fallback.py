@@ -14,6 +14,11 @@ MAX_REASON = 300  # characters
 _can_compile = True
 
 
+def reason(error: Exception) -> str:
+    """Return the first paragraph of a compiler's error, in one line."""
+    return " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
+
+
 def or_uncompiled(
     compiled: Callable[Parameters, Result], function: Callable[Parameters, Result]
 ) -> Callable[Parameters, Result]:
@@ -33,10 +38,8 @@ def or_uncompiled(
                 raise
             except Exception as error:  # torch, Triton and the C compiler raise dozens of unrelated types
                 _can_compile = False
-                first_paragraph = str(error).strip().split("\n\n")[0]
-                reason = " ".join(first_paragraph.split()) or type(error).__name__
                 warnings.warn(
-                    f"labeling: torch.compile failed, so images take longer ({reason[:MAX_REASON]}); install "
+                    f"labeling: torch.compile failed, so images take longer ({reason(error)[:MAX_REASON]}); install "
                     "Triton, a C compiler and Python's headers (Debian: gcc libc6-dev python3-dev).",
                     RuntimeWarning,
                     stacklevel=2,

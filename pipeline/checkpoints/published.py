@@ -8,12 +8,10 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
 
 from pipeline.console import log
 from pipeline.errors import UserError
@@ -115,7 +113,8 @@ def downloaded(weights: PublishedWeights, folder: Path) -> Path:
 def cache_folder() -> Path:
     """Return the folder of downloads: `weights` in SCENEPARSE_CACHE, by default in ~/.cache/sceneparse."""
     chosen = os.environ.get("SCENEPARSE_CACHE")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "sceneparse") / "weights"
+    # As in models/kernels/compiled.py, whose package would import torch.
+    return (Path(chosen).resolve() if chosen else Path.home() / ".cache" / "sceneparse") / "weights"
 
 
 def _fetch(weights: PublishedWeights, part: Path) -> None:
@@ -133,32 +132,17 @@ def _fetch(weights: PublishedWeights, part: Path) -> None:
             start = 0
         length = response.headers.get("Content-Length")
         total = None if length is None else start + int(length)
+        log(f"Downloading {weights.url}" + (f" ({total / 1e6:,.0f} MB)" if total else ""))
+        size, last_logged = start, time.monotonic()
         with part.open("ab" if start else "wb") as file:
-            for size in _reported(_copied(response, file, start), weights, total):
-                end = size
-        if total is not None and end < total:
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                size += len(chunk)
+                if time.monotonic() - last_logged >= SECONDS_BETWEEN_LINES:
+                    last_logged = time.monotonic()
+                    log(f"  {size / 1e6:,.0f} MB" + (f" ({size / total:.0%})" if total else ""))
+        if total is not None and size < total:
             raise ConnectionError(f"the server closed the connection before all {total:,} bytes")
-
-
-def _copied(response: http.client.HTTPResponse, file: BinaryIO, start: int) -> Iterator[int]:
-    """Copy the response to the file, and yield the file's size after each chunk, first `start`."""
-    yield start
-    while chunk := response.read(CHUNK):
-        file.write(chunk)
-        start += len(chunk)
-        yield start
-
-
-def _reported(sizes: Iterator[int], weights: PublishedWeights, total: int | None) -> Iterator[int]:
-    """Yield the sizes, and log the progress every few seconds."""
-    log(f"Downloading {weights.url}" + (f" ({total / 1e6:,.0f} MB)" if total else ""))
-    last_logged = time.monotonic()
-    for size in sizes:
-        if time.monotonic() - last_logged >= SECONDS_BETWEEN_LINES:
-            last_logged = time.monotonic()
-            share = f" ({size / total:.0%})" if total else ""
-            log(f"  {size / 1e6:,.0f} MB{share}")
-        yield size
 
 
 def _has_hash(path: Path, start: str) -> bool:

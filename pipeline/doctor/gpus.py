@@ -111,6 +111,8 @@ def compile_error(device: "torch.device", backend: str | Callable[..., Any] = "i
     """Compile and run a tiny kernel on the device; return the reason if that fails."""
     import torch
 
+    from models.inference.fallback import reason
+
     def add(x: torch.Tensor) -> torch.Tensor:
         return x * 2 + 1
 
@@ -118,7 +120,7 @@ def compile_error(device: "torch.device", backend: str | Callable[..., Any] = "i
     try:
         result = torch.compile(add, backend=backend)(x)
     except Exception as error:  # torch, Triton and the C compiler raise dozens of unrelated types
-        return " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
+        return reason(error)
     return None if torch.equal(result, add(x)) else f"a compiled kernel gave a wrong result on {device}"
 
 

@@ -157,3 +157,11 @@ def test_every_name_has_a_hash_and_a_row_in_the_documentation() -> None:
         miou = "" if weights.miou is None else f"{weights.miou:.2f} / {weights.miou_multi_scale:.2f}"
         cells = [f"[{weights.name}]({weights.url})", weights.data, miou, weights.license]
         assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in page
+
+
+def test_a_relative_cache_folder_is_one_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCENEPARSE_CACHE", "cache")
+    assert published.cache_folder() == tmp_path / "cache" / "weights"
