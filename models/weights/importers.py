@@ -45,7 +45,16 @@ class WeightLayout(NamedTuple):
         return any(ours.startswith("head.") for ours in self.prefixes.values())
 
 
-_STEM = {"0.": "conv1.", "1.": "bn1.", "3.": "conv2.", "4.": "bn2.", "6.": "conv3.", "7.": "bn3."}
+def _deep_stem(start: str, last: str | None = None) -> dict[str, str]:
+    """Return the prefixes of a stem whose layers, ReLUs included, are numbered behind `start`, with our prefixes.
+
+    `last` is the prefix of its last batch norm if that is outside of the stem.
+    """
+    theirs = [*(f"{start}{number}." for number in (0, 1, 3, 4, 6)), last or f"{start}7."]
+    ours = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")
+    return {their: f"backbone.{our}." for their, our in zip(theirs, ours, strict=True)}
+
+
 _MMSEG_HEADS = {
     "decode_head.psp_modules.{i}.1.conv.": "head.levels.{i}.0.",
     "decode_head.psp_modules.{i}.1.bn.": "head.levels.{i}.1.",
@@ -63,7 +72,7 @@ WEIGHT_LAYOUTS = (
         "hszhao/semseg PSPNet",
         signature=("layer0.", "cls."),
         prefixes={
-            **{f"layer0.{theirs}": f"backbone.{ours}" for theirs, ours in _STEM.items()},
+            **_deep_stem("layer0."),
             "layer": "backbone.layer",
             "ppm.features.{i}.1.": "head.levels.{i}.0.",
             "ppm.features.{i}.2.": "head.levels.{i}.1.",
@@ -80,7 +89,7 @@ WEIGHT_LAYOUTS = (
         "MMSegmentation PSPNet, deep stem",
         signature=("backbone.stem.", "decode_head.psp_modules."),
         prefixes={
-            **{f"backbone.stem.{theirs}": f"backbone.{ours}" for theirs, ours in _STEM.items()},
+            **_deep_stem("backbone.stem."),
             "backbone.layer": "backbone.layer",
             **_MMSEG_HEADS,
         },
@@ -100,21 +109,14 @@ WEIGHT_LAYOUTS = (
     WeightLayout(
         "ImageNet ResNet of MMSegmentation, deep stem",
         signature=("stem.", "layer1."),
-        prefixes={
-            **{f"stem.{theirs}": f"backbone.{ours}" for theirs, ours in _STEM.items()},
-            "layer": "backbone.layer",
-        },
+        prefixes={**_deep_stem("stem."), "layer": "backbone.layer"},
         function={},
         dropped="fc.",
     ),
     WeightLayout(
         "ImageNet ResNet of timm, deep stem",
         signature=("conv1.0.", "layer1."),
-        prefixes={
-            **{f"conv1.{theirs}": f"backbone.{ours}" for theirs, ours in _STEM.items() if theirs != "7."},
-            "bn1.": "backbone.bn3.",
-            "layer": "backbone.layer",
-        },
+        prefixes={**_deep_stem("conv1.", last="bn1."), "layer": "backbone.layer"},
         function={},
         dropped="fc.",
     ),

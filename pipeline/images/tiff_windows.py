@@ -154,16 +154,16 @@ class TiffWindows:
     def _decoded(self, row: int, start: int, stop: int) -> NDArray[np.uint8]:
         """Return the pixels of neighboring tiles of a row that are inside the image."""
         samples_HWC = self._samples(row, start, stop)
-        return shown(samples_HWC, self._layout, self._directory, self._ends)
+        ends, value_range = None, self._rendering.value_range
+        if value_range is not None:
+            ends = self._percentiles if self._rendering.has_percentiles else ends_of(samples_HWC[0], value_range)
+        return shown(samples_HWC, self._layout, self._directory, ends)
 
     @cached_property
-    def _ends(self) -> Ends | None:
-        """Ends of the value range, for which the file is read if they are percentiles."""
+    def _percentiles(self) -> Ends:
+        """Ends of a value range with percentiles, for which the whole file is read."""
         value_range = self._rendering.value_range
-        if value_range is None:
-            return None
-        if not self._rendering.has_percentiles:
-            return ends_of(self._samples(0, 0, 1)[0], value_range)
+        assert value_range is not None
         step = decimation(self._layout)
         found = []
         for row in range(self._tiles[0]):

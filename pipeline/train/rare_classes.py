@@ -14,10 +14,10 @@ from pipeline.console import log
 from pipeline.datasets import Pair
 from pipeline.datasets.loading import class_ids_of, label_counts, open_label, read
 from pipeline.errors import UserError, raise_user_error
+from pipeline.evaluate.stages import listed_block
 
 PAIRS_PER_TASK = 64
 
-LISTED = pa.schema([("start", pa.int64()), ("pairs", pa.binary())])  # number of the first pair; pickled pairs
 SHOWN = pa.schema([("number", pa.int64()), ("class_ids", pa.list_(pa.int64()))])
 
 
@@ -54,10 +54,8 @@ def repeats(shown: Sequence[Sequence[int]], data: DataConfig) -> list[int]:
 
 def shown_classes(pairs: Sequence[Pair], data: DataConfig) -> list[list[int]]:
     """Return the class ids in each pair's annotation, in the order of the pairs. Raises: UserError."""
-    blocks = [
-        pa.Table.from_pylist([{"start": start, "pairs": pickle.dumps(pairs[start : start + PAIRS_PER_TASK])}], LISTED)
-        for start in range(0, len(pairs), PAIRS_PER_TASK)
-    ]
+    starts = range(0, len(pairs), PAIRS_PER_TASK)
+    blocks = [listed_block(start, list(pairs[start : start + PAIRS_PER_TASK])) for start in starts]
     shown: list[list[int]] = [[] for _ in pairs]
     try:
         for table in map_tables(read_classes, blocks, num_cpus=1, data=data).iter_batches(
@@ -72,16 +70,11 @@ def shown_classes(pairs: Sequence[Pair], data: DataConfig) -> list[list[int]]:
 
 def read_classes(listed: pa.Table, data: DataConfig) -> Iterator[pa.Table]:
     """Read the annotations of LISTED pairs and yield their SHOWN classes (a Ray task)."""
-    for row in listed.to_pylist():
-        pairs: list[Pair] = pickle.loads(row["pairs"])
-        with ThreadPoolExecutor(storage.FETCHES) as pool:
-            contents = list(pool.map(read, [pair.label for pair in pairs]))
-        numbers = range(row["start"], row["start"] + len(pairs))
-        rows = [
-            {"number": number, "class_ids": _class_ids(pair, content, data)}
-            for number, pair, content in zip(numbers, pairs, contents, strict=True)
-        ]
-        yield pa.Table.from_pylist(rows, SHOWN)
+    pairs: list[Pair] = [pickle.loads(pair) for pair in listed["pair"].to_pylist()]
+    with ThreadPoolExecutor(storage.FETCHES) as pool:
+        contents = list(pool.map(read, [pair.label for pair in pairs]))
+    class_ids = [_class_ids(pair, content, data) for pair, content in zip(pairs, contents, strict=True)]
+    yield pa.table({"number": listed["number"], "class_ids": class_ids}, SHOWN)
 
 
 def _class_ids(pair: Pair, content: bytes, data: DataConfig) -> list[int]:

@@ -1,20 +1,19 @@
 """Images that show a rare class are drawn more often."""
 
-import pickle
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
 from pipeline.config.data import DataConfig
 from pipeline.datasets import list_pairs
 from pipeline.errors import UserError
-from pipeline.train.rare_classes import LISTED, read_classes, repeated_pairs, repeats
+from pipeline.evaluate.stages import listed_block
+from pipeline.train.rare_classes import read_classes, repeated_pairs, repeats
 from tests.pipeline.train.single_worker import worker_spec
 from tests.scene_data import write_training_set
 
@@ -47,8 +46,7 @@ def test_classes_are_those_of_the_annotations_and_not_ignored_ones(tmp_path: Pat
     write_training_set(str(tmp_path), num_train=3, num_val=1)
     config = data(str(tmp_path), classes=[f"class {k}" for k in range(12)], label_map={0: 255})
     pairs = list_pairs(config, "train")
-    listed = pa.Table.from_pylist([{"start": 7, "pairs": pickle.dumps(pairs)}], LISTED)
-    (table,) = read_classes(listed, config)
+    (table,) = read_classes(listed_block(7, pairs), config)
     assert table["number"].to_pylist() == [7, 8, 9]
     for class_ids in table["class_ids"].to_pylist():
         assert class_ids == sorted({*class_ids})
