@@ -11,8 +11,8 @@ def main(argv: list[str], prog: str = "jobs/import_weights.py") -> None:
     parser = Parser(
         prog,
         "Convert PSPNet weights of hszhao/semseg or MMSegmentation to a checkpoint folder, or use an "
-        "ImageNet ResNet from torchvision as the backbone of a new PSPNet. SOURCE may be the name of published "
-        "weights in docs/weights.md, which are downloaded.",
+        "ImageNet ResNet of torchvision, MMSegmentation or timm as the backbone of a new PSPNet. SOURCE may be "
+        "the name of published weights in docs/weights.md, which are downloaded.",
         (
             "resnet50-imagenet --to imagenet-resnet50 --classes road,car,sky",
             "train_epoch_100.pth --to pspnet50 --classes names.txt",

@@ -88,7 +88,7 @@ class Checkpoint:
 
     @property
     def rendering(self) -> Rendering:
-        """How the samples of TIFFs become RGB. Raises UserError if the checkpoint's options are not valid."""
+        """Bands and value range of TIFFs. Raises UserError if the checkpoint's options are not valid."""
         try:
             return Rendering.of(*(self.metadata.preprocessing.get(name) for name in ("bands", "value_range")))
         except (ValueError, AttributeError) as error:

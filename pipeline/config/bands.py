@@ -23,7 +23,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Rendering:
-    """How the samples of a TIFF become RGB.
+    """Conversion of a TIFF's samples to RGB.
 
     Attributes:
         bands: three bands for red, green and blue, or one for gray, counted from 1; None: those that the file declares.

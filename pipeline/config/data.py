@@ -86,7 +86,7 @@ class DataFolder(Section):
 
     @property
     def rendering(self) -> Rendering:
-        """How the samples of images in TIFF become RGB."""
+        """Bands and value range of images that are TIFFs."""
         return Rendering.of(self.bands, self.value_range)
 
     @model_validator(mode="before")

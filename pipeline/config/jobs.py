@@ -272,7 +272,7 @@ class SegmentConfig(InputConfig, PredictConfig):
 
     @property
     def rendering(self) -> Rendering:
-        """How the samples of TIFFs become RGB, unless the checkpoint says it."""
+        """Bands and value range of TIFFs; options that are not set are the checkpoint's."""
         return Rendering.of(self.bands, self.value_range)
 
 

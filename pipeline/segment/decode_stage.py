@@ -40,7 +40,7 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True)
 class Preparation:
-    """How an image becomes the network's input.
+    """Preparation of an image as the network's input.
 
     Attributes:
         long_side: length in pixels to which the longer side of larger images is reduced; None: no reduction.
