@@ -24,15 +24,18 @@ from pipeline.images.formats import (
 from pipeline.images.label_files import decode_label
 from pipeline.images.layout_checks import check_layout
 from pipeline.images.pixels import as_rgb, first_frame, jpeg_pixels, load, on_white, orientation, turned
+from pipeline.images.raster import WHITE, Raster
 from pipeline.images.repairs import decode_with_repair
 from pipeline.images.tiff_samples import decode_tiff
 
 __all__ = [
     "IMAGE_ERRORS",
     "ImageError",
+    "Raster",
     "decode_image",
     "decode_label",
     "decode_mask",
+    "decode_raster",
     "encode_image",
     "encode_mask",
     "encode_png",
@@ -52,7 +55,23 @@ def decode_image(
     seconds: float | None = None,
     rendering: Rendering = AS_DECLARED,
 ) -> NDArray[np.uint8]:
-    """Decode an image file as a viewer shows it.
+    """Decode an image file as a viewer shows it; pixels of a TIFF without data are white.
+
+    Arguments and errors are those of `decode_raster`.
+
+    Returns: H x W x 3 uint8, RGB.
+    """
+    return decode_raster(content, max_pixels, max_bytes, seconds, rendering).filled(WHITE)
+
+
+def decode_raster(
+    content: bytes,
+    max_pixels: int | None = None,
+    max_bytes: int | None = None,
+    seconds: float | None = None,
+    rendering: Rendering = AS_DECLARED,
+) -> Raster:
+    """Decode an image file as a viewer shows it, with the pixels of a TIFF that have no data.
 
     EXIF orientation is applied, 16-bit samples are scaled to 8 bits, transparency is composited on white, and only the
     first frame of an animation is decoded. ICC profiles are ignored. docs/images.md has every rule.
@@ -64,14 +83,13 @@ def decode_image(
         seconds: limit of the CPU time for decoding, best effort (see formats.deadline).
         rendering: bands and value range of a TIFF; other formats have neither.
 
-    Returns: H x W x 3 uint8, RGB.
     Raises: ImageError.
     """
     with deadline(seconds), quiet():
         check_bytes(content, max_bytes)
         if format_of(content) == "TIFF":
-            return np.ascontiguousarray(decode_tiff(content, max_pixels, rendering))
-        return decode_with_repair(lambda whole: _decoded(whole, max_pixels), content)
+            return decode_tiff(content, max_pixels, rendering)
+        return Raster(decode_with_repair(lambda whole: _decoded(whole, max_pixels), content))
 
 
 def _decoded(content: bytes, max_pixels: int | None) -> NDArray[np.uint8]:

@@ -38,7 +38,7 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)  # the ImageError already de
 
 # Kind of ImageError -> description. Tables are grouped by these kinds, so keep them few.
 IMAGE_ERRORS = {
-    "Empty": "the file has no bytes",
+    "Empty": "the file has no bytes, or none of its pixels has data",
     "NotAnImage": "the file does not begin like any image format",
     "Unsupported": "an image of a format or sample type that is not decoded",
     "Corrupt": "a known format, but damaged or truncated",

@@ -26,26 +26,28 @@ def nodata_value(directory: Directory, dtype: DTypeLike) -> NDArray[np.generic] 
     return np.asarray(int(value), dtype) if value.is_integer() and limits.min <= value <= limits.max else None
 
 
-def check_has_data(samples_HWC: NDArray[np.generic], directory: Directory) -> None:
-    """Raise ImageError if pixels hold no data: all of their bands have the nodata value, or one is NaN."""
+def valid_pixels(samples_HWC: NDArray[np.generic], directory: Directory) -> NDArray[np.bool_] | None:
+    """Return the pixels that have data, H x W; None if all have.
+
+    A pixel has none if all of its bands have the nodata value, or one is NaN.
+    """
     nodata = nodata_value(directory, samples_HWC.dtype)
     is_float = samples_HWC.dtype.kind == "f"
     if nodata is None and not is_float:
-        return
+        return None
+    valid_HW = np.ones(samples_HWC.shape[:2], np.bool_)
     rows = max(1, STRIP_SAMPLES // (samples_HWC[0].size or 1))
     for start in range(0, len(samples_HWC), rows):
-        strip_HWC = samples_HWC[start : start + rows]
-        if is_float and np.isnan(strip_HWC).any():
-            raise _without_data("NaN", "")
-        if nodata is not None and (strip_HWC == nodata).all(-1).any():
-            raise _without_data(
-                f"the GDAL nodata value {nodata}", ", or remove the tag (gdal_edit.py -unsetnodata) if it is a sample"
-            )
+        strip_HWC, valid_SW = samples_HWC[start : start + rows], valid_HW[start : start + rows]
+        if is_float:
+            valid_SW &= ~np.isnan(strip_HWC).any(-1)
+        if nodata is not None:
+            valid_SW &= (strip_HWC != nodata).any(-1)
+    return None if valid_HW.all() else valid_HW
 
 
-def _without_data(value: str, way_out: str) -> ImageError:
+def no_data() -> ImageError:
+    """Return the error of an image in which no pixel has data."""
     return ImageError(
-        "Unsupported",
-        f"has pixels without data ({value}), which would get labels; cut them off or fill them, for example with "
-        f"gdal_fillnodata.py{way_out}",
+        "Empty", "no pixel has data: all are NaN or the GDAL nodata value; leave the image out of the input"
     )

@@ -16,8 +16,9 @@ from PIL import ExifTags, Image
 from pipeline.config.bands import AS_DECLARED, Bound, Rendering
 from pipeline.images import tiff_directory, tiff_layout
 from pipeline.images.formats import OPENERS, ImageError, failures, quiet
-from pipeline.images.nodata import check_has_data, nodata_value
+from pipeline.images.nodata import no_data, nodata_value, valid_pixels
 from pipeline.images.pixels import FLOAT_ONE, STRIP_SAMPLES, load, on_white, scaled, turned, without_ink
+from pipeline.images.raster import Raster
 from pipeline.images.tiff_directory import Directory
 from pipeline.images.tiff_layout import Layout, read_layout
 
@@ -33,32 +34,39 @@ class Ends:
     white_C: NDArray[np.float64]
 
 
-def decode_tiff(content: bytes, max_pixels: int | None = None, rendering: Rendering = AS_DECLARED) -> NDArray[np.uint8]:
+@dataclass(frozen=True)
+class Samples:
+    """Samples of the bands that become RGB, alpha included, and the pixels that have data; None: all have."""
+
+    bands_HWC: NDArray[np.generic]
+    valid_HW: NDArray[np.bool_] | None
+
+
+def decode_tiff(content: bytes, max_pixels: int | None = None, rendering: Rendering = AS_DECLARED) -> Raster:
     """Decode the first page of a TIFF as a viewer shows it, or with the bands and the value range of `rendering`.
 
-    Returns: H x W x 3.
-    Raises: ImageError.
+    Raises: ImageError; Empty if no pixel has data.
     """
     directory = Directory(io.BytesIO(content), len(content))
     layout = read_layout(directory, max_pixels, rendering)
-    samples_HWC = samples_to_show(directory, layout, rendering)
+    samples = samples_to_show(directory, layout, rendering)
+    if samples.valid_HW is not None and not samples.valid_HW.any():
+        raise no_data()
     ends = None
     if rendering.value_range is not None:
-        ends = ends_of(decimated(samples_HWC, (0, 0), decimation(layout)), rendering.value_range)
-    return turned(shown(samples_HWC, layout, directory, ends), orientation_of(directory))
+        ends = ends_of(decimated(samples, (0, 0), decimation(layout)), rendering.value_range)
+    return Raster(shown(samples, layout, directory, ends), samples.valid_HW).turned(orientation_of(directory))
 
 
-def samples_to_show(directory: Directory, layout: Layout, rendering: Rendering) -> NDArray[np.generic]:
-    """Return the samples of the bands that become RGB, alpha included, H x W x C. Raises ImageError."""
+def samples_to_show(directory: Directory, layout: Layout, rendering: Rendering) -> Samples:
+    """Return the samples of the bands that become RGB. Raises ImageError."""
     selected = None if rendering.bands is None else [band - 1 for band in rendering.bands]
     if layout.is_of_bytes:
         samples_HWC = stored_samples(directory, layout, selected)
     else:
         samples_HWC = np.asarray(_by_libtiff(directory, layout).convert("RGB"))
         samples_HWC = samples_HWC if selected is None else samples_HWC[..., selected]
-    if not layout.alpha:
-        check_has_data(samples_HWC, directory)
-    return samples_HWC
+    return Samples(samples_HWC, None if layout.alpha else valid_pixels(samples_HWC, directory))
 
 
 def decimation(layout: Layout) -> int:
@@ -66,13 +74,16 @@ def decimation(layout: Layout) -> int:
     return max(1, math.isqrt(layout.height * layout.width // PERCENTILE_PIXELS))
 
 
-def decimated(samples_HWC: NDArray[np.generic], corner: tuple[int, int], step: int) -> NDArray[np.generic]:
-    """Return the samples in every `step`-th row and column of the image, S x C.
+def decimated(samples: Samples, corner: tuple[int, int], step: int) -> NDArray[np.generic]:
+    """Return the samples in every `step`-th row and column of the image where there is data, S x C.
 
     `corner` is the row and the column of the first sample in the image.
     """
     top, left = (-start % step for start in corner)
-    return samples_HWC[top::step, left::step].reshape(-1, samples_HWC.shape[-1])
+    picked_HWC = samples.bands_HWC[top::step, left::step]
+    if samples.valid_HW is not None:
+        return picked_HWC[samples.valid_HW[top::step, left::step]]
+    return picked_HWC.reshape(-1, picked_HWC.shape[-1])
 
 
 def ends_of(samples_SC: NDArray[np.generic], value_range: tuple[Bound, Bound]) -> Ends:
@@ -88,10 +99,9 @@ def _end(samples_S: NDArray[np.generic], bound: Bound) -> float:
     return float(np.percentile(samples_S.astype(np.float64), bound.value, method="nearest")) if len(samples_S) else 0.0
 
 
-def shown(
-    samples_HWC: NDArray[np.generic], layout: Layout, directory: Directory, ends: Ends | None
-) -> NDArray[np.uint8]:
+def shown(samples: Samples, layout: Layout, directory: Directory, ends: Ends | None) -> NDArray[np.uint8]:
     """Return the result of `samples_to_show` as RGB, H x W x 3; without `ends`, the type's range is shown."""
+    samples_HWC = samples.bands_HWC
     if not layout.is_of_bytes:  # libtiff has made 8-bit RGB of them
         layout = replace(layout, bits=8, bands=samples_HWC.shape[-1], photometric=tiff_layout.RGB)
     if layout.photometric == tiff_layout.PALETTE:
@@ -103,7 +113,7 @@ def shown(
         if layout.photometric == tiff_layout.WHITE_IS_ZERO:
             bands_HWC = 255 - bands_HWC
     else:
-        bands_HWC = scaled(samples_HWC, *_black_and_white(samples_HWC, layout))
+        bands_HWC = scaled(samples_HWC, *_black_and_white(samples, layout))
     if layout.photometric == tiff_layout.INKS:
         return without_ink(255 - bands_HWC)
     if layout.alpha:
@@ -332,10 +342,13 @@ def _color_map(directory: Directory, layout: Layout) -> NDArray[np.uint8]:
     return np.ascontiguousarray((stored >> shift).astype(np.uint8).reshape(3, num_colors).T)
 
 
-def _black_and_white(samples_HWC: NDArray[np.generic], layout: Layout) -> tuple[float, float]:
+def _black_and_white(samples: Samples, layout: Layout) -> tuple[float, float]:
     """Return the samples that are black and white, the ends of their range."""
     if layout.sample_format == tiff_layout.FLOAT:
-        highest = np.max(samples_HWC, initial=0, where=np.isfinite(samples_HWC))
+        counted_HWC = np.isfinite(samples.bands_HWC)
+        if samples.valid_HW is not None:
+            counted_HWC &= samples.valid_HW[..., None]
+        highest = np.max(samples.bands_HWC, initial=0, where=counted_HWC)
         white = 1.0 if highest < FLOAT_ONE else 255.0
     else:
         white = 2.0 ** (layout.bits - (layout.sample_format == tiff_layout.SIGNED)) - 1

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from pipeline.config.bands import AS_DECLARED, Rendering
 from pipeline.images import tiff_directory
 from pipeline.images.formats import ImageError, quiet
-from pipeline.images.pixels import turned
+from pipeline.images.raster import WHITE, Raster
 from pipeline.images.tiff_layout import FLOAT, read_layout
 from pipeline.images.tiff_samples import (
     Ends,
+    Samples,
     decimated,
     decimation,
     ends_of,
@@ -79,17 +80,22 @@ class TiffWindows:
             raise ImageError("Unsupported", "a TIFF in strips that is rotated by 90 degrees cannot be read by window")
         self.height, self.width = self._size if self._turn < 5 else self._size[::-1]
         # The last decoded tiles of a row of tiles: the next window usually starts in them.
-        self._kept: tuple[tuple[int, int, int], NDArray[np.uint8]] | None = None
+        self._kept: tuple[tuple[int, int, int], Raster] | None = None
 
     def check(self) -> None:
         """Decode the first tile, to find samples that cannot be decoded. Raises: ImageError, and errors of reading."""
         self._samples(0, 0, 1)
 
     def read(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
-        """Return the pixels of rows `top` to `bottom` and columns `left` to `right`, half open: rows x columns x 3.
+        """Return rows `top` to `bottom` and columns `left` to `right`, half open, as `decode_image` does.
 
+        Returns: rows x columns x 3; pixels without data are white.
         Raises: ImageError, and errors of reading the file.
         """
+        return self.read_raster(top, bottom, left, right).filled(WHITE)
+
+    def read_raster(self, top: int, bottom: int, left: int, right: int) -> Raster:
+        """Return the same as `read`, with the pixels that have data; they may be none."""
         assert 0 <= top < bottom <= self.height
         assert 0 <= left < right <= self.width
         rows, columns = (top, bottom), (left, right)
@@ -100,7 +106,7 @@ class TiffWindows:
             rows = self._size[0] - rows[1], self._size[0] - rows[0]
         if self._turn in (2, 3, 7, 8):
             columns = self._size[1] - columns[1], self._size[1] - columns[0]
-        return np.ascontiguousarray(turned(self._stored(rows, columns), self._turn))
+        return self._stored(rows, columns).turned(self._turn)
 
     def _lay_out(self, max_pixels: int) -> None:
         """Locate the tiles; a strip is a tile as wide as the image."""
@@ -116,31 +122,30 @@ class TiffWindows:
             )
         self._offsets, self._lengths = tile_spans(directory, layout)
 
-    def _stored(self, rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[np.uint8]:
-        """Return pixels as stored in the file, without the EXIF orientation."""
-        window_HW3 = np.empty((rows[1] - rows[0], columns[1] - columns[0], 3), np.uint8)
+    def _stored(self, rows: tuple[int, int], columns: tuple[int, int]) -> Raster:
+        """Return a window as stored in the file, without the EXIF orientation."""
         tile_height, tile_width = self._tile
         first, last = columns[0] // tile_width, -(-columns[1] // tile_width)
         across = slice(columns[0] - first * tile_width, columns[1] - first * tile_width)
+        window = _Canvas(rows[1] - rows[0], columns[1] - columns[0])
         for row in range(rows[0] // tile_height, -(-rows[1] // tile_height)):
             top = row * tile_height
             start, stop = max(rows[0], top), min(rows[1], top + tile_height)
-            tiles_HW3 = self._row_of_tiles(row, first, last)
-            window_HW3[start - rows[0] : stop - rows[0]] = tiles_HW3[start - top : stop - top, across]
-        return window_HW3
+            part = self._row_of_tiles(row, first, last).part(slice(start - top, stop - top), across)
+            window.put(start - rows[0], 0, part)
+        return window.raster()
 
-    def _row_of_tiles(self, row: int, first: int, last: int) -> NDArray[np.uint8]:
-        """Return the pixels of tiles `first` to `last`, half open, of a row of tiles."""
+    def _row_of_tiles(self, row: int, first: int, last: int) -> Raster:
+        """Return tiles `first` to `last`, half open, of a row of tiles."""
         place = row, first, last
         if self._kept is None or self._kept[0] != place:
             self._kept = None  # free its memory before allocating the next
             (height, width), (tile_height, tile_width) = self._size, self._tile
             left, right = first * tile_width, min(last * tile_width, width)
-            tiles_HW3 = np.empty((min(tile_height, height - row * tile_height), right - left, 3), np.uint8)
+            tiles = _Canvas(min(tile_height, height - row * tile_height), right - left)
             for start, stop in self._groups(first, last):
-                part_HW3 = tiles_HW3[:, start * tile_width - left : stop * tile_width - left]
-                part_HW3[:] = self._decoded(row, start, stop)
-            self._kept = place, tiles_HW3
+                tiles.put(0, start * tile_width - left, self._decoded(row, start, stop))
+            self._kept = place, tiles.raster()
         return self._kept[1]
 
     def _groups(self, first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -151,13 +156,13 @@ class TiffWindows:
         for start in range(first, last, step):
             yield start, min(start + step, last)
 
-    def _decoded(self, row: int, start: int, stop: int) -> NDArray[np.uint8]:
+    def _decoded(self, row: int, start: int, stop: int) -> Raster:
         """Return the pixels of neighboring tiles of a row that are inside the image."""
-        samples_HWC = self._samples(row, start, stop)
+        samples = self._samples(row, start, stop)
         ends, value_range = None, self._rendering.value_range
         if value_range is not None:
-            ends = self._percentiles if self._rendering.has_percentiles else ends_of(samples_HWC[0], value_range)
-        return shown(samples_HWC, self._layout, self._directory, ends)
+            ends = self._percentiles if self._rendering.has_percentiles else ends_of(samples.bands_HWC[0], value_range)
+        return Raster(shown(samples, self._layout, self._directory, ends), samples.valid_HW)
 
     @cached_property
     def _percentiles(self) -> Ends:
@@ -174,7 +179,7 @@ class TiffWindows:
                     found.append(decimated(self._samples(row, start, stop), corner, step))
         return ends_of(np.concatenate(found), value_range)
 
-    def _samples(self, row: int, start: int, stop: int) -> NDArray[np.generic]:
+    def _samples(self, row: int, start: int, stop: int) -> Samples:
         """Return the samples of the bands to show of neighboring tiles of a row that are inside the image."""
         in_plane = self._tiles[0] * self._tiles[1]
         begin = row * self._tiles[1]
@@ -216,6 +221,27 @@ class TiffWindows:
                 offset, length = spans[index]
                 pieces[index] = content[offset - begin : offset - begin + length]
         return pieces
+
+
+class _Canvas:
+    """Image that is put together from its parts, all of which must be put."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self._pixels_HW3 = np.empty((height, width, 3), np.uint8)
+        self._valid_HW: NDArray[np.bool_] | None = None
+
+    def put(self, top: int, left: int, part: Raster) -> None:
+        """Copy a part to the place of its upper left corner."""
+        height, width, _ = part.pixels_HW3.shape
+        place = slice(top, top + height), slice(left, left + width)
+        self._pixels_HW3[place] = part.pixels_HW3
+        if part.valid_HW is not None:
+            if self._valid_HW is None:
+                self._valid_HW = np.ones(self._pixels_HW3.shape[:2], np.bool_)
+            self._valid_HW[place] = part.valid_HW
+
+    def raster(self) -> Raster:
+        return Raster(self._pixels_HW3, self._valid_HW)
 
 
 def _neighbours(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:

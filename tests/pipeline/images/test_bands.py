@@ -1,4 +1,4 @@
-"""Bands and value ranges of TIFFs, and pixels without data: the same whole and by window, or refused."""
+"""Bands and value ranges of TIFFs: the same whole and by window, or refused."""
 
 import io
 from typing import Any
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config.bands import Rendering
-from pipeline.images.codec import ImageError, decode_image, decode_label
+from pipeline.images.codec import ImageError, decode_image
 from pipeline.images.pixels import has_few_levels
 from pipeline.images.tiff_windows import TiffWindows
 from tests.pipeline.image_corpus import tiff
@@ -23,7 +23,6 @@ STORAGE: dict[str, dict[str, Any]] = {
     "deflated tiles with a predictor": {"tile": (16, 32), "compression": "zlib", "predictor": True},
     "big-endian strips": {"rowsperstrip": 16, "byteorder": ">"},
 }
-GDAL_NODATA = 42113
 
 
 def samples(bands: int, dtype: str) -> NDArray[Any]:
@@ -41,10 +40,6 @@ def banded(samples_HWC: NDArray[Any], is_planar: bool = False, **options: Any) -
     if is_planar:
         return tiff(np.moveaxis(samples_HWC, 2, 0).copy(), planarconfig="separate", **options)
     return tiff(samples_HWC, planarconfig="contig", **options)
-
-
-def with_nodata(value: str) -> dict[str, Any]:
-    return {"extratags": [(GDAL_NODATA, "s", 0, value, True)]}
 
 
 def by_window(content: bytes, rendering: Rendering) -> NDArray[np.uint8]:
@@ -188,52 +183,6 @@ def test_float_samples_by_window_name_the_option_that_they_need() -> None:
     content = banded(samples(1, "f4"))
     with pytest.raises(ImageError, match="set a value range"):
         TiffWindows(io.BytesIO(content), len(content))
-
-
-@pytest.mark.parametrize(
-    ("dtype", "value", "tag"),
-    [
-        ("f4", np.nan, None),
-        ("f4", np.nan, "nan"),
-        ("f4", -9999, "-9999"),
-        ("f4", -3.4028234663852886e38, "-3.40282346638529e+38"),
-        ("i2", -32768, "-32768"),
-        ("u1", 0, "0"),
-        ("u2", 65535, "65535.0"),
-    ],
-)
-def test_pixels_without_data_are_refused_whole_and_by_window(dtype: str, value: float, tag: str | None) -> None:
-    samples_HWC = samples(3, dtype)
-    samples_HWC[60, 70] = value
-    content = banded(
-        samples_HWC, photometric="rgb", extrasamples=None, tile=(32, 48), **(with_nodata(tag) if tag else {})
-    )
-    rendering = Rendering.of(None, "0,100")
-    for decode in (decode_image, lambda content: by_window(content, rendering)):
-        with pytest.raises(ImageError, match="has pixels without data") as caught:
-            decode(content)
-        assert caught.value.kind == "Unsupported"
-
-
-@pytest.mark.parametrize("tag", ["-9999", "1e400", "0.5", "none", ""])
-def test_a_value_that_no_sample_can_have_or_has_does_not_matter(tag: str) -> None:
-    samples_HWC = samples(3, "u1")
-    samples_HWC[0, 0] = [0, 0, 7]
-    content = banded(samples_HWC, photometric="rgb", extrasamples=None, **with_nodata(tag))
-    np.testing.assert_array_equal(decode_image(content), samples_HWC)
-
-
-def test_a_pixel_has_data_if_one_of_its_bands_has() -> None:
-    samples_HWC = samples(3, "u1").clip(1)
-    samples_HWC[0, 0] = [0, 0, 7]
-    content = banded(samples_HWC, photometric="rgb", extrasamples=None, **with_nodata("0"))
-    np.testing.assert_array_equal(decode_image(content), samples_HWC)
-
-
-def test_nodata_of_a_label_is_an_id_like_others() -> None:
-    ids_HW = samples(1, "u1")[..., 0]
-    content = tiff(ids_HW, **with_nodata("60"))
-    np.testing.assert_array_equal(decode_label(content), ids_HW)
 
 
 @pytest.mark.parametrize(("levels", "is_few"), [(1, True), (15, True), (16, False), (256, False)])
