@@ -5,6 +5,7 @@ from pipeline.config.loading import load_settings
 from pipeline.console import log, run_job, when_interrupted
 
 
+@when_interrupted("Run the same command again: finished trainings stay, and the others resume.")
 def main(argv: list[str], prog: str = "jobs/ablate.py") -> None:
     config = load_settings(AblateConfig, argv, prog)
     log("Loading PyTorch and Ray")
@@ -14,8 +15,7 @@ def main(argv: list[str], prog: str = "jobs/ablate.py") -> None:
     storage.require(config.data.root, "data.root")
     from pipeline.ablate.run import ablate
 
-    with when_interrupted("Run the same command again: finished trainings stay, and the others resume."):
-        ablation = ablate(config)
+    ablation = ablate(config)
     for table in ablation.tables:
         log(f"\n{table.text()}")
     log(f"\nTables   {ablation.report}")

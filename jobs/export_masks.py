@@ -7,12 +7,12 @@ from pipeline.config.loading import load_settings
 from pipeline.console import log, run_job, when_interrupted
 
 
+@when_interrupted("Exported images stay; run the same command again to export the rest.")
 def main(argv: list[str], prog: str = "jobs/export_masks.py") -> int:
     config = load_settings(ExportMasksConfig, argv, prog)
     from pipeline.export_masks.run import export_masks
 
-    with when_interrupted("Exported images stay; run the same command again to export the rest."):
-        summary = export_masks(config)
+    summary = export_masks(config)
     for line in summary.notes:
         log(f"note: {line}", sys.stderr)
     print(f"Export      {summary.target} ({config.format}; names are relative to {summary.folder})")

@@ -4,7 +4,7 @@ import argparse
 
 from pipeline.checkpoints import published
 from pipeline.config.command_line import Parser, add_to_option, given_to, uri
-from pipeline.console import log, run_job
+from pipeline.console import log, run_job, when_interrupted
 
 
 def main(argv: list[str], prog: str = "jobs/import_weights.py") -> None:
@@ -50,7 +50,8 @@ def main(argv: list[str], prog: str = "jobs/import_weights.py") -> None:
     source, weights = arguments.source, None
     if published.is_name(source):
         weights = published.find(source)
-        source = published.downloaded(weights, published.cache_folder()).as_uri()
+        with when_interrupted("Run the same command again: the download continues where it stopped."):
+            source = published.downloaded(weights, published.cache_folder()).as_uri()
         align_corners = weights.align_corners if align_corners is None else align_corners
     log("Loading PyTorch")
     # Before torch is imported, which takes seconds.

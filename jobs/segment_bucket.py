@@ -4,29 +4,29 @@ from pipeline.config.jobs import SegmentConfig
 from pipeline.config.loading import load_settings
 from pipeline.console import START_OVER, duration, log, run_job, when_interrupted
 
+SAVED = "Labeled images are saved part by part; run the same command again to label the rest."
+
 
 def main(argv: list[str], prog: str = "jobs/segment_bucket.py") -> int:
     config = load_settings(SegmentConfig, argv, prog)
-    log("Loading PyTorch and Ray")
-    # Before torch is imported, which takes seconds.
-    from pipeline.checkpoints.checkpoint import check_is_checkpoint
-    from pipeline.inputs import check_inputs_exist
+    with when_interrupted(f"{START_OVER} The output is unchanged." if config.plan else SAVED):
+        log("Loading PyTorch and Ray")
+        # Before torch is imported, which takes seconds.
+        from pipeline.checkpoints.checkpoint import check_is_checkpoint
+        from pipeline.inputs import check_inputs_exist
 
-    check_inputs_exist(config)
-    check_is_checkpoint(config.checkpoint)
-    from pipeline.images.pixels import MIN_LEVELS
-    from pipeline.segment.run import segment
+        check_inputs_exist(config)
+        check_is_checkpoint(config.checkpoint)
+        from pipeline.images.pixels import MIN_LEVELS
+        from pipeline.segment.run import segment
 
-    if config.plan:
-        from pipeline.plan.run import make_plan
-        from pipeline.plan.text import plan_lines
+        if config.plan:
+            from pipeline.plan.run import make_plan
+            from pipeline.plan.text import plan_lines
 
-        with when_interrupted(f"{START_OVER} The output is unchanged."):
-            lines = plan_lines(make_plan(config))
-        for line in lines:
-            log(line)
-        return 0
-    with when_interrupted("Labeled images are saved part by part; run the same command again to label the rest."):
+            for line in plan_lines(make_plan(config)):
+                log(line)
+            return 0
         summary = segment(config)
     images = sum(summary.outcomes.values())
     log(f"Output      {summary.output} (masks/, class_stats/, classes.parquet, runs/{summary.run_id}.json)")

@@ -5,6 +5,9 @@ from pipeline.config.loading import load_settings
 from pipeline.console import log, run_job, when_interrupted
 
 
+@when_interrupted(
+    "Run the same command again: training resumes from its last checkpoint, or starts over if it has none yet."
+)
 def main(argv: list[str], prog: str = "jobs/train.py") -> None:
     config = load_settings(TrainConfig, argv, prog)
     log("Loading PyTorch and Ray")
@@ -18,8 +21,7 @@ def main(argv: list[str], prog: str = "jobs/train.py") -> None:
     from pipeline.train.run import train
     from pipeline.train.verdict import verdict_lines
 
-    with when_interrupted("Run the same command again: training resumes from its last checkpoint."):
-        summary = train(config, argv)
+    summary = train(config, argv)
     log(f"Best checkpoint  {summary.best}")
     log(f"Last checkpoint  {summary.last}")
     log(f"Report           {summary.report}")

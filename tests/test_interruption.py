@@ -87,21 +87,26 @@ def test_an_interrupted_segmentation_keeps_its_parts_and_the_same_command_comple
     assert {row["status"] for row in check_invariants(output, uris).values()} == {"ok"}
 
 
-def test_an_interrupted_training_resumes_from_its_last_checkpoint(
-    head: RayHead, run_job: RunJob, tmp_path: Path
-) -> None:
+def test_a_training_that_is_stopped_at_any_time_resumes_from_its_last_checkpoint(head: RayHead, tmp_path: Path) -> None:
     root, output = f"{tmp_path.as_uri()}/set", f"{tmp_path.as_uri()}/run"
     write_training_set(root, num_train=12, num_val=1)
     command = ["jobs/train.py", *TRAIN_OPTIONS, "--checkpoint-every", "1", "--data.root", root, "--output", output]
+    command += ["--optimization.epochs", "100"]  # more than are trained before the signal arrives
+    printed = []
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        kept = recorded_checkpoints(output)
 
-    ended = interrupt(command, head.environment, signal.SIGINT, lambda: bool(recorded_checkpoints(output)))
-    assert (ended.code, ended.errors) == (
-        130,
-        "Interrupted. Run the same command again: training resumes from its last checkpoint.\n",
-    ), ended.printed
-    done = run_job(*command)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Resumed after step " in done.stdout
+        def has_new_checkpoint(before: set[str] = kept) -> bool:
+            return bool(recorded_checkpoints(output) - before)
+
+        ended = interrupt(command, head.environment, number, has_new_checkpoint)
+        assert (ended.code, ended.errors) == (
+            code,
+            "Interrupted. Run the same command again: training resumes from its last checkpoint, or starts over if it "
+            "has none yet.\n",
+        ), ended.printed
+        printed.append(ended.printed)
+    assert ["Resumed after step " in lines for lines in printed] == [False, True]
 
 
 def test_a_stopped_submission_of_a_segmentation_says_what_is_saved(

@@ -1,8 +1,14 @@
 """How a job ends: its exit code, and what its user is told."""
 
+import signal
+from collections.abc import Iterator
+from types import ModuleType
+from typing import NoReturn
+
 import pytest
 
-from pipeline.console import run_job
+from jobs import import_weights, segment_bucket, train
+from pipeline.console import START_OVER, run_job
 from pipeline.errors import UserError
 
 
@@ -14,3 +20,53 @@ def test_control_characters_of_names_do_not_reach_the_terminal(capsys: pytest.Ca
         run_job(job)
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: manifest m.csv: no column '\\x1b[2J\\x07'\n  é, 世界\tstay\n"
+
+
+@pytest.fixture
+def _own_sigterm() -> Iterator[None]:
+    """Restore the handler that run_job replaces."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("_own_sigterm")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_job_ends_with_one_line_and_the_exit_code_of_its_signal(
+    number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_job(lambda argv: signal.raise_signal(number))
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"Interrupted. {START_OVER}\n"
+
+
+@pytest.mark.usefixtures("_own_sigterm")
+@pytest.mark.parametrize(
+    ("job", "step", "options", "message"),
+    [
+        (
+            train,
+            "log",
+            ["--config", "configs/scenes_pspnet18.yaml", "--root", "scenes", "--output"],
+            "training resumes from its last ",
+        ),
+        (segment_bucket, "log", ["--input", "photos", "--checkpoint", "best", "--output"], "again to label the rest."),
+        (import_weights, "published.downloaded", ["resnet50-imagenet", "--to"], "the download continues where it "),
+    ],
+)
+def test_a_job_that_resumes_says_so_if_it_is_stopped_while_it_loads_libraries_or_weights(
+    job: ModuleType,
+    step: str,
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"{job.__name__}.{step}", interrupted)
+    with pytest.raises(SystemExit):
+        run_job(job.main, [*options, "/elsewhere"])
+    assert message in capsys.readouterr().err
