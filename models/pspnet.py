@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from models.pyramid import Pooling, PyramidHead
-from models.resnet import STAGE_BLOCKS, DilatedResNet, Stem
+from models.resnet import PUBLISHED_WIDTH, STAGE_BLOCKS, DilatedResNet, Stem
 
 MIN_SIZE = 64
 MAX_CLASSES = 65536
 MAX_CHANNELS = 4096  # of the stem
+MIN_WIDTH, MAX_WIDTH = 8, 512
 MAX_LEVELS, MAX_BIN = 64, 256  # of the pyramid; a level has bin * bin cells
 BACKBONES = tuple(f"resnet{depth}" for depth in STAGE_BLOCKS)
 
@@ -25,7 +26,8 @@ BACKBONES = tuple(f"resnet{depth}" for depth in STAGE_BLOCKS)
 class Architecture:
     """Settings that define the function of the network and the shapes of its parameters.
 
-    `stem_channels` applies only to the deep stem, `dilate_second` only to ResNet-18 and 34.
+    `width` is the number of channels of the backbone's first stage, from which those of all other stages and of the
+    heads follow. `stem_channels` applies only to the deep stem, `dilate_second` only to ResNet-18 and 34.
 
     Raises ValueError, with the name of the field, if a field is out of range.
     """
@@ -42,6 +44,7 @@ class Architecture:
     auxiliary: bool = True
     dropout: float = 0.1
     align_corners: bool = True
+    width: int = PUBLISHED_WIDTH
 
     def __post_init__(self) -> None:
         for name in ("stem_channels", "bins"):
@@ -49,6 +52,7 @@ class Architecture:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         self._require("backbone", self.backbone in BACKBONES, f"one of {', '.join(BACKBONES)}")
         self._require("num_classes", _is_int(self.num_classes, 2, MAX_CLASSES), f"2 to {MAX_CLASSES}")
+        self._require("width", _is_int(self.width, MIN_WIDTH, MAX_WIDTH), f"{MIN_WIDTH} to {MAX_WIDTH}")
         self._require("stem", self.stem in ("plain", "deep"), "'plain' or 'deep'")
         self._require(
             "stem_channels",
@@ -113,7 +117,7 @@ class PSPNet(nn.Module):
         super().__init__()
         self.architecture = a = architecture
         depth = int(a.backbone.removeprefix("resnet"))
-        self.backbone = DilatedResNet(depth, a.stem, a.stem_channels, a.contract_dilation, a.dilate_second)
+        self.backbone = DilatedResNet(depth, a.stem, a.stem_channels, a.contract_dilation, a.dilate_second, a.width)
         self.head = PyramidHead(
             self.backbone.res5_channels,
             a.num_classes,

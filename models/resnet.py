@@ -20,7 +20,8 @@ STAGE_BLOCKS = {
     152: (3, 8, 36, 3),
     269: (3, 30, 48, 8),
 }
-STAGE_CHANNELS = (64, 128, 256, 512)
+PUBLISHED_WIDTH = 64  # channels of the first stage
+STAGE_WIDTHS = (1, 2, 4, 8)  # channels of a stage, in multiples of the first's
 STAGE_STRIDES = (1, 2, 1, 1)
 STAGE_DILATIONS = (1, 1, 2, 4)
 
@@ -104,11 +105,12 @@ class Bottleneck(nn.Module):
 class DilatedResNet(nn.Module):
     """ResNet whose last two stages use dilation instead of stride, so that features keep stride 8.
 
-    `depth` is one of STAGE_BLOCKS. With the plain stem (one 7x7), the state dict has the names and shapes of
-    torchvision's ResNets, without `fc`; the deep stem is three 3x3 convolutions with `stem_channels`. With
-    `contract_dilation`, the first block of a dilated stage has half the stage's dilation, as in MMSegmentation and
-    torchvision; otherwise every block has the stage's dilation, as in the paper's released code. With
-    `dilate_second`, the second convolution of a basic block (depth 18 and 34) is dilated like the first.
+    `depth` is one of STAGE_BLOCKS; `width` is the number of channels of the first stage's 3x3 convolutions. With the
+    plain stem (one 7x7) and the default width, the state dict has the names and shapes of torchvision's ResNets,
+    without `fc`; the deep stem is three 3x3 convolutions with `stem_channels`. With `contract_dilation`, the first
+    block of a dilated stage has half the stage's dilation, as in MMSegmentation and torchvision; otherwise every block
+    has the stage's dilation, as in the paper's released code. With `dilate_second`, the second convolution of a basic
+    block (depth 18 and 34) is dilated like the first.
 
     Source: PSPNet section 3.2; dilation after Yu and Koltun 2016.
     """
@@ -120,6 +122,7 @@ class DilatedResNet(nn.Module):
         stem_channels: tuple[int, int, int] = (64, 64, 128),
         contract_dilation: bool = False,
         dilate_second: bool = True,
+        width: int = PUBLISHED_WIDTH,
     ) -> None:
         super().__init__()
         if depth not in STAGE_BLOCKS:
@@ -131,7 +134,7 @@ class DilatedResNet(nn.Module):
 
         self.stem = stem
         if stem == "plain":
-            in_channels = 64
+            in_channels = width
             self.conv1 = nn.Conv2d(3, in_channels, 7, stride=2, padding=3, bias=False)
             self.bn1 = nn.BatchNorm2d(in_channels)
         else:
@@ -146,16 +149,17 @@ class DilatedResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
         stages = []
-        for num_blocks, channels, stride, dilation in zip(
-            STAGE_BLOCKS[depth], STAGE_CHANNELS, STAGE_STRIDES, STAGE_DILATIONS, strict=True
+        for num_blocks, multiple, stride, dilation in zip(
+            STAGE_BLOCKS[depth], STAGE_WIDTHS, STAGE_STRIDES, STAGE_DILATIONS, strict=True
         ):
+            channels = multiple * width
             first_dilation = max(1, dilation // 2) if contract_dilation else dilation
             blocks = [block(in_channels, channels, stride, first_dilation)]
             in_channels = channels * block.expansion
             blocks += [block(in_channels, channels, 1, dilation) for _ in range(num_blocks - 1)]
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.res4_channels = STAGE_CHANNELS[2] * block.expansion
+        self.res4_channels = STAGE_WIDTHS[2] * width * block.expansion
         self.res5_channels = in_channels
         # In training, recompute each block's activations in the backward pass instead of storing them.
         self.activation_checkpointing = False

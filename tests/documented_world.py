@@ -140,7 +140,8 @@ def _fill_checkout(folder: Path) -> None:
     for path in (REPOSITORY / "configs").glob("*.yaml"):
         (folder / "configs" / path.name).write_text(_small(path.read_text()))
     mine = (folder / "configs" / "scenes_pspnet18.yaml").read_text()
-    (folder / "configs" / "mine.yaml").write_text(mine.replace("data:\n", "data:\n  root: s3://bucket/dataset\n"))
+    mine = mine.replace("data:\n", "data:\n  root: s3://bucket/dataset\n").replace("width: 64", "width: 16")
+    (folder / "configs" / "mine.yaml").write_text(mine)
 
     names = [known.name for known in classes_of("ade20k")]
     (folder / "classes.txt").write_text("\n".join(names))

@@ -14,7 +14,8 @@ PALETTE = np.array([entry.color for entry in CLASSES], np.uint8)
 # A run of the smallest network that is still a PSPNet, on two workers.
 TRAIN_OPTIONS = [
     *("--data.classes", json.dumps([{"name": entry.name, "color": entry.color} for entry in CLASSES])),
-    *("--model.backbone", "resnet18", "--augment.crop", f"{SIZE},{SIZE}", "--augment.scale", "0.9,1.1"),
+    *("--model.backbone", "resnet18", "--model.width", "16"),
+    *("--augment.crop", f"{SIZE},{SIZE}", "--augment.scale", "0.9,1.1"),
     *("--optimization.batch-size", "4", "--optimization.epochs", "2", "--optimization.log-every", "2"),
     *("--workers.count", "2"),
 ]

@@ -201,7 +201,7 @@ def test_pixels_of_low_confidence_are_ignored_in_a_dataset(
     from pipeline.checkpoints.checkpoint import Checkpoint
 
     torch.manual_seed(0)
-    network = models.PSPNet(models.Architecture("resnet18", num_classes=len(NAMES), auxiliary=False)).eval()
+    network = models.PSPNet(models.Architecture("resnet18", len(NAMES), auxiliary=False, width=16)).eval()
     palette = classes_of(NAMES).palette.tolist()
     models.save(tmp_path / "checkpoint", network, models.Metadata(NAMES, palette, preprocessing={"long_side": None}))
     model = Checkpoint.load(f"{tmp_path}/checkpoint", None)
@@ -230,7 +230,7 @@ def test_pixels_of_low_confidence_are_ignored_in_a_dataset(
 
     other = tmp_path / "other"
     torch.manual_seed(1)
-    network = models.PSPNet(models.Architecture("resnet18", num_classes=len(NAMES), auxiliary=False)).eval()
+    network = models.PSPNet(models.Architecture("resnet18", len(NAMES), auxiliary=False, width=16)).eval()
     models.save(other, network, models.Metadata(NAMES, palette, preprocessing={"long_side": None}))
     with pytest.raises(UserError, match="differs from the output's model"):
         main([*arguments[:-1], str(other), "--to", f"{tmp_path}/t2"])

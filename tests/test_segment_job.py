@@ -28,7 +28,7 @@ BROKEN: dict[str, bytes | None] = {"empty.jpg": b"", "text.jpg": b"not an image"
 
 def save_checkpoint(folder: Path, seed: int = 0) -> models.PSPNet:
     torch.manual_seed(seed)
-    model = models.PSPNet(models.Architecture("resnet18", num_classes=len(PALETTE), auxiliary=False)).eval()
+    model = models.PSPNet(models.Architecture("resnet18", len(PALETTE), auxiliary=False, width=16)).eval()
     names = [f"class {k}" for k in range(len(PALETTE))]
     models.save(folder, model, models.Metadata(names, PALETTE.tolist(), preprocessing={"long_side": None}))
     return model

@@ -29,7 +29,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 # Fields of Architecture that were added after the first model ids. They are left out of the id if they have their
 # default, which is the behavior of all older models.
-YOUNGER_FIELDS = ("dilate_second",)
+YOUNGER_FIELDS = ("dilate_second", "width")
 # Entries of config.json that were added after the first version of the format, with their defaults.
 YOUNGER_ENTRIES: dict[str, Any] = {"int8": {}, "temperature": 1.0, "has_trained_heads": True}
 

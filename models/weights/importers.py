@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models.pspnet import Architecture, PSPNet
-from models.resnet import STAGE_BLOCKS, STAGE_CHANNELS
+from models.resnet import PUBLISHED_WIDTH, STAGE_BLOCKS
 from models.weights import mmseg_config
 from models.weights.checkpoint import Metadata
 from models.weights.safe_loading import WeightsFile, listed, read_weights
@@ -282,7 +282,7 @@ def _architecture(
             f"{', '.join(map(str, STAGE_BLOCKS))}."
         )
     width = shape("backbone.layer1.0.conv2.weight")
-    if width != (STAGE_CHANNELS[0], STAGE_CHANNELS[0], 3, 3):
+    if width != (PUBLISHED_WIDTH, PUBLISHED_WIDTH, 3, 3):
         raise ValueError(
             f"{_published('backbone.layer1.0.conv2.weight', kind)} has shape {list(width)}, like a ResNeXt, Wide "
             "ResNet or other variant; only plain ResNets (64 channels in the first stage) can be imported."

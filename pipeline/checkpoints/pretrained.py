@@ -7,7 +7,7 @@ from pipeline.config.data import DataConfig
 from pipeline.errors import UserError
 
 # Settings with which the same parameters compute a different function.
-OF_BACKBONE = ("backbone", "stem", "stem_channels")
+OF_BACKBONE = ("backbone", "width", "stem", "stem_channels")
 OF_DILATION = ("contract_dilation", "dilate_second")
 OF_HEADS = ("bins", "pooling", "reduce", "align_corners")
 

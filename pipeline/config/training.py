@@ -19,6 +19,13 @@ class ModelConfig(Section):
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet269"] = Field(
         "resnet50", description="Depth of the dilated ResNet."
     )
+    width: int = Field(
+        64,
+        ge=8,
+        le=512,
+        description="Channels of the backbone's first stage, which all other layers are in proportion to. Published "
+        "weights have 64; fewer make a smaller and faster network.",
+    )
     stem: Literal["plain", "deep"] = Field(
         "plain", description="Stem of the backbone: one 7x7 convolution (plain) or three 3x3 convolutions (deep)."
     )

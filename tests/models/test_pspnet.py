@@ -26,6 +26,15 @@ def test_resnet50_has_the_parameter_count_of_the_published_network() -> None:
     assert sum(p.numel() for p in model.parameters()) == 49_180_908
 
 
+def test_all_channels_but_those_of_images_and_classes_are_in_proportion_to_the_width() -> None:
+    with torch.device("meta"):
+        published, narrow = PSPNet(SMALL).state_dict(), PSPNet(replace(SMALL, width=16)).state_dict()
+    assert published.keys() == narrow.keys()
+    for name, weight in published.items():
+        expected = [size if size in (3, 7) or axis > 1 else size // 4 for axis, size in enumerate(weight.shape)]
+        assert list(narrow[name].shape) == expected, name
+
+
 def test_training_returns_both_heads_and_evaluation_the_main_one() -> None:
     model = PSPNet(SMALL)
     images = torch.randn(2, 3, 65, 71)
@@ -53,6 +62,8 @@ def test_unusable_images_are_refused_with_a_way_out(shape: tuple[int, ...], mess
         ("num_classes", 1),
         ("num_classes", 65537),
         ("num_classes", 2.0),
+        ("width", 7),
+        ("width", 64.0),
         ("stem", "wide"),
         ("stem_channels", (64, 64)),
         ("bins", (1, 0)),

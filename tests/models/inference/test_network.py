@@ -21,6 +21,7 @@ ARCHITECTURES = {
     "max": Architecture("resnet18", 7, pooling="max", align_corners=False, bins=(1, 4)),
     "wide levels": Architecture("resnet34", 7, reduce=False, bins=(2,), dilate_second=False),
     "no pyramid": Architecture("resnet18", 7, bins=()),
+    "narrow": Architecture("resnet18", 7, width=20),
 }
 
 

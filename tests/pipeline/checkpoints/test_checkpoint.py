@@ -38,7 +38,7 @@ def test_a_dataset_that_does_not_go_with_the_checkpoint_is_told_with_what_to_set
 
 def test_bands_that_override_the_checkpoints_make_another_model_and_the_same_ones_do_not(tmp_path: Path) -> None:
     trained = Rendering.of("3,2,1", "0,3000")
-    network = models.PSPNet(models.Architecture("resnet18", num_classes=2, auxiliary=False))
+    network = models.PSPNet(models.Architecture("resnet18", 2, auxiliary=False, width=16))
     about = models.Metadata(["sky", "road"], [[0, 0, 0], [9, 9, 9]], preprocessing=trained.options)
     models.save(tmp_path, network, about)
     own = Checkpoint.load(str(tmp_path), None)

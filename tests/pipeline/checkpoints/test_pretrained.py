@@ -20,7 +20,8 @@ def data(names: list[str] = NAMES) -> DataConfig:
 
 
 def network(**changes: object) -> models.PSPNet:
-    return models.PSPNet(models.Architecture(**{"backbone": "resnet18", "num_classes": 3, **changes}))  # type: ignore[arg-type]
+    settings = {"backbone": "resnet18", "num_classes": 3, "width": 16, **changes}
+    return models.PSPNet(models.Architecture(**settings))  # type: ignore[arg-type]
 
 
 def written(model: models.PSPNet, folder: Path, has_trained_heads: bool = True) -> str:
@@ -53,10 +54,11 @@ def test_another_pyramid_brings_backbone_and_auxiliary_head(tmp_path: Path) -> N
 
 
 def test_another_backbone_is_refused_with_the_keys_to_change(tmp_path: Path) -> None:
-    source = network(stem="deep", stem_channels=(16, 16, 32), contract_dilation=True)
+    source = network(width=20, stem="deep", stem_channels=(16, 16, 32), contract_dilation=True)
     with pytest.raises(UserError) as raised:
         take_weights(network(), written(source, tmp_path), data())
     message = str(raised.value)
+    assert "model.width: 20 in weights, 16 here" in message
     assert "model.stem: 'deep' in weights, 'plain' here" in message
     assert "model.stem_channels: [16, 16, 32] in weights, [64, 64, 128] here" in message
     assert "model.contract_dilation: True in weights, False here" in message

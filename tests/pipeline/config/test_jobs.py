@@ -242,7 +242,7 @@ def test_an_empty_file_sets_nothing(recipe: Path) -> None:
     ("add", "key", "allowed"),
     [
         ("modell: {}\n", "modell", "output, weights, checkpoint_every, data, model, augment"),
-        ("model: {backbon: resnet18}\n", "model.backbon", "backbone, stem, stem_channels"),
+        ("model: {backbon: resnet18}\n", "model.backbon", "backbone, width, stem, stem_channels"),
         ("optimization: {batch-size: 4}\n", "optimization.batch-size", "epochs, steps, batch_size"),
         # Options of pydantic-settings itself, which a file must not reach.
         ("_env_file: /etc/hostname\n", "_env_file", "output, weights"),

@@ -31,7 +31,7 @@ def worker_spec(
     """Return the spec of a run of three epochs of four steps of two images."""
     config = run_config(output).model_copy(
         update={
-            "model": ModelConfig(backbone="resnet18"),
+            "model": ModelConfig(backbone="resnet18", width=16),
             "optimization": OptimizationConfig(**{"epochs": EPOCHS, "batch_size": 2} | recipe),
             "checkpoint_every": checkpoint_every,
             "validation": ValidationConfig(every=validate_every),
