@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from models.pyramid import Pooling, PyramidHead
+from models.pyramid import Pooling, Pyramid, PyramidHead
 from models.resnet import PUBLISHED_WIDTH, STAGE_BLOCKS, DilatedResNet, Stem
 
 MIN_SIZE = 64
@@ -121,9 +121,7 @@ class PSPNet(nn.Module):
         self.head = PyramidHead(
             self.backbone.res5_channels,
             a.num_classes,
-            a.bins,
-            a.pooling,
-            a.reduce,
+            Pyramid(a.bins, a.pooling, a.reduce),
             a.dropout,
             a.align_corners,
         )
@@ -131,7 +129,7 @@ class PSPNet(nn.Module):
         self.auxiliary: PyramidHead | None = None
         if a.auxiliary:
             channels = self.backbone.res4_channels
-            self.auxiliary = PyramidHead(channels, a.num_classes, bins=(), dropout=a.dropout)
+            self.auxiliary = PyramidHead(channels, a.num_classes, Pyramid(bins=()), a.dropout)
 
     def forward(self, images_N3HW: Tensor) -> Tensor | Logits:
         _require_images(images_N3HW)

@@ -21,6 +21,7 @@ levels together, 3 * sum(bins), and S the columns (dx, j) of the widest level, 3
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -74,14 +75,25 @@ def constant_interpolation_matrices(*key: Any) -> tuple[Tensor, Tensor]:
     return _cached_matrices(*key)
 
 
+@dataclass(frozen=True)
+class Pyramid:
+    """Levels of the pyramid; the default is the paper's.
+
+    `bins` are the cells along one side of each level; an empty tuple gives a plain dilated FCN head. With `reduce`,
+    each level is reduced to C // len(bins) channels by 1x1 convolution, BatchNorm and ReLU; without it, a level is the
+    pooled map.
+    """
+
+    bins: tuple[int, ...] = (1, 2, 3, 6)
+    pooling: Pooling = "average"
+    reduce: bool = True
+
+
 class PyramidHead(nn.Module):
     """Pyramid pooling, the fusing 3x3 convolution and the classifier (PSPNet section 3.2).
 
-    Maps features (N, C, H, W) with any H, W >= 1 to logits (N, K, H, W). `bins` are the cells along one side of
-    each level; an empty tuple gives a plain dilated FCN head. With `reduce`, each level is reduced to C //
-    len(bins) channels by 1x1 convolution, BatchNorm and ReLU; without it, a level is the pooled map.
-    `conv.weight` has the published shape, (C // 4, C + len(bins) * L, 3, 3): features first, then the levels
-    in the order of `bins`.
+    Maps features (N, C, H, W) with any H, W >= 1 to logits (N, K, H, W). `conv.weight` has the published shape,
+    (C // 4, C + len(bins) * L, 3, 3): features first, then the levels in the order of the pyramid's bins.
 
     Raises ValueError in training if a level's BatchNorm sees a single value per channel.
     """
@@ -90,20 +102,18 @@ class PyramidHead(nn.Module):
         self,
         in_channels: int,
         num_classes: int,
-        bins: tuple[int, ...] = (1, 2, 3, 6),
-        pooling: Pooling = "average",
-        reduce: bool = True,
+        pyramid: Pyramid = Pyramid(),
         dropout: float = 0.1,
         align_corners: bool = True,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.bins = tuple(bins)
-        self.reduce = reduce
+        self.bins = pyramid.bins
+        self.reduce = pyramid.reduce
         self.align_corners = align_corners
-        self.average = pooling == "average"
+        self.average = pyramid.pooling == "average"
         head_channels = in_channels // 4
-        self.level_channels = in_channels // max(1, len(self.bins)) if reduce else in_channels
+        self.level_channels = in_channels // max(1, len(self.bins)) if self.reduce else in_channels
 
         self.levels = nn.ModuleList(
             nn.Sequential(
@@ -111,7 +121,7 @@ class PyramidHead(nn.Module):
                 nn.BatchNorm2d(self.level_channels),
                 nn.ReLU(inplace=True),
             )
-            if reduce
+            if self.reduce
             else nn.Identity()
             for _ in self.bins
         )

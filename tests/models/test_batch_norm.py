@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.batch_norm import SyncBatchNorm2d, fold_batch_norm, neighbours, synchronize, synchronized_processes
 from models.pspnet import Architecture, PSPNet
-from models.pyramid import PyramidHead
+from models.pyramid import Pyramid, PyramidHead
 from tests.models.fused_batch_norm import pretend_kernels
 from tests.models.processes import run_processes
 
@@ -134,7 +134,7 @@ def worker(rank: int, folder: str) -> None:
         results["bfloat16"] = run_layer(layer, x.bfloat16(), weights)
 
     # Bin 1 with one image per worker: two values per channel in all.
-    head = synchronize(PyramidHead(8, 3, bins=(1, 2), dropout=0.0)).train()
+    head = synchronize(PyramidHead(8, 3, Pyramid(bins=(1, 2)), dropout=0.0)).train()
     results["processes"] = synchronized_processes(head.bn)
     head(torch.randn(1, 8, 5, 5)).sum().backward()
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.pyramid import PyramidHead, _cached_matrices
+from models.pyramid import Pyramid, PyramidHead, _cached_matrices
 
 CHANNELS, CLASSES = 24, 5
 
@@ -24,9 +24,9 @@ def concatenated(head: PyramidHead, features_NCHW: Tensor) -> Tensor:
     return head.classifier(head.dropout(head.relu(head.bn(fused))))
 
 
-def make_head(dtype: torch.dtype = torch.float32, **options) -> PyramidHead:
+def make_head(dtype: torch.dtype = torch.float32, align_corners: bool = True, **levels) -> PyramidHead:
     torch.manual_seed(0)
-    head = PyramidHead(CHANNELS, CLASSES, dropout=0.0, **options).to(dtype)
+    head = PyramidHead(CHANNELS, CLASSES, Pyramid(**levels), 0.0, align_corners).to(dtype)
     # Wide enough that the logits, and so what flows back, are not tiny.
     torch.nn.init.normal_(head.classifier.weight)
     return head
@@ -150,8 +150,8 @@ def test_fused_weight_has_the_published_shape() -> None:
     assert head.conv.weight.shape == (512, 4096, 3, 3)
     assert [tuple(level[0].weight.shape) for level in head.levels] == [(512, 2048, 1, 1)] * 4
     with torch.device("meta"):
-        assert PyramidHead(2048, 150, reduce=False).conv.weight.shape == (512, 2048 * 5, 3, 3)
-        assert PyramidHead(2048, 150, bins=()).conv.weight.shape == (512, 2048, 3, 3)
+        assert PyramidHead(2048, 150, Pyramid(reduce=False)).conv.weight.shape == (512, 2048 * 5, 3, 3)
+        assert PyramidHead(2048, 150, Pyramid(bins=())).conv.weight.shape == (512, 2048, 3, 3)
 
 
 def test_a_single_value_per_channel_in_training_is_explained() -> None:

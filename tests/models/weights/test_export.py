@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from models import Architecture, Metadata, PSPNet, model_id
 from models.batch_norm import fold_batch_norm
 from models.inference.preprocessing import padded_size
-from models.pyramid import PyramidHead
+from models.pyramid import Pyramid, PyramidHead
 from models.weights import export as exporter
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 55.0, 50.0]
@@ -191,7 +191,7 @@ def test_the_exported_head_is_the_pyramid_head(
     bins: tuple[int, ...], pooling: Any, reduce: bool, align_corners: bool
 ) -> None:
     torch.manual_seed(0)
-    head = PyramidHead(32, 5, bins, pooling, reduce, align_corners=align_corners).eval()
+    head = PyramidHead(32, 5, Pyramid(bins, pooling, reduce), align_corners=align_corners).eval()
     randomize_statistics(head)
     fold_batch_norm(head)
     exportable = exporter.ExportableHead(head, pooling)
