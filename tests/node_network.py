@@ -83,7 +83,8 @@ class Network:
         self._start([], self._address, "--head", f"--port={self._port}", "--include-dashboard=false", "--num-cpus=2")
         self.environment = {**REACHABLE, "RAY_ADDRESS": f"{self._address}:{self._port}"}
 
-    def add(self, cpus: int, gpus: int = 0) -> NetworkNode:
+    def add(self, cpus: int, gpus: int = 0, without: Path | None = None) -> NetworkNode:
+        """Start a node, which sees an empty folder in place of `without`."""
         self._nodes += 1
         name, address = f"{self._bridge}n{self._nodes}", f"{self._subnet}.{self._nodes + 1}"
         cable = f"{self._bridge}c{self._nodes}"
@@ -96,6 +97,8 @@ class Network:
         _ip("-n", name, "link", "set", "eth0", "up")
         _ip("-n", name, "link", "set", "lo", "up")
         inside = ["ip", "netns", "exec", name]
+        if without is not None:  # in the mount namespace that `ip netns exec` makes
+            inside += ["sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(without)]
         head = f"--address={self._address}:{self._port}"
         self._start(inside, address, head, f"--num-cpus={cpus}", f"--num-gpus={gpus}")
         return NetworkNode(cable)

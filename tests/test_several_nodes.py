@@ -1,5 +1,6 @@
 """Labelling spreads over a cluster's nodes, never starves on a small one, and goes on when nodes go and come."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster.connection import Node
+from tests.conftest import run_process
 from tests.node_network import NETWORKS, Network, node_network
 from tests.nodes_driver import NOTES
 from tests.requirements import SHM
-from tests.scene_data import write_training_set
+from tests.scene_data import TRAIN_OPTIONS, write_photos, write_training_set
 from tests.several_nodes import Job, Labelling, Nodes, cluster_of
 from tests.test_segment_job import save_checkpoint
 
@@ -123,3 +125,30 @@ def test_a_node_that_is_cut_off_for_longer_than_ray_waits(start: Start, tmp_path
         away.reconnect()
         assert run.status() == 0, run.printed
     run.check()
+
+
+@pytest.mark.exhaustive
+@NETWORKS.mark
+def test_local_files_that_another_node_does_not_see_are_refused(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    write_training_set(str(here / "scenes"), num_train=4, num_val=1)
+    write_photos(str(here / "photos"), 1)
+    save_checkpoint(here / "checkpoint")
+    best, root = ["--checkpoint", str(here / "checkpoint")], ["--root", str(here / "scenes")]
+    label = ["--input", str(here / "photos"), "--output", str(tmp_path / "labels")]
+    runs = (
+        ("segment_bucket", [*label, *best], ["image", "checkpoint"]),
+        ("evaluate", [*root, *best], ["checkpoint", "image", "annotation"]),
+        ("train", [*root, *TRAIN_OPTIONS, "--output", str(here / "run")], ["output", "image", "annotation"]),
+        ("validate_dataset", [*root, *TRAIN_OPTIONS[:2]], ["image", "annotation"]),
+    )
+    with node_network(tmp_path, {}) as network:
+        network.add(cpus=2, without=here)
+        for job, options, missing in runs:
+            done = run_process(f"jobs/{job}.py", *options, **network.environment)
+            assert done.returncode == 2, done.stdout + done.stderr
+            first, *files, last = done.stderr.splitlines()
+            assert first == "error: local files of this node are missing on other nodes of the cluster:"
+            line = re.compile(rf"  (\w+) {here.as_uri()}/.+: not on 198\.18\.\d+\.2")
+            assert [found[1] for file in files if (found := line.fullmatch(file))] == missing
+            assert last == "Put them in a bucket, or on a file system that all nodes mount at the same path"

@@ -50,6 +50,12 @@ class Pair:
         """Name of the annotation in messages."""
         return str(self.label)
 
+    @property
+    def files(self) -> dict[str, str]:
+        """URIs of the files that hold the image and the annotation, as the argument of `check_shared`."""
+        sources = {"image": self.image, "annotation": self.label}
+        return {name: source.file if isinstance(source, Cell) else source for name, source in sources.items()}
+
 
 def fingerprint(pairs: Iterable[Pair]) -> str:
     """Return a short hash of a listing.

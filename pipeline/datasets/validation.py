@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.cluster import connection
 from pipeline.cluster.ray_data import map_tables
+from pipeline.cluster.shared_files import check_shared
 from pipeline.config.data import DataConfig
 from pipeline.config.jobs import ValidateDatasetConfig
 from pipeline.console import duration, log
@@ -169,6 +170,7 @@ def check_dataset(config: ValidateDatasetConfig) -> tuple[DatasetCheck, dict[str
 def _read_all(check: DatasetCheck, pairs: dict[str, list[Pair]], verbose: bool) -> dict[str, NDArray[np.uint8]]:
     """Read all pairs and add the results to `check`. Return the image hashes of each split, N x HASH_BYTES."""
     connection.connect(verbose)
+    check_shared(next(listed[0] for listed in pairs.values() if listed).files)
     hashes = {split: np.zeros((len(listed), HASH_BYTES), np.uint8) for split, listed in pairs.items()}
     total, done = sum(map(len, pairs.values())), 0
     start = last = time.monotonic()

@@ -53,7 +53,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> Outcome:
     pairs = list_pairs(data, data.val_split)
 
     connection.connect(config.verbose)
-    check_shared({"checkpoint": config.checkpoint, "image": pairs[0].image_uri, "annotation": pairs[0].label_uri})
+    check_shared({"checkpoint": config.checkpoint, **pairs[0].files})
     stages = size_actor_pool(config, connection.resources())
     log(f"Evaluating {config.checkpoint} on {len(pairs):,} images of {data.root}, split {data.val_split}")
 

@@ -99,8 +99,11 @@ def _on_ray(
 ) -> Iterator[pa.Table]:
     from pipeline.cluster import connection
     from pipeline.cluster.ray_data import map_tables
+    from pipeline.cluster.shared_files import check_shared
 
     connection.connect(config.verbose)
+    image = tables[0]["image_uri"][0].as_py() if format.needs_images else None
+    check_shared({"output": output, "to": target, "checkpoint": config.checkpoint, "image": image})
     have = connection.resources()
     # A task that predicts uses all CPUs of its node, so it reserves all of them.
     num_cpus = max(1, have.node_cpus) if format.predicts else 1

@@ -65,8 +65,7 @@ def train(config: TrainConfig, command: Sequence[str] = ()) -> TrainSummary:
     _check_images(config, train_pairs, val_pairs)
     resolved = claim_run(output, config, {"train": len(train_pairs), "val": len(val_pairs)})
     connection.connect(config.verbose)
-    first = train_pairs[0]
-    check_shared({"output": output, "weights": config.weights, "image": first.image_uri, "annotation": first.label_uri})
+    check_shared({"output": output, "weights": config.weights, **train_pairs[0].files})
     workers = Reservation("workers", config.workers.fewest, config.workers.cpus, config.workers.gpu)
     remedy = "lower workers.count or workers.cpus, or add nodes"
     check_capacity("workers", [workers, predictors_of(config.validation)], connection.resources(), remedy)

@@ -5,9 +5,13 @@ from pathlib import Path
 import pytest
 import ray
 
+from jobs import export_masks, validate_dataset
 from pipeline.cluster import shared_files
 from pipeline.cluster.shared_files import MissingFile, check_shared, missing_files
 from pipeline.errors import UserError
+from pipeline.export_masks import run as export_run
+from tests.scene_data import TRAIN_OPTIONS, write_training_set
+from tests.small_output import write_small_output
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("connected")]
 
@@ -55,3 +59,20 @@ def test_a_missing_file_names_its_nodes(here_only: str) -> None:
     (node,) = (node for node in ray.nodes() if node["Alive"])
     found = missing_files({"image": here_only}, {node["NodeID"]: "10.0.0.2"})
     assert found == [MissingFile("image", here_only, ("10.0.0.2",))]
+
+
+@pytest.mark.usefixtures("here_only")
+def test_a_validation_refuses_a_dataset_that_another_node_lacks(other_node: str, tmp_path: Path) -> None:
+    write_training_set(str(tmp_path / "set"), num_train=1, num_val=1)
+    with pytest.raises(UserError, match=rf"  image file:///proc/self/cwd/set/images/.*\.jpg: not on {other_node}\n"):
+        validate_dataset.main([*TRAIN_OPTIONS[:2], "--root", "/proc/self/cwd/set"])
+
+
+@pytest.mark.usefixtures("here_only")
+def test_an_export_refuses_an_output_that_another_node_lacks(
+    other_node: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_run, "FEW", 0)  # so that the nodes of the cluster export
+    write_small_output(tmp_path / "labels")
+    with pytest.raises(UserError, match=rf"  output file:///proc/self/cwd/labels: not on {other_node}\n"):
+        export_masks.main(["/proc/self/cwd/labels", "--to", str(tmp_path / "masks")])

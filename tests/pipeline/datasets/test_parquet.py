@@ -72,6 +72,7 @@ def test_rows_of_all_row_groups_are_pairs_in_any_order(tmp_path: Path) -> None:
     ]
     for row in (4, 0, 3, 1, 2):
         assert_row(pairs[row], data, row, row % 3)
+    assert pairs[0].files == dict.fromkeys(["image", "annotation"], storage.absolute(f"{tmp_path}/train.parquet"))
 
 
 def test_structs_of_bytes_and_path_in_a_bucket_of_several_files(bucket: str) -> None:
