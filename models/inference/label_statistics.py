@@ -23,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.inference.low_confidence import cell_side, count_by_cell, count_by_column
+from models.inference.low_confidence import cell_side, count_by_cell, count_by_column, count_valid_by_column
 from models.inference.prediction import Prediction
+from models.inference.preprocessing import ValidMaps
 from models.kernels import compiled
 
 # Rows are tallied in this many chunks, so that sums do not depend on the number of threads.
@@ -33,27 +34,47 @@ CHUNKS, CHUNKS_OF_MANY_CLASSES, MANY_CLASSES = 64, 16, 4096
 MAX_CHUNK_ROWS = 64
 HOST = torch.device("cpu")
 
+ValidRows = Callable[[slice], NDArray[np.bool_] | None]
+"""Function that returns for a strip of output rows which pixels count, (N, S, W); None: all of them."""
+
+
+def rows_of(valid: ValidMaps, size: tuple[int, int]) -> ValidRows | None:
+    """Return the function for images whose valid pixels are known, (H, W) each; None: all are valid."""
+    if all(valid_HW is None for valid_HW in valid):
+        return None
+    valid_NHW = np.stack([np.ones(size, np.bool_) if valid_HW is None else valid_HW for valid_HW in valid])
+    return lambda strip: valid_NHW[:, strip]
+
 
 class LabelStatistics(ABC):
     """Class ids of N images with their statistics, complete when all rows have been added.
 
-    Subclasses allocate the pixels, and reduce them to the fields of Prediction that have none.
+    Subclasses allocate the pixels, and reduce them to the fields of Prediction that have none. Pixels that `valid`
+    excludes are in no statistic; None: all count.
     """
 
     _ids_NHW: Tensor
     _confidence_NHW: Tensor | None
 
     def __init__(
-        self, num_images: int, size: tuple[int, int], num_classes: int, with_confidence_map: bool, device: torch.device
+        self,
+        num_images: int,
+        size: tuple[int, int],
+        num_classes: int,
+        with_confidence_map: bool,
+        device: torch.device,
+        valid: ValidRows | None = None,
     ) -> None:
         height, width = size
         self._num_classes = num_classes
-        self._num_pixels = height * width
+        self._valid = valid
         self._with_confidence_map = with_confidence_map
         self._id_type = torch.uint8 if num_classes <= 256 else torch.uint16
         self._cell_side = cell_side(height, width)
         cell_columns = -(-width // self._cell_side)
         self._low_NHG = torch.empty(num_images, height, cell_columns, dtype=torch.int32, device=device)
+        all_of_a_row_11G = count_valid_by_column(np.ones((1, 1, width), np.bool_), self._cell_side)
+        self._valid_NHG = np.repeat(np.repeat(all_of_a_row_11G, height, 1), num_images, 0)
 
     def prediction(self) -> Prediction:
         """Return the Prediction after all rows have been added."""
@@ -65,7 +86,18 @@ class LabelStatistics(ABC):
             **self._totals(),
         }
         arrays = {n: field.cpu().numpy() if isinstance(field, Tensor) else field for n, field in fields.items()}
-        return Prediction(**arrays, low_count_NRG=count_by_cell(self._low_NHG.cpu().numpy(), self._cell_side))
+        return Prediction(
+            **arrays,
+            valid_count_NRG=count_by_cell(self._valid_NHG, self._cell_side),
+            low_count_NRG=count_by_cell(self._low_NHG.cpu().numpy(), self._cell_side),
+        )
+
+    def _valid_in(self, strip: slice) -> NDArray[np.bool_] | None:
+        """Count the valid pixels of a strip of rows, and return them, (N, S, W); None if all are valid."""
+        valid_NSW = None if self._valid is None else self._valid(strip)
+        if valid_NSW is not None:
+            self._valid_NHG[:, strip] = count_valid_by_column(valid_NSW, self._cell_side)
+        return valid_NSW
 
     @abstractmethod
     def _totals(self) -> Mapping[str, Tensor | NDArray[Any]]:
@@ -77,13 +109,14 @@ def _on_host(size: tuple[int, int], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.empty((1, *size), torch.empty(0, dtype=dtype).numpy().dtype))
 
 
-_SIZES = ("height", "width", "classes", "chunk_rows", "next_chunk", "end_chunk", "cell_side")
+_SIZES = ("height", "width", "classes", "chunk_rows", "next_chunk", "end_chunk", "cell_side", "valid_row")
+_ARRAYS = ("valid", "ids", "confidence", "entropy", "low", "tallies", "confidences")
 
 
 class _OutputStruct(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in _SIZES),
-        *((name, ctypes.c_void_p) for name in ("ids", "confidence", "entropy", "low", "tallies", "confidences")),
+        *((name, ctypes.c_void_p) for name in _ARRAYS),
     ]
 
 
@@ -104,8 +137,10 @@ def library() -> ctypes.CDLL | None:
 class KernelStatistics(LabelStatistics):
     """Statistics of one image, which the kernels of masks.c fill chunk by chunk of rows."""
 
-    def __init__(self, size: tuple[int, int], num_classes: int, with_confidence_map: bool) -> None:
-        super().__init__(1, size, num_classes, with_confidence_map, HOST)
+    def __init__(
+        self, size: tuple[int, int], num_classes: int, with_confidence_map: bool, valid: ValidRows | None = None
+    ) -> None:
+        super().__init__(1, size, num_classes, with_confidence_map, HOST, valid)
         height, _ = size
         chunk_rows = min(MAX_CHUNK_ROWS, -(-height // CHUNKS))
         if num_classes > MANY_CLASSES:
@@ -117,7 +152,8 @@ class KernelStatistics(LabelStatistics):
         self._tallies_CK7 = np.zeros((self.num_chunks, num_classes, 7), np.int64)
         self._confidences_CK = np.zeros((self.num_chunks, num_classes))
         self._struct = _OutputStruct(
-            *(*size, num_classes, chunk_rows, 0, 0, self._cell_side),
+            *(*size, num_classes, chunk_rows, 0, 0, self._cell_side, 0),
+            None,
             self._ids_NHW.data_ptr(),
             None if self._confidence_NHW is None else self._confidence_NHW.data_ptr(),
             self._entropy_H.ctypes.data,
@@ -130,6 +166,11 @@ class KernelStatistics(LabelStatistics):
         """Call `function(*arguments, output)` in as many threads as torch has, until all `chunks` are complete."""
         chunks = range(self.num_chunks) if chunks is None else chunks
         self._struct.next_chunk, self._struct.end_chunk = chunks.start, chunks.stop
+        rows = slice(chunks.start * self.chunk_rows, chunks.stop * self.chunk_rows)
+        valid_1SW = self._valid_in(rows)
+        valid_1SW = None if valid_1SW is None else np.ascontiguousarray(valid_1SW)  # referenced during the calls
+        self._struct.valid_row = rows.start
+        self._struct.valid = None if valid_1SW is None else valid_1SW.ctypes.data
         arguments = (*arguments, ctypes.byref(self._struct))
         num_helpers = min(torch.get_num_threads(), len(chunks)) - 1
         helpers = [compiled.threads(num_helpers).submit(function, *arguments) for _ in range(num_helpers)]
@@ -147,11 +188,14 @@ class KernelStatistics(LabelStatistics):
         low_K2 = self._tallies_CK7[:, :, [X_MIN, Y_MIN]].min(0, initial=2**62, where=present_CK[..., None])
         box_K4 = np.concatenate([low_K2, self._tallies_CK7[:, :, [X_MAX, Y_MAX]].max(0)], -1)
         box_K4[count_K == 0] = 0
+        num_valid_N = count_K.sum(keepdims=True)
         with np.errstate(invalid="ignore"):
             centroid_K2 = tally_K7[:, [X_SUM, Y_SUM]] / count_K[:, None]
+            mean_confidence_N = confidence_K.sum(keepdims=True) / num_valid_N
+            mean_entropy_N = self._entropy_H.sum(keepdims=True) / num_valid_N
         return {
-            "mean_confidence_N": confidence_K.sum(keepdims=True) / self._num_pixels,
-            "mean_entropy_N": self._entropy_H.sum(keepdims=True) / self._num_pixels,
+            "mean_confidence_N": mean_confidence_N,
+            "mean_entropy_N": mean_entropy_N,
             "pixel_count_NK": count_K.copy()[None],
             "confidence_sum_NK": confidence_K[None],
             "box_NK4": box_K4.astype(np.int32)[None],
@@ -164,10 +208,23 @@ class TorchStatistics(LabelStatistics):
 
     def put(self, strip: slice, ids_NSW: Tensor, confidence_NSW: Tensor, entropy_NSW: Tensor) -> None:
         """Add a strip of class ids, their probabilities and the entropies."""
+        valid_NSW = self._valid_in(strip)
+        counted_NSW = None if valid_NSW is None else torch.from_numpy(valid_NSW).to(ids_NSW.device)
+        if counted_NSW is not None:
+            confidence_NSW = confidence_NSW.where(counted_NSW, 1.0)  # which is not low
+            entropy_NSW = entropy_NSW.where(counted_NSW, 0.0)
+        self._tally(strip, ids_NSW, confidence_NSW, entropy_NSW, counted_NSW)
+        # Last, since a GPU's transfers wait for all before.
         _store(ids_NSW, self._ids_NHW[:, strip])
         if self._confidence_NHW is not None:
             _store(confidence_NSW, self._confidence_NHW[:, strip])
         _store(count_by_column(confidence_NSW, self._cell_side), self._low_NHG[:, strip])
+
+    @abstractmethod
+    def _tally(
+        self, strip: slice, ids_NSW: Tensor, confidence_NSW: Tensor, entropy_NSW: Tensor, counted_NSW: Tensor | None
+    ) -> None:
+        """Add a strip to the sums; `counted_NSW` is False for pixels that are not valid."""
 
     def _class_totals(self, rows_NHK: Tensor, columns_NWK: Tensor, confidence_NK: Tensor) -> dict[str, Tensor]:
         """Return the fields by class, from their pixels in each row and column."""
@@ -188,28 +245,41 @@ class BatchStatistics(TorchStatistics):
     _confidence_NHW: Tensor
 
     def __init__(
-        self, num_images: int, size: tuple[int, int], num_classes: int, with_confidence_map: bool, device: torch.device
+        self,
+        num_images: int,
+        size: tuple[int, int],
+        num_classes: int,
+        with_confidence_map: bool,
+        device: torch.device,
+        valid: ValidRows | None = None,
     ) -> None:
-        super().__init__(num_images, size, num_classes, with_confidence_map, device)
+        super().__init__(num_images, size, num_classes, with_confidence_map, device, valid)
         self._ids_NHW = torch.empty(num_images, *size, dtype=torch.int32, device=device)
         self._confidence_NHW = torch.empty(num_images, *size, device=device)
         self._entropy_NH = torch.empty(num_images, size[0], dtype=torch.float64, device=device)
+        self._counted_NHW = None if valid is None else torch.ones(num_images, *size, dtype=torch.bool, device=device)
 
-    def put(self, strip: slice, ids_NSW: Tensor, confidence_NSW: Tensor, entropy_NSW: Tensor) -> None:
-        super().put(strip, ids_NSW, confidence_NSW, entropy_NSW)
+    def _tally(
+        self, strip: slice, ids_NSW: Tensor, confidence_NSW: Tensor, entropy_NSW: Tensor, counted_NSW: Tensor | None
+    ) -> None:
         self._entropy_NH[:, strip] = entropy_NSW.sum(-1, dtype=torch.float64)
+        if self._counted_NHW is not None and counted_NSW is not None:
+            self._counted_NHW[:, strip] = counted_NSW
 
     def _totals(self) -> dict[str, Tensor]:
-        ids_NHW, confidence_NHW = self._ids_NHW, self._confidence_NHW
-        one = torch.ones((), dtype=torch.int64, device=ids_NHW.device)
+        ids_NHW = self._ids_NHW
+        weights_NHW = weights(self._counted_NHW, ids_NHW, torch.int64)
+        confidence_NHW = self._confidence_NHW.double() * weights_NHW
+        totals = self._class_totals(
+            histogram(ids_NHW, weights_NHW, self._num_classes),
+            histogram(ids_NHW.mT, weights_NHW.mT, self._num_classes),
+            histogram(ids_NHW, confidence_NHW, self._num_classes).sum(1),
+        )
+        num_valid_N = totals["pixel_count_NK"].sum(1)
         return {
-            "mean_confidence_N": confidence_NHW.mean((1, 2), dtype=torch.float64),
-            "mean_entropy_N": self._entropy_NH.sum(1) / self._num_pixels,
-            **self._class_totals(
-                histogram(ids_NHW, one, self._num_classes),
-                histogram(ids_NHW.transpose(1, 2), one, self._num_classes),
-                histogram(ids_NHW, confidence_NHW.double(), self._num_classes).sum(1),
-            ),
+            "mean_confidence_N": confidence_NHW.sum((1, 2)) / num_valid_N,
+            "mean_entropy_N": self._entropy_NH.sum(1) / num_valid_N,
+            **totals,
         }
 
 
@@ -217,9 +287,14 @@ class StripStatistics(TorchStatistics):
     """Statistics of one image of any height, N = 1, with its pixels in host memory."""
 
     def __init__(
-        self, size: tuple[int, int], num_classes: int, with_confidence_map: bool, device: torch.device
+        self,
+        size: tuple[int, int],
+        num_classes: int,
+        with_confidence_map: bool,
+        device: torch.device,
+        valid: ValidRows | None = None,
     ) -> None:
-        super().__init__(1, size, num_classes, with_confidence_map, HOST)
+        super().__init__(1, size, num_classes, with_confidence_map, HOST, valid)
         height, width = size
         self._ids_NHW = _on_host(size, self._id_type)
         self._confidence_NHW = _on_host(size, torch.float16) if with_confidence_map else None
@@ -228,20 +303,31 @@ class StripStatistics(TorchStatistics):
         self._confidence_K = torch.zeros(num_classes, dtype=torch.float64, device=device)
         self._entropy = torch.zeros((), dtype=torch.float64, device=device)
 
-    def put(self, strip: slice, ids_NSW: Tensor, confidence_NSW: Tensor, entropy_NSW: Tensor) -> None:
-        one = torch.ones((), dtype=torch.int32, device=ids_NSW.device)
-        self._rows_1HK[:, strip] = histogram(ids_NSW, one, self._num_classes)
-        self._columns_1WK += histogram(ids_NSW.transpose(1, 2), one, self._num_classes)
-        self._confidence_K += histogram(ids_NSW, confidence_NSW.double(), self._num_classes).sum((0, 1))
+    def _tally(
+        self, strip: slice, ids_NSW: Tensor, confidence_NSW: Tensor, entropy_NSW: Tensor, counted_NSW: Tensor | None
+    ) -> None:
+        weights_NSW = weights(counted_NSW, ids_NSW, torch.int32)
+        confidence_NSW = confidence_NSW.double() * weights_NSW
+        self._rows_1HK[:, strip] = histogram(ids_NSW, weights_NSW, self._num_classes)
+        self._columns_1WK += histogram(ids_NSW.mT, weights_NSW.mT, self._num_classes)
+        self._confidence_K += histogram(ids_NSW, confidence_NSW, self._num_classes).sum((0, 1))
         self._entropy += entropy_NSW.sum(dtype=torch.float64)
-        super().put(strip, ids_NSW, confidence_NSW, entropy_NSW)  # last, since a GPU's transfers wait for all before
 
     def _totals(self) -> dict[str, Tensor]:
+        totals = self._class_totals(self._rows_1HK, self._columns_1WK, self._confidence_K[None])
+        num_valid_N = totals["pixel_count_NK"].sum(1)
         return {
-            "mean_confidence_N": self._confidence_K.sum()[None] / self._num_pixels,
-            "mean_entropy_N": self._entropy[None] / self._num_pixels,
-            **self._class_totals(self._rows_1HK, self._columns_1WK, self._confidence_K[None]),
+            "mean_confidence_N": self._confidence_K.sum()[None] / num_valid_N,
+            "mean_entropy_N": self._entropy[None] / num_valid_N,
+            **totals,
         }
+
+
+def weights(counted_NLM: Tensor | None, ids_NLM: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 1 for pixels that count and 0 for others, (N, L, M); None: all count."""
+    if counted_NLM is None:
+        return torch.ones((), dtype=dtype, device=ids_NLM.device).expand_as(ids_NLM)
+    return counted_NLM.to(dtype)
 
 
 def _store(values: Tensor, target: Tensor) -> None:
@@ -249,15 +335,12 @@ def _store(values: Tensor, target: Tensor) -> None:
     target.copy_(values if values.device == target.device else values.to(target.dtype))
 
 
-def histogram(ids_NLM: Tensor, weights: Tensor, num_classes: int) -> Tensor:
-    """Return the sum of weights by image, line L and class, (N, L, K); unlike bincount, without synchronization.
-
-    `weights` has the shape of `ids_NLM`, or is one weight for all.
-    """
+def histogram(ids_NLM: Tensor, weights_NLM: Tensor, num_classes: int) -> Tensor:
+    """Return the sum of weights by image, line L and class, (N, L, K); unlike bincount, without synchronization."""
     num_images, lines, _ = ids_NLM.shape
     offsets_NL1 = torch.arange(num_images * lines, device=ids_NLM.device).mul(num_classes).view(num_images, lines, 1)
-    sums = torch.zeros(num_images * lines * num_classes, dtype=weights.dtype, device=ids_NLM.device)
-    sums.scatter_add_(0, (ids_NLM + offsets_NL1).reshape(-1), weights.expand(ids_NLM.shape).reshape(-1))
+    sums = torch.zeros(num_images * lines * num_classes, dtype=weights_NLM.dtype, device=ids_NLM.device)
+    sums.scatter_add_(0, (ids_NLM + offsets_NL1).reshape(-1), weights_NLM.reshape(-1))
     return sums.view(num_images, lines, num_classes)
 
 

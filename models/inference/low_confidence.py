@@ -1,4 +1,4 @@
-"""Counts of low-confidence pixels in the cells of a coarse grid.
+"""Counts of valid pixels, and of those with low confidence, in the cells of a coarse grid.
 
 Cells are squares of `cell_side` pixels, smaller in the last row and column. Shape suffixes: N batch, H W rows and
 columns of pixels, S rows of a strip, R G rows and columns of cells.
@@ -29,6 +29,11 @@ def count_by_column(confidence_NSW: Tensor, side: int) -> Tensor:
     return low_NSW.unflatten(-1, (columns, side)).sum(-1, dtype=torch.int32)
 
 
-def count_by_cell(low_NHG: NDArray[np.int32], side: int) -> NDArray[np.int32]:
+def count_valid_by_column(valid_NSW: NDArray[np.bool_], side: int) -> NDArray[np.int32]:
+    """Return the number of valid pixels of each row, by column of cells: (N, S, G)."""
+    return np.add.reduceat(valid_NSW, np.arange(0, valid_NSW.shape[2], side), axis=2, dtype=np.int32)
+
+
+def count_by_cell(counts_NHG: NDArray[np.int32], side: int) -> NDArray[np.int32]:
     """Sum the counts of rows to counts of cells, (N, R, G)."""
-    return np.add.reduceat(low_NHG, np.arange(0, low_NHG.shape[1], side), axis=1, dtype=np.int32)
+    return np.add.reduceat(counts_NHG, np.arange(0, counts_NHG.shape[1], side), axis=1, dtype=np.int32)

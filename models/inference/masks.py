@@ -13,13 +13,16 @@ import ctypes
 import functools
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.inference.fallback import or_uncompiled
 from models.inference.interpolation import Taps, TapTensors, mix
-from models.inference.label_statistics import BatchStatistics, KernelStatistics, library
+from models.inference.label_statistics import BatchStatistics, KernelStatistics, ValidRows, library, rows_of
 from models.inference.prediction import Prediction, concatenate
+from models.inference.preprocessing import ValidMaps
 
 # On a CPU a strip should stay in the last-level cache; on a GPU it should fill the device.
 STRIP_BYTES_CPU = 8 * 2**20
@@ -27,7 +30,12 @@ STRIP_BYTES_GPU = 512 * 2**20
 
 
 def label_batch(
-    logits_NhwK: Tensor, rows: Taps, columns: Taps, with_confidence_map: bool, max_strip_bytes: int | None = None
+    logits_NhwK: Tensor,
+    rows: Taps,
+    columns: Taps,
+    with_confidence_map: bool,
+    max_strip_bytes: int | None = None,
+    valid: ValidMaps | None = None,
 ) -> Prediction:
     """Return the masks of a batch with their statistics.
 
@@ -36,23 +44,35 @@ def label_batch(
         rows, columns: interpolation from h to H and from w to W, see `interpolation.both_taps`.
         max_strip_bytes: limits the memory of upsampled logits that are evaluated in strips, down to one output row;
             None: a default for the device.
+        valid: for each image, the pixels that enter its statistics, H x W; None: all.
     """
+    valid = [None] * len(logits_NhwK) if valid is None else valid
     if logits_NhwK.device.type == "cpu":
-        labeled = [label(logits_hwK, rows, columns, with_confidence_map, max_strip_bytes) for logits_hwK in logits_NhwK]
+        labeled = [
+            label(logits_hwK, rows, columns, with_confidence_map, max_strip_bytes, valid_HW)
+            for logits_hwK, valid_HW in zip(logits_NhwK, valid, strict=True)
+        ]
         return concatenate(labeled)
-    return label_in_strips(logits_NhwK, rows, columns, with_confidence_map, max_strip_bytes)
+    valid_rows = rows_of(valid, (len(rows), len(columns)))
+    return label_in_strips(logits_NhwK, rows, columns, with_confidence_map, max_strip_bytes, valid_rows)
 
 
 def label(
-    logits_hwK: Tensor, rows: Taps, columns: Taps, with_confidence_map: bool, max_strip_bytes: int | None = None
+    logits_hwK: Tensor,
+    rows: Taps,
+    columns: Taps,
+    with_confidence_map: bool,
+    max_strip_bytes: int | None = None,
+    valid_HW: NDArray[np.bool_] | None = None,
 ) -> Prediction:
     """Return the mask of one image with its statistics, as a batch of one; otherwise as `label_batch`."""
     kernels = library() if logits_hwK.device.type == "cpu" else None
+    valid = rows_of([valid_HW], (len(rows), len(columns)))
     if kernels is None:
-        return label_in_strips(logits_hwK[None], rows, columns, with_confidence_map, max_strip_bytes)
+        return label_in_strips(logits_hwK[None], rows, columns, with_confidence_map, max_strip_bytes, valid)
     assert logits_hwK.dtype == torch.float32
     assert logits_hwK.is_contiguous()
-    statistics = KernelStatistics((len(rows), len(columns)), logits_hwK.shape[-1], with_confidence_map)
+    statistics = KernelStatistics((len(rows), len(columns)), logits_hwK.shape[-1], with_confidence_map, valid)
     statistics.fill(
         kernels.label_logits,
         logits_hwK.data_ptr(),
@@ -64,7 +84,12 @@ def label(
 
 
 def label_in_strips(
-    logits_NhwK: Tensor, rows: Taps, columns: Taps, with_confidence_map: bool, max_strip_bytes: int | None = None
+    logits_NhwK: Tensor,
+    rows: Taps,
+    columns: Taps,
+    with_confidence_map: bool,
+    max_strip_bytes: int | None = None,
+    valid: ValidRows | None = None,
 ) -> Prediction:
     """Return the masks of a batch with their statistics, computed by torch."""
     num_images, _, _, num_classes = logits_NhwK.shape
@@ -73,7 +98,7 @@ def label_in_strips(
     max_strip_bytes = default if max_strip_bytes is None else max_strip_bytes
     reduce_strip = _reduce_strip if device.type == "cpu" else _compiled_reduce_strip()
     size = len(rows), len(columns)
-    statistics = BatchStatistics(num_images, size, num_classes, with_confidence_map, device)
+    statistics = BatchStatistics(num_images, size, num_classes, with_confidence_map, device, valid)
     # Two planes of K floats per pixel are alive at a time: both neighbors, then logits and exponentials.
     strip_rows = max(1, max_strip_bytes // (2 * 4 * num_images * len(columns) * num_classes))
     column_taps = columns.tensors(device)

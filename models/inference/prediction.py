@@ -18,7 +18,9 @@ class Prediction:
     """Masks of N images with their statistics; pixels are those of the output.
 
     Confidence is a pixel's largest softmax probability, entropy is that of its softmax in nats, and confidence below
-    0.5 is low. `low_count_NRG` has the number of low-confidence pixels in each cell of `cell_side`. Per class,
+    0.5 is low. Pixels that are not valid are in no statistic, and their class ids and confidences mean nothing; without
+    any valid pixel, means are NaN. `valid_count_NRG` and `low_count_NRG` have the number of valid pixels and of those
+    with low confidence in each cell of `cell_side`. Per class,
     `box_NK4` is x_min, y_min, x_max, y_max, half open, zeros if the class is absent; `centroid_NK2` is the mean (x, y)
     of its pixel indices, NaN if it is absent. `class_ids_NHW` is uint8 for up to 256 classes, uint16 beyond;
     `confidence_NHW` is float16, or None unless requested.
@@ -28,6 +30,7 @@ class Prediction:
     confidence_NHW: NDArray[np.float16] | None
     mean_confidence_N: NDArray[np.float64]
     mean_entropy_N: NDArray[np.float64]
+    valid_count_NRG: NDArray[np.int32]
     low_count_NRG: NDArray[np.int32]
     pixel_count_NK: NDArray[np.int64]
     confidence_sum_NK: NDArray[np.float64]
@@ -36,9 +39,8 @@ class Prediction:
 
     @property
     def low_confidence_fraction_N(self) -> NDArray[np.float64]:
-        """Share of pixels with low confidence."""
-        _, height, width = self.class_ids_NHW.shape
-        return self.low_count_NRG.sum((1, 2)) / (height * width)
+        """Share of valid pixels with low confidence."""
+        return self.low_count_NRG.sum((1, 2)) / self.valid_count_NRG.sum((1, 2))
 
     @property
     def cell_side(self) -> int:

@@ -18,7 +18,14 @@ from models.inference.masks import label, label_batch
 from models.inference.network import InferenceNetwork, compiled
 from models.inference.parallel import map_images_in_parallel
 from models.inference.prediction import Prediction, concatenate
-from models.inference.preprocessing import NetworkInputs, checked_images, checked_output_size, padded_size
+from models.inference.preprocessing import (
+    NetworkInputs,
+    ValidMaps,
+    checked_images,
+    checked_output_size,
+    checked_valid,
+    padded_size,
+)
 from models.kernels.int8 import Ranges
 from models.kernels.selection import Maker, Precision, maker
 from models.pspnet import PSPNet, feature_size
@@ -96,43 +103,59 @@ class Predictor:
         images_NHWC: Tensor | NDArray[np.uint8],
         output_size: tuple[int, int] | None = None,
         with_confidence_map: bool = False,
+        valid: ValidMaps | None = None,
     ) -> Prediction:
         """Label every pixel of a batch of RGB images of one size.
 
         `images_NHWC` is (N, height, width, 3) uint8; the masks have `output_size` (rows, columns), by default that of
-        the images.
+        the images. `valid` has for each image the pixels of its mask that enter the statistics, bool (rows, columns),
+        or None for all.
 
-        Raises ValueError for images of another shape or type, or an empty output.
+        Raises ValueError for images of another shape or type, an empty output, or valid pixels of another size.
         """
         images_NHWC = checked_images(images_NHWC)
         output_size = checked_output_size(output_size, images_NHWC)
+        output_sizes = [output_size] * len(images_NHWC)
+        valid = checked_valid(valid, output_sizes)
         if self.device.type == "cpu":
-            return concatenate(self._side_by_side(images_NHWC, [output_size] * len(images_NHWC), with_confidence_map))
+            return concatenate(self._side_by_side(images_NHWC, output_sizes, with_confidence_map, valid))
         size = images_NHWC.shape[1], images_NHWC.shape[2]
-        return self._label(self.logits(images_NHWC), size, output_size, with_confidence_map)
+        logits_NhwK = self.logits(images_NHWC)
+        taps = self._taps(logits_NhwK.shape[1:3], size, output_size)
+        return label_batch(logits_NhwK, *taps, with_confidence_map, self.max_strip_bytes, valid)
 
     @torch.inference_mode()
     def predict_each(
-        self, images_NHWC: Tensor | NDArray[np.uint8], output_sizes: Sequence[tuple[int, int]]
+        self,
+        images_NHWC: Tensor | NDArray[np.uint8],
+        output_sizes: Sequence[tuple[int, int]],
+        valid: ValidMaps | None = None,
     ) -> list[Prediction]:
         """Label images of one size with masks of different sizes as one batch; return a batch of one for each.
 
-        Raises the same errors as `predict`.
+        `valid` and errors are those of `predict`.
         """
         images_NHWC = checked_images(images_NHWC)
         checked = [checked_output_size(output_size, images_NHWC) for output_size in output_sizes]
+        valid = checked_valid(valid, checked)
         if self.device.type == "cpu":
-            return self._side_by_side(images_NHWC, checked, False)
+            return self._side_by_side(images_NHWC, checked, False, valid)
         size = images_NHWC.shape[1], images_NHWC.shape[2]
         logits_NhwK = self.logits(images_NHWC)
 
         def label_some(members: list[int], output_size: tuple[int, int]) -> Prediction:
-            return self._label(logits_NhwK[members], size, output_size, with_confidence_map=False)
+            taps = self._taps(logits_NhwK.shape[1:3], size, output_size)
+            of_members = [valid[n] for n in members]
+            return label_batch(logits_NhwK[members], *taps, False, self.max_strip_bytes, of_members)
 
         return by_output_size(checked, label_some)
 
     def _side_by_side(
-        self, images_NHWC: Tensor, output_sizes: Sequence[tuple[int, int]], with_confidence_map: bool
+        self,
+        images_NHWC: Tensor,
+        output_sizes: Sequence[tuple[int, int]],
+        with_confidence_map: bool,
+        valid: ValidMaps,
     ) -> list[Prediction]:
         """Label each image, as a batch of one, on a CPU, where the threads that run the network also make masks."""
         size = images_NHWC.shape[1], images_NHWC.shape[2]
@@ -145,17 +168,14 @@ class Predictor:
                     *self._taps(logits_NhwK.shape[1:3], size, output_size),
                     with_confidence_map,
                     self.max_strip_bytes,
+                    valid_HW,
                 )
-                for logits_hwK, output_size in zip(logits_NhwK, output_sizes[images], strict=True)
+                for logits_hwK, output_size, valid_HW in zip(
+                    logits_NhwK, output_sizes[images], valid[images], strict=True
+                )
             ]
 
         return [each for some in self._map_passes(label_some, images_NHWC) for each in some]
-
-    def _label(
-        self, logits_NhwK: Tensor, size: tuple[int, int], output_size: tuple[int, int], with_confidence_map: bool
-    ) -> Prediction:
-        taps = self._taps(logits_NhwK.shape[1:3], size, output_size)
-        return label_batch(logits_NhwK, *taps, with_confidence_map, self.max_strip_bytes)
 
     def _taps(self, cells: Sequence[int], size: tuple[int, int], output_size: tuple[int, int]) -> tuple[Taps, Taps]:
         """Return the interpolation from logits of `cells` to masks of `output_size`, for images of `size`."""

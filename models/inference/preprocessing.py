@@ -1,11 +1,16 @@
 """Input of a network for inference: checks of images and masks, padding, and conversion of rows to float32."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from models.pspnet import MIN_SIZE
+
+ValidMaps = Sequence[NDArray[np.bool_] | None]
+"""Valid pixels of each mask, (H, W); None: all are valid."""
 
 
 def checked_images(images_NHWC: Tensor | NDArray[np.uint8]) -> Tensor:
@@ -27,6 +32,21 @@ def checked_output_size(output_size: tuple[int, int] | None, images_NHWC: Tensor
     if min(output_size) < 1:
         raise ValueError(f"Predictor: output_size {output_size} must be at least one row and one column.")
     return output_size
+
+
+def checked_valid(valid: ValidMaps | None, output_sizes: Sequence[tuple[int, int]]) -> ValidMaps:
+    """Return the valid pixels of each mask. Raises ValueError unless each has a map of its size, or None."""
+    if valid is None:
+        return [None] * len(output_sizes)
+    shapes = [None if valid_HW is None else (valid_HW.shape, valid_HW.dtype) for valid_HW in valid]
+    if len(shapes) != len(output_sizes) or any(
+        shape not in (None, (size, np.bool_)) for shape, size in zip(shapes, output_sizes, strict=True)
+    ):
+        raise ValueError(
+            f"Predictor: valid pixels are {shapes}; for each of the masks {list(output_sizes)}, give bool (rows, "
+            "columns) of its size, or None."
+        )
+    return valid
 
 
 def padded_size(size: tuple[int, int], align_corners: bool) -> tuple[int, int]:

@@ -30,11 +30,11 @@ from torch import Tensor
 from models.inference.crop_grid import Axis, CropKey, CropRow, Grid, ScaleStruct, span_of, within
 from models.inference.image_source import HeldRows, ImageWindows, WholeImage
 from models.inference.interpolation import mix
-from models.inference.label_statistics import KernelStatistics, StripStatistics, library
+from models.inference.label_statistics import KernelStatistics, StripStatistics, ValidRows, library, rows_of
 from models.inference.malloc import return_large_blocks
 from models.inference.prediction import Prediction, concatenate
 from models.inference.predictor import Predictor, by_output_size
-from models.inference.preprocessing import checked_images, checked_output_size
+from models.inference.preprocessing import ValidMaps, checked_images, checked_output_size, checked_valid
 from models.pspnet import MIN_SIZE
 
 # On a CPU, each thread has its own crop (parallel.py), or several small ones with as many pixels as one of the paper's.
@@ -91,6 +91,7 @@ class SlidingPredictor:
         images_NHWC: Tensor | NDArray[np.uint8],
         output_size: tuple[int, int] | None = None,
         with_confidence_map: bool = False,
+        valid: ValidMaps | None = None,
     ) -> Prediction:
         """Label every pixel of a batch of RGB images of one size; arguments are those of `Predictor.predict`.
 
@@ -101,15 +102,17 @@ class SlidingPredictor:
         output_size = checked_output_size(output_size, images_NHWC)
         size = images_NHWC.shape[1], images_NHWC.shape[2]
         grid = self._grid(size, output_size)
+        valid = checked_valid(valid, [output_size] * len(images_NHWC))
 
-        num_classes = self.predictor.architecture.num_classes
+        num_classes, device = self.predictor.architecture.num_classes, self.predictor.device
         crops = grid.crops_in(grid.crop_rows_of(range(output_size[0])))
         cells = sum(math.prod(grid.cells_of(key)) for key in crops)
         image_bytes = cells * 4 * num_classes
         fits = image_bytes <= self.logits_bytes
         together = self.logits_bytes // image_bytes if fits else 1
         masks = [
-            _new_mask(grid, output_size, num_classes, with_confidence_map, self.predictor.device) for _ in images_NHWC
+            _new_mask(grid, output_size, num_classes, with_confidence_map, device, rows_of([valid_HW], output_size))
+            for valid_HW in valid
         ]
         for start in range(0, len(masks), together):
             group = slice(start, start + together)
@@ -117,18 +120,26 @@ class SlidingPredictor:
         return concatenate([mask.statistics.prediction() for mask in masks])
 
     def predict_each(
-        self, images_NHWC: Tensor | NDArray[np.uint8], output_sizes: Sequence[tuple[int, int]]
+        self,
+        images_NHWC: Tensor | NDArray[np.uint8],
+        output_sizes: Sequence[tuple[int, int]],
+        valid: ValidMaps | None = None,
     ) -> list[Prediction]:
         """Label images of one size with masks of different sizes, like `Predictor.predict_each`."""
         images_NHWC = checked_images(images_NHWC)
-        return by_output_size(output_sizes, lambda members, size: self.predict(images_NHWC[members], size))
+        of_each = checked_valid(valid, output_sizes)
+        return by_output_size(
+            output_sizes,
+            lambda members, size: self.predict(images_NHWC[members], size, valid=[of_each[n] for n in members]),
+        )
 
     @torch.inference_mode()
-    def predict_windows(self, image: ImageWindows) -> Prediction:
+    def predict_windows(self, image: ImageWindows, valid: ValidRows | None = None) -> Prediction:
         """Label every pixel of one image that is read on demand; return a batch of one, like `predict`.
 
         Every row of pixels is read once, from the top down. Apart from the mask, memory grows with the width of the
         image but not with its height. The labels are those of `predict`, and bitwise equal with batches of one crop.
+        `valid` is called for rows that have been read.
 
         Raises ValueError if a crop would need the whole image: without crops, or with a base size. Exceptions of `read`
         are passed on.
@@ -142,7 +153,7 @@ class SlidingPredictor:
         size, device = (image.height, image.width), self.predictor.device
         _require(min(size) >= 1, f"the image has {image.height} rows and {image.width} columns")
         grid = self._grid(size, size)
-        mask = _new_mask(grid, size, self.predictor.architecture.num_classes, False, device)
+        mask = _new_mask(grid, size, self.predictor.architecture.num_classes, False, device, valid)
         self._label(grid, [HeldRows(image, device)], [mask], in_one_band=False)
         return mask.statistics.prediction()
 
@@ -235,9 +246,16 @@ Logits = Mapping[CropKey, Tensor]
 class _KernelMask:
     """Mask of one image, computed by the kernel; a unit is a chunk of its statistics."""
 
-    def __init__(self, grid: Grid, size: tuple[int, int], num_classes: int, with_confidence_map: bool) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        size: tuple[int, int],
+        num_classes: int,
+        with_confidence_map: bool,
+        valid: ValidRows | None,
+    ) -> None:
         self._grid = grid
-        self.statistics = KernelStatistics(size, num_classes, with_confidence_map)
+        self.statistics = KernelStatistics(size, num_classes, with_confidence_map, valid)
         self.unit_rows, self.num_units = self.statistics.chunk_rows, self.statistics.num_chunks
 
     def label(self, units: range, logits: Logits) -> None:
@@ -260,10 +278,16 @@ class _TorchMask:
     """Mask of one image, computed by torch; a unit is a strip of rows."""
 
     def __init__(
-        self, grid: Grid, size: tuple[int, int], num_classes: int, with_confidence_map: bool, device: torch.device
+        self,
+        grid: Grid,
+        size: tuple[int, int],
+        num_classes: int,
+        with_confidence_map: bool,
+        device: torch.device,
+        valid: ValidRows | None,
     ) -> None:
         self._grid, self._device = grid, device
-        self.statistics = StripStatistics(size, num_classes, with_confidence_map, device)
+        self.statistics = StripStatistics(size, num_classes, with_confidence_map, device, valid)
         strip_bytes = STRIP_BYTES_CPU if device.type == "cpu" else STRIP_BYTES_GPU
         # Four planes: the sum over scales, both neighbors of the term to add, and the rows from which these come.
         self.unit_rows = min(size[0], max(1, strip_bytes // (4 * 4 * size[1] * num_classes)))
@@ -314,11 +338,16 @@ _Mask = _KernelMask | _TorchMask
 
 
 def _new_mask(
-    grid: Grid, size: tuple[int, int], num_classes: int, with_confidence_map: bool, device: torch.device
+    grid: Grid,
+    size: tuple[int, int],
+    num_classes: int,
+    with_confidence_map: bool,
+    device: torch.device,
+    valid: ValidRows | None,
 ) -> _Mask:
     if device.type == "cpu" and library() is not None:
-        return _KernelMask(grid, size, num_classes, with_confidence_map)
-    return _TorchMask(grid, size, num_classes, with_confidence_map, device)
+        return _KernelMask(grid, size, num_classes, with_confidence_map, valid)
+    return _TorchMask(grid, size, num_classes, with_confidence_map, device, valid)
 
 
 def _require(holds: bool, problem: str) -> None:

@@ -22,6 +22,8 @@ typedef struct {
     int64_t height, width, classes;
     int64_t chunk_rows, next_chunk, end_chunk;
     int64_t cell_side;
+    int64_t valid_row;    /* row of the output that is the first one of `valid` */
+    const uint8_t *valid; /* (rows of this call, width), 0 where a pixel is left out of the tallies; NULL: none is */
     void *ids;            /* (height, width), uint8 up to 256 classes, uint16 beyond */
     float *confidence;    /* (height, width), or NULL */
     double *entropy;      /* (height), sums of rows */
@@ -111,9 +113,20 @@ static inline void reduce_logits(const float *logits, float top, int32_t stride,
     row->entropy[x] = logf(total) - LN_2 * moment / total;
 }
 
+/* Give pixels that are not valid an id that is not tallied, and neither low confidence nor entropy. */
+static void leave_out(const Row *row, const uint8_t *valid, int64_t width) {
+    for (int64_t x = 0; x < width; x++) {
+        if (valid[x]) continue;
+        row->ids[x] = -1;
+        row->confidence[x] = 1;
+        row->entropy[x] = 0;
+    }
+}
+
 /* Write row y of the output and add it to the tallies of its chunk, one run of equal classes at a time. */
 static void finish_row(Output *out, const Row *row, int64_t y) {
     const int64_t width = out->width, chunk = y / out->chunk_rows, start = y * width, side = out->cell_side;
+    if (out->valid) leave_out(row, out->valid + (y - out->valid_row) * width, width);
     double entropy = 0;
     for (int64_t x = 0; x < width; x++) entropy += row->entropy[x];
     out->entropy[y] = entropy;
@@ -135,6 +148,7 @@ static void finish_row(Output *out, const Row *row, int64_t y) {
             memset((uint8_t *)out->ids + start + x, id, (size_t)(end - x));
         else
             for (int64_t i = x; i < end; i++) ((uint16_t *)out->ids)[start + i] = (uint16_t)id;
+        if (id < 0) continue;
 
         Tally *tally = out->tallies + chunk * out->classes + id;
         out->confidences[chunk * out->classes + id] += confidence;

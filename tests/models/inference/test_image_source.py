@@ -50,12 +50,28 @@ def test_so_it_is_without_the_kernel(case: str, monkeypatch: pytest.MonkeyPatch)
     check_windows(case, (130, 90))
 
 
-def check_windows(case: str, size: tuple[int, int]) -> None:
+def check_windows(case: str, size: tuple[int, int], valid_HW: NDArray[np.bool_] | None = None) -> None:
     image_HW3 = make_images(1, *size)[0]
     sliding = predictor(max_batch=1, **CASES[case])
     source = Recorded(image_HW3)
-    assert_same(sliding.predict_windows(source), sliding.predict(image_HW3[None]))
+
+    def valid_rows(strip: slice) -> NDArray[np.bool_] | None:
+        assert min(strip.stop, size[0]) <= len(source.read_rows), "they have been read"
+        return None if valid_HW is None else valid_HW[None, strip]
+
+    assert_same(sliding.predict_windows(source, valid_rows), sliding.predict(image_HW3[None], valid=[valid_HW]))
     assert source.read_rows == list(range(size[0])), "rows are read once each, from the top down"
+
+
+@pytest.mark.parametrize("way", [pytest.param("kernel", marks=needs_compiler), "torch"])
+@pytest.mark.parametrize("case", ["one scale", "six scales, mirrored"])
+def test_rows_without_data_are_those_of_the_whole_image(case: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "torch":
+        monkeypatch.setattr(sliding, "library", lambda: None)
+        monkeypatch.setattr(sliding, "STRIP_BYTES_CPU", 16 * 7 * 90 * 10)  # ten rows
+    valid_HW = np.random.default_rng(0).random((130, 90)) < 0.5
+    valid_HW[:70] = True
+    check_windows(case, (130, 90), valid_HW)
 
 
 def test_wide_images_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

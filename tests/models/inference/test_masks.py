@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from models import Prediction
 from models.inference import label_statistics, masks
 from models.inference.interpolation import TapTensors, both_taps, taps
+from models.inference.label_statistics import rows_of
 from models.inference.masks import label, label_batch, label_in_strips
 from models.kernels import compiled
-from tests.models.low_counts import assert_low_counts
+from tests.models.low_counts import assert_low_counts, assert_valid_counts
 from tests.requirements import C_COMPILER
 
 Fields = dict[str, Any]
@@ -25,14 +26,15 @@ def fields_of(batch: Prediction, n: int = 0) -> Fields:
     return {name: None if values is None else values[n] for name, values in vars(batch).items()}
 
 
-def one(logits, size, padded, output_size, align_corners, with_map, max_strip_bytes=None) -> Fields:
+def one(logits, size, padded, output_size, align_corners, with_map, max_strip_bytes=None, valid_HW=None) -> Fields:
     rows, columns = both_taps(logits.shape[:2], size, padded, output_size, align_corners)
-    return fields_of(label(logits, rows, columns, with_map, max_strip_bytes))
+    return fields_of(label(logits, rows, columns, with_map, max_strip_bytes, valid_HW))
 
 
-def strips(logits, size, padded, output_size, align_corners, with_map, max_strip_bytes=None) -> Fields:
+def strips(logits, size, padded, output_size, align_corners, with_map, max_strip_bytes=None, valid_HW=None) -> Fields:
     rows, columns = both_taps(logits.shape[:2], size, padded, output_size, align_corners)
-    return fields_of(label_in_strips(logits[None], rows, columns, with_map, max_strip_bytes))
+    valid = rows_of([valid_HW], output_size)
+    return fields_of(label_in_strips(logits[None], rows, columns, with_map, max_strip_bytes, valid))
 
 
 WAYS = [pytest.param(one, marks=needs_compiler, id="kernel"), pytest.param(strips, id="strips")]
@@ -58,28 +60,32 @@ def upsample(logits: torch.Tensor, padded: tuple[int, int], align_corners: bool)
     return F.interpolate(planes, padded, mode="bilinear", align_corners=align_corners)[0].permute(1, 2, 0).numpy()
 
 
-def assert_matches(fields: Fields, logits: np.ndarray) -> None:
-    """Check every field against full-size logits (H, W, K)."""
+def assert_matches(fields: Fields, logits: np.ndarray, valid_HW: np.ndarray | None = None) -> None:
+    """Check every field against full-size logits (H, W, K), at the valid pixels."""
     height, width, num_classes = logits.shape
+    valid_HW = np.ones((height, width), bool) if valid_HW is None else valid_HW
     ids = fields["class_ids_NHW"]
     assert ids.shape == (height, width)
     assert ids.dtype == (np.uint8 if num_classes <= 256 else np.uint16)
     ordered = np.sort(logits, axis=-1)
-    assert (ordered[..., -1] - ordered[..., -2])[logits.argmax(-1) != ids].max(initial=0) < 1e-5, "no tie"
+    differs = (logits.argmax(-1) != ids) & valid_HW
+    assert (ordered[..., -1] - ordered[..., -2])[differs].max(initial=0) < 1e-5, "no tie"
 
     probability = torch.from_numpy(logits).softmax(-1).numpy()
     confidence = probability.max(-1)
     entropy = -(probability * np.log(np.maximum(probability, 1e-300))).sum(-1)
     assert fields["confidence_NHW"].dtype == np.float16
-    np.testing.assert_allclose(fields["confidence_NHW"], confidence, rtol=1e-3)
-    np.testing.assert_allclose(fields["mean_confidence_N"], confidence.mean(), rtol=1e-6)
-    np.testing.assert_allclose(fields["mean_entropy_N"], entropy.mean(), rtol=1e-5, atol=1e-7)
-    assert_low_counts(fields["low_count_NRG"], confidence, 1e-6)
+    np.testing.assert_allclose(fields["confidence_NHW"][valid_HW], confidence[valid_HW], rtol=1e-3)
+    np.testing.assert_allclose(fields["mean_confidence_N"], confidence[valid_HW].mean(), rtol=1e-6)
+    np.testing.assert_allclose(fields["mean_entropy_N"], entropy[valid_HW].mean(), rtol=1e-5, atol=1e-7)
+    assert_low_counts(fields["low_count_NRG"], np.where(valid_HW, confidence, 1), 1e-6)
+    assert_valid_counts(fields["valid_count_NRG"], valid_HW)
 
     for k in range(num_classes):
-        ys, xs = np.nonzero(ids == k)
+        is_class_HW = (ids == k) & valid_HW
+        ys, xs = np.nonzero(is_class_HW)
         assert fields["pixel_count_NK"][k] == len(ys)
-        np.testing.assert_allclose(fields["confidence_sum_NK"][k], confidence[ids == k].sum(), rtol=1e-5)
+        np.testing.assert_allclose(fields["confidence_sum_NK"][k], confidence[is_class_HW].sum(), rtol=1e-5)
         box, centroid = [0, 0, 0, 0], [np.nan, np.nan]
         if len(ys):
             box, centroid = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], [xs.mean(), ys.mean()]
@@ -104,6 +110,25 @@ def test_it_is_interpolate_softmax_and_argmax(way: Callable[..., Fields], size, 
     logits = make_logits(18 if align_corners else 17, 18 if align_corners else 17, num_classes)
     full = upsample(logits, padded, align_corners)[: size[0], : size[1]]
     assert_matches(way(logits, size, padded, size, align_corners, True), full)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("size", "num_classes"), [((65, 65), 7), ((131, 70), 150), ((3, 90), 17), ((90, 1), 5), ((66, 40), 300)]
+)
+def test_pixels_that_are_not_valid_enter_no_statistic(way: Callable[..., Fields], size, num_classes) -> None:
+    logits = make_logits(18, 18, num_classes)
+    valid_HW = np.random.default_rng(0).random(size) < 0.6
+    valid_HW[: size[0] // 3] = False
+    found = way(logits, size, (137, 137), size, True, True, 100_000, valid_HW)
+    assert_matches(found, upsample(logits, (137, 137), True)[: size[0], : size[1]], valid_HW)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_means_of_no_valid_pixel_are_nan(way: Callable[..., Fields]) -> None:
+    found = way(make_logits(9, 9, 5), (65, 65), (65, 65), (65, 65), True, False, None, np.zeros((65, 65), bool))
+    assert found["pixel_count_NK"].tolist() == [0] * 5
+    assert np.isnan([found["mean_confidence_N"], found["mean_entropy_N"]]).all()
 
 
 @pytest.mark.parametrize("way", WAYS)

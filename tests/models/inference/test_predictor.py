@@ -160,6 +160,29 @@ def test_images_of_one_batch_may_have_masks_of_several_sizes(sliding: bool) -> N
         assert prediction.pixel_count_NK.sum() == size[0] * size[1]
 
 
+@pytest.mark.parametrize("sliding", [False, True])
+def test_images_of_one_batch_may_have_pixels_that_are_not_valid(sliding: bool) -> None:
+    images, sizes = make_images(3, 65, 73), [(80, 91), (65, 73), (80, 91)]
+    valid = [None, np.arange(65 * 73).reshape(65, 73) % 3 > 0, np.arange(80 * 91).reshape(80, 91) % 2 > 0]
+    predictor = Predictor(MODELS[True], MEAN, STD)
+    made = SlidingPredictor(predictor, base_size=None, crop=65) if sliding else predictor
+    for image, valid_HW, size, found in zip(images, valid, sizes, made.predict_each(images, sizes, valid), strict=True):
+        alone = made.predict(image[None], size, valid=[valid_HW])
+        assert found.pixel_count_NK.sum() == (size[0] * size[1] if valid_HW is None else valid_HW.sum())
+        np.testing.assert_allclose(found.mean_confidence_N, alone.mean_confidence_N, rtol=1e-4)
+        np.testing.assert_array_equal(found.valid_count_NRG, alone.valid_count_NRG)
+        share = found.low_count_NRG.sum() / found.pixel_count_NK.sum()
+        np.testing.assert_allclose(found.low_confidence_fraction_N, share)
+
+
+@pytest.mark.parametrize(
+    "valid", [[], [np.ones((65, 64), bool)], [np.ones((65, 65))], [None, None]], ids=["none", "size", "type", "number"]
+)
+def test_valid_pixels_of_other_masks_are_refused(valid: list[np.ndarray]) -> None:
+    with pytest.raises(ValueError, match=r"for each of the masks \[\(65, 65\)\], give bool"):
+        Predictor(MODELS[True], MEAN, STD).predict(make_images(1, 65, 65), valid=valid)
+
+
 def test_more_than_256_classes_make_16_bit_masks() -> None:
     model = make_model(num_classes=300)
     images = make_images(1, 65, 80)

@@ -14,7 +14,7 @@ from models import Architecture, Prediction, Predictor, PSPNet
 from models.inference import sliding
 from models.inference.preprocessing import padded_size
 from models.inference.sliding import SlidingPredictor
-from tests.models.low_counts import assert_low_counts
+from tests.models.low_counts import assert_low_counts, assert_valid_counts
 from tests.requirements import C_COMPILER
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 55.0, 50.0]
@@ -94,23 +94,28 @@ def plain_protocol(
     return (average / len(scales)).double().numpy()
 
 
-def assert_matches(prediction: Prediction, probabilities: np.ndarray, n: int = 0) -> None:
-    """Check all fields of image `n` against probabilities (K, H, W)."""
+def assert_matches(
+    prediction: Prediction, probabilities: np.ndarray, n: int = 0, valid_HW: np.ndarray | None = None
+) -> None:
+    """Check all fields of image `n` against probabilities (K, H, W), at the valid pixels."""
     ids, confidence = prediction.class_ids_NHW[n], probabilities.max(0)
+    valid_HW = np.ones(ids.shape, bool) if valid_HW is None else valid_HW
     assert ids.shape == confidence.shape
     ordered = np.sort(probabilities, axis=0)
-    differs = probabilities.argmax(0) != ids
+    differs = (probabilities.argmax(0) != ids) & valid_HW
     assert (ordered[-1] - ordered[-2])[differs].max(initial=0) < 2e-5, "differs where it is no tie"
     if prediction.confidence_NHW is not None:
-        np.testing.assert_allclose(prediction.confidence_NHW[n], confidence, rtol=1e-3)
+        np.testing.assert_allclose(prediction.confidence_NHW[n][valid_HW], confidence[valid_HW], rtol=1e-3)
     entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-300))).sum(0)
-    np.testing.assert_allclose(prediction.mean_confidence_N[n], confidence.mean(), rtol=1e-5)
-    np.testing.assert_allclose(prediction.mean_entropy_N[n], entropy.mean(), rtol=1e-4)
-    assert_low_counts(prediction.low_count_NRG[n], confidence, 1e-5)
+    np.testing.assert_allclose(prediction.mean_confidence_N[n], confidence[valid_HW].mean(), rtol=1e-5)
+    np.testing.assert_allclose(prediction.mean_entropy_N[n], entropy[valid_HW].mean(), rtol=1e-4)
+    assert_low_counts(prediction.low_count_NRG[n], np.where(valid_HW, confidence, 1), 1e-5)
+    assert_valid_counts(prediction.valid_count_NRG[n], valid_HW)
     for k in range(len(probabilities)):
-        ys, xs = np.nonzero(ids == k)
+        is_class_HW = (ids == k) & valid_HW
+        ys, xs = np.nonzero(is_class_HW)
         assert prediction.pixel_count_NK[n, k] == len(ys)
-        np.testing.assert_allclose(prediction.confidence_sum_NK[n, k], confidence[ids == k].sum(), rtol=1e-4)
+        np.testing.assert_allclose(prediction.confidence_sum_NK[n, k], confidence[is_class_HW].sum(), rtol=1e-4)
         if len(ys):
             assert prediction.box_NK4[n, k].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
             np.testing.assert_allclose(prediction.centroid_NK2[n, k], [xs.mean(), ys.mean()])
@@ -194,6 +199,15 @@ def test_the_output_may_have_another_size(way: str, output_size: tuple[int, int]
     prediction = predictor(scales=scales, base_size=120).predict(images, output_size)
     assert prediction.confidence_NHW is None
     assert_matches(prediction, plain_protocol(MODELS[True], images[0], 120, 73, False, scales, output_size))
+
+
+def test_pixels_that_are_not_valid_enter_no_statistic(way: str) -> None:
+    images, sliding = make_images(2, 97, 130), predictor(scales=(0.75, 1.25))
+    valid_HW = np.random.default_rng(0).random((97, 130)) < 0.5
+    found = sliding.predict(images, with_confidence_map=True, valid=[None, valid_HW])
+    for n, valid in enumerate((None, valid_HW)):
+        expected = plain_protocol(MODELS[True], images[n], None, 73, False, (0.75, 1.25), (97, 130))
+        assert_matches(found, expected, n, valid)
 
 
 def test_a_batch_gives_what_its_images_give_alone(way: str) -> None:
