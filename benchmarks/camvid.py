@@ -176,6 +176,7 @@ def training_step(
         ohem_threshold=options.ohem,
         dice_weight=options.dice,
         lovasz_weight=options.lovasz,
+        ignore_index=IGNORE,
     )
     step_options = StepOptions(
         loss=loss,
@@ -186,7 +187,7 @@ def training_step(
         compile=options.compile,
     )
     optimizer = sgd(network, options.learning_rate, options.head_factor, options.momentum, options.weight_decay)
-    return TrainingStep(network, optimizer, MEAN, STD, device, IGNORE, step_options)
+    return TrainingStep(network, optimizer, MEAN, STD, device, step_options)
 
 
 @torch.inference_mode()

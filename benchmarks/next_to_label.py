@@ -113,7 +113,7 @@ def trained(examples: list[Example], seed: int, steps: int) -> Predictor:
     """Train a network, always from the same initial weights, with mirroring."""
     torch.manual_seed(seed)
     network = PSPNet(Architecture("resnet18", len(NAMES)))
-    step = TrainingStep(network, sgd(network, 0.01, 1, 0.9, 1e-4), MEAN, STD, torch.device("cpu"), IGNORE_INDEX)
+    step = TrainingStep(network, sgd(network, 0.01, 1, 0.9, 1e-4), MEAN, STD, torch.device("cpu"))
     chance = np.random.default_rng(seed)
     for number in range(steps):
         chosen = [examples[n] for n in chance.integers(0, len(examples), 8)]

@@ -25,7 +25,7 @@ def make_step(arguments: argparse.Namespace, precision: Precision, batch_norm: B
     model = PSPNet(Architecture(arguments.backbone, 19))
     optimizer = sgd(model, 0.01, 10, 0.9, 1e-4)
     options = StepOptions(precision=precision, batch_norm=batch_norm)
-    return TrainingStep(model, optimizer, (120,) * 3, (60,) * 3, torch.device("cpu"), 255, options)
+    return TrainingStep(model, optimizer, (120,) * 3, (60,) * 3, torch.device("cpu"), options)
 
 
 def images_per_second(arguments: argparse.Namespace, step: TrainingStep) -> float:

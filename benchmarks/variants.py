@@ -117,7 +117,7 @@ class Case:
         model = self._copy()
         optimizer = sgd(model, RECIPE["lr"], 1, RECIPE["momentum"], RECIPE["weight_decay"])
         options = StepOptions(precision=precision)  # type: ignore[arg-type]
-        step = TrainingStep(model, optimizer, IMAGENET_MEAN, IMAGENET_STD, self.device, 255, options)
+        step = TrainingStep(model, optimizer, IMAGENET_MEAN, IMAGENET_STD, self.device, options)
         images_NHW3, labels_NHW = self.images_NHW3.to(self.device), self.labels_NHW.cpu()
         return lambda: step(images_NHW3, labels_NHW, RECIPE["lr"])
 

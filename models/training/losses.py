@@ -28,7 +28,8 @@ class LossOptions:
     hardest share `ohem_min_kept` of the image if that is more; cross-entropy is then the mean over the kept pixels of
     an image, averaged over labeled images. With the normalization "all", cross-entropy is always the sum over the
     pixels that count, divided by all pixels of the batch, ignored ones too, as in MMSegmentation. `dice_weight` and
-    `lovasz_weight` add `dice_loss` and `lovasz_loss` of the main head, also averaged over labeled images.
+    `lovasz_weight` add `dice_loss` and `lovasz_loss` of the main head, also averaged over labeled images. Pixels whose
+    label is `ignore_index` are not labeled.
 
     Raises ValueError, with the name of the field, if a field is out of range.
     """
@@ -41,6 +42,7 @@ class LossOptions:
     ohem_min_kept: float = 0.0625
     dice_weight: float = 0.0
     lovasz_weight: float = 0.0
+    ignore_index: int = 255
 
     def __post_init__(self) -> None:
         for name in ("auxiliary_weight", "dice_weight", "lovasz_weight"):
@@ -66,7 +68,7 @@ class Objective:
     Raises ValueError if the number of class weights is neither 0 nor the number of classes.
     """
 
-    def __init__(self, options: LossOptions, num_classes: int, ignore_index: int, align_corners: bool) -> None:
+    def __init__(self, options: LossOptions, num_classes: int, align_corners: bool) -> None:
         if options.class_weights and len(options.class_weights) != num_classes:
             raise ValueError(
                 f"LossOptions: class_weights has {len(options.class_weights)} values for {num_classes} classes; give "
@@ -74,7 +76,7 @@ class Objective:
             )
         self.options = options
         self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        self.ignore_index = options.ignore_index
         self.align_corners = align_corners
         self._weights_K = torch.tensor(options.class_weights, dtype=torch.float64)
         self._averages_images = options.ohem_threshold is not None and options.normalization == "labeled"

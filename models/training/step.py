@@ -129,14 +129,13 @@ class TrainingStep:
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device,
-        ignore_index: int,
         options: StepOptions = StepOptions(),
     ) -> None:
         self.options = options
         self.optimizer = optimizer
         self.device = device
         a = network.architecture
-        self.objective = Objective(options.loss, a.num_classes, ignore_index, a.align_corners)
+        self.objective = Objective(options.loss, a.num_classes, a.align_corners)
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.network = self._prepared(network)
         # Before the layers refer to a process group, which cannot be copied.

@@ -37,8 +37,8 @@ def build_training_step(config: TrainConfig, data: DataConfig, device: torch.dev
         take_weights(network, config.weights, data)
     optimizer = sgd(network, recipe.learning_rate, recipe.head_rate_factor, recipe.momentum, recipe.weight_decay)
     try:
-        options = step_options(recipe, config.loss)
-        return TrainingStep(network, optimizer, MEAN, STD, device, data.ignore_index, options)
+        options = step_options(recipe, config.loss, data.ignore_index)
+        return TrainingStep(network, optimizer, MEAN, STD, device, options)
     except ValueError as error:
         raise TrainingAborted(str(error)) from error
 
@@ -48,10 +48,10 @@ def architecture(model: ModelConfig, data: DataConfig) -> models.Architecture:
     return models.Architecture(num_classes=len(data.classes), **model.model_dump())
 
 
-def step_options(recipe: OptimizationConfig, loss: LossConfig) -> StepOptions:
+def step_options(recipe: OptimizationConfig, loss: LossConfig, ignore_index: int) -> StepOptions:
     """Return the options of the training step for a configuration."""
     return StepOptions(
-        loss=LossOptions(**loss.model_dump()),
+        loss=LossOptions(**loss.model_dump(), ignore_index=ignore_index),
         batch_norm=recipe.batch_norm,
         batch_norm_processes=recipe.batch_norm_workers,
         precision=recipe.precision,

@@ -41,4 +41,4 @@ def make_step(
         freeze(network)
     optimizer = sgd(network, 0.01, 10, 0.9, 1e-4)
     options = {"precision": "float32", **options}
-    return TrainingStep(network, optimizer, (120,) * 3, (60,) * 3, CPU, 255, StepOptions(**options))
+    return TrainingStep(network, optimizer, (120,) * 3, (60,) * 3, CPU, StepOptions(**options))

@@ -1,6 +1,7 @@
 """The losses against their definitions, written out plainly, and against themselves when the batch is cut."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ def upsampled(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def make(options: LossOptions) -> Objective:
-    return Objective(options, K, IGNORED, align_corners=True)
+    return Objective(options, K, align_corners=True)
 
 
 def value_and_gradient(options: LossOptions, parts: list[int]) -> tuple[Tensor, Tensor]:
@@ -226,6 +227,14 @@ def test_a_batch_without_any_label_has_no_loss_and_no_gradient(name: str) -> Non
     assert not logits.grad.any()
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_any_other_ignore_index_has_the_same_loss(name: str) -> None:
+    (logits, labels), expected = batch(), value_and_gradient(OPTIONS[name], [5])[0]
+    criterion = make(replace(OPTIONS[name], ignore_index=-7))
+    labels[labels == IGNORED] = -7
+    assert criterion.main(logits, labels, criterion.totals(labels)) == expected
+
+
 def test_the_auxiliary_head_has_no_region_losses() -> None:
     criterion, (logits, labels) = make(OPTIONS["regions"]), batch()
     totals = criterion.totals(labels)
@@ -267,7 +276,7 @@ def test_labels_that_are_no_classes_are_refused() -> None:
 
 
 def test_any_integer_type_of_labels_is_checked_as_it_is() -> None:
-    criterion = Objective(LossOptions(), 300, 255, True)
+    criterion = Objective(LossOptions(), 300, True)
     criterion.check(torch.arange(256, dtype=torch.uint8)[None, None])
     criterion.check(torch.arange(300, dtype=torch.int16)[None, None])
     with pytest.raises(ValueError, match=r"\[-1, 300\] are neither one of 300 classes"):

@@ -314,6 +314,5 @@ def test_class_weights_of_another_length_are_refused_before_any_step() -> None:
             (120,) * 3,
             (60,) * 3,
             CPU,
-            255,
             StepOptions(loss=LossOptions(class_weights=(1.0, 2.0))),
         )
