@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import textbook
-from models import Architecture, Predictor, PSPNet
+from models import Architecture, Calibration, Predictor, PSPNet
 from models.inference.activation_ranges import activation_ranges
 from models.training.step import StepOptions, TrainingStep, sgd
 from models.weights.checkpoint import IMAGENET_MEAN, IMAGENET_STD
@@ -107,7 +107,7 @@ class Case:
             IMAGENET_STD,
             self.device,
             precision,  # type: ignore[arg-type]
-            activation_ranges=ranges,
+            calibration=Calibration(activation_ranges=ranges),
         )
         if task == "forward":
             return lambda: predictor.logits(self.images_NHW3)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from models.inference.predictor import Predictor
+from models.inference.network import InferenceNetwork
 from models.inference.preprocessing import NetworkInputs, padded_size
 from models.kernels.convolution import Convolution
 from models.kernels.selection import maker
@@ -30,12 +30,13 @@ def activation_ranges(
         recorders.append(_Recorder(name, make_float(name, conv, relu), share))
         return recorders[-1]
 
-    predictor = Predictor(model, mean, std, make=make)
     with torch.inference_mode():
+        network = InferenceNetwork(model, torch.tensor(std), make, torch.device("cpu"))
+        mean_3 = torch.tensor(mean, dtype=torch.float32)
         for images_NHW3 in images:
             size = padded_size((images_NHW3.shape[1], images_NHW3.shape[2]), model.architecture.align_corners)
             # Run the whole batch at once: quantiles need whole tensors, not single images or strips of rows.
-            predictor.network(NetworkInputs(images_NHW3, size, predictor.mean_3).rows(0, size[0]))
+            network(NetworkInputs(images_NHW3, size, mean_3).rows(0, size[0]))
     return {recorder.name: recorder.ranges for recorder in recorders}
 
 

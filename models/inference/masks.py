@@ -34,7 +34,6 @@ def label_batch(
     rows: Taps,
     columns: Taps,
     with_confidence_map: bool,
-    max_strip_bytes: int | None = None,
     valid: ValidMaps | None = None,
 ) -> Prediction:
     """Return the masks of a batch with their statistics.
@@ -42,19 +41,17 @@ def label_batch(
     Args:
         logits_NhwK: contiguous float32 on any device.
         rows, columns: interpolation from h to H and from w to W, see `interpolation.both_taps`.
-        max_strip_bytes: limits the memory of upsampled logits that are evaluated in strips, down to one output row;
-            None: a default for the device.
         valid: for each image, the pixels that enter its statistics, H x W; None: all.
     """
     valid = [None] * len(logits_NhwK) if valid is None else valid
     if logits_NhwK.device.type == "cpu":
         labeled = [
-            label(logits_hwK, rows, columns, with_confidence_map, max_strip_bytes, valid_HW)
+            label(logits_hwK, rows, columns, with_confidence_map, valid_HW)
             for logits_hwK, valid_HW in zip(logits_NhwK, valid, strict=True)
         ]
         return concatenate(labeled)
     valid_rows = rows_of(valid, (len(rows), len(columns)))
-    return label_in_strips(logits_NhwK, rows, columns, with_confidence_map, max_strip_bytes, valid_rows)
+    return label_in_strips(logits_NhwK, rows, columns, with_confidence_map, valid_rows)
 
 
 def label(
@@ -62,14 +59,13 @@ def label(
     rows: Taps,
     columns: Taps,
     with_confidence_map: bool,
-    max_strip_bytes: int | None = None,
     valid_HW: NDArray[np.bool_] | None = None,
 ) -> Prediction:
     """Return the mask of one image with its statistics, as a batch of one; otherwise as `label_batch`."""
     kernels = library() if logits_hwK.device.type == "cpu" else None
     valid = rows_of([valid_HW], (len(rows), len(columns)))
     if kernels is None:
-        return label_in_strips(logits_hwK[None], rows, columns, with_confidence_map, max_strip_bytes, valid)
+        return label_in_strips(logits_hwK[None], rows, columns, with_confidence_map, valid)
     assert logits_hwK.dtype == torch.float32
     assert logits_hwK.is_contiguous()
     statistics = KernelStatistics((len(rows), len(columns)), logits_hwK.shape[-1], with_confidence_map, valid)
@@ -88,10 +84,14 @@ def label_in_strips(
     rows: Taps,
     columns: Taps,
     with_confidence_map: bool,
-    max_strip_bytes: int | None = None,
     valid: ValidRows | None = None,
+    max_strip_bytes: int | None = None,
 ) -> Prediction:
-    """Return the masks of a batch with their statistics, computed by torch."""
+    """Return the masks of a batch with their statistics, computed by torch.
+
+    `max_strip_bytes` limits the memory of upsampled logits that exist at a time, down to one output row; the default
+    depends on the device.
+    """
     num_images, _, _, num_classes = logits_NhwK.shape
     device = logits_NhwK.device
     default = STRIP_BYTES_CPU if device.type == "cpu" else STRIP_BYTES_GPU

@@ -6,6 +6,7 @@ Shape suffixes: N batch, H W rows and columns of the output, K classes, h w rows
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar, get_args
 
 import numpy as np
@@ -27,7 +28,7 @@ from models.inference.preprocessing import (
     padded_size,
 )
 from models.kernels.int8 import Ranges
-from models.kernels.selection import Maker, Precision, maker
+from models.kernels.selection import Precision, maker
 from models.pspnet import PSPNet, feature_size
 
 Result = TypeVar("Result")
@@ -40,14 +41,33 @@ MAX_FEATURE_SHARE_GPU = 1 / 16
 PASS_PIXELS_CPU = 40_000
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """Result of calibrating a model; the default is that of a model that is not calibrated.
+
+    Logits are divided by `temperature`, which changes confidence and entropy but no labels. `activation_ranges`, which
+    int8 needs, are a result of `models.inference.activation_ranges`.
+
+    Raises ValueError for a temperature that is not a finite number above zero.
+    """
+
+    temperature: float = 1.0
+    activation_ranges: Mapping[str, Ranges] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"Calibration: temperature is {self.temperature}; it must be a finite number above zero.")
+
+
 class Predictor:
     """PSPNet prepared for inference: folded, packed, without auxiliary head. The model itself does not change.
 
     `mean` and `std` are of RGB in units of 0 to 255. `precision` "auto" is that of `automatic_precision`; logits,
-    upsampling and statistics are always float32. Logits are divided by `temperature`, which changes confidence and
-    entropy but no labels. Whatever the size of an image, only the 512-channel map of the head is stored as a whole.
-    `max_strip_bytes` limits the memory of upsampled logits that are evaluated in strips (without a C compiler, or on
-    a GPU); the default depends on the device.
+    upsampling and statistics are always float32. Whatever the size of an image, only the 512-channel map of the head
+    is stored as a whole.
+
+    Raises ValueError if the device does not support the precision, if int8 has no activation ranges, or for values of
+    `mean` and `std` other than three numbers, std above zero.
     """
 
     def __init__(
@@ -57,10 +77,7 @@ class Predictor:
         std: Sequence[float],
         device: str | torch.device = "cpu",
         precision: Precision = "float32",
-        max_strip_bytes: int | None = None,
-        activation_ranges: Mapping[str, Ranges] | None = None,
-        make: Maker | None = None,
-        temperature: float = 1.0,
+        calibration: Calibration = Calibration(),
     ) -> None:
         if precision not in get_args(Precision):
             raise ValueError(
@@ -74,23 +91,20 @@ class Predictor:
             raise ValueError(
                 "Predictor: bfloat16 needs a CPU with AVX-512 or AVX-NE-CONVERT instructions; use float32 or auto here."
             )
-        if precision == "int8" and activation_ranges is None:
+        if precision == "int8" and calibration.activation_ranges is None:
             raise ValueError(
                 "Predictor: int8 needs the activation ranges of sample images; calibrate the checkpoint first "
                 "(jobs/calibrate.py), or use bfloat16."
             )
         if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
             raise ValueError(f"Predictor: mean {mean}, std {std} must be three numbers each, std above zero.")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"Predictor: temperature is {temperature}; it must be a finite number above zero.")
         self.device = torch.device(device)
         self.precision = automatic_precision(self.device) if precision == "auto" else precision
-        self.max_strip_bytes = max_strip_bytes
         self.architecture = model.architecture
         self.mean_3 = torch.tensor(mean, dtype=torch.float32, device=self.device)
         with torch.inference_mode():
-            make = make or maker(self.precision, self.device, activation_ranges)
-            self.network = InferenceNetwork(model, torch.tensor(std), make, self.device, temperature)
+            make = maker(self.precision, self.device, calibration.activation_ranges)
+            self.network = InferenceNetwork(model, torch.tensor(std), make, self.device, calibration.temperature)
         self.max_feature_bytes = max_feature_bytes(self.device)
         self._run: Callable[[Tensor], Tensor] = self.network.__call__
         if self.device.type == "cuda":
@@ -122,7 +136,7 @@ class Predictor:
         size = images_NHWC.shape[1], images_NHWC.shape[2]
         logits_NhwK = self.logits(images_NHWC)
         taps = self._taps(logits_NhwK.shape[1:3], size, output_size)
-        return label_batch(logits_NhwK, *taps, with_confidence_map, self.max_strip_bytes, valid)
+        return label_batch(logits_NhwK, *taps, with_confidence_map, valid)
 
     @torch.inference_mode()
     def predict_each(
@@ -146,7 +160,7 @@ class Predictor:
         def label_some(members: list[int], output_size: tuple[int, int]) -> Prediction:
             taps = self._taps(logits_NhwK.shape[1:3], size, output_size)
             of_members = [valid[n] for n in members]
-            return label_batch(logits_NhwK[members], *taps, False, self.max_strip_bytes, of_members)
+            return label_batch(logits_NhwK[members], *taps, False, of_members)
 
         return by_output_size(checked, label_some)
 
@@ -167,7 +181,6 @@ class Predictor:
                     logits_hwK,
                     *self._taps(logits_NhwK.shape[1:3], size, output_size),
                     with_confidence_map,
-                    self.max_strip_bytes,
                     valid_HW,
                 )
                 for logits_hwK, output_size, valid_HW in zip(

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.inference.network import convolution_names
+from models.inference.predictor import Calibration
 from models.pspnet import Architecture, PSPNet
 
 WEIGHTS = "model.safetensors"
@@ -83,6 +84,11 @@ class Metadata:
             )
         if self.int8:
             _require_calibration(self.int8)
+
+    @property
+    def calibration(self) -> Calibration:
+        """Calibration for a `Predictor` of the model."""
+        return Calibration(self.temperature, self.int8.get("ranges"))
 
     def _check_classes(self) -> None:
         for name in ("classes", "colors"):

@@ -146,8 +146,7 @@ class Checkpoint:
                 self.metadata.std,
                 device=device,
                 precision=precision,
-                activation_ranges=self.metadata.int8.get("ranges"),
-                temperature=self.metadata.temperature,
+                calibration=self.metadata.calibration,
             )
         except ValueError as error:
             raise UserError(f"precision {precision} on {platform.node()}: {error}") from error

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import models
 from models import Predictor
 from models.inference.activation_ranges import activation_ranges
 from models.inference.predictor import has_int8, has_native_bfloat16
@@ -121,7 +122,9 @@ def _best_ranges(model: Checkpoint, float32: Predictor, images_1HW3: list[Tensor
 
 def _int8_predictor(model: Checkpoint, ranges: Any) -> Predictor:
     about = model.metadata
-    return Predictor(model.network, about.mean, about.std, precision="int8", activation_ranges=ranges)
+    return Predictor(
+        model.network, about.mean, about.std, precision="int8", calibration=models.Calibration(activation_ranges=ranges)
+    )
 
 
 def _share_equal(wanted: Sequence[NDArray[np.integer]], found: Sequence[NDArray[np.integer]]) -> float:

@@ -26,15 +26,15 @@ def fields_of(batch: Prediction, n: int = 0) -> Fields:
     return {name: None if values is None else values[n] for name, values in vars(batch).items()}
 
 
-def one(logits, size, padded, output_size, align_corners, with_map, max_strip_bytes=None, valid_HW=None) -> Fields:
+def one(logits, size, padded, output_size, align_corners, with_map, valid_HW=None) -> Fields:
     rows, columns = both_taps(logits.shape[:2], size, padded, output_size, align_corners)
-    return fields_of(label(logits, rows, columns, with_map, max_strip_bytes, valid_HW))
+    return fields_of(label(logits, rows, columns, with_map, valid_HW))
 
 
-def strips(logits, size, padded, output_size, align_corners, with_map, max_strip_bytes=None, valid_HW=None) -> Fields:
+def strips(logits, size, padded, output_size, align_corners, with_map, valid_HW=None, max_strip_bytes=None) -> Fields:
     rows, columns = both_taps(logits.shape[:2], size, padded, output_size, align_corners)
     valid = rows_of([valid_HW], output_size)
-    return fields_of(label_in_strips(logits[None], rows, columns, with_map, max_strip_bytes, valid))
+    return fields_of(label_in_strips(logits[None], rows, columns, with_map, valid, max_strip_bytes))
 
 
 WAYS = [pytest.param(one, marks=needs_compiler, id="kernel"), pytest.param(strips, id="strips")]
@@ -116,17 +116,20 @@ def test_it_is_interpolate_softmax_and_argmax(way: Callable[..., Fields], size, 
 @pytest.mark.parametrize(
     ("size", "num_classes"), [((65, 65), 7), ((131, 70), 150), ((3, 90), 17), ((90, 1), 5), ((66, 40), 300)]
 )
-def test_pixels_that_are_not_valid_enter_no_statistic(way: Callable[..., Fields], size, num_classes) -> None:
+def test_pixels_that_are_not_valid_enter_no_statistic(
+    way: Callable[..., Fields], size, num_classes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masks, "STRIP_BYTES_CPU", 100_000)
     logits = make_logits(18, 18, num_classes)
     valid_HW = np.random.default_rng(0).random(size) < 0.6
     valid_HW[: size[0] // 3] = False
-    found = way(logits, size, (137, 137), size, True, True, 100_000, valid_HW)
+    found = way(logits, size, (137, 137), size, True, True, valid_HW)
     assert_matches(found, upsample(logits, (137, 137), True)[: size[0], : size[1]], valid_HW)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_means_of_no_valid_pixel_are_nan(way: Callable[..., Fields]) -> None:
-    found = way(make_logits(9, 9, 5), (65, 65), (65, 65), (65, 65), True, False, None, np.zeros((65, 65), bool))
+    found = way(make_logits(9, 9, 5), (65, 65), (65, 65), (65, 65), True, False, np.zeros((65, 65), bool))
     assert found["pixel_count_NK"].tolist() == [0] * 5
     assert np.isnan([found["mean_confidence_N"], found["mean_entropy_N"]]).all()
 
@@ -215,7 +218,7 @@ def test_upsampled_logits_never_exceed_the_strip(monkeypatch: pytest.MonkeyPatch
     original = masks._reduce_classes
     monkeypatch.setattr(masks, "_reduce_classes", lambda x: (sizes.append(x.nbytes), original(x))[1])
     budget = 2 * 7 * 4 * 90 * 5
-    strips(make_logits(10, 12, 7), (70, 90), (73, 89), (70, 90), True, False, budget)
+    strips(make_logits(10, 12, 7), (70, 90), (73, 89), (70, 90), True, False, max_strip_bytes=budget)
     assert len(sizes) == 14
     assert 2 * max(sizes) <= budget
 
@@ -225,7 +228,7 @@ def test_a_batch_in_strips_is_its_images(num_classes: int) -> None:
     logits = torch.stack([make_logits(9, 12, num_classes, spread) for spread in (3, 6, 9)])
     shape = (70, 90), (73, 97), (70, 90), True, True
     rows, columns = both_taps((9, 12), *shape[:4])
-    in_strips = label_in_strips(logits, rows, columns, True, 4 * 2 * 3 * 90 * num_classes * 20)
+    in_strips = label_in_strips(logits, rows, columns, True, max_strip_bytes=4 * 2 * 3 * 90 * num_classes * 20)
     batch = label_batch(logits, rows, columns, True)
     for n, logits_hwK in enumerate(logits):
         assert_equal(fields_of(in_strips, n), strips(logits_hwK, *shape))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from models import Architecture, Prediction, Predictor, PSPNet, SlidingPredictor
+from models.inference import predictor as predictor_module
 from models.inference.predictor import automatic_precision, max_feature_bytes
 from models.inference.preprocessing import padded_size
 from models.kernels.convolution import Convolution
@@ -290,10 +291,15 @@ def test_a_gpu_without_native_bfloat16_predicts_in_float16(gpu: torch.device, mo
     assert automatic_precision(gpu) == "bfloat16"
 
 
-def test_in_float16_the_labels_are_almost_those_of_float32() -> None:
+def test_in_float16_the_labels_are_almost_those_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, images = torch.device("cpu"), make_images(2, 65, 81)
-    half = Predictor(MODELS[True], MEAN, STD, make=lambda _, conv, relu: Convolution(conv, relu, torch.float16, cpu))
-    whole, found = Predictor(MODELS[True], MEAN, STD).predict(images), half.predict(images)
+
+    def make_half(_: str, conv: torch.nn.Conv2d, relu: bool) -> Convolution:
+        return Convolution(conv, relu, torch.float16, cpu)
+
+    whole = Predictor(MODELS[True], MEAN, STD).predict(images)
+    monkeypatch.setattr(predictor_module, "maker", lambda *_: make_half)
+    found = Predictor(MODELS[True], MEAN, STD).predict(images)
     assert (whole.class_ids_NHW == found.class_ids_NHW).mean() > 0.99
     np.testing.assert_allclose(found.mean_confidence_N, whole.mean_confidence_N, rtol=1e-2)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import Architecture, Metadata, Predictor, PSPNet, load, model_id, save
+from models import Architecture, Calibration, Metadata, Predictor, PSPNet, load, model_id, save
 from models.inference.activation_ranges import activation_ranges
 from models.inference.temperature import TEMPERATURES, best_temperature, slopes
 from models.weights.export import SegmentationGraph
@@ -95,7 +95,7 @@ def full_logits(images: np.ndarray) -> torch.Tensor:
 def test_a_predictor_divides_logits_by_it_and_keeps_labels(precision: str, temperature: float) -> None:
     images = make_images(2, 81, 97)
     plain = Predictor(MODEL, MEAN, STD, precision=precision)  # type: ignore[arg-type]
-    warm = Predictor(MODEL, MEAN, STD, precision=precision, temperature=temperature)  # type: ignore[arg-type]
+    warm = Predictor(MODEL, MEAN, STD, precision=precision, calibration=Calibration(temperature))  # type: ignore[arg-type]
     expected = plain.logits(torch.from_numpy(images)) / temperature
     torch.testing.assert_close(warm.logits(torch.from_numpy(images)), expected, rtol=1e-4, atol=1e-4)
     before, after = (predictor.predict(images, with_confidence_map=True) for predictor in (plain, warm))
@@ -111,7 +111,7 @@ def test_it_holds_in_int8_too() -> None:
     images = make_images(1, 81, 97)
     ranges = activation_ranges(MODEL, MEAN, STD, [torch.from_numpy(images)])
     plain, warm = (
-        Predictor(MODEL, MEAN, STD, precision="int8", activation_ranges=ranges, temperature=temperature)
+        Predictor(MODEL, MEAN, STD, precision="int8", calibration=Calibration(temperature, ranges))
         for temperature in (1.0, 2.5)
     )
     expected = plain.logits(torch.from_numpy(images)) / 2.5
@@ -123,14 +123,14 @@ def test_an_exported_graph_has_the_same_confidences() -> None:
     images = make_images(1, 81, 97)
     with torch.no_grad():
         class_ids_NHW, confidence_NHW = SegmentationGraph(MODEL, make_metadata(2.5))(torch.from_numpy(images))
-    expected = Predictor(MODEL, MEAN, STD, temperature=2.5).predict(images, with_confidence_map=True)
+    expected = Predictor(MODEL, MEAN, STD, calibration=Calibration(2.5)).predict(images, with_confidence_map=True)
     np.testing.assert_allclose(confidence_NHW, expected.confidence_NHW, atol=1e-3)
     assert (class_ids_NHW.numpy() != expected.class_ids_NHW).mean() < 1e-4
 
 
 def test_logits_of_single_pixels_are_those_that_label_them() -> None:
     images = make_images(1, 81, 97)
-    predictor = Predictor(MODEL, MEAN, STD, temperature=2.5)
+    predictor = Predictor(MODEL, MEAN, STD, calibration=Calibration(2.5))
     rows_P, columns_P = np.array([0, 80, 40, 13]), np.array([0, 96, 7, 50])
     found_PK = predictor.logits_at(images[0], (81, 97), rows_P, columns_P)
     expected_PK = full_logits(images)[0, :, rows_P, columns_P].T / 2.5
@@ -149,7 +149,7 @@ def test_logits_of_single_pixels_are_those_that_label_them() -> None:
 def test_it_comes_back_from_a_checkpoint_and_makes_another_model(tmp_path: Path) -> None:
     save(tmp_path, MODEL, make_metadata(1.25))
     loaded, metadata = load(tmp_path)
-    assert metadata.temperature == 1.25
+    assert metadata.temperature == metadata.calibration.temperature == 1.25
     assert model_id(tmp_path) == model_id(loaded, metadata) != model_id(MODEL, make_metadata())
     assert model_id(MODEL, replace(metadata, temperature=1)) == model_id(MODEL, make_metadata())
 
@@ -157,6 +157,6 @@ def test_it_comes_back_from_a_checkpoint_and_makes_another_model(tmp_path: Path)
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_temperature_that_divides_nothing_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature"):
-        Predictor(MODEL, MEAN, STD, temperature=temperature)
+        Calibration(temperature)
     with pytest.raises(ValueError, match="temperature"):
         make_metadata(temperature)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import models.inference.network
-from models import Architecture, Predictor, PSPNet
+from models import Architecture, Calibration, Predictor, PSPNet
 from models.inference.activation_ranges import activation_ranges
 from models.inference.preprocessing import NetworkInputs
 from models.kernels.int8 import Int8Convolution, Ranges
@@ -170,7 +170,9 @@ def ranges_of(name: str) -> dict[str, dict[str, list[float]]]:
 
 
 def int8_predictor(name: str) -> Predictor:
-    return Predictor(MODELS[name], MEAN, STD, precision="int8", activation_ranges=ranges_of(name))
+    return Predictor(
+        MODELS[name], MEAN, STD, precision="int8", calibration=Calibration(activation_ranges=ranges_of(name))
+    )
 
 
 @each_model
@@ -262,7 +264,7 @@ def test_a_share_cuts_off_the_rarest_values() -> None:
 def test_ranges_that_lack_a_convolution_are_refused_by_its_name() -> None:
     ranges = {layer: of_layer for layer, of_layer in ranges_of("resnet18").items() if layer != "layer2.0.conv1"}
     with pytest.raises(ValueError, match=r"no activation range for layer2\.0\.conv1; calibrate this network"):
-        Predictor(MODELS["resnet18"], MEAN, STD, precision="int8", activation_ranges=ranges)
+        Predictor(MODELS["resnet18"], MEAN, STD, precision="int8", calibration=Calibration(activation_ranges=ranges))
 
 
 def test_int8_without_ranges_or_on_a_gpu_is_refused() -> None:
@@ -270,4 +272,4 @@ def test_int8_without_ranges_or_on_a_gpu_is_refused() -> None:
     with pytest.raises(ValueError, match=r"calibrate the checkpoint first \(jobs/calibrate.py\)"):
         Predictor(model, MEAN, STD, precision="int8")
     with pytest.raises(ValueError, match="needs a CPU with VNNI"):
-        Predictor(model, MEAN, STD, device="cuda", precision="int8", activation_ranges={})
+        Predictor(model, MEAN, STD, device="cuda", precision="int8", calibration=Calibration(activation_ranges={}))
