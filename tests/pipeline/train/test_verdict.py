@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.train.history import History
-from pipeline.train.verdict import NUM_NAMED, Finding, RunFacts, judge, verdict_lines
+from pipeline.train.verdict import MIN_STEPS, NUM_NAMED, Finding, RunFacts, judge, verdict_lines
 from tests.conftest import REPOSITORY
 from tests.pipeline.run_records import run_config, step_record, validation_record
 
@@ -16,6 +16,7 @@ SCRATCH = RunFacts(
     epochs=10, steps=None, learning_rate=0.02, num_train=40, has_weights=False, favors_rare_classes=False
 )
 FALLING = tuple(2.0 - 0.15 * epoch for epoch in range(10))
+FEW_STEPS = "more epochs, such as --epochs 125, with another --output, since 40 steps are few"
 HEALTHY = (0.20, 0.32, 0.40, 0.38, 0.46, 0.47, 0.50, 0.49, 0.51, 0.52)
 
 
@@ -54,7 +55,7 @@ def test_classes_without_a_right_pixel_are_named() -> None:
     ious = {"sky": 0.9, "car": 0.0, "boat": 0.009, "road": 0.01}
     finding = only(judge(history_of(HEALTHY, ious=ious), SCRATCH))
     assert finding.problem == "2 of 4 classes have an IoU below 0.01: car, boat"
-    assert ["--weights" in remedy for remedy in finding.remedies] == [True, False, False]
+    assert ["--weights" in remedy for remedy in finding.remedies] == [False, True, False, False]
 
 
 def test_only_a_few_of_many_unlearned_classes_are_named() -> None:
@@ -66,7 +67,16 @@ def test_only_a_few_of_many_unlearned_classes_are_named() -> None:
 def test_what_the_run_has_already_is_not_proposed_again() -> None:
     facts = replace(SCRATCH, has_weights=True, favors_rare_classes=True)
     finding = only(judge(history_of(HEALTHY, ious={"sky": 0.9, "car": 0.0}), facts))
-    assert finding.remedies == ("more training images of these classes",)
+    assert finding.remedies == (FEW_STEPS, "more training images of these classes")
+
+
+def test_a_run_of_few_steps_that_has_not_learned_a_class_needs_more_before_anything_else() -> None:
+    history = history_of(HEALTHY, ious={"sky": 0.9, "car": 0.0})
+    assert only(judge(history, SCRATCH)).remedies[0] == FEW_STEPS
+    in_steps = only(judge(history, replace(SCRATCH, steps=40)))
+    assert in_steps.remedies[0] == "more steps, such as --steps 500, with another --output, since 40 steps are few"
+    history.validations[-1]["step"] = MIN_STEPS
+    assert not [remedy for remedy in only(judge(history, SCRATCH)).remedies if "few" in remedy]
 
 
 def test_the_classes_are_judged_by_the_best_checkpoint() -> None:
