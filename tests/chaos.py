@@ -181,6 +181,30 @@ def draw(seed: int) -> Scenario:
     )
 
 
+# All kinds of fault in a few runs. Each strike's moment is early enough that there is work left for the next run.
+EVERY_KIND = Scenario(
+    seed=0,
+    course="every kind",
+    runs=(
+        (
+            Strike("decoder", "GET", PHOTOS, 10),
+            Strike("predictor", "PUT", STATISTICS, 1),
+            Strike("writer between the two files", "PUT", MASKS, 1, lost=True),
+            Strike("node", "PUT", STATISTICS, 3),
+            Strike(BETWEEN_FILES, "PUT", MASKS, 4, lost=True),
+        ),
+        (Strike(MENDING, "DELETE", STATISTICS, 1),),
+        (Strike("board", "PUT", STATISTICS, 1),),
+        (Strike("driver", "", "", 20),),
+    ),
+    storage=STORAGE_FAULTS,
+    num_photos=72,
+    num_changed=0,
+    broken=tuple(sorted(BROKEN)),
+    predictors=2,
+)
+
+
 class Trouble:
     """Decides what happens to each request that the storage proxy gets; the moments of a run's strikes among them."""
 

@@ -1,6 +1,7 @@
 """Segmentation under chaos ends right.
 
-`make test` plays the chosen seeds, `make test-all` and `make chaos` all of them; CHAOS_SEEDS=first-last plays others.
+`make test` plays one scenario of every kind of fault and one of several writers, `make test-all` and `make chaos` those
+of all seeds; CHAOS_SEEDS=first-last plays others.
 """
 
 import os
@@ -10,19 +11,18 @@ from typing import Any
 import pytest
 
 from tests import chaos_writers
-from tests.chaos import Arena, arena, draw
+from tests.chaos import EVERY_KIND, Arena, arena, draw
 from tests.requirements import SHM
 from tests.swift import SwiftServer
 from tests.test_segment_job import save_checkpoint
 
-ALL = range(50)
-# Together they have every kind of fault; those beyond fifty have more of them than others.
-CHOSEN = (85, 348, 581)
+# The last three have more faults than others.
+ALL = (*range(50), 85, 348, 581)
 # Single courses of several writers are also in test_segment_exactly_once.py and tests/pipeline/output/test_lease.py.
 CHOSEN_WRITERS = (0,)
 
 
-def seeds(chosen: tuple[int, ...]) -> list[Any]:
+def seeds(chosen: tuple[int, ...] = ()) -> list[Any]:
     first, _, last = os.environ.get("CHAOS_SEEDS", "").partition("-")
     if first:
         return list(range(int(first), int(last or first) + 1))
@@ -39,14 +39,19 @@ def chaos(swift: SwiftServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield ready
 
 
-def test_the_chosen_seeds_have_every_kind_of_fault() -> None:
-    every = set().union(*(draw(seed).kinds for seed in ALL))
-    assert set().union(*(draw(seed).kinds for seed in CHOSEN)) == every
+def test_the_scenario_of_every_kind_of_fault_has_all_that_seeds_draw() -> None:
+    assert set().union(*(draw(seed).kinds for seed in ALL)) == EVERY_KIND.kinds
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("seed", seeds(CHOSEN))
+def test_a_scenario_of_every_kind_of_fault_ends_right(chaos: Arena) -> None:
+    print(f"\n{chaos.play(EVERY_KIND)}", flush=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("seed", seeds())
 def test_every_image_has_one_row_and_none_is_done_twice(chaos: Arena, seed: int) -> None:
     print(f"\n{chaos.play(draw(seed))}", flush=True)
 
