@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from pipeline.config.command_line import Parser
-from pipeline.console import START_OVER, run_job, warn_deprecated, when_interrupted
+from pipeline.console import START_OVER, duration, log, run_job, warn_deprecated, when_interrupted
 
 
 def main(argv: list[str], prog: str = "jobs/demo.py") -> None:
@@ -31,8 +31,8 @@ def main(argv: list[str], prog: str = "jobs/demo.py") -> None:
     arguments, train_options = parser.parse_known_args(argv)
     if arguments.folder is not None:
         warn_deprecated("option --folder", "--to")
+    log("Loading PyTorch and Ray")
     from jobs import make_scenes, query, report, segment_bucket, train
-    from pipeline.console import duration, log
     from pipeline.demo.run import Jobs, run_demo
 
     start = time.monotonic()

@@ -10,6 +10,7 @@ from pipeline.console import log, run_job, when_interrupted
 @when_interrupted("Exported images stay; run the same command again to export the rest.")
 def main(argv: list[str], prog: str = "jobs/export_masks.py") -> int:
     config = load_settings(ExportMasksConfig, argv, prog)
+    log(f"Exporting   {config.output}")
     from pipeline.export_masks.run import export_masks
 
     summary = export_masks(config)

@@ -4,7 +4,7 @@ import argparse
 import math
 
 from pipeline.config.command_line import Parser, add_to_option, given_to
-from pipeline.console import run_job
+from pipeline.console import log, run_job
 from pipeline.datasets.scenes import CUES_RIGHT
 
 
@@ -37,14 +37,15 @@ def main(argv: list[str], prog: str = "jobs/make_scenes.py") -> None:
     )
     options = parser.parse_intermixed_args(argv)
     root = given_to(parser, options)
-    from pipeline.console import log
+    count = f"{options.num_train:,} training and {options.num_val:,} validation scenes"
+    log(f"Writing {count} to {root}")
     from pipeline.datasets.scene_files import SceneSet, write_scenes
 
     write_scenes(
         root,
         SceneSet(options.num_train, options.num_val, options.seed, options.height, options.width, options.cues_right),
     )
-    log(f"Wrote {options.num_train} training and {options.num_val} validation scenes to {root}")
+    log(f"Wrote {count}")
 
 
 def _count(text: str) -> int:

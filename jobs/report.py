@@ -13,6 +13,7 @@ MAX_PARTS = 500  # about ten million images, at 256 MB per part
 
 def main(argv: list[str], prog: str = "jobs/report.py") -> None:
     arguments = _parser(prog).parse_args(argv)
+    log(f"Reading {arguments.output}")
     # Imported after the options are checked, because the libraries take seconds to import.
     from pipeline.report.run import build_report
 

@@ -4,11 +4,12 @@ from contextlib import nullcontext
 
 from pipeline.config.jobs import VerifyConfig
 from pipeline.config.loading import load_settings
-from pipeline.console import run_job, when_interrupted
+from pipeline.console import log, run_job, when_interrupted
 
 
 def main(argv: list[str], prog: str = "jobs/verify.py") -> int:
     config = load_settings(VerifyConfig, argv, prog)
+    log(f"Verifying   {config.output}")
     from pipeline.verify.run import verify
 
     repair = "Run the same command again; a repair may be incomplete until then."

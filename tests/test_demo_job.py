@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY, RunJob
 from tests.in_process import run_script
 from tests.requirements import SHM
 
-SMALL = ["--num-train", "16", "--num-val", "4", "--num-photos", "12", "--optimization.epochs", "1"]
+SMALL = ["--num-train", "16", "--num-val", "4", "--num-photos", "12", "--optimization.epochs", "1", "--model.width", "16"]
 
 
 @pytest.mark.slow
@@ -98,10 +98,13 @@ def test_a_folder_that_may_be_the_users_own_is_refused_and_kept(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_an_unknown_option_of_training_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_an_unknown_option_of_training_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UserError, match=r"unknown option --epoch \(did you mean --epochs\?\)"):
         demo_job.main(["--to", str(tmp_path / "demo"), "--epoch", "4"])
     assert not (tmp_path / "demo").exists()
+    assert capsys.readouterr().out == "Loading PyTorch and Ray\n"
 
 
 def _files(folder: Path) -> dict[str, bytes]:

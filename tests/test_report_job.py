@@ -294,7 +294,9 @@ def test_an_output_that_a_run_has_only_begun(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_job_writes_where_it_is_told(output: Path, tmp_path: Path) -> None:
     done = run(output, "--to", tmp_path / "pages" / "a.html", "--gallery", 2)
-    assert done.stdout.splitlines()[-1].startswith(f"file://{tmp_path}/pages/a.html  ")
+    first, *_, last = done.stdout.splitlines()
+    assert first == f"Reading {output.as_uri()}"
+    assert last.startswith(f"file://{tmp_path}/pages/a.html  ")
     assert "2 of the 4 labeled images" in text_of((tmp_path / "pages" / "a.html").read_text())
     assert "has no masks" in run(tmp_path, code=2).stderr
     assert "--max-parts" in run(output, "--max-parts", 0, code=2).stderr

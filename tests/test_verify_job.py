@@ -19,6 +19,7 @@ def verify(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_right_output_gives_exit_code_0(small_output: Path) -> None:
     done = verify(str(small_output), "--deep")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(f"Verifying   {small_output.as_uri()}\n")
     assert "1 part(s), 3 images, 2 ok and 1 failed; every mask decoded" in done.stdout
     assert "no problems found" in done.stdout
 

@@ -18,7 +18,8 @@ def test_scenes_are_read_back_as_a_training_set(tmp_path: Path, capsys: pytest.C
     root = str(tmp_path / "scenes")
     counts, size = ["--num-train", "3", "--num-val", "2"], ["--height", "129", "--width", "65"]
     make_scenes.main(["--to", root, *counts, *size, "--seed", "5"])
-    assert capsys.readouterr().out == f"Wrote 3 training and 2 validation scenes to file://{root}\n"
+    count = "3 training and 2 validation scenes"
+    assert capsys.readouterr().out == f"Writing {count} to file://{root}\nWrote {count}\n"
     data = DataConfig(root=root, classes=[ClassEntry(name=entry.name, color=entry.color) for entry in CLASSES])
     for split, first, count in (("train", 0, 3), ("val", FIRST_VAL, 2)):
         pairs = list_pairs(data, split)

@@ -40,8 +40,11 @@ def written(target: str) -> dict[str, int]:
 def test_the_same_command_does_only_what_is_left(three: ThreeImages, capsys: pytest.CaptureFixture[str]) -> None:
     target = three.export("png")
     before = written(target)
+    capsys.readouterr()
     three.export("png")
-    assert "0 exported, 3 already exported" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"Exporting   {three.labels}\n"), "nothing is printed before the output is read"
+    assert "0 exported, 3 already exported" in printed
     assert written(target) == before
     write_output(three.labels, {f"{three.photos}/2024/new.jpg": np.zeros((1, 1), np.uint8)}, run_id="3")
     three.export("png")
