@@ -1,6 +1,7 @@
 """How a job ends: its exit code, and what its user is told."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import NoReturn
@@ -39,6 +40,16 @@ def test_a_stopped_job_ends_with_one_line_and_the_exit_code_of_its_signal(
         run_job(lambda argv: signal.raise_signal(number))
     assert ended.value.code == code
     assert capsys.readouterr().err == f"Interrupted. {START_OVER}\n"
+
+
+@pytest.mark.usefixtures("_own_sigterm")
+def test_in_a_terminal_the_line_behind_a_progress_bar_is_ended_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(SystemExit):
+        run_job(lambda argv: signal.raise_signal(signal.SIGINT))
+    assert capsys.readouterr().err == f"\nInterrupted. {START_OVER}\n"
 
 
 @pytest.mark.usefixtures("_own_sigterm")
