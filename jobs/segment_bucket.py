@@ -43,6 +43,8 @@ def main(argv: list[str], prog: str = "jobs/segment_bucket.py") -> int:
         log(f"  {failure.image_uri}: {failure.error_type} at {failure.error_stage}: {failure.error_message}")
     if failed > len(summary.failures):
         log(f"  ... and {failed - len(summary.failures):,} more: SELECT * FROM masks WHERE status = 'error'")
+    if summary.num_with_nodata:
+        log(f"No data     {summary.num_with_nodata:,} of {images:,} images have pixels without data, and so no class")
     if summary.num_few_levels:
         log(
             f"Warning     {summary.num_few_levels:,} of {images:,} images have fewer than {MIN_LEVELS} different "

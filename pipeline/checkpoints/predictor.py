@@ -54,7 +54,7 @@ class PredictorActor:
             # Not stored on self, because the predictor holds its own packed copy of the weights.
             model = Checkpoint.load(spec.checkpoint, spec.long_side, spec.protocol, spec.rendering)
             self.check_model(spec, model)
-            self.palette, self.rendering = model.palette, model.rendering
+            self.palette, self.rendering, self.mean = model.palette, model.rendering, model.metadata.mean
             self.single = self.submit(model.predictor, spec.device, spec.precision).result()
             self.predictor = with_protocol(self.single, spec.protocol)
         except UserError as error:

@@ -11,7 +11,8 @@ from pipeline.export_masks.labelled_image import Classes, Labelled, Made
 from pipeline.images.codec import encode_png
 
 IMAGE = "_leftImg8bit"  # suffix of Cityscapes' own image names
-NOT_TRAINED_ON = 255
+UNLABELED = np.uint8(0)  # label id
+NOT_TRAINED_ON = np.uint8(255)  # train id of all other label ids
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,14 @@ class Mapping:
 
 
 def cityscapes(image: Labelled, split: str, mapping: Mapping) -> Made:
-    """Make two PNGs of 8-bit ids, and a copy of the image if it was fetched."""
+    """Make two PNGs of 8-bit ids, and a copy of the image if it was fetched; pixels without data are unlabeled."""
     name = image.name.removesuffix(IMAGE)
+    ids_HW = np.where(image.class_ids_HW == image.ignore_index, image.num_classes, image.class_ids_HW)
     files = {
-        f"gtFine/{split}/{name}_gtFine_labelIds.png": encode_png(mapping.label_ids_K[image.class_ids_HW]),
-        f"gtFine/{split}/{name}_gtFine_labelTrainIds.png": encode_png(mapping.train_ids_K[image.class_ids_HW]),
+        f"gtFine/{split}/{name}_gtFine_labelIds.png": encode_png(np.append(mapping.label_ids_K, UNLABELED)[ids_HW]),
+        f"gtFine/{split}/{name}_gtFine_labelTrainIds.png": encode_png(
+            np.append(mapping.train_ids_K, NOT_TRAINED_ON)[ids_HW]
+        ),
     }
     if image.file is not None:
         ending = image.file_name.removeprefix(image.name)

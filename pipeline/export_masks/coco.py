@@ -26,7 +26,7 @@ def panoptic(image: Labelled, things: frozenset[int]) -> Made:
     ids_HW = image.class_ids_HW
     segment_ids_HW = np.zeros(ids_HW.shape, np.int32)
     segments: list[dict[str, Any]] = []
-    for k in np.unique(ids_HW).tolist():
+    for k in image.class_ids:
         of_class_HW = (ids_HW == k).astype(np.uint8)
         if k in things:
             _, regions_HW, statistics, _ = cv2.connectedComponentsWithStats(of_class_HW, connectivity=8)
@@ -52,7 +52,9 @@ def rle(image: Labelled) -> Made:
     """Make one annotation per class in the image, with its pixels as compressed run lengths."""
     height, width = image.class_ids_HW.shape
     annotations = []
-    for k, (counts, area, box) in run_lengths(image.class_ids_HW).items():
+    found = run_lengths(image.class_ids_HW)
+    for k in image.class_ids:
+        counts, area, box = found[k]
         mask = {"size": [height, width], "counts": compressed(counts)}
         annotations.append({"category_id": k + 1, "segmentation": mask, "area": area, "bbox": box, "iscrowd": 0})
     return Made({}, {"image": _entry(image), "annotations": annotations})

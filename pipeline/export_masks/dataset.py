@@ -7,15 +7,11 @@ import yaml
 from numpy.typing import NDArray
 
 from pipeline.export_masks.labelled_image import Cannot, Classes, Labelled, Made, narrowest
-from pipeline.images.codec import encode_mask
+from pipeline.images.codec import Raster, encode_mask
+from pipeline.output.schema import ignore_index_of
 
-Relabel = Callable[[NDArray[np.uint8]], tuple[NDArray[np.integer], NDArray[np.floating]]]
+Relabel = Callable[[Raster], tuple[NDArray[np.integer], NDArray[np.floating]]]
 MAX_DIFFERENT = 0.1  # fraction of pixels that may differ between the output's mask and the new prediction
-
-
-def ignore_index_of(num_classes: int) -> int:
-    """Return 255, or 65535 if 255 is a class id."""
-    return 255 if num_classes <= 255 else 65535
 
 
 def dataset(
@@ -25,7 +21,7 @@ def dataset(
     relabel: Relabel | None = None,
     min_confidence: float = 0.0,
 ) -> Made:
-    """Make the image and its annotation, with low-confidence pixels set to the ignore index.
+    """Make the image and its annotation, with pixels without data or of low confidence set to the ignore index.
 
     Args:
         relabel: image -> class ids and confidence per pixel; None: keep every pixel.
@@ -37,11 +33,12 @@ def dataset(
     ignored = ignore_index_of(len(palette))
     ids_HW = narrowest(image.class_ids_HW, ignored + 1)
     if relabel is not None:
-        again_HW, confidence_HW = relabel(image.image_HW3)
+        again_HW, confidence_HW = relabel(image.raster)
         is_other_HW = again_HW != ids_HW
-        if is_other_HW.mean() > MAX_DIFFERENT:
+        share_other = is_other_HW[ids_HW != ignored].mean()
+        if share_other > MAX_DIFFERENT:
             raise Cannot(
-                f"{is_other_HW.mean():.0%} of its pixels get a different label than in the output; the image has "
+                f"{share_other:.0%} of its pixels get a different label than in the output; the image has "
                 "changed since, or it was labeled with another precision (see --precision)"
             )
         unsure_HW = is_other_HW | (confidence_HW < min_confidence)

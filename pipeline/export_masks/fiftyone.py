@@ -9,9 +9,13 @@ from pipeline.images.codec import encode_png
 
 
 def fiftyone(image: Labelled) -> Made:
-    """Make a grayscale PNG of class ids + 1, because FiftyOne hides 0, and a copy of the image if it was fetched."""
+    """Make a grayscale PNG of class ids + 1, because FiftyOne hides 0, and a copy of the image if it was fetched.
+
+    Pixels without data are 0.
+    """
     # No palette, because FiftyOne would read a palette image as an RGB mask.
-    values_HW = narrowest(image.class_ids_HW.astype(np.int32) + 1, image.num_classes + 1)
+    ids_HW = image.class_ids_HW.astype(np.int32)
+    values_HW = narrowest(np.where(ids_HW == image.ignore_index, 0, ids_HW + 1), image.num_classes + 1)
     files = {f"labels/{image.name}.png": encode_png(values_HW)}
     if image.file is not None:
         files[f"data/{image.file_name}"] = image.file

@@ -15,7 +15,9 @@ from pipeline.config.bands import AS_DECLARED, Rendering
 from pipeline.config.data import MAX_PIXELS
 from pipeline.errors import UserError
 from pipeline.export_masks.target_names import split_ending
-from pipeline.images.codec import ImageError, decode_image, decode_mask
+from pipeline.images.codec import ImageError, Raster, decode_mask, decode_raster
+from pipeline.images.raster import WHITE
+from pipeline.output.schema import ignore_index_of
 from pipeline.query.named_queries import suggestion
 
 OTHERS = "python jobs/verify.py --deep finds all damaged masks"
@@ -80,33 +82,50 @@ class Labelled:
         """Name with the extension of the image's own file."""
         return self.name + split_ending(self.uri)[1]
 
+    @property
+    def ignore_index(self) -> int:
+        """Value of pixels without data in the mask."""
+        return ignore_index_of(self.num_classes)
+
+    @property
+    def class_ids(self) -> list[int]:
+        """Ids of the classes in the mask, ascending. Raises Cannot."""
+        return [k for k in np.unique(self.class_ids_HW).tolist() if k != self.ignore_index]
+
     @cached_property
     def class_ids_HW(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
-        """Decoded mask. Raises Cannot if it is damaged."""
+        """Decoded mask, with `ignore_index` where there is no data. Raises Cannot if it is damaged."""
         try:
             ids_HW = decode_mask(self.mask, self.num_pixels)
         except ImageError as error:
             raise Cannot(f"its mask is damaged ({error.message}); {OTHERS}") from error
-        if ids_HW.max() >= self.num_classes:
-            raise Cannot(f"its mask has class id {ids_HW.max()}, but only {self.num_classes} classes exist; {OTHERS}")
-        return narrowest(ids_HW, self.num_classes)
+        highest = ids_HW.max(initial=0, where=ids_HW != self.ignore_index)
+        if highest >= self.num_classes:
+            raise Cannot(f"its mask has class id {highest}, but only {self.num_classes} classes exist; {OTHERS}")
+        return narrowest(ids_HW, max(self.num_classes, int(ids_HW.max()) + 1))
 
     @cached_property
-    def image_HW3(self) -> NDArray[np.uint8]:
+    def raster(self) -> Raster:
         """Decoded image, of the same size as the mask. Raises Cannot."""
         assert self.file is not None
         try:
             # Tiles may be half empty.
-            image_HW3 = decode_image(self.file, max(MAX_PIXELS, 2 * self.num_pixels), rendering=self.rendering)
+            raster = decode_raster(self.file, max(MAX_PIXELS, 2 * self.num_pixels), rendering=self.rendering)
         except ImageError as error:
             raise Cannot(f"{error.kind}: {error.message}") from error
-        if image_HW3.shape[:2] != self.class_ids_HW.shape:
-            (height, width), (of_mask, mask_width) = image_HW3.shape[:2], self.class_ids_HW.shape
+        height, width, _ = raster.pixels_HW3.shape
+        if (height, width) != self.class_ids_HW.shape:
+            of_mask, mask_width = self.class_ids_HW.shape
             raise Cannot(
                 f"is {width} x {height} pixels, but its mask is {mask_width} x {of_mask}; the image has changed since "
                 "it was labeled"
             )
-        return image_HW3
+        return raster
+
+    @property
+    def image_HW3(self) -> NDArray[np.uint8]:
+        """Decoded image, white where there is no data. Raises Cannot."""
+        return self.raster.filled(WHITE)
 
 
 def narrowest(values_HW: NDArray[np.integer], num_values: int) -> NDArray[np.uint8] | NDArray[np.uint16]:

@@ -14,7 +14,7 @@ from pipeline.checkpoints.predictor import use_threads, with_protocol
 from pipeline.config.bands import Rendering
 from pipeline.config.training import ProtocolConfig
 from pipeline.errors import UserError
-from pipeline.images.codec import shrink
+from pipeline.images.codec import Raster, shrink
 from pipeline.query import engine
 
 
@@ -28,10 +28,10 @@ class Relabel:
     precision: str
     rendering: Rendering
 
-    def __call__(self, image_HW3: NDArray[np.uint8]) -> tuple[NDArray[np.integer], NDArray[np.floating]]:
-        predictor, long_side = _predictor(self)
-        small_1HW3 = shrink(image_HW3, long_side)[None]
-        size = (image_HW3.shape[0], image_HW3.shape[1])
+    def __call__(self, image: Raster) -> tuple[NDArray[np.integer], NDArray[np.floating]]:
+        predictor, model = _predictor(self)
+        small_1HW3 = shrink(image.filled(model.metadata.mean), model.long_side)[None]
+        size = (image.pixels_HW3.shape[0], image.pixels_HW3.shape[1])
         found = predictor.predict(small_1HW3, size, with_confidence_map=True)
         return found.class_ids_NHW[0], found.confidence_NHW[0]
 
@@ -61,8 +61,8 @@ def relabel_as(output: str, model_id: str, checkpoint: str, precision: str | Non
 
 
 @functools.cache
-def _predictor(relabel: Relabel) -> tuple[Any, int | None]:
-    """Return a predictor for whole images, and the long side of its inputs."""
+def _predictor(relabel: Relabel) -> tuple[Any, Checkpoint]:
+    """Return a predictor for whole images, and its checkpoint."""
     use_threads("cpu", os.cpu_count() or 1)
     model = Checkpoint.load(relabel.checkpoint, relabel.long_side, relabel.protocol, relabel.rendering)
-    return with_protocol(model.predictor("cpu", relabel.precision), relabel.protocol), model.long_side
+    return with_protocol(model.predictor("cpu", relabel.precision), relabel.protocol), model

@@ -35,7 +35,7 @@ def yolo(image: Labelled, split: str, min_area: int) -> Made:
     height, width = ids_HW.shape
     lines = [
         f"{k} {_shares(points, width, height)}\n"
-        for k in np.unique(ids_HW).tolist()
+        for k in image.class_ids
         for points in polygons((ids_HW == k).astype(np.uint8), min_area)
     ]
     name = _apart(f"{split}/{image.name}")

@@ -8,13 +8,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 IMAGE_ID_BYTES = 16
 
 
 def image_id(uri: str) -> bytes:
     """Return the 16-byte hash that identifies an image URI."""
     return hashlib.blake2b(uri.encode("utf-8", "surrogateescape"), digest_size=IMAGE_ID_BYTES).digest()
+
+
+def ignore_index_of(num_classes: int) -> int:
+    """Return the value of pixels without a class in a mask: 255, or 65535 if 255 is a class."""
+    return 255 if num_classes < 256 else 65535
 
 
 def _field(name: str, kind: pa.DataType, description: str, nullable: bool = True) -> pa.Field:
@@ -51,9 +56,18 @@ MASKS = pa.schema(
             pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]),
             "PNG of class ids at the full size of the image, and a file name for it; null if error",
         ),
-        _field("mean_confidence", pa.float32(), "mean over all pixels of the largest class probability"),
-        _field("mean_entropy", pa.float32(), "mean over all pixels of the entropy of the class probabilities, in nats"),
-        _field("low_confidence_fraction", pa.float32(), "fraction of pixels whose largest probability is below 0.5"),
+        _field("nodata_pixel_count", pa.int64(), "number of pixels without data, which have no class; null if error"),
+        _field("mean_confidence", pa.float32(), "mean over the pixels with data of the largest class probability"),
+        _field(
+            "mean_entropy",
+            pa.float32(),
+            "mean over the pixels with data of the entropy of the class probabilities, in nats",
+        ),
+        _field(
+            "low_confidence_fraction",
+            pa.float32(),
+            "fraction of the pixels with data whose largest probability is below 0.5",
+        ),
         _field(
             "low_confidence_boxes",
             pa.list_(pa.field("element", pa.struct([*_BOX, pa.field("pixel_count", pa.int64())]))),
@@ -71,7 +85,7 @@ MASKS = pa.schema(
 _CLASS_STATISTICS = [
     _field("class_id", pa.int32(), "class id, as in classes.parquet", nullable=False),
     _field("pixel_count", pa.int64(), "number of pixels of the class", nullable=False),
-    _field("pixel_fraction", pa.float64(), "pixel_count / (width x height)", nullable=False),
+    _field("pixel_fraction", pa.float64(), "pixel_count / number of pixels with data", nullable=False),
     _field("mean_confidence", pa.float32(), "mean over the pixels of the class of the largest class probability"),
     _field("x_min", pa.int32(), "bounding box: first column"),
     _field("y_min", pa.int32(), "bounding box: first row"),
@@ -121,12 +135,17 @@ DECODED = pa.schema(
         pa.field("input_width", pa.int32()),  # of `pixels`, which may be smaller than the image
         pa.field("input_height", pa.int32()),
         pa.field("pixels", pa.large_binary()),  # RGB, row-major; null after an error, and if by_window
+        # Bits of the full-size image's pixels, 1 if a pixel has data, each row padded to bytes; null: all have.
+        pa.field("valid", pa.large_binary()),
         pa.field("by_window", pa.bool_()),  # true: the predictor reads the image, window by window; null: false
         _FEW_LEVELS,
     ]
 )
 
-_OF_PIXELS = ("mask", "mean_confidence", "mean_entropy", "low_confidence_fraction", "low_confidence_boxes")
+_OF_PIXELS = (
+    *("mask", "nodata_pixel_count", "mean_confidence", "mean_entropy"),
+    *("low_confidence_fraction", "low_confidence_boxes"),
+)
 
 PREDICTED = pa.schema(
     [

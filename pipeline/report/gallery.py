@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.html.page import data_uri, png_uri
 from pipeline.html.pictures import GRAYS, resized
 from pipeline.images.codec import ImageError, decode_image, decode_mask, encode_mask, shrink
+from pipeline.output.schema import ignore_index_of
 from pipeline.report.tables import OutputTables
 from pipeline.storage.parquet_files import open_parquet
 
@@ -242,6 +243,8 @@ def _draw(
 ) -> None:
     """Add the image and its mask to a picture, or notes with the reasons why not."""
     height, width = row["height"], row["width"]
+    if row["nodata_pixel_count"]:
+        picture.notes.append(f"{row['nodata_pixel_count'] / (height * width):.1%} of the pixels have no data")
     if height * width > MAX_PIXELS:
         picture.notes.append(f"the image is too large for a picture ({height * width / 1e6:,.0f} megapixels)")
         return
@@ -289,12 +292,13 @@ def _image(content: storage.Fetched | Exception, height: int, width: int, render
 def _mask_png(class_ids_HW: NDArray[np.integer], palette_K3: NDArray[np.uint8]) -> bytes:
     """Encode a small mask as a PNG in the colors of the classes.
 
-    The palette contains only the classes in this picture, so that 16-bit ids fit. If there are more than 255, the
-    rarest are gray, as are ids that are not classes.
+    The palette contains only the classes in this picture, so that 16-bit ids fit. If there are more than 254, the
+    rarest are dark gray, as are ids that are not classes. Pixels without data are light gray.
     """
     counts = Counter(class_ids_HW.ravel().tolist())
-    shown = [k for k, _ in counts.most_common(COLORS_OF_A_PNG - 1) if k < len(palette_K3)]
+    nodata = ignore_index_of(len(palette_K3))
+    shown = [nodata, *(k for k, _ in counts.most_common(COLORS_OF_A_PNG - 2) if k < len(palette_K3))]
     places_HW = np.zeros(class_ids_HW.shape, np.uint8)
     for place, class_id in enumerate(shown, 1):
         places_HW[class_ids_HW == class_id] = place
-    return encode_mask(places_HW, np.stack([GRAYS[0], *(palette_K3[k] for k in shown)]).astype(np.uint8))
+    return encode_mask(places_HW, np.stack([*GRAYS, *(palette_K3[k] for k in shown[1:])]).astype(np.uint8))

@@ -3,18 +3,20 @@
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import cv2
+import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
 from pipeline.config.bands import AS_DECLARED, Rendering
-from pipeline.images.codec import ImageError, decode_image, shrink
+from pipeline.images.codec import ImageError, decode_raster, shrink
 from pipeline.images.pixels import has_few_levels
+from pipeline.images.raster import WHITE
 from pipeline.images.tiff_windows import is_tiff
 from pipeline.output.schema import DECODED
 from pipeline.segment import large_images, prometheus
@@ -46,11 +48,13 @@ class Preparation:
         long_side: length in pixels to which the longer side of larger images is reduced; None: no reduction.
         rendering: bands and value range of TIFFs.
         by_window: leave TIFFs beyond the limits to the predictor, which reads them window by window.
+        fill: color of pixels without data, R, G, B from 0 to 255: the mean color of the checkpoint.
     """
 
     long_side: int | None = None
     rendering: Rendering = AS_DECLARED
     by_window: bool = False
+    fill: Sequence[float] = WHITE
 
 
 def decode(
@@ -116,7 +120,7 @@ class SizeBuckets:
     """Buffer of decoded images, grouped by size so that each group fills batches of one size."""
 
     def __init__(self) -> None:
-        self.bytes = 0  # of the pixels
+        self.bytes = 0  # of the pixels and of the bits that say which have data
         self._groups: dict[tuple[int | None, int | None], list[DecodedImage]] = defaultdict(list)
 
     def add(self, image: DecodedImage) -> None:
@@ -139,7 +143,7 @@ class SizeBuckets:
 
 
 def _num_bytes(image: DecodedImage) -> int:
-    return 0 if image.pixels is None else len(image.pixels)
+    return len(image.pixels or b"") + len(image.valid or b"")
 
 
 class ByteBudget:
@@ -237,16 +241,18 @@ def _groups(images: list[ListedImage]) -> Iterator[list[ListedImage]]:
 
 
 def _with_pixels(image: DecodedImage, content: bytes, limits: Limits, preparation: Preparation) -> DecodedImage:
-    image_HW3 = decode_image(content, *limits, preparation.rendering)
-    small_HW3 = shrink(image_HW3, preparation.long_side)
+    raster = decode_raster(content, *limits, preparation.rendering)
+    height, width, _ = raster.pixels_HW3.shape
+    small_HW3 = shrink(raster.filled(preparation.fill), preparation.long_side)
     return replace(
         image,
-        width=image_HW3.shape[1],
-        height=image_HW3.shape[0],
+        width=width,
+        height=height,
         input_width=small_HW3.shape[1],
         input_height=small_HW3.shape[0],
         pixels=small_HW3.tobytes(),
-        few_levels=has_few_levels(image_HW3),
+        valid=None if raster.valid_HW is None else np.packbits(raster.valid_HW, axis=1).tobytes(),
+        few_levels=has_few_levels(raster.with_data_HW3),
     )
 
 

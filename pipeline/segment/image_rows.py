@@ -42,6 +42,7 @@ class DecodedImage(ListedImage):
     input_width: int | None = None
     input_height: int | None = None
     pixels: bytes | pa.Buffer | None = field(default=None, repr=False)
+    valid: bytes | None = field(default=None, repr=False)
     by_window: bool | None = None
     few_levels: bool | None = None
 
@@ -60,12 +61,30 @@ class DecodedImage(ListedImage):
         assert self.input_width is not None
         return np.frombuffer(self.pixels, np.uint8).reshape(self.input_height, self.input_width, 3)
 
+    def valid_rows(self, rows: slice) -> NDArray[np.bool_] | None:
+        """Return which pixels of a strip of rows of the full-size image have data, 1 x S x W; None: all have.
+
+        Not for an image to be read by window.
+        """
+        if self.valid is None:
+            return None
+        height, width = self.size
+        bits_1HB = np.frombuffer(self.valid, np.uint8).reshape(1, height, -1)
+        return np.unpackbits(bits_1HB[:, rows], axis=2, count=width).view(np.bool_)
+
+    @property
+    def valid_HW(self) -> NDArray[np.bool_] | None:
+        """Pixels of the full-size image that have data; None: all have. Not for an image to be read by window."""
+        valid_1HW = self.valid_rows(slice(None))
+        return None if valid_1HW is None else valid_1HW[0]
+
 
 @dataclass(frozen=True)
 class PredictedImage(DecodedImage):
     """Row of a PREDICTED table, which leaves out the pixels: a decoded image with its labels, or with an error."""
 
     mask: dict[str, Any] | None = field(default=None, repr=False)
+    nodata_pixel_count: int | None = None
     mean_confidence: float | None = None
     mean_entropy: float | None = None
     low_confidence_fraction: float | None = None

@@ -4,7 +4,7 @@ Does not import torch, because the decode stage imports this module.
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -17,9 +17,12 @@ from pipeline.config.bands import AS_DECLARED, Rendering
 from pipeline.config.training import ProtocolConfig
 from pipeline.errors import UserError
 from pipeline.images.formats import ImageError
+from pipeline.images.nodata import no_data
 from pipeline.images.pixels import MIN_LEVELS, levels_of
+from pipeline.images.raster import WHITE
 from pipeline.images.tiff_windows import SIGNATURE_BYTES, TiffWindows, is_tiff
 from pipeline.segment.image_rows import DecodedImage, Image
+from pipeline.segment.prediction_rows import with_ignored
 from pipeline.storage.range_file import RangeFile
 
 # The whole mask is held in memory, one or two bytes per pixel.
@@ -64,32 +67,47 @@ def describe_content(
 
 
 def predict_windows(
-    predictor: Any, image: Decoded, on_read: Callable[[float], None] | None = None, rendering: Rendering = AS_DECLARED
+    predictor: Any,
+    image: Decoded,
+    on_read: Callable[[float], None] | None = None,
+    rendering: Rendering = AS_DECLARED,
+    fill: Sequence[float] = WHITE,
 ) -> tuple[Decoded, Any]:
     """Return an image that `describe_file` or `describe_content` returned, and its models.Prediction.
 
     Args:
         on_read: called after each read with the fraction of the image's rows that have been read.
         rendering: bands and value range.
+        fill: color of pixels without data, R, G, B from 0 to 255.
 
-    Raises: ImageError; ReadFault, also if the object's ETag is no longer the image's.
+    Raises: ImageError, such as Empty if no pixel has data; ReadFault, also if the object's ETag is no longer the
+    image's.
     """
     with _opened(image.image_uri) as file:
         if file.etag != image.etag:
             raise ReadFault from OSError(
                 f"the object changed during the run: its ETag was {image.etag} and is now {file.etag}"
             )
-        watched = _Watched(TiffWindows(file, file.size, rendering=rendering), on_read)
-        prediction = predictor.predict_windows(watched)
+        watched = _Watched(TiffWindows(file, file.size, rendering=rendering), on_read, fill)
+        prediction = predictor.predict_windows(watched, watched.valid_rows)
+    if watched.has_nodata:
+        if not watched.has_data:
+            raise no_data()
+        prediction = with_ignored(prediction, watched.valid_rows)
     return replace(image, few_levels=watched.has_few_levels), prediction
 
 
 class _Watched:
-    """Image that records the levels of the pixels read, and calls `on_read` after each read."""
+    """Image that records levels and data of the rows read, and calls `on_read` after each read.
 
-    def __init__(self, image: TiffWindows, on_read: Callable[[float], None] | None) -> None:
-        self._image, self._on_read = image, on_read
+    Pixels without data have the color `fill`. `has_data` is True once a pixel that has data has been read.
+    """
+
+    def __init__(self, image: TiffWindows, on_read: Callable[[float], None] | None, fill: Sequence[float]) -> None:
+        self._image, self._on_read, self._fill = image, on_read, fill
         self._levels = np.zeros(256, np.bool_)
+        self._valid_HB: NDArray[np.uint8] | None = None  # bits of each row; None: all pixels read have data
+        self.has_data = False
         self.height, self.width = image.height, image.width
 
     @property
@@ -98,12 +116,33 @@ class _Watched:
         return bool(self._levels.sum() < MIN_LEVELS)
 
     def read(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
-        pixels_HW3 = self._image.read(top, bottom, left, right)
-        if self.has_few_levels:
-            self._levels |= levels_of(pixels_HW3)
+        raster = self._image.read_raster(top, bottom, left, right)
+        self._record_data(slice(top, bottom), raster.valid_HW)
+        if self.has_few_levels and raster.with_data_HW3.size:
+            self._levels |= levels_of(raster.with_data_HW3)
         if self._on_read is not None:
             self._on_read(bottom / self.height)
-        return pixels_HW3
+        return raster.filled(self._fill)
+
+    @property
+    def has_nodata(self) -> bool:
+        """True if a pixel without data has been read."""
+        return self._valid_HB is not None
+
+    def _record_data(self, rows: slice, valid_SW: NDArray[np.bool_] | None) -> None:
+        """Record which pixels of whole rows, as predictors read them, have data."""
+        self.has_data |= valid_SW is None or bool(valid_SW.any())
+        if valid_SW is None:
+            return
+        if self._valid_HB is None:
+            self._valid_HB = np.full((self.height, -(-self.width // 8)), 255, np.uint8)
+        self._valid_HB[rows] = np.packbits(valid_SW, axis=1)
+
+    def valid_rows(self, rows: slice) -> NDArray[np.bool_] | None:
+        """Return which pixels of rows that have been read have data, 1 x S x W; None: all pixels read so far."""
+        if self._valid_HB is None:
+            return None
+        return np.unpackbits(self._valid_HB[None, rows], axis=2, count=self.width).view(np.bool_)
 
 
 def with_error(image: Image, error: ImageError | ReadFault) -> Image:

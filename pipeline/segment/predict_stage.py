@@ -24,7 +24,7 @@ from pipeline.segment import large_images, prometheus
 from pipeline.segment.crash_isolation import BlockAttempt
 from pipeline.segment.error_rate import ErrorLimit, is_sampled
 from pipeline.segment.image_rows import DecodedImage, PredictedImage, decoded_images, to_table
-from pipeline.segment.prediction_rows import outcome
+from pipeline.segment.prediction_rows import outcome, with_ignored
 from pipeline.segment.stage_timing import Spent
 
 SECONDS_BETWEEN_LINES = 30.0  # between the progress lines of a large image
@@ -147,7 +147,7 @@ class PredictStage(PredictorActor):
         try:
             with self._working() as work:
                 on_read = self._reading_reporter(row)
-                row, prediction = large_images.predict_windows(self.predictor, row, on_read, self.rendering)
+                row, prediction = large_images.predict_windows(self.predictor, row, on_read, self.rendering, self.mean)
         except Exception as error:
             # Handled here and not by the caller, because the traceback keeps the tensors of its frames alive.
             failed = _with_error(row, error)
@@ -208,24 +208,26 @@ class PredictStage(PredictorActor):
 
     def _start_predicting(self, batch: list[PredictedImage]) -> Future[BatchPrediction]:
         images_NHW3 = np.stack([image.input_HW3 for image in batch])
-        return self.submit(self._predict_batch, images_NHW3, [image.size for image in batch])
+        return self.submit(self._predict_batch, images_NHW3, batch)
 
-    def _predict_batch(self, images_NHW3: NDArray[np.uint8], output_sizes: list[tuple[int, int]]) -> BatchPrediction:
+    def _predict_batch(self, images_NHW3: NDArray[np.uint8], batch: list[PredictedImage]) -> BatchPrediction:
         with self._working(len(images_NHW3)) as work:
-            predictions = self._predict_what_fits(images_NHW3, output_sizes)
+            predictions = self._predict_what_fits(images_NHW3, batch)
         return BatchPrediction(predictions, work.seconds_per_image)
 
-    def _predict_what_fits(self, images_NHW3: NDArray[np.uint8], output_sizes: list[tuple[int, int]]) -> list[Any]:
+    def _predict_what_fits(self, images_NHW3: NDArray[np.uint8], batch: list[PredictedImage]) -> list[Any]:
         try:
-            return self.predictor.predict_each(images_NHW3, output_sizes)
+            return self.predictor.predict_each(
+                images_NHW3, [image.size for image in batch], [image.valid_HW for image in batch]
+            )
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if len(output_sizes) == 1:
+            if len(batch) == 1:
                 return [error.with_traceback(None)]  # the traceback would keep the tensors of its frames alive
-        half = len(output_sizes) // 2
+        half = len(batch) // 2
         parts = slice(half), slice(half, None)
-        return [one for part in parts for one in self._predict_what_fits(images_NHW3[part], output_sizes[part])]
+        return [one for part in parts for one in self._predict_what_fits(images_NHW3[part], batch[part])]
 
     def _start_encoding(self, batch: list[PredictedImage], predicted: BatchPrediction) -> list[Encoding]:
         """Return the rows of a batch without their masks, which the encoding threads compress meanwhile."""
@@ -237,6 +239,8 @@ class PredictStage(PredictorActor):
                 row = row.failed("predict", "OutOfMemory", f"{shape} pixels: {storage.reason(prediction)}")
                 encoding.append(Encoding(row, None))
             else:
+                if row.valid is not None:
+                    prediction = with_ignored(prediction, row.valid_rows)
                 mask = self._encoders.submit(encode_mask, prediction.class_ids_NHW[0], self.palette)
                 encoding.append(Encoding(replace(row, **outcome(prediction, 0)), mask))
         return encoding

@@ -66,6 +66,7 @@ class LabeledWaves:
     parts: frozenset[str] = frozenset()  # names of the parts written
     outcomes: dict[str, int] = field(default_factory=dict)  # 'ok' or error type -> images
     num_few_levels: int = 0  # labeled images whose pixels have few different values
+    num_with_nodata: int = 0  # labeled images of which some pixels have no data
     failures: list[FailedImage] = field(default_factory=list)  # the first ones
     seconds_to_first: float | None = None
     stage_seconds: StageSeconds = field(default_factory=StageSeconds)  # over all workers
@@ -82,6 +83,7 @@ class SegmentSummary:
     num_hidden: int  # hidden files that the listing skipped
     outcomes: dict[str, int]  # of this run: 'ok' or error type -> images
     num_few_levels: int  # labeled images of this run whose pixels have few different values
+    num_with_nodata: int  # labeled images of this run of which some pixels have no data
     failures: list[FailedImage]  # first failed images of this run
     seconds: float
     seconds_to_first: float | None
@@ -103,6 +105,7 @@ class SegmentSummary:
             listed=replace(self.listed, done_before=done_before),
             outcomes=dict(outcomes),
             num_few_levels=earlier.num_few_levels + self.num_few_levels,
+            num_with_nodata=earlier.num_with_nodata + self.num_with_nodata,
             failures=[*earlier.failures, *self.failures][:MAX_FAILURES],
             seconds=earlier.seconds + self.seconds,
             seconds_to_first=earlier.seconds_to_first,
@@ -175,6 +178,7 @@ def _run(config: SegmentConfig, shrink_to_fit: bool, seconds_before: float) -> S
             num_hidden=listing.num_hidden,
             outcomes=outcomes,
             num_few_levels=labeled.num_few_levels,
+            num_with_nodata=labeled.num_with_nodata,
             failures=labeled.failures,
             seconds=time.monotonic() - started,
             seconds_to_first=labeled.seconds_to_first,
@@ -266,6 +270,7 @@ def run_waves(
         parts=frozenset(names),
         outcomes=dict(outcomes),
         num_few_levels=sum(part.num_few_levels for part in written),
+        num_with_nodata=sum(part.num_with_nodata for part in written),
         failures=first_failures(output, with_failures, MAX_FAILURES),
         seconds_to_first=bar.seconds_to_first,
         stage_seconds=stage_seconds,
@@ -296,7 +301,10 @@ def _run_wave(
         verbose=config.verbose,
         limits=Limits(config.max_pixels, config.max_bytes, config.decode_seconds),
         preparation=Preparation(
-            model.long_side, model.rendering, large_images.applies(config.protocol, model.long_side)
+            model.long_side,
+            model.rendering,
+            large_images.applies(config.protocol, model.long_side),
+            model.metadata.mean,
         ),
         progress_actor=progress_actor,
     )
@@ -339,6 +347,7 @@ def _write_run(config: SegmentConfig, model: Checkpoint, summary: SegmentSummary
         "done_before": summary.listed.done_before,
         "outcomes": summary.outcomes,
         "few_levels": summary.num_few_levels,
+        "with_nodata": summary.num_with_nodata,
         "seconds": round(summary.seconds, 2),
         "seconds_to_first": summary.seconds_to_first,
         "stage_seconds": summary.stage_seconds.as_json(),

@@ -41,6 +41,7 @@ class WrittenPart:
     name: str
     outcomes: dict[str, int]  # 'ok' or error type -> images
     num_few_levels: int  # labeled images whose pixels have few different values
+    num_with_nodata: int  # labeled images of which some pixels have no data
     report: Report
 
 
@@ -81,7 +82,8 @@ class PartSink(Datasink[list[WrittenPart]]):
         prometheus.count_processor("write", since)
         outcomes = Counter(kind or "ok" for kind in masks["error_type"].to_pylist())
         num_few_levels = pc.sum(pc.and_(predicted["few_levels"], pc.is_null(predicted["error_type"]))).as_py() or 0
-        return WrittenPart(name, dict(outcomes), num_few_levels, prometheus.report())
+        num_with_nodata = pc.sum(pc.greater(masks["nodata_pixel_count"], 0)).as_py() or 0
+        return WrittenPart(name, dict(outcomes), num_few_levels, num_with_nodata, prometheus.report())
 
 
 def _of_bounded_size(blocks: Iterable[Block]) -> Iterator[list[pa.Table]]:

@@ -110,7 +110,10 @@ def check_masks(file: str, masks: pa.Table, reference: Reference) -> Iterator[Ou
     known &= rows.valid("error_message") & ~rows.among("error_message", [""])
     message = "error_stage is {error_stage!r}, error_type is {error_type!r}, error_message is {error_message!r}"
     yield from rows.expect(~error | known, "unknown error", message)
-    labels = ("mask", "class_ids", "mean_confidence", "mean_entropy", "low_confidence_fraction", "low_confidence_boxes")
+    labels = (
+        *("mask", "nodata_pixel_count", "class_ids", "mean_confidence", "mean_entropy"),
+        *("low_confidence_fraction", "low_confidence_boxes"),
+    )
     for column in labels:
         unset = ~rows.valid(column)
         yield from rows.expect(~error | unset, "labels in an error row", f"status is 'error', but {column} is not null")
@@ -129,7 +132,8 @@ def _has_right_boxes(masks: Rows) -> Bools:
     inside &= (count >= 1) & (count <= (x_max - x_min) * (y_max - y_min))
     right = masks.valid("low_confidence_boxes")
     right[row_B[~inside]] = False
-    most = (masks.numbers("low_confidence_fraction") + ROUNDING) * width * height
+    with_data = width * height - np.nan_to_num(masks.numbers("nodata_pixel_count"))
+    most = (masks.numbers("low_confidence_fraction") + ROUNDING) * with_data
     return right & ~(np.bincount(row_B, count, len(right)) > most)
 
 
@@ -167,7 +171,7 @@ class Statistics:
 
     def __init__(self, file: str, class_stats: pa.Table, masks_file: str, masks: pa.Table) -> None:
         place = pc.index_in(class_stats["image_id"], value_set=masks["image_id"].combine_chunks())
-        image = masks.select(["image_uri", "status", "width", "height"]).take(place)
+        image = masks.select(["image_uri", "status", "width", "height", "nodata_pixel_count"]).take(place)
         self._rows = Rows(file, class_stats)
         for name in image.column_names:
             self._rows.table = self._rows.table.append_column(f"masks_{name}", image[name])
@@ -194,9 +198,11 @@ class Statistics:
         yield from self._check_stamps(reference)
         count, width, height = (rows.numbers(name) for name in ("pixel_count", "masks_width", "masks_height"))
         of_image = of_image & (width >= 1) & (height >= 1)
-        right = np.abs(rows.numbers("pixel_fraction") * np.maximum(width * height, 1) - count) < PIXEL_ROUNDING
+        with_data = width * height - np.nan_to_num(rows.numbers("masks_nodata_pixel_count"))
+        right = np.abs(rows.numbers("pixel_fraction") * np.maximum(with_data, 1) - count) < PIXEL_ROUNDING
         size = " in an image of {masks_width} x {masks_height}"
         message = "class {class_id}: pixel_fraction is {pixel_fraction}, but it has {pixel_count} pixels" + size
+        message += " with {masks_nodata_pixel_count} pixels without data"
         yield from rows.expect(~of_image | right, "wrong pixel fraction", message)
         possible = rows.within("mean_confidence", -ROUNDING, 1 + ROUNDING)
         message = "class {class_id}: mean_confidence is {mean_confidence}"
@@ -251,8 +257,10 @@ class Statistics:
         total = np.bincount(place, self._rows.numbers("pixel_count")[order], len(right)).astype(np.int64)
         width, height = masks.numbers("width"), masks.numbers("height")
         sized = self._ok_M & (width >= 1) & (height >= 1)
-        message = "the image has {width} x {height} pixels, but class_stats counts {total}"
-        yield from masks.expect(~sized | (total == width * height), "wrong pixel count", message, total=total)
+        message = "the image has {width} x {height} pixels, {nodata_pixel_count} of them without data, but class_stats "
+        message += "counts {total}"
+        right = total + masks.numbers("nodata_pixel_count") == width * height
+        yield from masks.expect(~sized | right, "wrong pixel count", message, total=total)
 
 
 def _pairs(rows: NDArray[Any], class_ids: NDArray[Any]) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 (() => {
   const MAX_ZOOM = 16, ZOOM_STEP = 1.5;
   const OUTLINES = 960;  // pixels of the longer side of the canvas with the outlines
+  const NO_DATA = 0x909090;  // color in masks, as in pipeline/report/gallery.py
   const byId = (id) => document.getElementById(id);
   const facts = JSON.parse(byId("facts").textContent);
   const cards = byId("cards");
@@ -201,7 +202,7 @@
     const key = maskAt(event), names = facts.pictures[shown[current]].classes.map(([id]) => aboutClass(id))
       .filter(({ color }) => keyOf(color) === key).map(({ name }) => name);
     pointed.hidden = key === null;
-    pointed.textContent = names.join(" or ") || "a class that is too small for a color here";
+    pointed.textContent = names.join(" or ") || (key === NO_DATA ? "no data" : "a class that is too small for a color here");
     const box = stage.getBoundingClientRect();
     const place = (at, length, room) => `${Math.max(0, Math.min(at + 14, room - length))}px`;
     pointed.style.left = place(event.clientX - box.x, pointed.offsetWidth, box.width);

@@ -4,6 +4,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,13 +15,16 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipeline.errors import UserError
-from pipeline.export_masks import cityscapes, coco, fiftyone, yolo
-from pipeline.export_masks.dataset import dataset, dataset_yaml, ignore_index_of
+from pipeline.export_masks import cityscapes, coco, fiftyone, png, yolo
+from pipeline.export_masks.dataset import dataset, dataset_yaml
 from pipeline.export_masks.labelled_image import Cannot
 from pipeline.export_masks.polygons import polygons
-from pipeline.images.codec import decode_label, encode_image
+from pipeline.images.codec import Raster, decode_image, decode_label, encode_image, encode_png
 from pipeline.images.formats import OPENERS
+from pipeline.output.schema import ignore_index_of
 from tests.pipeline.exported_output import NAMES, blobs, classes_of, image_of
+from tests.pipeline.image_corpus import tiff
+from tests.pipeline.images.test_nodata import with_nodata
 
 ONE_PIXEL = np.array([[3]], np.uint8)
 MANY_HW = (np.arange(40 * 50).reshape(40, 50) * 7 % 1000).astype(np.uint16)  # 1,000 classes
@@ -312,6 +316,85 @@ def test_unsure_and_changed_pixels_are_ignored(num_classes: int, ignored: int) -
     about = yaml.safe_load(dataset_yaml(classes_of([str(k) for k in range(num_classes)]), "file:///t", "train"))["data"]
     assert about["ignore_index"] == ignored
     assert len(about["classes"]) == num_classes
+
+
+# Pixels without data
+
+CLASS_COUNTS = [(6, 255), (255, 255), (256, 65535), (1000, 65535)]
+
+
+def holed(num_classes: int, ignored: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return a mask with the highest class and pixels without data, and which these are."""
+    ids_HW = np.arange(40 * 50).reshape(40, 50) % num_classes
+    ids_HW[0, 0] = num_classes - 1
+    missing_HW = np.zeros(ids_HW.shape, bool)
+    missing_HW[10:20, 30:] = missing_HW[5, 5] = True
+    dtype = np.uint8 if ignored < 256 else np.uint16
+    return np.where(missing_HW, ignored, ids_HW).astype(dtype), missing_HW
+
+
+@pytest.mark.parametrize(("num_classes", "ignored"), CLASS_COUNTS)
+def test_pixels_without_data_are_in_no_annotation_and_no_segment(num_classes: int, ignored: int) -> None:
+    ids_HW, missing_HW = holed(num_classes, ignored)
+    image = image_of(ids_HW, num_classes=num_classes)
+    rle = coco.rle(image).record
+    assert rle is not None
+    covered_HW = sum(coco_mask.decode(entry["segmentation"]) for entry in rle["annotations"])
+    np.testing.assert_array_equal(covered_HW, ~missing_HW)
+    made = coco.panoptic(image, frozenset({1}))
+    png_HW3 = np.asarray(Image.open(io.BytesIO(*made.files.values())).convert("RGB"))
+    np.testing.assert_array_equal(png_HW3.any(-1), ~missing_HW)  # 0 is void
+    assert made.record is not None
+    for entries in (rle["annotations"], made.record["segments_info"]):
+        assert max(entry["category_id"] for entry in entries) == num_classes
+    lines = yolo.yolo(image, "train", 1).files["labels/train/a.txt"]
+    read_HW = read_yolo(lines, *ids_HW.shape)
+    np.testing.assert_array_equal(read_HW, np.where(missing_HW, -1, ids_HW.astype(int)))
+
+
+@pytest.mark.parametrize(("num_classes", "ignored"), CLASS_COUNTS)
+def test_pixels_without_data_are_hidden_in_fiftyone_and_ignored_in_a_dataset(num_classes: int, ignored: int) -> None:
+    ids_HW, missing_HW = holed(num_classes, ignored)
+    image = image_of(ids_HW, num_classes=num_classes)
+    values_HW = cv2.imdecode(
+        np.frombuffer(fiftyone.fiftyone(image).files["labels/a.png"], np.uint8), cv2.IMREAD_UNCHANGED
+    )
+    np.testing.assert_array_equal(values_HW, np.where(missing_HW, 0, ids_HW.astype(int) + 1))
+    palette = classes_of([str(k) for k in range(num_classes)]).palette
+    label_HW = decode_label(dataset(image, "train", palette).files["annotations/train/a.png"])
+    np.testing.assert_array_equal(label_HW, ids_HW)
+    assert (label_HW == ignored).sum() == missing_HW.sum()
+
+
+def test_pixels_without_data_are_unlabeled_in_cityscapes_and_bare_in_an_overlay() -> None:
+    ids_HW = np.array([[0, 1, 255]], np.uint8)
+    classes = classes_of(["car", "road"])
+    photo_HW3 = np.full((1, 3, 3), 200, np.uint8)
+    image = image_of(ids_HW, num_classes=2, file=encode_png(photo_HW3))
+    mapping = cityscapes.Mapping.of(classes, {})
+    masks = [decode_label(content) for content in [*cityscapes.cityscapes(image, "train", mapping).files.values()][:2]]
+    assert [mask.tolist() for mask in masks] == [[[26, 7, 0]], [[13, 0, 255]]]
+    (content,) = png.overlaid(image, classes, opacity=1.0).files.values()
+    assert np.abs(decode_image(content)[0, 2].astype(int) - 200).max() < 40
+    assert png.png(image).files["a.png"] == image.mask
+
+
+def test_labels_are_compared_at_pixels_with_data_alone() -> None:
+    """Labeled again, they get labels: with these, more than a tenth of the image would differ."""
+    ids_HW = np.zeros((10, 10), np.uint8)
+    ids_HW[:5] = 255
+    photo_HW = np.where(ids_HW == 255, 0, 9).astype(np.uint8)
+    image = image_of(ids_HW, file=tiff(photo_HW, **with_nodata("0")))
+    seen: list[Raster] = []
+
+    def relabel(raster: Raster) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+        seen.append(raster)
+        return np.zeros((10, 10), np.uint8), np.ones((10, 10), np.float16)
+
+    made = dataset(image, "train", classes_of(NAMES).palette, relabel, 0.5)
+    np.testing.assert_array_equal(decode_label(made.files["annotations/train/a.png"]), ids_HW)
+    assert seen[0].valid_HW is not None
+    np.testing.assert_array_equal(seen[0].valid_HW, ids_HW == 0)
 
 
 def test_an_image_that_is_another_one_by_now_is_not_exported() -> None:

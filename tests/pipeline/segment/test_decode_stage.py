@@ -12,11 +12,14 @@ import pytest
 
 from pipeline import storage
 from pipeline.config.bands import Rendering
+from pipeline.images.codec import shrink
 from pipeline.output.schema import LISTED, image_id, table
 from pipeline.segment import decode_stage
 from pipeline.segment.decode_stage import Limits, Preparation, decode
+from pipeline.segment.image_rows import decoded_images
 from pipeline.storage import s3_objects
 from tests.pipeline.image_corpus import tiff
+from tests.pipeline.images.test_nodata import with_nodata
 from tests.pipeline.samples import encoded, random_image, write_file
 
 LIMITS = Limits(max_pixels=10_000, max_bytes=50_000, seconds=60)
@@ -236,6 +239,29 @@ def test_failures_are_rows_beside_the_images_that_went_well(tmp_path: Path, imag
     assert {uri: (rows[uri]["error_stage"], rows[uri]["error_type"]) for uri in uris} == uris
     assert all(rows[uri]["error_type"] is None for uri in images)
     assert all(rows[uri]["error_message"] and rows[uri]["pixels"] is None for uri in uris)
+
+
+def test_pixels_without_data_have_the_mean_color_before_the_image_is_shrunk(tmp_path: Path) -> None:
+    image_HW3, valid_HW = random_image(41, 61).clip(1), np.random.default_rng(0).random((41, 61)) < 0.5
+    content = tiff(np.where(valid_HW[..., None], image_HW3, 0).astype(np.uint8), photometric="rgb", **with_nodata("0"))
+    full = storage.absolute(str(write_file(tmp_path / "full.tif", tiff(image_HW3, photometric="rgb"))))
+    holed = storage.absolute(str(write_file(tmp_path / "holed.tif", content)))
+    preparation = Preparation(long_side=32, fill=(123.675, 116.28, 103.53))
+    table = pa.concat_tables(decode(listed([{"image_uri": uri} for uri in (full, holed)]), LIMITS, preparation))
+    whole, image = sorted(decoded_images(table), key=lambda image: image.image_uri)
+    assert (whole.valid, whole.valid_HW) == (None, None)
+    assert image.valid_HW is not None
+    np.testing.assert_array_equal(image.valid_HW, valid_HW)
+    np.testing.assert_array_equal(image.valid_rows(slice(3, 7)), valid_HW[None, 3:7])
+    filled_HW3 = np.where(valid_HW[..., None], image_HW3, [124, 116, 104]).astype(np.uint8)
+    np.testing.assert_array_equal(image.input_HW3, shrink(filled_HW3, 32))
+
+
+def test_an_image_without_any_data_is_an_error_row(tmp_path: Path) -> None:
+    content = tiff(np.zeros((8, 8), np.uint8), **with_nodata("0"))
+    (row,) = decoded([{"image_uri": storage.absolute(str(write_file(tmp_path / "sea.tif", content)))}]).values()
+    assert (row["error_stage"], row["error_type"]) == ("decode", "Empty")
+    assert row["error_message"].startswith("no pixel has data")
 
 
 def test_bands_of_the_preparation_are_decoded_and_few_levels_are_marked(tmp_path: Path) -> None:

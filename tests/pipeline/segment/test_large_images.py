@@ -92,7 +92,7 @@ class Reader:
     def __init__(self, happens: Any) -> None:
         self._happens = happens
 
-    def predict_windows(self, image: TiffWindows) -> np.ndarray:
+    def predict_windows(self, image: TiffWindows, valid_rows: Any) -> np.ndarray:
         top_HW3 = image.read(0, 64, 0, image.width)
         self._happens()
         return np.concatenate([top_HW3, image.read(64, image.height, 0, image.width)])

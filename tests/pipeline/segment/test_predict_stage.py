@@ -122,10 +122,10 @@ def test_an_image_that_memory_does_not_hold_is_a_row_that_says_so(
     segmenter = make(start_progress_actor(SegmentationProgressActor))
     predict = segmenter.predictor.predict_each
 
-    def tight(images_NHW3: Any, output_sizes: Any) -> Any:
+    def tight(images_NHW3: Any, *arguments: Any) -> Any:
         if images_NHW3.shape[1] == 33:
             raise error
-        return predict(images_NHW3, output_sizes)
+        return predict(images_NHW3, *arguments)
 
     monkeypatch.setattr(segmenter.predictor, "predict_each", tight)
     (table,) = segmenter(blocks[0])
@@ -150,10 +150,10 @@ def test_a_batch_that_memory_does_not_hold_is_predicted_in_smaller_ones(
     segmenter = make(start_progress_actor(SegmentationProgressActor))
     predict = segmenter.predictor.predict_each
 
-    def tight(images_NHW3: Any, output_sizes: Any) -> Any:
+    def tight(images_NHW3: Any, *arguments: Any) -> Any:
         if len(images_NHW3) > 1:
             raise torch.OutOfMemoryError("no room")
-        return predict(images_NHW3, output_sizes)
+        return predict(images_NHW3, *arguments)
 
     monkeypatch.setattr(segmenter.predictor, "predict_each", tight)
     assert without_seconds(list(segmenter(blocks[0]))) == expected

@@ -1,21 +1,26 @@
-"""Boxes around the regions of which a model is unsure."""
+"""Boxes around the regions of which a model is unsure, and masks and statistics of images that lack data."""
 
 import numpy as np
 import pytest
+import torch
 
+from models.inference.interpolation import Taps
 from models.inference.low_confidence import CELLS, cell_side
-from pipeline.segment.prediction_rows import MAX_BOXES, low_confidence_boxes
+from models.inference.masks import label_batch
+from pipeline.segment import prediction_rows
+from pipeline.segment.prediction_rows import MAX_BOXES, low_confidence_boxes, outcome, with_ignored
 
 
-def counts(low_HW: np.ndarray) -> tuple[np.ndarray, int]:
-    """Pixels by cell, and the side of the cells."""
+def counts(low_HW: np.ndarray) -> np.ndarray:
+    """Pixels by cell."""
     side = cell_side(*low_HW.shape)
     rows, columns = (range(0, size, side) for size in low_HW.shape)
-    return np.array([[low_HW[y : y + side, x : x + side].sum() for x in columns] for y in rows], np.int32), side
+    return np.array([[low_HW[y : y + side, x : x + side].sum() for x in columns] for y in rows], np.int32)
 
 
-def boxes(low_HW: np.ndarray) -> list[list[int]]:
-    found = low_confidence_boxes(*counts(low_HW), *low_HW.shape)
+def boxes(low_HW: np.ndarray, valid_HW: np.ndarray | None = None) -> list[list[int]]:
+    valid_HW = np.ones_like(low_HW) if valid_HW is None else valid_HW
+    found = low_confidence_boxes(counts(low_HW), counts(valid_HW), cell_side(*low_HW.shape), low_HW.shape)
     return [[box[name] for name in ("x_min", "y_min", "x_max", "y_max", "pixel_count")] for box in found]
 
 
@@ -30,6 +35,40 @@ def test_a_box_ends_with_the_cells_that_are_half_doubtful() -> None:
     low_HW = np.zeros((320, 320), bool)
     low_HW[100:115, 100:114] = True  # half of a cell below, less than half of one on the right
     assert boxes(low_HW) == [[100, 100, 110, 120, 150]]
+
+
+def test_half_of_the_pixels_with_data_make_a_cell_doubtful_and_a_cell_without_any_is_not() -> None:
+    low_HW, valid_HW = np.zeros((320, 320), bool), np.ones((320, 320), bool)
+    valid_HW[100:108, 100:110] = False  # two rows of a cell are left
+    low_HW[108, 100:110] = True
+    valid_HW[200:220, 200:220] = False
+    assert boxes(low_HW, valid_HW) == [[100, 100, 110, 110, 10]]
+    assert boxes(low_HW) == []
+
+
+@pytest.mark.parametrize(("num_classes", "ignored", "dtype"), [(2, 255, "u1"), (256, 65535, "u2"), (300, 65535, "u2")])
+def test_a_mask_has_the_ignore_index_where_there_is_no_data(
+    num_classes: int, ignored: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction_rows, "STRIP_PIXELS", 25)
+    ids_HW = np.arange(99).reshape(9, 11) % num_classes
+    valid_HW = np.random.default_rng(0).random((9, 11)) < 0.5
+    valid_HW[4:] = True
+
+    def valid_rows(rows: slice) -> np.ndarray | None:
+        return None if valid_HW[rows].all() else valid_HW[None, rows]
+
+    logits = torch.nn.functional.one_hot(torch.from_numpy(ids_HW), num_classes)[None].float()
+    prediction = label_batch(
+        10 * logits, Taps.at(np.arange(9.0), 9), Taps.at(np.arange(11.0), 11), False, valid=[valid_HW]
+    )
+    marked = with_ignored(prediction, valid_rows)
+    assert marked.class_ids_NHW.dtype == dtype
+    np.testing.assert_array_equal(marked.class_ids_NHW[0], np.where(valid_HW, ids_HW, ignored))
+    row = outcome(marked, 0)
+    assert row["nodata_pixel_count"] == (~valid_HW).sum()
+    assert sum(entry["pixel_fraction"] for entry in row["classes"]) == pytest.approx(1)
+    assert sum(entry["pixel_count"] for entry in row["classes"]) == valid_HW.sum()
 
 
 def test_cells_that_touch_at_a_corner_are_one_region() -> None:

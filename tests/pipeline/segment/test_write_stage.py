@@ -40,6 +40,14 @@ def test_labeled_images_of_few_levels_are_counted(tmp_path: Path) -> None:
     assert written.num_few_levels == 2
 
 
+def test_labeled_images_of_which_pixels_have_no_data_are_counted(tmp_path: Path) -> None:
+    rows = [segmented(f"file:///{n}.jpg") | {"nodata_pixel_count": count} for n, count in enumerate((0, 3, 8))]
+    with hold(tmp_path.as_uri()) as lease:
+        sink = PartSink(lease.claim, CLASS_NAMES, "model1", lease.run_id, 1024)
+        (written,) = sink.write([table([*rows, failed("file:///bad.jpg")], PREDICTED)], None)
+    assert written.num_with_nodata == 2
+
+
 def test_a_task_without_rows_writes_nothing(tmp_path: Path) -> None:
     claim = Claim(str(tmp_path), 1, "nobody's")
     assert PartSink(claim, CLASS_NAMES, "model1", "run1", 1024).write([PREDICTED.empty_table()], None) == []

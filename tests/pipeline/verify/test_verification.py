@@ -274,6 +274,8 @@ LIGHT: list[tuple[str, str, Break]] = [
     ("unknown error", "message", change("masks", 2, error_message="")),
     ("labels in an error row", "classes", change("masks", 2, class_ids=[0])),
     ("labels in an error row", "boxes", change("masks", 2, low_confidence_boxes=[])),
+    ("labels in an error row", "pixels without data", change("masks", 2, nodata_pixel_count=0)),
+    ("wrong pixel count", "without data, null", change("masks", 0, nodata_pixel_count=None)),
     ("statistics without image", "a failed one", stray_class_row),
     ("wrong class name", "", change("class_stats", 0, class_name="roof")),
     ("wrong class_ids", "too few", change("masks", 0, class_ids=[0])),
@@ -318,6 +320,12 @@ ALONG: list[tuple[str, str, Break, set[str]]] = [
     ("unknown class", "", change("class_stats", 1, class_id=7), {"wrong class_ids"}),
     ("wrong pixel count", "", change("class_stats", 1, pixel_count=1), {"wrong pixel fraction"}),
     ("wrong pixel count", "no row", without_class_row, {"wrong class_ids"}),
+    (
+        "wrong pixel count",
+        "without data",
+        change("masks", 0, nodata_pixel_count=1),
+        {"wrong pixel fraction", "wrong box"},
+    ),
     ("wrong class_ids", "statistics twice", class_row_twice, {"wrong pixel count"}),
     ("labels in an error row", "mask", change("masks", 2, mask={"bytes": b"x", "path": "x"}), {"no mask"}),
     ("wrong run file", "name", lambda output: output.edit_run(run_id="run7"), set()),
@@ -345,6 +353,36 @@ BROKEN = [
 def test_nothing_is_found_in_a_right_output(output: Output, deep: bool) -> None:
     assert found(output, deep) == []
     assert found(output, deep, listed=["a", "b", "c", "d"]) == []
+
+
+def holed(output: Output, mask_HW: np.ndarray | None = None) -> Output:
+    """Take the class of a pixel without data from the second image, which has one class at 6 pixels and one at 2."""
+    ids_HW = CLASS_IDS_HW.copy()
+    ids_HW[1, 3] = 255
+    mask_HW = ids_HW if mask_HW is None else mask_HW
+    change("masks", 1, nodata_pixel_count=1, low_confidence_fraction=1 / 7)(output)
+    mask(encode_mask(mask_HW, PALETTE))(output)
+    change("class_stats", 2, pixel_fraction=6 / 7)(output)
+    change("class_stats", 3, pixel_count=1, pixel_fraction=1 / 7, x_max=3, centroid_x=2.0, centroid_y=1.0)(output)
+    return output
+
+
+def test_pixels_without_data_are_no_class_of_a_right_output(output: Output) -> None:
+    (finding,) = found(holed(output), deep=True)
+    assert finding.kind == "wrong part name", "which has a hash of the columns"
+
+
+def test_each_pixel_without_data_is_counted(output: Output) -> None:
+    ids_HW = CLASS_IDS_HW.copy()
+    ids_HW[1, 2:] = 255
+    (finding,) = found(holed(output, ids_HW), deep=True)
+    assert finding.kind == "mask and statistics differ"
+    assert "2 pixels without data in the mask, 1 in masks" in str(finding)
+
+
+def test_the_ignore_index_is_an_unknown_class_in_a_mask_without_such_pixels(output: Output) -> None:
+    mask(encode_mask(np.full((2, 4), 255, np.uint8), PALETTE))(output)
+    assert {finding.kind for finding in found(output, deep=True)} == {"unknown class in a mask"}
 
 
 @pytest.mark.parametrize(("kind", "apply", "also", "deep"), BROKEN)
