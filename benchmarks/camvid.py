@@ -244,9 +244,10 @@ def add_predictions(
     predictor = models.Predictor(network, MEAN, STD, device, "auto")
     predictors: dict[str, Any] = {"predictor": predictor}
     if options.protocol_scales:
-        predictors["protocol"] = models.SlidingPredictor(
-            predictor, None, options.protocol_crop, mirror=True, scales=options.protocol_scales
+        protocol = models.Protocol(
+            base_size=None, crop=options.protocol_crop, mirror=True, scales=tuple(options.protocol_scales)
         )
+        predictors["protocol"] = models.SlidingPredictor(predictor, protocol)
     for name, each in predictors.items():
         begin = time.perf_counter()
         counts = torch.zeros(len(CLASSES) ** 2, dtype=torch.int64)

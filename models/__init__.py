@@ -2,7 +2,7 @@
 
 from models.inference.prediction import Prediction
 from models.inference.predictor import Calibration, Predictor
-from models.inference.sliding import SlidingPredictor
+from models.inference.sliding import Protocol, SlidingPredictor
 from models.pspnet import Architecture, PSPNet
 from models.weights.checkpoint import Metadata, load, model_id, save
 
@@ -13,6 +13,7 @@ __all__ = [
     "PSPNet",
     "Prediction",
     "Predictor",
+    "Protocol",
     "SlidingPredictor",
     "load",
     "model_id",

@@ -82,7 +82,8 @@ def test_a_large_tiff_is_labelled_by_window_as_in_memory_and_others_say_why_not(
     # The job computes in bfloat16 where the processor does, and so does this.
     metadata = models.Metadata([], [])
     sliding = models.SlidingPredictor(
-        models.Predictor(model, metadata.mean, metadata.std, precision="auto"), base_size=None, crop=129
+        models.Predictor(model, metadata.mean, metadata.std, precision="auto"),
+        models.Protocol(base_size=None, crop=129),
     )
     for image in ("large.tif", "named otherwise.jpg", "small.jpg"):
         of_memory = rows["in memory"][image]

@@ -21,6 +21,7 @@ import math
 import operator
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -44,44 +45,52 @@ LOGITS_BYTES_CPU, LOGITS_BYTES_GPU = 128 * 2**20, 4 * 2**30
 STRIP_BYTES_CPU, STRIP_BYTES_GPU = 128 * 2**20, 2 * 2**30
 
 
-class SlidingPredictor:
-    """Replacement for Predictor that follows the paper's test protocol, with many forward passes per image.
+@dataclass(frozen=True)
+class Protocol:
+    """Values of a test protocol; the defaults are the paper's sizes for ADE20K, at one scale.
 
     `base_size` is the image's long side at scale 1 in pixels (None: unchanged), `crop` the side of the crops (None:
     one crop, the whole scaled image), and `stride` the step between crops as a share of their side. `short_side`
     replaces `base_size`: it is the image's short side at scale 1, as in MMSegmentation. Results are averaged over
-    `scales` and, with `mirror`, over mirror images. Up to `max_batch` crops of one size, of all images and scales, go
-    through the network together.
+    `scales` and, with `mirror`, over mirror images.
 
-    Raises ValueError for a value out of range.
+    Raises ValueError, with the name of the field, if a field is out of range.
     """
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        base_size: int | None = 512,
-        crop: int | None = 473,
-        stride: float = 2 / 3,
-        mirror: bool = False,
-        scales: Sequence[float] = (1.0,),
-        max_batch: int | None = None,
-        short_side: int | None = None,
-    ) -> None:
-        _require(base_size is None or base_size >= 1, f"base_size is {base_size}; it must be at least 1, or None")
-        _require(short_side is None or short_side >= 1, f"short_side is {short_side}; it must be at least 1, or None")
-        _require(crop is None or crop >= MIN_SIZE, f"crop is {crop}; it must be at least {MIN_SIZE} pixels, or None")
-        _require(0 < stride <= 1, f"stride is {stride}; it must be a share of the crop, above 0 and up to 1")
-        valid = len(scales) > 0 and all(0 < scale < math.inf for scale in scales)
-        _require(valid, f"scales are {list(scales)}; they must be one or more numbers above 0")
+    base_size: int | None = 512
+    crop: int | None = 473
+    stride: float = 2 / 3
+    mirror: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    short_side: int | None = None
+
+    def __post_init__(self) -> None:
+        self._require("base_size", self.base_size is None or self.base_size >= 1, "at least 1, or None")
+        self._require("short_side", self.short_side is None or self.short_side >= 1, "at least 1, or None")
+        self._require("crop", self.crop is None or self.crop >= MIN_SIZE, f"at least {MIN_SIZE} pixels, or None")
+        self._require("stride", 0 < self.stride <= 1, "a share of the crop, above 0 and up to 1")
+        valid = len(self.scales) > 0 and all(0 < scale < math.inf for scale in self.scales)
+        self._require("scales", valid, "one or more numbers above 0")
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ValueError(f"Protocol: {name} is {getattr(self, name)!r}; it must be {allowed}.")
+
+
+class SlidingPredictor:
+    """Replacement for Predictor that follows a test protocol, with many forward passes per image.
+
+    Up to `max_batch` crops of one size, of all images and scales, go through the network together; the default depends
+    on the device.
+
+    Raises ValueError if `max_batch` is below 1.
+    """
+
+    def __init__(self, predictor: Predictor, protocol: Protocol = Protocol(), max_batch: int | None = None) -> None:
         _require(max_batch is None or max_batch >= 1, f"max_batch is {max_batch}; it must be at least 1, or None")
         on_cpu = predictor.device.type == "cpu"
         self.predictor = predictor
-        self.base_size = base_size
-        self.short_side = short_side
-        self.crop = crop
-        self.stride = stride
-        self.mirrors = 2 if mirror else 1
-        self.scales = tuple(scales)
+        self.protocol = protocol
         self.max_batch = max_batch
         self.logits_bytes = LOGITS_BYTES_CPU if on_cpu else LOGITS_BYTES_GPU
 
@@ -144,7 +153,8 @@ class SlidingPredictor:
         Raises ValueError if a crop would need the whole image: without crops, or with a base size. Exceptions of `read`
         are passed on.
         """
-        sliding = self.crop is not None and self.base_size is None and self.short_side is None
+        protocol = self.protocol
+        sliding = protocol.crop is not None and protocol.base_size is None and protocol.short_side is None
         _require(
             sliding,
             "reading an image by window requires crops at its own size; set crop, and base_size and short_side to None",
@@ -158,18 +168,20 @@ class SlidingPredictor:
         return mask.statistics.prediction()
 
     def _grid(self, size: tuple[int, int], output_size: tuple[int, int]) -> Grid:
-        align_corners = self.predictor.architecture.align_corners
-        side = max(size) if self.short_side is None else min(size)
+        protocol, align_corners = self.protocol, self.predictor.architecture.align_corners
+        side = max(size) if protocol.short_side is None else min(size)
         scales = []
-        for scale in self.scales:
-            scaled_side = max(1, round(scale * (self.short_side or self.base_size or side)))
+        for scale in protocol.scales:
+            scaled_side = max(1, round(scale * (protocol.short_side or protocol.base_size or side)))
             scaled = [max(1, round(scaled_side * length / side)) for length in size]
             rows, columns = (
-                Axis.make(size[i], scaled[i], output_size[i], self.crop or scaled[i], self.stride, align_corners)
+                Axis.make(
+                    size[i], scaled[i], output_size[i], protocol.crop or scaled[i], protocol.stride, align_corners
+                )
                 for i in (0, 1)
             )
             scales.append((rows, columns))
-        return Grid(scales, self.mirrors)
+        return Grid(scales, 2 if protocol.mirror else 1)
 
     def _label(
         self, grid: Grid, images: Sequence[WholeImage | HeldRows], masks: "Sequence[_Mask]", in_one_band: bool
@@ -222,8 +234,8 @@ class SlidingPredictor:
 
     def _default_batch(self, crop_pixels: int) -> int:
         if self.predictor.device.type == "cpu":
-            return max(torch.get_num_threads() if self.crop else 1, CPU_BATCH_PIXELS // crop_pixels)
-        return GPU_BATCH if self.crop else max(1, min(GPU_BATCH, GPU_BATCH_PIXELS // crop_pixels))
+            return max(torch.get_num_threads() if self.protocol.crop else 1, CPU_BATCH_PIXELS // crop_pixels)
+        return GPU_BATCH if self.protocol.crop else max(1, min(GPU_BATCH, GPU_BATCH_PIXELS // crop_pixels))
 
     def _crop_image(self, grid: Grid, image: WholeImage | HeldRows, key: CropKey) -> Tensor:
         """Return a crop of the scaled image, (P, Q, 3) float32 from 0 to 255."""

@@ -97,16 +97,16 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def with_protocol(predictor: Any, protocol: ProtocolConfig) -> Any:
     """Return a predictor that labels whole images by the protocol, with the arguments of `Predictor.predict`."""
-    from models import SlidingPredictor
+    from models import Protocol, SlidingPredictor
 
     if protocol.is_plain:
         return predictor
     whole = protocol.mode == "whole"
-    return SlidingPredictor(
-        predictor,
+    values = Protocol(
         base_size=None if whole else protocol.base_size,
         crop=None if whole else protocol.crop,
         mirror=protocol.mirror,
         scales=protocol.scales,
         short_side=protocol.short_side,
     )
+    return SlidingPredictor(predictor, values)

@@ -114,7 +114,7 @@ LIMIT = 25e6  # bytes beside the mask, of the rows that crops are cut from and o
 PROGRAM = """
 import numpy as np, torch
 from pathlib import Path
-from models import SlidingPredictor
+from models import Protocol, SlidingPredictor
 from tests.models.inference.test_sliding import PlainNetwork, SmallNetwork
 
 class Stripes:
@@ -129,7 +129,7 @@ def peak():
     return int(line.split()[1]) * 1024
 
 torch.set_num_threads(2)
-sliding = SlidingPredictor(PlainNetwork(SmallNetwork(True, num_classes=2)), base_size=None, stride=1.0)
+sliding = SlidingPredictor(PlainNetwork(SmallNetwork(True, num_classes=2)), Protocol(base_size=None, stride=1.0))
 sliding.predict_windows(Stripes())
 before, Stripes.height = peak(), {height}
 prediction = sliding.predict_windows(Stripes())

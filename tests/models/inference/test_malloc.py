@@ -18,7 +18,7 @@ NARROW, LIMIT_NARROW = 16, 1.1e9
 PROGRAM = """
 import sys, torch
 from pathlib import Path
-from models import Predictor, SlidingPredictor, load
+from models import Predictor, Protocol, SlidingPredictor, load
 
 model, metadata = load(sys.argv[1])
 predictor = Predictor(model, metadata.mean, metadata.std, precision="float32")
@@ -26,7 +26,7 @@ del model
 if sys.argv[2] == "single":
     predictor = SlidingPredictor(predictor)
 elif sys.argv[2] == "six scales":
-    predictor = SlidingPredictor(predictor, mirror=True, scales=(0.5, 0.75, 1, 1.25, 1.5, 1.75))
+    predictor = SlidingPredictor(predictor, Protocol(mirror=True, scales=(0.5, 0.75, 1, 1.25, 1.5, 1.75)))
 image = torch.randint(0, 256, (1, 3000, 4000, 3), dtype=torch.uint8)
 assert predictor.predict(image).class_ids_NHW.shape == (1, 3000, 4000)
 (peak,) = (text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith("VmHWM"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import Architecture, Prediction, Predictor, PSPNet, SlidingPredictor
+from models import Architecture, Prediction, Predictor, Protocol, PSPNet, SlidingPredictor
 from models.inference import predictor as predictor_module
 from models.inference.predictor import automatic_precision, max_feature_bytes
 from models.inference.preprocessing import padded_size
@@ -152,7 +152,7 @@ def test_a_batch_gives_what_its_images_give_alone() -> None:
 def test_images_of_one_batch_may_have_masks_of_several_sizes(sliding: bool) -> None:
     images, sizes = make_images(4, 65, 73), [(80, 91), (65, 73), (80, 91), (33, 37)]
     predictor = Predictor(MODELS[True], MEAN, STD)
-    made = SlidingPredictor(predictor, base_size=None, crop=65) if sliding else predictor
+    made = SlidingPredictor(predictor, Protocol(base_size=None, crop=65)) if sliding else predictor
     for image, size, prediction in zip(images, sizes, made.predict_each(images, sizes), strict=True):
         alone = made.predict(image[None], size)
         assert prediction.class_ids_NHW.shape == (1, *size)
@@ -166,7 +166,7 @@ def test_images_of_one_batch_may_have_pixels_that_are_not_valid(sliding: bool) -
     images, sizes = make_images(3, 65, 73), [(80, 91), (65, 73), (80, 91)]
     valid = [None, np.arange(65 * 73).reshape(65, 73) % 3 > 0, np.arange(80 * 91).reshape(80, 91) % 2 > 0]
     predictor = Predictor(MODELS[True], MEAN, STD)
-    made = SlidingPredictor(predictor, base_size=None, crop=65) if sliding else predictor
+    made = SlidingPredictor(predictor, Protocol(base_size=None, crop=65)) if sliding else predictor
     for image, valid_HW, size, found in zip(images, valid, sizes, made.predict_each(images, sizes, valid), strict=True):
         alone = made.predict(image[None], size, valid=[valid_HW])
         assert found.pixel_count_NK.sum() == (size[0] * size[1] if valid_HW is None else valid_HW.sum())

@@ -13,7 +13,7 @@ from torch import Tensor
 from models import Architecture, Prediction, Predictor, PSPNet
 from models.inference import sliding
 from models.inference.preprocessing import padded_size
-from models.inference.sliding import SlidingPredictor
+from models.inference.sliding import Protocol, SlidingPredictor
 from tests.models.low_counts import assert_low_counts, assert_valid_counts
 from tests.requirements import C_COMPILER
 
@@ -154,9 +154,9 @@ class PlainNetwork:
         return logits_NKhw.permute(0, 2, 3, 1).contiguous()
 
 
-def predictor(align_corners: bool = True, **settings: Any) -> SlidingPredictor:
-    settings = {"base_size": None, "crop": 73} | settings
-    return SlidingPredictor(PlainNetwork(MODELS[align_corners]), **settings)  # type: ignore[arg-type]
+def predictor(align_corners: bool = True, max_batch: int | None = None, **settings: Any) -> SlidingPredictor:
+    protocol = Protocol(**{"base_size": None, "crop": 73} | settings)
+    return SlidingPredictor(PlainNetwork(MODELS[align_corners]), protocol, max_batch)  # type: ignore[arg-type]
 
 
 CASES = {
@@ -189,7 +189,7 @@ def test_it_stands_on_a_predictor() -> None:
     model = PSPNet(Architecture("resnet18", 7)).eval()
     torch.nn.init.normal_(model.head.classifier.weight, std=0.6)
     images = make_images(1, 60, 80)
-    sliding = SlidingPredictor(Predictor(model, MEAN, STD), None, crop=73, mirror=True)
+    sliding = SlidingPredictor(Predictor(model, MEAN, STD), Protocol(None, crop=73, mirror=True))
     assert_matches(sliding.predict(images), plain_protocol(model, images[0], None, 73, True, (1.0,), (60, 80)))
 
 
@@ -241,7 +241,7 @@ def test_one_whole_image_without_mirror_is_what_the_predictor_says() -> None:
     model = PSPNet(Architecture("resnet18", 7)).eval()
     torch.nn.init.normal_(model.head.classifier.weight, std=0.6)
     single, images = Predictor(model, MEAN, STD), make_images(2, 70, 101)
-    averaged = SlidingPredictor(single, base_size=None, crop=None).predict(images)
+    averaged = SlidingPredictor(single, Protocol(base_size=None, crop=None)).predict(images)
     expected = single.predict(images)
     assert (averaged.class_ids_NHW != expected.class_ids_NHW).mean() < 1e-3
     np.testing.assert_allclose(averaged.mean_confidence_N, expected.mean_confidence_N, rtol=1e-5)
@@ -284,7 +284,7 @@ def test_the_number_of_threads_changes_no_label() -> None:
         ({"crop": 63}, "at least 64"),
         ({"stride": 0}, "stride is 0"),
         ({"stride": 1.5}, "stride is 1.5"),
-        ({"scales": ()}, "scales"),
+        ({"scales": ()}, r"scales is \(\); it must be one or more numbers above 0"),
         ({"scales": (1.0, -1.0)}, "scales"),
         ({"max_batch": 0}, "max_batch is 0"),
     ],

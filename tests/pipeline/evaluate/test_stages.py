@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models import Predictor, SlidingPredictor
+from models import Predictor, Protocol, SlidingPredictor
 from models.inference.temperature import best_temperature
 from pipeline import storage
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -166,12 +166,12 @@ def test_the_protocol_decides_what_predicts(checkpoint: str) -> None:
     assert with_protocol(predictor, ProtocolConfig()) is predictor
     whole = with_protocol(predictor, ProtocolConfig(mirror=True, scales=(0.5, 1.0)))
     assert isinstance(whole, SlidingPredictor)
-    assert (whole.crop, whole.base_size, whole.mirrors, whole.scales) == (None, None, 2, (0.5, 1.0))
+    assert whole.protocol == Protocol(base_size=None, crop=None, mirror=True, scales=(0.5, 1.0))
     short = with_protocol(predictor, ProtocolConfig(short_side=512))
-    assert (short.crop, short.base_size, short.short_side) == (None, None, 512)
+    assert short.protocol == Protocol(base_size=None, crop=None, short_side=512)
     sliding = with_protocol(predictor, ProtocolConfig(mode="sliding", crop=65, base_size=None))
     assert isinstance(sliding, SlidingPredictor)
-    assert (sliding.crop, sliding.base_size, sliding.mirrors, sliding.scales) == (65, None, 1, (1.0,))
+    assert sliding.protocol == Protocol(base_size=None, crop=65)
     assert isinstance(predictor, Predictor)
 
 
