@@ -106,29 +106,12 @@ def ingest_rates(report: Report) -> str:
 
 def ingest_cores(report: Report) -> str:
     rows = (
-        (*_case(row), *(f"{rate:.0f}" for rate in row["feeds"].values()), str(row["cores_needed"]))
+        (*_case(row), f"{row['crops_per_s']:.0f}", str(row["cores_needed"]))
         for row in report["rows"]
         if row["decode"] and row["variant"] == "one warp"
     )
-    titles = f"images | crop | crops/s of 1 core | 8 | 16 | 32 | 64 | cores for {report['options']['consume']} images/s"
-    return markdown(titles, "-|-|-|-|-|-|-|-", rows)
-
-
-def ingest_agreement(report: Report) -> str:
-    rows = (
-        (
-            *_case(row),
-            f"{row['mean_distance']:.2f}",
-            f"{row['largest_distance']:.2f}",
-            f"{_signed(row['mean_offset_x'])}, {_signed(row['mean_offset_y'])}",
-            *(f"{row[name]:.1%}" for name in ("labelled_chain", "labelled_warp", "same_label")),
-            f"{row['detail_ratio']:.2f}",
-        )
-        for row in report["agreement"]
-    )
-    titles = "images | crop | distance: mean | largest | mean in x, y"
-    titles += " | labelled: chain | one warp | same label | detail kept"
-    return markdown(titles, "-|-|-|-|-|-|-|-|-", rows)
+    titles = f"images | crop | crops/s of a core | cores for {report['options']['consume']} images/s"
+    return markdown(titles, "-|-|-|-", rows)
 
 
 def _cases(rows: list[Report]) -> list[tuple[str, str]]:
@@ -142,10 +125,6 @@ def _case(row: Report) -> tuple[str, str]:
 
 def _crops(rate: float) -> str:
     return f"{rate:.0f}" if rate >= 9.95 else f"{rate:.1f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}" if abs(value) >= 0.005 else "0.00"
 
 
 def listing(report: Report) -> str:
@@ -164,22 +143,6 @@ def listing(report: Report) -> str:
         if row["format"] == name
     )
     titles = "manifest | rows | seconds | images per second | peak memory of the process | before listing"
-    return markdown(titles, "-|-:|-:|-:|-:|-:", rows)
-
-
-def id_set(report: Report) -> str:
-    rows = (
-        (
-            _millions(row["ids"]),
-            f"{row['bytes_per_id']:.1f}",
-            _thousands(row["add_per_s"]),
-            _thousands(row["find_per_s"]),
-            f"{row['memory_peak_mib']} MiB",
-            f"{row['memory_before_mib']} MiB",
-        )
-        for row in report["id_set"]
-    )
-    titles = "set of ids | bytes per id | added per second | looked up per second | peak memory | before"
     return markdown(titles, "-|-:|-:|-:|-:|-:", rows)
 
 
