@@ -86,7 +86,9 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     log(f"Calibrating {config.checkpoint} on {num_images:,} images, validating on {len(val_pairs):,}")
 
     chosen = [train_pairs[index * len(train_pairs) // num_images] for index in range(num_images)]
-    images_1HW3 = [checked_images(shrink(load_image(pair, data), data.long_side)[None]) for pair in chosen]
+    images_1HW3 = [
+        checked_images(shrink(load_image(pair, data, model.metadata.mean), data.long_side)[None]) for pair in chosen
+    ]
     float32 = model.predictor("cpu", "float32")
     share, ranges = _best_ranges(model, float32, images_1HW3)
 
@@ -94,7 +96,9 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     if has_native_bfloat16(torch.device("cpu")):
         predictors["bfloat16"] = model.predictor("cpu", "bfloat16")
     predictors["int8"] = _int8_predictor(model, ranges)
-    calibration = Calibration(num_images, len(val_pairs), share, _compare(predictors, val_pairs, data))
+    calibration = Calibration(
+        num_images, len(val_pairs), share, _compare(predictors, val_pairs, data, model.metadata.mean)
+    )
     if calibration.problem is None:
         int8_about = {
             "ranges": ranges,
@@ -132,14 +136,19 @@ def _share_equal(wanted: Sequence[NDArray[np.integer]], found: Sequence[NDArray[
     return equal / sum(a.size for a in wanted)
 
 
-def _compare(predictors: dict[str, Predictor], pairs: list[Pair], data: DataConfig) -> dict[str, Result]:
-    """Label each validation image in every precision in turn, and return the result by precision."""
+def _compare(
+    predictors: dict[str, Predictor], pairs: list[Pair], data: DataConfig, fill: Sequence[float]
+) -> dict[str, Result]:
+    """Label each validation image in every precision in turn, and return the result by precision.
+
+    Pixels without data have the color `fill`.
+    """
     num_classes = len(data.classes)
     confusion_KK = {precision: np.zeros((num_classes, num_classes), np.int64) for precision in predictors}
     seconds = defaultdict(list)
     num_equal: Counter[str] = Counter()
     for pair in _announced(pairs):
-        image_HW3, label_HW = load_pair(pair, data)
+        image_HW3, label_HW = load_pair(pair, data, fill)
         small_HW3 = shrink(image_HW3, data.long_side)
         counted_HW = label_HW != data.ignore_index
         class_ids_HW: dict[str, NDArray[np.integer]] = {}

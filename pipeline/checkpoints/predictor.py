@@ -15,6 +15,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config.bands import AS_DECLARED, Rendering
 from pipeline.config.training import ProtocolConfig
 from pipeline.errors import UserError
+from pipeline.images.raster import WHITE
 
 # Messages in a RuntimeError of torch's CPU allocator, of oneDNN, and of cuBLAS.
 OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "out of memory", "STATUS_ALLOC_FAILED")
@@ -33,6 +34,7 @@ class PredictorSpec:
     long_side: int | None = None  # pixels; None: the checkpoint's
     rendering: Rendering = AS_DECLARED  # options that are not set: the checkpoint's
     model_id: str | None = None  # that the checkpoint must have; None: any
+    fill: tuple[float, ...] = WHITE  # R, G, B of pixels without data in images to evaluate: the checkpoint's mean color
 
     @property
     def device(self) -> str:

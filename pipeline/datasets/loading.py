@@ -1,6 +1,6 @@
 """Loading of one pair as arrays: read, decode, and map label ids to class ids."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -12,8 +12,9 @@ from pipeline.config.dataset_formats import Color, coding_of, distinct_colors
 from pipeline.datasets.label_advice import Values, remedy_for_colors, remedy_for_ids, unknown_colors
 from pipeline.datasets.pairs import FINDING_KINDS, SHOWN, Cell, DatasetFinding, Pair, PairError
 from pipeline.datasets.parquet import read_cell
-from pipeline.images.codec import ImageError, decode_image, decode_label
+from pipeline.images.codec import ImageError, Raster, decode_label, decode_raster
 from pipeline.images.label_files import UnknownColorError, exif_orientation
+from pipeline.images.raster import WHITE
 
 OUTSIDE = -1  # stands in for a class id: the label id maps to no class
 # EXIF orientations as a message names them.
@@ -25,26 +26,36 @@ _TURNS = (
 Decoded = TypeVar("Decoded")
 
 
-def load_image(pair: Pair, data: DataFolder) -> NDArray[np.uint8]:
-    """Read and decode a pair's image, H x W x 3 uint8 RGB. Raises UserError that names the file."""
-    return open_image(pair, read(pair.image), data)
+def load_image(pair: Pair, data: DataFolder, fill: Sequence[float] = WHITE) -> NDArray[np.uint8]:
+    """Read and decode a pair's image, H x W x 3 uint8 RGB. Raises UserError that names the file.
+
+    Pixels without data have the color `fill`, R, G, B from 0 to 255.
+    """
+    return open_image(pair, read(pair.image), data).filled(fill)
 
 
-def load_pair(pair: Pair, data: DataConfig) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+def load_pair(
+    pair: Pair, data: DataConfig, fill: Sequence[float] = WHITE
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
     """Read and decode one pair, and map its label ids by the dataset's format and `label_map`.
+
+    Pixels of the image without data have the color `fill`, R, G, B from 0 to 255, and the label ignore_index.
 
     Returns: image H x W x 3 uint8 RGB, and label H x W int32 of class ids and ignore_index.
     Raises: UserError that names the file if it cannot be read, if the sizes or the EXIF orientations of image and
         annotation differ, or if the annotation has a label id outside the classes.
     """
     image, label = read(pair.image), read(pair.label)
-    image_HW3 = open_image(pair, image, data)
+    raster = open_image(pair, image, data)
     label_HW = open_label(pair, label, data)
-    check_sizes(pair, image_HW3, label_HW, turns_of(image, label))
+    check_sizes(pair, raster.pixels_HW3, label_HW, turns_of(image, label))
     raw_ids, _ = label_counts(label_HW)
     class_ids = class_ids_of(raw_ids, pair, data)
     check_ids(pair, raw_ids, class_ids, data)
-    return image_HW3, _replaced(label_HW, raw_ids, class_ids)
+    class_ids_HW = _replaced(label_HW, raw_ids, class_ids)
+    if raster.valid_HW is not None:
+        class_ids_HW[~raster.valid_HW] = data.ignore_index
+    return raster.filled(fill), class_ids_HW
 
 
 def read(source: str | Cell) -> bytes:
@@ -52,9 +63,9 @@ def read(source: str | Cell) -> bytes:
     return read_cell(source) if isinstance(source, Cell) else storage.read_bytes(source)
 
 
-def open_image(pair: Pair, content: bytes, data: DataFolder) -> NDArray[np.uint8]:
+def open_image(pair: Pair, content: bytes, data: DataFolder) -> Raster:
     """Decode a pair's image. Raises PairError."""
-    return _opened("image", pair.image_uri, lambda: decode_image(content, data.max_pixels, rendering=data.rendering))
+    return _opened("image", pair.image_uri, lambda: decode_raster(content, data.max_pixels, rendering=data.rendering))
 
 
 def open_label(pair: Pair, content: bytes, data: DataConfig) -> NDArray[np.int32]:

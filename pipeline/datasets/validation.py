@@ -55,6 +55,7 @@ from pipeline.datasets.loading import (
 from pipeline.datasets.pairs import FINDING_KINDS, SHOWN, DatasetFinding
 from pipeline.errors import UserError, raise_user_error
 from pipeline.images.label_files import UnknownColorError
+from pipeline.images.raster import WHITE, Raster
 
 PAIRS_PER_BLOCK = 32  # plus the rest of a table's row group, which is read as a whole
 MAX_PER_BLOCK = 256
@@ -284,11 +285,11 @@ class _Seen:
 
 def _read_pair(pair: Pair, image: bytes | UserError, label: bytes | UserError, data: DataConfig) -> _Seen:
     seen = _Seen(np.zeros(len(data.classes), np.int64))
-    image_HW3 = label_HW = None
+    raster = label_HW = None
     with seen.noted("image", pair.image_uri):
-        image_HW3 = open_image(pair, _given(image), data)
-        seen.size = image_HW3.shape[1], image_HW3.shape[0]
-        seen.image_hash = _pixel_hash(image_HW3)
+        raster = open_image(pair, _given(image), data)
+        seen.size = raster.pixels_HW3.shape[1], raster.pixels_HW3.shape[0]
+        seen.image_hash = _pixel_hash(raster.filled(WHITE))
     with seen.noted("annotation", pair.label_uri):
         label_HW = open_label(pair, _given(label), data)
         raw_ids, counts = label_counts(label_HW)
@@ -296,15 +297,25 @@ def _read_pair(pair: Pair, image: bytes | UserError, label: bytes | UserError, d
         seen.form = form_of(_given(label), set(raw_ids.tolist()))
         class_ids = class_ids_of(raw_ids, pair, data)
         known = (class_ids != OUTSIDE) & (class_ids != data.ignore_index)
-        np.add.at(seen.pixels_K, class_ids[known], counts[known])
-        seen.ignored = int(counts[class_ids == data.ignore_index].sum())
+        nodata_counts = _nodata_counts(raster, label_HW, raw_ids)
+        np.add.at(seen.pixels_K, class_ids[known], (counts - nodata_counts)[known])
+        seen.ignored = int(counts[class_ids == data.ignore_index].sum() + nodata_counts[known].sum())
         check_ids(pair, raw_ids, class_ids, data)
-        if not known.any():
+        if not seen.pixels_K.any():
             seen.findings.append(DatasetFinding("nothing labelled", pair.label_uri, "every pixel is ignored"))
-    if image_HW3 is not None and label_HW is not None:
+    if raster is not None and label_HW is not None:
         with seen.noted("annotation", pair.label_uri):
-            check_sizes(pair, image_HW3, label_HW, turns_of(_given(image), _given(label)))
+            check_sizes(pair, raster.pixels_HW3, label_HW, turns_of(_given(image), _given(label)))
     return seen
+
+
+def _nodata_counts(
+    raster: Raster | None, label_HW: NDArray[np.int32], raw_ids: NDArray[np.integer]
+) -> NDArray[np.integer]:
+    """Return for each label id the number of its pixels that have no data in an image of the same size."""
+    if raster is None or raster.valid_HW is None or raster.valid_HW.shape != label_HW.shape:
+        return np.zeros(len(raw_ids), np.int64)
+    return np.bincount(np.searchsorted(raw_ids, label_HW[~raster.valid_HW]), minlength=len(raw_ids))
 
 
 def _given(content: bytes | UserError) -> bytes:

@@ -103,6 +103,7 @@ def evaluate(
         num_cpus=LOAD_CPUS,
         concurrency=min(load_tasks, len(blocks)),  # Ray warns if this exceeds the number of tasks
         data=data,
+        fill=spec.fill,
     )
     counted = map_by_actors(
         loaded,

@@ -64,6 +64,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> Outcome:
             gpu=config.gpu,
             precision=config.precision,
             threads=stages.predictor_threads,
+            fill=tuple(model.metadata.mean),
         )
         options = EvalOptions(
             boundary=config.boundary, fit_temperature=fit_temperature, worst=config.worst if config.output else 0

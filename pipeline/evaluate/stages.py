@@ -4,7 +4,7 @@ This module does not import torch, which would cost every loading process second
 """
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ from pipeline.config.data import DataConfig
 from pipeline.datasets import Pair, load_pair
 from pipeline.errors import UserError
 from pipeline.images.codec import decode_image, decode_label, encode_image, encode_mask, shrink
+from pipeline.images.raster import WHITE
 from pipeline.metrics.boundary_iou import BoundaryCounts, boundary_counts
 from pipeline.metrics.calibration_error import ConfidenceCounts, confidence_counts
 from pipeline.metrics.confusion import Metrics, confusion_matrix
@@ -138,13 +139,16 @@ def listed_block(first: int, pairs: list[Pair]) -> pa.Table:
     return pa.Table.from_pylist(rows, LISTED)
 
 
-def load(listed: pa.Table, data: DataConfig) -> Iterator[pa.Table]:
-    """Download and decode a block of LISTED pairs into LOADED rows. Raises UserError that names the file."""
+def load(listed: pa.Table, data: DataConfig, fill: Sequence[float] = WHITE) -> Iterator[pa.Table]:
+    """Download and decode a block of LISTED pairs into LOADED rows. Raises UserError that names the file.
+
+    Pixels without data have the color `fill`, R, G, B from 0 to 255, and the label ignore_index.
+    """
     cv2.setNumThreads(1)
     loaded: list[LoadedPair] = []
     with ThreadPoolExecutor(DOWNLOADS) as pool:
         numbers, pairs = listed["number"].to_pylist(), listed["pair"].to_pylist()
-        for row in pool.map(partial(_loaded, data), numbers, pairs):
+        for row in pool.map(partial(_loaded, data, fill), numbers, pairs):
             loaded.append(row)
             if sum(len(row.pixels) + len(row.label) for row in loaded) > LOADED_BYTES:
                 yield _loaded_table(loaded)
@@ -233,8 +237,8 @@ class Evaluator(PredictorActor):
         return slopes(logits_PK, truth_HW[rows_P, columns_P])
 
 
-def _loaded(data: DataConfig, number: int, pickled_pair: bytes) -> LoadedPair:
-    image_HW3, label_HW = load_pair(pickle.loads(pickled_pair), data)
+def _loaded(data: DataConfig, fill: Sequence[float], number: int, pickled_pair: bytes) -> LoadedPair:
+    image_HW3, label_HW = load_pair(pickle.loads(pickled_pair), data, fill)
     small_HW3 = shrink(image_HW3, data.long_side)
     return LoadedPair(
         number=number,

@@ -76,7 +76,7 @@ class BatchSchedule:
     seed: int
     data: DataConfig
     augment: AugmentConfig
-    fill: tuple[float, float, float]  # color outside an image, R, G, B
+    fill: tuple[float, float, float]  # color outside an image and of its pixels without data, R, G, B
     num_entries: int | None = None  # of the list of pairs; None: num_pairs
 
     @property
@@ -102,7 +102,7 @@ class BatchSchedule:
 
     def load_crop(self, step: int, pair: Pair, index: int) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
         """Load a pair and return its random crop for this step's epoch."""
-        image_HW3, label_HW = load_pair(pair, self.data)
+        image_HW3, label_HW = load_pair(pair, self.data, self.fill)
         rng = np.random.default_rng([self.seed, step // self.steps_per_epoch, index])
         return random_crop(image_HW3, label_HW, self.augment, self.fill, self.data.ignore_index, rng)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from models.weights.checkpoint import IMAGENET_MEAN as MEAN
 from pipeline import storage
 from pipeline.checkpoints.predictor import PredictorSpec
 from pipeline.cluster.sizing import Reservation
@@ -29,6 +30,7 @@ def predictor_spec(uri: str, config: TrainConfig, protocol: ProtocolConfig) -> P
         gpu=config.validation.gpu,
         precision=config.optimization.prediction_precision,
         threads=config.validation.predictor_cpus,
+        fill=MEAN,
     )
 
 

@@ -23,6 +23,7 @@ from pipeline.evaluate.stages import EvalCounts, EvalOptions, Evaluator, counts_
 from pipeline.images.codec import encode_image, encode_mask
 from pipeline.metrics.confusion import Metrics, confusion_matrix
 from tests.evaluation_samples import dataset_of, save_model
+from tests.pipeline.datasets.test_nodata import FILLED_HW3, LABEL_HW, MEAN, VALID_HW, holed_dataset
 from tests.scene_data import PALETTE, write_training_set
 
 EVERYTHING = EvalOptions(boundary=True, calibration=True, fit_temperature=True, panel=1)
@@ -104,6 +105,21 @@ def test_an_image_without_a_labelled_pixel_has_no_say_in_the_temperature(actor: 
     (found,) = counts_of(actor(pa.Table.from_pylist([row], stages.LOADED)))
     assert not found.images[0].slopes_T.any()
     assert found.confusion_KK.sum() == 0
+
+
+def test_pixels_without_data_are_not_counted_and_the_others_as_with_the_mean_color(
+    checkpoint: str, actor: Evaluator, data: DataConfig, tmp_path: Path
+) -> None:
+    pair, _ = holed_dataset(tmp_path, data.val_split, label_HW=LABEL_HW)
+    (row,) = pa.concat_tables(load(listed_block(0, [pair]), data, MEAN)).to_pylist()
+    (found,) = counts_of(actor(pa.Table.from_pylist([row], stages.LOADED)))
+    predictor = Checkpoint.load(checkpoint, None).predictor("cpu", "float32")
+    predicted_HW = predictor.predict(FILLED_HW3[None]).class_ids_NHW[0]
+    counted_HW = VALID_HW & (LABEL_HW != 255)
+    assert found.confusion_KK.sum() == counted_HW.sum()
+    expected_KK = confusion_matrix(LABEL_HW[counted_HW], predicted_HW[counted_HW], len(data.classes), 255)
+    np.testing.assert_array_equal(found.confusion_KK, expected_KK)
+    assert found.confidence.pixels_B.sum() == counted_HW.sum()
 
 
 def test_only_what_is_wanted_is_counted(checkpoint: str, data: DataConfig, loaded: pa.Table) -> None:

@@ -1,9 +1,13 @@
 """Who gets which images, and when: the same after a resume as without one."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from pipeline.train.batches import epoch_order, share
+from pipeline.config.training import AugmentConfig
+from pipeline.train.batches import BatchSchedule, epoch_order, share
+from tests.pipeline.datasets.test_nodata import FILLED_HW3, HEIGHT, LABEL_HW, MEAN, VALID_HW, WIDTH, holed_dataset
 
 
 @pytest.mark.parametrize("total", [0, 1, 2, 7, 8, 16, 101])
@@ -41,3 +45,11 @@ def test_orders_differ_between_epochs_and_between_seeds() -> None:
 def test_every_pair_takes_every_place_in_time() -> None:
     firsts = {int(epoch_order(10, seed=0, epoch=epoch)[0]) for epoch in range(200)}
     assert firsts == set(range(10))
+
+
+def test_a_crop_has_the_mean_color_and_no_label_where_its_image_has_no_data(tmp_path: Path) -> None:
+    pair, data = holed_dataset(tmp_path)
+    unchanged = AugmentConfig(crop=(HEIGHT, WIDTH), scale=(1, 1), rotation=0, mirror=0, blur=0)
+    image_HW3, label_HW = BatchSchedule(1, 1, 0, data, unchanged, MEAN).load_crop(0, pair, 0)
+    np.testing.assert_array_equal(image_HW3, FILLED_HW3)
+    np.testing.assert_array_equal(label_HW, np.where(VALID_HW, LABEL_HW, 255))
