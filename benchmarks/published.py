@@ -32,7 +32,6 @@ PUBLISHED = (
     Published("throughput.md", "beside the textbook", "pipeline-resnet50-cpu", tables.pipeline_beside_textbook),
     Published("throughput.md", "memory", "memory-cpu", tables.memory),
     Published("ingest.md", "rates", "ingest-cpu", tables.ingest_rates),
-    Published("ingest.md", "cores", "ingest-cpu", tables.ingest_cores),
     Published("inputs.md", "listing", "listing-cpu", tables.listing),
     Published("segmentation.md", "nothing new", "nothing-new-cpu", tables.nothing_new),
     Published("scale.md", "images", "scale-cpu", tables.scale),

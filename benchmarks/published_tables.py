@@ -104,16 +104,6 @@ def ingest_rates(report: Report) -> str:
     return markdown(titles, "-|-|-|-|-|-|-|-|-", rows)
 
 
-def ingest_cores(report: Report) -> str:
-    rows = (
-        (*_case(row), f"{row['crops_per_s']:.0f}", str(row["cores_needed"]))
-        for row in report["rows"]
-        if row["decode"] and row["variant"] == "one warp"
-    )
-    titles = f"images | crop | crops/s of a core | cores for {report['options']['consume']} images/s"
-    return markdown(titles, "-|-|-|-", rows)
-
-
 def _cases(rows: list[Report]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(map(_case, rows)))
 
