@@ -4,8 +4,12 @@ import argparse
 import time
 from pathlib import Path
 
-from pipeline.config.command_line import Parser
+from pipeline.config.command_line import Parser, closest
+from pipeline.config.fields import annotation_of
+from pipeline.config.jobs import TrainConfig
 from pipeline.console import START_OVER, duration, log, run_job, warn_deprecated, when_interrupted
+
+OPTIONS = ("--to", "--num-train", "--num-val", "--num-photos")
 
 
 def main(argv: list[str], prog: str = "jobs/demo.py") -> None:
@@ -29,6 +33,8 @@ def main(argv: list[str], prog: str = "jobs/demo.py") -> None:
         "--num-photos", type=int, default=48, help="photos to label, at least 12 (default: %(default)s)"
     )
     arguments, train_options = parser.parse_known_args(argv)
+    for option in filter(_is_misspelled, train_options):
+        parser.error(f"unrecognized arguments: {option}")
     if arguments.folder is not None:
         warn_deprecated("option --folder", "--to")
     log("Loading PyTorch and Ray")
@@ -47,6 +53,13 @@ def main(argv: list[str], prog: str = "jobs/demo.py") -> None:
             Jobs(make_scenes.main, train.main, segment_bucket.main, query.main, report.main),
         )
     log(f"Finished in {duration(time.monotonic() - start)}")
+
+
+def _is_misspelled(option: str) -> bool:
+    """Return True for an option that training does not have, but the demo has one that is spelled almost alike."""
+    name = option.lstrip("-").partition("=")[0]
+    is_of_training = name in TrainConfig.short_names or annotation_of(TrainConfig, name.replace("-", "_")) is not None
+    return option.startswith("--") and not is_of_training and closest(f"--{name}", OPTIONS) is not None
 
 
 if __name__ == "__main__":

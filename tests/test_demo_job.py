@@ -107,6 +107,11 @@ def test_an_unknown_option_of_training_is_refused_before_anything_is_written(
     assert capsys.readouterr().out == "Loading PyTorch and Ray\n"
 
 
+def test_a_misspelled_option_of_the_demo_is_answered_with_the_demos(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown option --num-phtos \(did you mean --num-photos\?\); .*jobs/demo.py"):
+        demo_job.main(["--to", str(tmp_path / "demo"), "--epochs", "4", "--num-workers", "2", "--num-phtos", "12"])
+
+
 def _files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
