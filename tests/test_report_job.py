@@ -19,10 +19,11 @@ from pipeline.datasets.scenes import scene
 from pipeline.errors import UserError
 from pipeline.images.codec import decode_image
 from pipeline.output.parquet import read_table, write_table
-from pipeline.output.schema import CLASSES, table
+from pipeline.output.schema import CLASSES, SCHEMA_VERSION, table
 from tests.in_process import run_script
 from tests.output_samples import add_part, build, failed, scene_photo, write_output
 from tests.pipeline.image_corpus import tiff
+from tests.pipeline.images.test_nodata import with_nodata
 from tests.small_output import NAMES, PALETTE, labelled, write_small_output
 
 SKY = NAMES.index("sky")
@@ -263,7 +264,7 @@ def test_an_output_of_an_older_schema_has_a_note(tmp_path: Path) -> None:
     for uri in storage.find(f"{tmp_path}/masks"):
         write_table(uri, read_table(uri).drop_columns(["low_confidence_boxes", "carried"]))
     text = text_of(page_of(tmp_path))
-    assert "has table schema version 1, but this Sceneparse uses 3" in text
+    assert f"has table schema version 1, but this Sceneparse uses {SCHEMA_VERSION}" in text
     assert "2 labeled" in text
 
 
@@ -318,6 +319,33 @@ def test_output_images_and_page_in_a_bucket(bucket: str, tmp_path: Path) -> None
     assert "The image is missing for 1 of 2 pictures" in text_of(page)
     filesystem, path = storage.open_filesystem(report.uri)
     assert filesystem.info(path)["ContentType"] == "text/html"  # else a browser would not show it
+
+
+def holed_photo(folder: Path) -> dict:
+    """Write a photo whose upper third has no data; returns its row, with labels below."""
+    image_HW3, _ = scene(0, 0, 129, 193)
+    image_HW3 = image_HW3.clip(1)
+    image_HW3[:43] = 0
+    content = tiff(image_HW3, photometric="rgb", **with_nodata("0"))
+    storage.write_bytes(f"{folder}/0.tif", content)
+    ids_HW = np.full((129, 193), SKY, np.uint8)
+    ids_HW[:43] = 255
+    row = labelled(f"file://{folder}/0.tif", ids_HW, 0.9)
+    sky = row["classes"][0] | {"pixel_fraction": 1.0}
+    return row | {"nodata_pixel_count": 43 * 193, "size_bytes": len(content), "classes": [sky]}
+
+
+def test_pixels_without_data_are_light_gray_in_the_mask_and_white_in_the_image(tmp_path: Path) -> None:
+    write_output(tmp_path / "labels", [holed_photo(tmp_path / "photos")])
+    page = page_of(tmp_path / "labels")
+    (picture,) = facts_of(page)["pictures"]
+    assert picture["notes"] == ["33.3% of the pixels have no data"]
+    (mask_HW3,) = masks_of(page)
+    assert (mask_HW3[:43] == 144).all()
+    assert (mask_HW3[43:] == PALETTE[SKY]).all()
+    (found,) = re.findall(r'class="image" src="data:image/jpeg;base64,([^"]+)"', page)
+    assert decode_image(base64.b64decode(found))[:30].min() > 250
+    assert "sky 100.00%" in text_of(page)
 
 
 def test_pictures_have_the_bands_of_the_last_run_and_few_levels_are_a_note(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.browser import browser, opened, outside, smallest_chart_text
 from tests.output_samples import build, failed, scene_photo, write_output
 from tests.small_output import NAMES, PALETTE, labelled
+from tests.test_report_job import holed_photo
 
 pytestmark = pytest.mark.slow
 
@@ -268,6 +269,19 @@ def test_the_name_of_the_class_under_the_pointer_is_shown(page: Page) -> None:
         expect(page.locator("#pointed")).to_have_text("sky")
     page.mouse.move(1, 1)
     expect(page.locator("#pointed")).to_be_hidden()
+
+
+def test_a_place_without_data_is_said_to_have_none(chromium: Browser, tmp_path: Path) -> None:
+    write_output(tmp_path / "labels", [holed_photo(tmp_path / "photos")])
+    build(tmp_path / "labels")
+    with opened(chromium, tmp_path / "labels" / "report.html") as page:
+        open_picture(page, "0.tif")
+        expect(page.locator("#picture-notes")).to_have_text("33.3% of the pixels have no data")
+        stage = page.locator("#stage").bounding_box()
+        height = stage["width"] * 129 / 193 / stage["height"]  # of the picture, as a fraction of the stage's
+        for y, told in ((0.1, "no data"), (0.9, "sky")):
+            point_at(page, 0.5, 0.5 + (y - 0.5) * min(1, height))
+            expect(page.locator("#pointed")).to_have_text(told)
 
 
 def test_a_hostile_class_name_under_the_pointer_stays_text(page: Page) -> None:

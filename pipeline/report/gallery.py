@@ -292,13 +292,13 @@ def _image(content: storage.Fetched | Exception, height: int, width: int, render
 def _mask_png(class_ids_HW: NDArray[np.integer], palette_K3: NDArray[np.uint8]) -> bytes:
     """Encode a small mask as a PNG in the colors of the classes.
 
-    The palette contains only the classes in this picture, so that 16-bit ids fit. If there are more than 254, the
+    The palette contains only the classes in this picture, so that 16-bit ids fit. If there are more than 255, the
     rarest are dark gray, as are ids that are not classes. Pixels without data are light gray.
     """
     counts = Counter(class_ids_HW.ravel().tolist())
-    nodata = ignore_index_of(len(palette_K3))
-    shown = [nodata, *(k for k, _ in counts.most_common(COLORS_OF_A_PNG - 2) if k < len(palette_K3))]
+    colors = dict(enumerate(palette_K3)) | {ignore_index_of(len(palette_K3)): GRAYS[1]}
+    shown = [k for k, _ in counts.most_common(COLORS_OF_A_PNG - 1) if k in colors]
     places_HW = np.zeros(class_ids_HW.shape, np.uint8)
     for place, class_id in enumerate(shown, 1):
         places_HW[class_ids_HW == class_id] = place
-    return encode_mask(places_HW, np.stack([*GRAYS, *(palette_K3[k] for k in shown[1:])]).astype(np.uint8))
+    return encode_mask(places_HW, np.stack([GRAYS[0], *(colors[k] for k in shown)]).astype(np.uint8))
