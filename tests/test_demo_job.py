@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY, RunJob
 from tests.in_process import run_script
 from tests.requirements import SHM
 
-SMALL = ["--num-train", "16", "--num-val", "4", "--num-photos", "12", "--optimization.epochs", "1", "--model.width", "16"]
+SMALL = ["--num-train", "16", "--num-val", "4", "--num-photos", "12", "--epochs", "1", "--model.width", "16"]
 
 
 @pytest.mark.slow
