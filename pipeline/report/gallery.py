@@ -243,8 +243,6 @@ def _draw(
 ) -> None:
     """Add the image and its mask to a picture, or notes with the reasons why not."""
     height, width = row["height"], row["width"]
-    if row["nodata_pixel_count"]:
-        picture.notes.append(f"{row['nodata_pixel_count'] / (height * width):.1%} of the pixels have no data")
     if height * width > MAX_PIXELS:
         picture.notes.append(f"the image is too large for a picture ({height * width / 1e6:,.0f} megapixels)")
         return
@@ -261,6 +259,8 @@ def _draw(
         if isinstance(mask, UserError):
             raise mask
         class_ids_HW = decode_mask(mask, height * width)
+        if nodata := np.count_nonzero(class_ids_HW == ignore_index_of(len(palette_K3))):
+            picture.notes.append(f"{nodata / (height * width):.1%} of the pixels have no data")
         scale = min(1.0, LONG_SIDE / max(class_ids_HW.shape))
         size = size or tuple(max(1, round(side * scale)) for side in class_ids_HW.shape)
         picture.mask = png_uri(_mask_png(resized(class_ids_HW, *size), palette_K3))

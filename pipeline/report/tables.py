@@ -30,7 +30,7 @@ class Totals:
 
     images: int
     labelled: int
-    pixels: int  # of the labeled images
+    pixels: int  # with a class
     mean_confidence: float | None  # mean over the images
     low_confidence: float | None  # fraction of an image's pixels, mean over the images
     num_sizes: int
@@ -65,8 +65,7 @@ class OutputTables:
         self.totals = Totals(
             **self.rows(
                 """SELECT count(*) AS images, count(*) FILTER (status = 'ok') AS labelled,
-                    coalesce(sum(width::BIGINT * height - nodata_pixel_count) FILTER (status = 'ok'), 0)::BIGINT
-                        AS pixels,
+                    coalesce((SELECT sum(pixel_count) FROM class_stats), 0)::BIGINT AS pixels,
                     avg(mean_confidence) AS mean_confidence, avg(low_confidence_fraction) AS low_confidence,
                     count(DISTINCT (width, height)) FILTER (status = 'ok') AS num_sizes
                 FROM masks"""
@@ -95,7 +94,7 @@ class OutputTables:
         """Return the masks rows of labeled images, without the mask, but with file name and row number of the part."""
         self.connection.register("chosen", pa.table({"image_id": pa.array(image_ids, pa.binary())}))
         return self.rows(
-            """SELECT image_id, image_uri, etag, size_bytes, width, height, nodata_pixel_count, mean_confidence,
+            """SELECT image_id, image_uri, etag, size_bytes, width, height, mean_confidence,
                 low_confidence_fraction, filename, file_row_number AS row
             FROM masks WHERE status = 'ok' AND image_id IN (SELECT image_id FROM chosen)"""
         )
