@@ -12,6 +12,7 @@ from pipeline.images.codec import decode_image, decode_label, encode_image
 from tests.conftest import RunJob
 from tests.output_checks import check_invariants
 from tests.pipeline.image_corpus import tiff
+from tests.pipeline.images.test_nodata import with_nodata
 from tests.test_segment_job import save_checkpoint, upload
 
 pytestmark = pytest.mark.slow
@@ -25,6 +26,13 @@ def large_scene() -> np.ndarray:
     return np.block([[[scene(2, 2 * row + column, 150, 130)[0]] for column in range(2)] for row in range(2)])
 
 
+def holed_scene() -> np.ndarray:
+    """Return the scene with a corner without data, which is black."""
+    holed_HW3 = large_scene().clip(1)
+    holed_HW3[:100, :50] = 0
+    return holed_HW3
+
+
 def write_images(prefix: str) -> dict[str, bytes]:
     large_HW3 = large_scene()
     tiled = tiff(large_HW3, photometric="rgb", tile=(64, 64), compression="zlib")
@@ -33,6 +41,7 @@ def write_images(prefix: str) -> dict[str, bytes]:
         "named otherwise.jpg": tiff(large_HW3, photometric="rgb", rowsperstrip=16),
         "one strip.tif": tiff(large_HW3, photometric="rgb", rowsperstrip=300),
         "cut off.tif": tiled[: len(tiled) // 2],
+        "holed.tif": tiff(holed_scene(), photometric="rgb", tile=(64, 64), **with_nodata("0")),
         "small.jpg": encode_image(scene(1, 0, 97, 65)[0]),
         "large.jpg": encode_image(large_HW3),
     }
@@ -65,6 +74,8 @@ def test_a_large_tiff_is_labelled_by_window_as_in_memory_and_others_say_why_not(
         output = f"{bucket}/labels {name}"
         done = run_job("jobs/segment_bucket.py", *arguments, "--output", output)
         assert done.returncode == 0, done.stdout + done.stderr
+        told = f"No data     1 of {len(files)} images have pixels without data; these have no class"
+        assert told in done.stdout.splitlines()
         rows[name] = by_name(output, f"{bucket}/scenes", files)
 
     for name in ("by window", "not downloaded"):
@@ -74,6 +85,7 @@ def test_a_large_tiff_is_labelled_by_window_as_in_memory_and_others_say_why_not(
             "named otherwise.jpg": (None, None),
             "one strip.tif": ("decode", "TooLarge"),
             "cut off.tif": ("decode", "Corrupt"),
+            "holed.tif": (None, None),
             "small.jpg": (None, None),
             "large.jpg": ("download" if name == "not downloaded" else "decode", "TooLarge"),
         }
@@ -96,6 +108,12 @@ def test_a_large_tiff_is_labelled_by_window_as_in_memory_and_others_say_why_not(
             assert (found_HW == decode_label(of_memory["mask"]["bytes"])).mean() > 0.999
             assert (row["size_bytes"], row["etag"]) == (len(files[image]), of_memory["etag"])
             np.testing.assert_allclose(row["mean_confidence"], of_memory["mean_confidence"], rtol=1e-3)
+
+    holed_HW = (holed_scene() == 0).all(-1)
+    for of_run in rows.values():
+        found_HW = decode_label(of_run["holed.tif"]["mask"]["bytes"])
+        np.testing.assert_array_equal(found_HW == 255, holed_HW)
+        assert of_run["holed.tif"]["nodata_pixel_count"] == holed_HW.sum()
 
 
 def test_without_the_protocol_the_row_tells_the_way(run_job: RunJob, bucket: str, tmp_path: Path) -> None:
