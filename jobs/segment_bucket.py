@@ -44,7 +44,8 @@ def main(argv: list[str], prog: str = "jobs/segment_bucket.py") -> int:
     if failed > len(summary.failures):
         log(f"  ... and {failed - len(summary.failures):,} more: SELECT * FROM masks WHERE status = 'error'")
     if summary.num_with_nodata:
-        log(f"No data     {summary.num_with_nodata:,} of {images:,} images have pixels without data; these have no class")
+        num_images = f"{summary.num_with_nodata:,} of {images:,} images"
+        log(f"No data     {num_images} have pixels without data; these have no class")
     if summary.num_few_levels:
         log(
             f"Warning     {summary.num_few_levels:,} of {images:,} images have fewer than {MIN_LEVELS} different "
