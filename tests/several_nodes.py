@@ -98,7 +98,7 @@ class Labelling(Job):
     def __init__(self, folder: Path, environment: Mapping[str, str], photos: int, *options: str) -> None:
         self._photos, self._output, checkpoint = folder / "photos", folder / "labels", folder / "checkpoint"
         if not self._photos.exists():
-            save_checkpoint(checkpoint)
+            save_checkpoint(checkpoint, width=64)
             write_photos(str(self._photos), photos)
         places = {"--input": self._photos, "--output": self._output, "--checkpoint": checkpoint}
         given = itertools.chain(*((option, str(place)) for option, place in places.items()))

@@ -62,7 +62,7 @@ def interrupt(
 def test_an_interrupted_segmentation_keeps_its_parts_and_the_same_command_completes_it(
     head: RayHead, run_job: RunJob, tmp_path: Path
 ) -> None:
-    save_checkpoint(tmp_path / "checkpoint")
+    save_checkpoint(tmp_path / "checkpoint", width=64)
     output = f"{tmp_path.as_uri()}/labels"
     uris = write_photos(f"{tmp_path.as_uri()}/photos", 160)
     command = ["jobs/segment_bucket.py", "--input", str(tmp_path / "photos"), "--output", output]
@@ -112,7 +112,7 @@ def test_a_training_that_is_stopped_at_any_time_resumes_from_its_last_checkpoint
 def test_a_stopped_submission_of_a_segmentation_says_what_is_saved(
     head: RayHead, run_job: RunJob, tmp_path: Path
 ) -> None:
-    save_checkpoint(tmp_path / "checkpoint")
+    save_checkpoint(tmp_path / "checkpoint", width=64)
     output = f"{tmp_path.as_uri()}/labels"
     uris = write_photos(f"{tmp_path.as_uri()}/photos", 800)  # more than are labeled before the stop arrives
     command = ["jobs/segment_bucket.py", "--input", str(tmp_path / "photos"), "--output", output]

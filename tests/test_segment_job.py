@@ -26,9 +26,10 @@ pytestmark = pytest.mark.slow
 BROKEN: dict[str, bytes | None] = {"empty.jpg": b"", "text.jpg": b"not an image", "half.jpg": None}
 
 
-def save_checkpoint(folder: Path, seed: int = 0) -> models.PSPNet:
+def save_checkpoint(folder: Path, seed: int = 0, width: int = 16) -> models.PSPNet:
+    """Save an untrained network; a wider one takes longer for an image, where a run has to last."""
     torch.manual_seed(seed)
-    model = models.PSPNet(models.Architecture("resnet18", len(PALETTE), auxiliary=False, width=16)).eval()
+    model = models.PSPNet(models.Architecture("resnet18", len(PALETTE), auxiliary=False, width=width)).eval()
     names = [f"class {k}" for k in range(len(PALETTE))]
     models.save(folder, model, models.Metadata(names, PALETTE.tolist(), preprocessing={"long_side": None}))
     return model

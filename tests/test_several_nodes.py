@@ -43,15 +43,19 @@ def test_no_stage_starves_on_a_small_cluster(cpus: list[int], start: Start, tmp_
     run.check()
 
 
-def test_predictors_take_the_nodes_with_gpus_and_a_lost_one_is_made_up_for(start: Start, tmp_path: Path) -> None:
-    with cluster_of(tmp_path, Node(2), Node(2, gpus=1), Node(2, gpus=1)) as nodes:
-        run = start(nodes, 300, "--gpu")
-        run.wait_until(lambda: nodes.that_did("predict") == {1, 2})
+def test_predictors_take_the_nodes_with_gpus_one_that_comes_and_make_up_for_one_that_is_lost(
+    start: Start, tmp_path: Path
+) -> None:
+    with cluster_of(tmp_path, Node(2), Node(2, gpus=1)) as nodes:
+        run = start(nodes, 600, "--gpu")
         run.wait_for_parts(1)
+        nodes.add(Node(2, gpus=1))
+        run.wait_until(lambda: nodes.that_did("predict") == {1, 2})
         nodes.kill(1)
         assert run.status() == 0, run.printed
         assert nodes.that_did("predict") == {1, 2}
         assert 0 in nodes.that_did("decode")  # perhaps late, on a busy machine
+    assert "the cluster has grown and now fits 2 predictors instead of 1" in run.printed
     run.check()
 
 
@@ -96,17 +100,6 @@ def test_a_run_without_any_gpu_left_ends_and_goes_on_when_there_is_one(start: St
         run = start(nodes, 200, "--gpu")
         assert run.status() == 0, run.printed
         assert "200 images in the input, 0 already completed" not in run.printed
-    run.check()
-
-
-def test_a_node_that_comes_is_used(start: Start, tmp_path: Path) -> None:
-    with cluster_of(tmp_path, Node(2), Node(2, gpus=1)) as nodes:
-        run = start(nodes, 600, "--gpu")
-        run.wait_for_parts(1)
-        nodes.add(Node(2, gpus=1))
-        run.wait_until(lambda: 2 in nodes.that_did("predict"))
-        assert run.status() == 0, run.printed
-    assert "the cluster has grown and now fits 2 predictors instead of 1" in run.printed
     run.check()
 
 
