@@ -28,7 +28,6 @@ class NoModel:
         entry = {"pixel_count": HEIGHT * WIDTH // CLASSES, "pixel_fraction": 1 / CLASSES, "mean_confidence": 0.5}
         self._same = {
             "mask": {"bytes": encode_mask(mask_HW.astype(np.uint8), colors), "path": "same.png"},
-            "nodata_pixel_count": 0,
             "mean_confidence": 0.5,
             "mean_entropy": 1.0,
             "low_confidence_fraction": 0.5,

@@ -96,7 +96,6 @@ def labelled(n: int, label_HW: np.ndarray, classes: list[dict[str, Any]]) -> dic
             "bytes": encode_mask(np.roll(label_HW, (n // WIDTH, n % WIDTH), (0, 1)), PALETTE),
             "path": identity(n)["image_id"].hex() + ".png",
         },
-        "nodata_pixel_count": 0,
         **dict(zip(measures, confidences, strict=False)),
         "low_confidence_boxes": [{"x_min": 0, "y_min": 0, "x_max": 15 + n % 400, "y_max": 15, "pixel_count": 200}],
         "classes": [{**row, "mean_confidence": c} for row, c in zip(classes, confidences[3:], strict=True)],

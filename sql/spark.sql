@@ -13,7 +13,6 @@ CREATE TABLE masks (
   error_type STRING COMMENT 'kind of failure, from a fixed list, null if ok',
   error_message STRING COMMENT 'error message, null if ok',
   mask STRUCT<bytes: BINARY, path: STRING> COMMENT 'PNG of class ids at the full size of the image, and a file name for it, null if error',
-  nodata_pixel_count BIGINT COMMENT 'number of pixels without data, which have no class, null if error',
   mean_confidence FLOAT COMMENT 'mean over the pixels with data of the largest class probability',
   mean_entropy FLOAT COMMENT 'mean over the pixels with data of the entropy of the class probabilities, in nats',
   low_confidence_fraction FLOAT COMMENT 'fraction of the pixels with data whose largest probability is below 0.5',

@@ -58,7 +58,6 @@ def labelled(uri: str, ids_HW: np.ndarray, confidence: float) -> dict:
         "height": height,
         "seconds": 0.1,
         "mask": {"bytes": encode_mask(ids_HW, PALETTE), "path": f"{image_id(uri).hex()}.png"},
-        "nodata_pixel_count": 0,
         **{"mean_confidence": confidence, "mean_entropy": 0.2, "low_confidence_fraction": 0.0},
         "low_confidence_boxes": [],
         "classes": classes,

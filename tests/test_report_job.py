@@ -262,7 +262,7 @@ def test_an_output_of_an_older_schema_has_a_note(tmp_path: Path) -> None:
     classes = read_table(f"{tmp_path}/classes.parquet").replace_schema_metadata(older)
     write_table(f"{tmp_path}/classes.parquet", classes)
     for uri in storage.find(f"{tmp_path}/masks"):
-        write_table(uri, read_table(uri).drop_columns(["low_confidence_boxes", "carried", "nodata_pixel_count"]))
+        write_table(uri, read_table(uri).drop_columns(["low_confidence_boxes", "carried"]))
     text = text_of(page_of(tmp_path))
     assert f"has table schema version 1, but this Sceneparse uses {SCHEMA_VERSION}" in text
     assert "2 labeled" in text
@@ -332,7 +332,7 @@ def holed_photo(folder: Path) -> dict:
     ids_HW[:43] = 255
     row = labelled(f"file://{folder}/0.tif", ids_HW, 0.9)
     sky = row["classes"][0] | {"pixel_fraction": 1.0}
-    return row | {"nodata_pixel_count": 43 * 193, "size_bytes": len(content), "classes": [sky]}
+    return row | {"size_bytes": len(content), "classes": [sky]}
 
 
 def test_pixels_without_data_are_light_gray_in_the_mask_and_white_in_the_image(tmp_path: Path) -> None:

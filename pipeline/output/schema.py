@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-SCHEMA_VERSION = "4"
+SCHEMA_VERSION = "3"
 IMAGE_ID_BYTES = 16
 
 
@@ -56,7 +56,6 @@ MASKS = pa.schema(
             pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]),
             "PNG of class ids at the full size of the image, and a file name for it; null if error",
         ),
-        _field("nodata_pixel_count", pa.int64(), "number of pixels without data, which have no class; null if error"),
         _field("mean_confidence", pa.float32(), "mean over the pixels with data of the largest class probability"),
         _field(
             "mean_entropy",
@@ -142,10 +141,7 @@ DECODED = pa.schema(
     ]
 )
 
-_OF_PIXELS = (
-    *("mask", "nodata_pixel_count", "mean_confidence", "mean_entropy"),
-    *("low_confidence_fraction", "low_confidence_boxes"),
-)
+_OF_PIXELS = ("mask", "mean_confidence", "mean_entropy", "low_confidence_fraction", "low_confidence_boxes")
 
 PREDICTED = pa.schema(
     [
@@ -154,6 +150,7 @@ PREDICTED = pa.schema(
         *[MASKS.field(name) for name in _OF_PIXELS],
         pa.field("classes", pa.list_(pa.struct(_CLASS_STATISTICS))),
         _FEW_LEVELS,
+        pa.field("has_nodata", pa.bool_()),  # true: some pixels have no data; null: not predicted
     ]
 )
 

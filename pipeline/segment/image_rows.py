@@ -84,12 +84,12 @@ class PredictedImage(DecodedImage):
     """Row of a PREDICTED table, which leaves out the pixels: a decoded image with its labels, or with an error."""
 
     mask: dict[str, Any] | None = field(default=None, repr=False)
-    nodata_pixel_count: int | None = None
     mean_confidence: float | None = None
     mean_entropy: float | None = None
     low_confidence_fraction: float | None = None
     low_confidence_boxes: list[dict[str, int]] | None = None
     classes: list[dict[str, Any]] | None = None
+    has_nodata: bool | None = None
 
     def with_mask(self, png: bytes) -> Self:
         return replace(self, mask={"bytes": png, "path": self.image_id.hex() + ".png"})

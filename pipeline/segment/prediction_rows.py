@@ -41,12 +41,12 @@ def outcome(prediction: Any, n: int) -> dict[str, Any]:
     _, height, width = prediction.class_ids_NHW.shape
     valid_RG, low_RG = prediction.valid_count_NRG[n], prediction.low_count_NRG[n]
     return {
-        "nodata_pixel_count": height * width - int(valid_RG.sum()),
         "mean_confidence": float(prediction.mean_confidence_N[n]),
         "mean_entropy": float(prediction.mean_entropy_N[n]),
         "low_confidence_fraction": float(prediction.low_confidence_fraction_N[n]),
         "low_confidence_boxes": low_confidence_boxes(low_RG, valid_RG, prediction.cell_side, (height, width)),
         "classes": _class_rows(prediction, n),
+        "has_nodata": int(valid_RG.sum()) < height * width,
     }
 
 

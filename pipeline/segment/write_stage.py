@@ -82,7 +82,7 @@ class PartSink(Datasink[list[WrittenPart]]):
         prometheus.count_processor("write", since)
         outcomes = Counter(kind or "ok" for kind in masks["error_type"].to_pylist())
         num_few_levels = pc.sum(pc.and_(predicted["few_levels"], pc.is_null(predicted["error_type"]))).as_py() or 0
-        num_with_nodata = pc.sum(pc.greater(masks["nodata_pixel_count"], 0)).as_py() or 0
+        num_with_nodata = pc.sum(predicted["has_nodata"]).as_py() or 0
         return WrittenPart(name, dict(outcomes), num_few_levels, num_with_nodata, prometheus.report())
 
 

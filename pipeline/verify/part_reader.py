@@ -99,13 +99,13 @@ def _check_number(name: str, file: ParquetFile, masks: pa.Table) -> Iterator[Out
 def _check_contents(
     name: str, file: ParquetFile, masks: pa.Table, statistics: Statistics, reference: Reference
 ) -> Iterator[OutputFinding]:
-    rows = masks.select(["image_uri", "status", "width", "height", "nodata_pixel_count"]).to_pylist()
+    rows = masks.select(["image_uri", "status", "width", "height"]).to_pylist()
     num_classes = len(reference.class_names) if reference.class_names is not None else None
     batches = file.iter_batches(MASKS_AT_ONCE, columns=["mask.bytes"])
     contents = (content.as_py() for batch in batches for content in pc.struct_field(batch.column(0), "bytes"))
     for n, (row, content) in enumerate(zip(rows, contents, strict=True)):
         if row["status"] == "ok":
-            for kind, message in check_mask(content, row, statistics.of_image(n), num_classes):
+            for kind, message in check_mask(content, row["width"], row["height"], statistics.of_image(n), num_classes):
                 yield OutputFinding(kind, name, message, row["image_uri"])
 
 

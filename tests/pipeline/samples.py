@@ -70,7 +70,6 @@ def segmented(uri: str) -> dict[str, Any]:
         "height": HEIGHT,
         "seconds": 0.25,
         "mask": {"bytes": MASK, "path": image_id(uri).hex() + ".png"},
-        "nodata_pixel_count": 0,
         "mean_confidence": 0.75,
         "mean_entropy": 0.5,
         "low_confidence_fraction": 0.125,

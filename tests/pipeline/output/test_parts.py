@@ -116,7 +116,6 @@ OTHER: dict[str, Any] = {
     "error_stage": "predict",
     "error_type": "Crashed",
     "error_message": "",
-    "nodata_pixel_count": 1,
     "mean_confidence": float(np.nextafter(np.float32(0.75), np.float32(1))),
     "mean_entropy": None,
     "low_confidence_fraction": 0.25,

@@ -57,7 +57,6 @@ def test_the_columns_are_those_that_readers_rely_on() -> None:
         "error_type string",
         "error_message string",
         "mask struct<bytes: binary, path: string>",
-        "nodata_pixel_count int64",
         "mean_confidence float",
         "mean_entropy float",
         "low_confidence_fraction float",
@@ -134,7 +133,7 @@ def test_a_failed_image_has_a_reason_and_nulls_where_there_is_no_result(both: tu
     row = masks.to_pylist()[1]
     assert (row["error_stage"], row["error_type"], row["error_message"]) == ("decode", "Empty", "the file has no bytes")
     confidence = ("mean_confidence", "mean_entropy", "low_confidence_fraction", "low_confidence_boxes")
-    for name in ("width", "height", "mask", "nodata_pixel_count", "class_ids", *confidence):
+    for name in ("width", "height", "mask", "class_ids", *confidence):
         assert row[name] is None, name
     assert row["image_id"] not in class_stats["image_id"].to_pylist()
     assert masks.to_pylist()[0]["error_type"] is None

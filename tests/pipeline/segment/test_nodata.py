@@ -49,7 +49,8 @@ WHOLE, BY_WINDOW = Limits(100_000, 1_000_000, 60), Limits(10_000, 1_000_000, 60)
 
 def assert_statistics(row: dict[str, Any], ids_HW: NDArray[np.integer]) -> None:
     """Check the class statistics of a PREDICTED row against its mask, in which 255 is no class."""
-    assert row["nodata_pixel_count"] == (ids_HW == 255).sum()
+    assert row["has_nodata"] == (ids_HW == 255).any()
+    assert sum(entry["pixel_count"] for entry in row["classes"]) == (ids_HW != 255).sum()
     present = [k for k in np.unique(ids_HW).tolist() if k != 255]
     assert [entry["class_id"] for entry in row["classes"]] == present
     for entry in row["classes"]:

@@ -41,7 +41,7 @@ def test_labeled_images_of_few_levels_are_counted(tmp_path: Path) -> None:
 
 
 def test_labeled_images_of_which_pixels_have_no_data_are_counted(tmp_path: Path) -> None:
-    rows = [segmented(f"file:///{n}.jpg") | {"nodata_pixel_count": count} for n, count in enumerate((0, 3, 8))]
+    rows = [segmented(f"file:///{n}.jpg") | {"has_nodata": has} for n, has in enumerate((False, True, True))]
     with hold(tmp_path.as_uri()) as lease:
         sink = PartSink(lease.claim, CLASS_NAMES, "model1", lease.run_id, 1024)
         (written,) = sink.write([table([*rows, failed("file:///bad.jpg")], PREDICTED)], None)

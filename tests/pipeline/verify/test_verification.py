@@ -23,14 +23,24 @@ from pipeline.images.codec import encode_mask
 from pipeline.output import parts
 from pipeline.output.parquet import read_table, write_table
 from pipeline.output.reconcile import reconcile
-from pipeline.output.schema import CLASS_STATS, CLASSES, LISTED, MASKS, SCHEMA_VERSION, image_id, table
+from pipeline.output.schema import (
+    CLASS_STATS,
+    CLASSES,
+    LISTED,
+    MASKS,
+    PREDICTED,
+    SCHEMA_VERSION,
+    image_id,
+    masks_and_class_stats,
+    table,
+)
 from pipeline.verify import part_reader
 from pipeline.verify.findings import FINDING_KINDS, SHOWN, OutputFinding, Tally
 from pipeline.verify.mask_checks import regions
-from pipeline.verify.part_checks import Reference
+from pipeline.verify.part_checks import Reference, Statistics
 from pipeline.verify.repair import repair
 from pipeline.verify.verification import Verification
-from tests.pipeline.samples import CLASS_IDS_HW, CLASS_NAMES, MADE_AT, encoded, write_classes, write_part
+from tests.pipeline.samples import CLASS_IDS_HW, CLASS_NAMES, MADE_AT, encoded, segmented, write_classes, write_part
 
 PALETTE = np.zeros((2, 3), np.uint8)
 SCHEMAS = {"masks": MASKS, "class_stats": CLASS_STATS}
@@ -184,8 +194,14 @@ def other_type(output: Output) -> None:
     pq.write_table(masks.set_column(place, "width", masks["width"].cast(pa.int64())), output.path("masks"))
 
 
-def without_class_row(output: Output) -> None:
-    output.write("class_stats", output.rows("class_stats")[1:])
+def without_class_rows(number: int) -> Break:
+    """Remove the first of the two classes of the first image, or both."""
+    return lambda output: output.write("class_stats", output.rows("class_stats")[number:])
+
+
+def without_class(output: Output) -> None:
+    without_class_rows(1)(output)
+    change("masks", 0, class_ids=[1])(output)
 
 
 def class_row_twice(output: Output) -> None:
@@ -228,6 +244,7 @@ def classes_metadata(metadata: dict[str, str]) -> Break:
     return apply
 
 
+HOLED_HW = np.where(np.arange(8).reshape(2, 4) < 7, CLASS_IDS_HW, 255).astype(np.uint8)  # the last pixel has no data
 PNG_OF_OTHER_IDS = encode_mask(CLASS_IDS_HW[::-1].copy(), PALETTE)  # the same counts elsewhere
 LIGHT: list[tuple[str, str, Break]] = [
     ("half-written file", "masks", place("masks/.partial-x", b"PAR1")),
@@ -274,8 +291,6 @@ LIGHT: list[tuple[str, str, Break]] = [
     ("unknown error", "message", change("masks", 2, error_message="")),
     ("labels in an error row", "classes", change("masks", 2, class_ids=[0])),
     ("labels in an error row", "boxes", change("masks", 2, low_confidence_boxes=[])),
-    ("labels in an error row", "pixels without data", change("masks", 2, nodata_pixel_count=0)),
-    ("wrong pixel count", "without data, null", change("masks", 0, nodata_pixel_count=None)),
     ("statistics without image", "a failed one", stray_class_row),
     ("wrong class name", "", change("class_stats", 0, class_name="roof")),
     ("wrong class_ids", "too few", change("masks", 0, class_ids=[0])),
@@ -315,18 +330,15 @@ ALONG: list[tuple[str, str, Break, set[str]]] = [
         "wrong image id",
         "of an ok row",
         change("masks", 0, image_uri="x"),
-        {"statistics without image", "wrong class_ids", "wrong pixel count"},
+        {"statistics without image", "wrong class_ids", "wrong pixel count", "wrong box"},
     ),
     ("unknown class", "", change("class_stats", 1, class_id=7), {"wrong class_ids"}),
-    ("wrong pixel count", "", change("class_stats", 1, pixel_count=1), {"wrong pixel fraction"}),
-    ("wrong pixel count", "no row", without_class_row, {"wrong class_ids"}),
-    (
-        "wrong pixel count",
-        "without data",
-        change("masks", 0, nodata_pixel_count=1),
-        {"wrong pixel fraction", "wrong box"},
-    ),
-    ("wrong class_ids", "statistics twice", class_row_twice, {"wrong pixel count"}),
+    ("wrong pixel count", "more", change("class_stats", 0, pixel_count=7), {"wrong pixel fraction"}),
+    ("wrong pixel count", "none", without_class_rows(2), {"wrong class_ids", "wrong box"}),
+    ("wrong pixel fraction", "fewer", change("class_stats", 1, pixel_count=1), {"wrong box"}),
+    ("wrong pixel fraction", "no row", without_class_rows(1), {"wrong class_ids", "wrong box"}),
+    ("wrong pixel fraction", "no row and no id", without_class, {"wrong box"}),
+    ("wrong class_ids", "statistics twice", class_row_twice, {"wrong pixel count", "wrong pixel fraction"}),
     ("labels in an error row", "mask", change("masks", 2, mask={"bytes": b"x", "path": "x"}), {"no mask"}),
     ("wrong run file", "name", lambda output: output.edit_run(run_id="run7"), set()),
 ]
@@ -337,6 +349,7 @@ DEEP: list[tuple[str, str, Break]] = [
     ("undecodable mask", "in colour", mask(encoded(np.zeros((2, 4, 3), np.uint8), "PNG"))),
     ("wrong mask size", "", mask(encode_mask(CLASS_IDS_HW.T.copy(), PALETTE))),
     ("unknown class in a mask", "", mask(encode_mask(np.full((2, 4), 2, np.uint8), PALETTE))),
+    ("unknown class in a mask", "a counted pixel without data", mask(encode_mask(HOLED_HW, PALETTE))),
     ("mask and statistics differ", "counts", mask(encode_mask(1 - CLASS_IDS_HW, PALETTE))),
     ("mask and statistics differ", "box", change("class_stats", 1, x_min=1)),
     ("mask and statistics differ", "places", mask(PNG_OF_OTHER_IDS)),
@@ -355,12 +368,9 @@ def test_nothing_is_found_in_a_right_output(output: Output, deep: bool) -> None:
     assert found(output, deep, listed=["a", "b", "c", "d"]) == []
 
 
-def holed(output: Output, mask_HW: np.ndarray | None = None) -> Output:
-    """Take the class of a pixel without data from the second image, which has one class at 6 pixels and one at 2."""
-    ids_HW = CLASS_IDS_HW.copy()
-    ids_HW[1, 3] = 255
-    mask_HW = ids_HW if mask_HW is None else mask_HW
-    change("masks", 1, nodata_pixel_count=1, low_confidence_fraction=1 / 7)(output)
+def holed(output: Output, mask_HW: np.ndarray = HOLED_HW) -> Output:
+    """Take the last pixel of the second image, which has one class at 6 pixels and one at 2, from the statistics."""
+    change("masks", 1, low_confidence_fraction=1 / 7)(output)
     mask(encode_mask(mask_HW, PALETTE))(output)
     change("class_stats", 2, pixel_fraction=6 / 7)(output)
     change("class_stats", 3, pixel_count=1, pixel_fraction=1 / 7, x_max=3, centroid_x=2.0, centroid_y=1.0)(output)
@@ -372,17 +382,13 @@ def test_pixels_without_data_are_no_class_of_a_right_output(output: Output) -> N
     assert finding.kind == "wrong part name", "which has a hash of the columns"
 
 
-def test_each_pixel_without_data_is_counted(output: Output) -> None:
+@pytest.mark.parametrize("num_of_class", [0, 2])
+def test_a_mask_has_as_many_pixels_without_data_as_the_statistics_leave_out(output: Output, num_of_class: int) -> None:
     ids_HW = CLASS_IDS_HW.copy()
-    ids_HW[1, 2:] = 255
+    ids_HW[1, 2 + num_of_class :] = 255
     (finding,) = found(holed(output, ids_HW), deep=True)
     assert finding.kind == "mask and statistics differ"
-    assert "2 pixels without data in the mask, 1 in masks" in str(finding)
-
-
-def test_the_ignore_index_is_an_unknown_class_in_a_mask_without_such_pixels(output: Output) -> None:
-    mask(encode_mask(np.full((2, 4), 255, np.uint8), PALETTE))(output)
-    assert {finding.kind for finding in found(output, deep=True)} == {"unknown class in a mask"}
+    assert f"class 1: {num_of_class} pixels in the mask, 1 in class_stats" in str(finding)
 
 
 @pytest.mark.parametrize(("kind", "apply", "also", "deep"), BROKEN)
@@ -402,6 +408,15 @@ def test_each_breakage_is_found_by_its_name_and_mended(
     assert reconciled.repaired == []
     listed = table([{"image_id": image_id("d"), "image_uri": "d"}], LISTED)
     assert reconciled.completed.contains(listed).to_pylist() == [True], "a good part is gone"
+
+
+def test_the_missing_row_of_a_pixel_is_found_among_many_classes() -> None:
+    counts = [*(200 * [101]), 1]
+    classes = [{"class_id": k, "pixel_count": n, "pixel_fraction": n / sum(counts)} for k, n in enumerate(counts)]
+    image = segmented("a") | {"width": sum(counts), "height": 1, "classes": classes}
+    masks, class_stats = masks_and_class_stats(table([image], PREDICTED), 201 * ["class"], "model1", "run1", MADE_AT)
+    findings = Statistics("stats", class_stats.slice(0, 200), "masks", masks).check(Reference(None, None))
+    assert "wrong pixel fraction" in {finding.kind for finding in findings}
 
 
 def test_a_name_of_an_earlier_version_is_right(output: Output) -> None:
@@ -548,7 +563,7 @@ def test_parts_that_all_differ_from_the_class_table_are_not_deleted(output: Outp
 
 
 def test_a_repair_is_put_on_record(output: Output) -> None:
-    change("class_stats", 0, pixel_count=1)(output)
+    change("class_stats", 0, pixel_count=7)(output)
     lines = repaired(output)
     assert lines[0] == f"deleted part {output.name}: wrong pixel count, wrong pixel fraction"
     record = json.loads(next((output.folder / "repairs").iterdir()).read_text())
