@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import itertools
+import signal
 import subprocess
 import sys
 from collections import defaultdict
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from tests.finished_training import FinishedTraining
 
 os.environ.update(ACCESS)
+# A shell lets what it starts in the background ignore Ctrl-C, which some tests send.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _numbers = itertools.count()
 
