@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 from pipeline import storage
 from pipeline.train.run_folder import recorded_checkpoints
@@ -114,22 +115,28 @@ def test_a_stopped_submission_of_a_segmentation_says_what_is_saved(
 ) -> None:
     save_checkpoint(tmp_path / "checkpoint", width=64)
     output = f"{tmp_path.as_uri()}/labels"
-    uris = write_photos(f"{tmp_path.as_uri()}/photos", 800)  # more than are labeled before the stop arrives
+    uris = write_photos(f"{tmp_path.as_uri()}/photos", 400)  # more than are labeled before the stop arrives
     command = ["jobs/segment_bucket.py", "--input", str(tmp_path / "photos"), "--output", output]
     command += ["--checkpoint", str(tmp_path / "checkpoint"), "--rows-per-part", "8"]
 
-    def ray_job(*arguments: str) -> str:
-        ray = str(Path(sys.executable).parent / "ray")
-        environment = {**os.environ, **head.environment, "RAY_ADDRESS": head.dashboard}
-        return subprocess.check_output([ray, "job", *arguments], cwd=REPOSITORY, env=environment, text=True)
-
-    ray_job("submit", "--no-wait", "--submission-id", "stopped", "--working-dir", ".", "--", "python", *command)
+    submit = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--no-wait", "--submission-id", "stopped"]
+    subprocess.run(
+        [*submit, "--working-dir", ".", "--", "python", *command],
+        cwd=REPOSITORY,
+        env={**os.environ, **head.environment, "RAY_ADDRESS": head.dashboard},
+        check=True,
+    )
+    # What `ray job stop` calls, which takes seconds to start.
+    client = JobSubmissionClient(head.dashboard)
     deadline = time.monotonic() + LIMIT
     while not storage.find(f"{output}/masks"):
-        assert time.monotonic() < deadline, ray_job("logs", "stopped")
+        assert time.monotonic() < deadline, client.get_job_logs("stopped")
         time.sleep(0.1)
-    ray_job("stop", "stopped")
-    printed = ray_job("logs", "stopped")
+    client.stop_job("stopped")
+    while not client.get_job_status("stopped").is_terminal():
+        assert time.monotonic() < deadline, client.get_job_logs("stopped")
+        time.sleep(0.1)
+    printed = client.get_job_logs("stopped")
     assert "Interrupted. Labeled images are saved part by part; run the same command again to label" in printed
     assert "Traceback" not in printed
     done = run_job(*command)
