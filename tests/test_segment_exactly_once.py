@@ -14,7 +14,7 @@ import ray
 from jobs import segment_bucket
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.images.codec import decode_image, encode_png
+from pipeline.images.codec import decode_raster, encode_png
 from pipeline.output.lease import Lease, hold
 from pipeline.output.schema import DECODED, table
 from pipeline.segment import decode_stage, worklist
@@ -38,25 +38,25 @@ def is_deadly(image_HW3: Any) -> bool:
 
 
 def decode_or_die(content: bytes, *limits: Any) -> Any:
-    image_HW3 = decode_image(content, *limits)
-    if is_deadly(image_HW3):
+    raster = decode_raster(content, *limits)
+    if is_deadly(raster.pixels_HW3):
         os._exit(1)
-    return image_HW3
+    return raster
 
 
 def deadly_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
-    decode_stage.decode_image = decode_or_die  # of this worker
+    decode_stage.decode_raster = decode_or_die  # of this worker
     try:
         yield from decode_stage.decode(listed, **arguments)
     finally:
-        decode_stage.decode_image = decode_image
+        decode_stage.decode_raster = decode_raster
 
 
 class DeadlySegmenter(PredictStage):
-    def _predict_what_fits(self, images_NHW3: Any, output_sizes: Any) -> list[Any]:
+    def _predict_what_fits(self, images_NHW3: Any, batch: Any) -> list[Any]:
         if any(map(is_deadly, images_NHW3)):
             os._exit(1)
-        return super()._predict_what_fits(images_NHW3, output_sizes)
+        return super()._predict_what_fits(images_NHW3, batch)
 
 
 def muddled_decode(listed: pa.Table, **arguments: Any) -> Iterator[pa.Table]:
