@@ -1,4 +1,4 @@
-"""What Ray's own autoscaler would start for the two jobs on a cluster that has no worker yet."""
+"""Resource requests of the two jobs, and the nodes that Ray's autoscaler starts for them if there are none."""
 
 from collections import Counter
 from typing import Any
@@ -10,7 +10,7 @@ from pipeline.config.training import WorkersConfig
 
 
 def segmentation_requests(config: dict[str, Any], predictors: int) -> list[dict[str, float]]:
-    """What each actor and task of a labelling on GPUs asks for, its stages sized for all that the cluster may have."""
+    """Return the request of each actor and task that labels on GPUs, with stages sized for the largest cluster."""
     types = config["available_node_types"].values()
     most = {name: sum(one["max_workers"] * one["resources"].get(name, 0) for one in types) for name in ("CPU", "GPU")}
     empty = Resources((), allowed_cpus=most["CPU"], allowed_gpus=most["GPU"])
@@ -24,7 +24,7 @@ def segmentation_requests(config: dict[str, Any], predictors: int) -> list[dict[
 
 
 def training_requests(workers: int) -> list[dict[str, float]]:
-    """What training workers with a GPU each ask for, and the tasks that decode for them."""
+    """Return the requests of training workers with one GPU each, and of the tasks that decode for them."""
     each = WorkersConfig(count=(workers,), gpu=True)
     return [*[{"CPU": each.cpus, "GPU": 1}] * workers, *[{"CPU": 1}] * workers * each.ingest_cpus]
 

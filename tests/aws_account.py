@@ -20,7 +20,7 @@ TEMPLATE = (REPOSITORY / "deploy/aws/account.yaml").read_text()
 
 @dataclass(frozen=True)
 class Account:
-    """What the stack has made."""
+    """Resources that the stack created."""
 
     outputs: dict[str, str]
 

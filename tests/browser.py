@@ -12,7 +12,7 @@ from tests.requirements import BROWSER, browser_path
 
 @dataclass
 class Seen:
-    """What a page did that it should not do."""
+    """Errors and requests of a page, which should have none."""
 
     requests: list[str] = field(default_factory=list)  # for anything but the page itself
     problems: list[str] = field(default_factory=list)  # errors of scripts, messages, dialogs

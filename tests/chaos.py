@@ -142,7 +142,7 @@ COURSES: dict[str, Callable[[random.Random], Runs]] = {
 
 @dataclass(frozen=True)
 class Scenario:
-    """What happens, and to what."""
+    """Faults of a scenario, and the processes or files that they hit."""
 
     seed: int
     course: str
@@ -249,7 +249,7 @@ class Trouble:
 
 @dataclass
 class Played:
-    """How a scenario went."""
+    """Result of a scenario."""
 
     scenario: Scenario
     exits: list[int] = field(default_factory=list)  # of each run
@@ -264,7 +264,7 @@ class Played:
 
 
 class Arena:
-    """Where scenarios are played, one after the other: a cluster, and storage behind a proxy. Made by `arena`."""
+    """Cluster, and storage behind a proxy, on which scenarios run one after the other. Created by `arena`."""
 
     def __init__(
         self, cluster: ChaosCluster, trouble: Trouble, faulty: FaultyStorage, checkpoint: Path, folder: Path
@@ -329,7 +329,7 @@ class Arena:
         return Driver(process, log, self._stacks)
 
     def _stacks(self, driver: int) -> str:
-        """Where the driver and the run's workers stand."""
+        """Return the stacks of the driver and of the run's workers."""
         working = [
             process.pid
             for process, title in self._cluster.processes()
@@ -416,13 +416,13 @@ class Place:
         return {file.uri: file.etag for page in storage.listed(self.photos) for file in page if file.etag}
 
     def rows(self) -> pa.Table:
-        """What the masks parts say now: image_uri, error_type, etag."""
+        """Return the current rows of the masks parts: image_uri, error_type, etag."""
         columns = ["image_uri", "error_type", "etag"]
         tables = [read_table(uri, columns) for uri in storage.find(f"{self.output}/masks")]
         return pa.concat_tables(tables) if tables else pa.table({name: pa.array([], pa.string()) for name in columns})
 
     def minutes_ago(self) -> float:
-        """How long ago the newest row was written, by its own word."""
+        """Return the age of the newest row in minutes, from the time in it."""
         tables = [read_table(uri, ["segmented_at"]) for uri in storage.find(f"{self.output}/masks")]
         newest = max(time for table in tables for time in table["segmented_at"].to_pylist())
         return (datetime.now(UTC) - newest).total_seconds() / 60

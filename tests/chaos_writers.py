@@ -20,7 +20,7 @@ RUNS = 4  # at the most, until one ends with 0
 
 @dataclass(frozen=True)
 class WriterScenario:
-    """What happens; each course uses some of it."""
+    """Parameters of a scenario; each course uses some of them."""
 
     seed: int
     course: str
@@ -72,7 +72,7 @@ def play(arena: Arena, scenario: WriterScenario) -> str:
 
 @dataclass
 class Stage:
-    """Where a scenario is played: an output of its own, and the drivers that write it."""
+    """Output of a scenario, and the drivers that write it."""
 
     arena: Arena
     scenario: WriterScenario
@@ -200,7 +200,7 @@ def clocks_apart(stage: Stage) -> list[int]:
 
 
 def lagging_listing(stage: Stage) -> list[int]:
-    """What was committed a moment ago is in no listing yet. A run that cannot put that right says so."""
+    """Hide the newest commits from listings. A run that cannot correct the consequences must report them."""
     stage.arena.faulty.lag = stage.scenario.lag
     try:
         exits = [stage.run_killed(Blow(commits, stage.scenario.number, None))]

@@ -211,7 +211,7 @@ def _write_voc(root: str) -> None:
 
 
 def _write_inputs() -> None:
-    """What docs/inputs.md names: prefixes, a manifest of which the sample of 1% is not empty, and an inventory."""
+    """Write the inputs that docs/inputs.md names: prefixes, a manifest with a nonempty 1% sample, and an inventory."""
     photo, _ = _pair(0)
     manifest = pa.table(
         {

@@ -17,7 +17,7 @@ DENIED = "<Error><Code>AccessDenied</Code><Message>not by the policy</Message></
 
 
 class Call(NamedTuple):
-    """What Amazon asks a policy for."""
+    """Permission that a request to S3 needs."""
 
     action: str
     resource: str
@@ -33,7 +33,7 @@ class GuardedS3:
     refused: set[Call] = field(default_factory=set)
 
     def judge(self, calls: list[Call]) -> bool:
-        """Whether a request may pass."""
+        """Return True if the policies allow the request."""
         allowed = {call for call in calls if statements(self.policy, call)}
         self.allowed |= allowed
         self.refused |= set(calls) - allowed
@@ -63,7 +63,7 @@ def listed(value: str | list[str]) -> list[str]:
 
 
 def calls_of(method: str, raw_path: str, body: bytes) -> list[Call]:
-    """What Amazon asks policies for on a request, as its documentation of each operation says."""
+    """Return the permissions that a request needs, as Amazon documents them for each operation."""
     path, _, query_string = raw_path.partition("?")
     query = parse_qs(query_string, keep_blank_values=True)
     bucket, _, key = unquote(path).lstrip("/").partition("/")

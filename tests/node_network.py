@@ -29,7 +29,7 @@ HEALTH_CHECKS = {
 
 
 def can_have_networks() -> bool:
-    """Whether namespaces can be made here."""
+    """Return True if this machine can create network namespaces."""
     if shutil.which("ip") is None:
         return False
     name = f"probe{os.getpid()}"

@@ -18,7 +18,7 @@ HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length",
 
 @dataclass(frozen=True)
 class Answer:
-    """What the endpoint said."""
+    """Response of the endpoint."""
 
     status: int
     headers: CIMultiDict[str]

@@ -45,7 +45,7 @@ def save_model(folder: Path, outliers: bool = False) -> None:
 
 @dataclass
 class Calibrated:
-    """What one run of the job has left."""
+    """Results of one run of the job."""
 
     scenes: str
     checkpoint: str

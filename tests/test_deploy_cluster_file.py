@@ -1,4 +1,4 @@
-"""What cluster.yaml promises, checked without AWS; tests/test_deploy_aws.py launches it."""
+"""Properties of cluster.yaml, checked without AWS; tests/test_deploy_aws.py launches it."""
 
 import os
 import re

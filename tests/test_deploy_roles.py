@@ -1,4 +1,4 @@
-"""What the roles of deploy/aws/account.yaml may do, by what the cluster is for."""
+"""Permissions of the roles of deploy/aws/account.yaml: those that the jobs need, and no others."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the documentation points to is there: files, sections, jobs and their options."""
+"""Files, sections, jobs and options that the documentation names exist."""
 
 import functools
 import re

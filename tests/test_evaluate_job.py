@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @dataclass
 class Evaluated:
-    """What one run of the job has left, and printed."""
+    """Results of one run of the job, and its printed text."""
 
     output: Path
     fitted: Path

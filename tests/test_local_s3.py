@@ -1,4 +1,4 @@
-"""What the two S3 servers on this machine promise: moto for the demonstration, Swift for stricter tests."""
+"""Properties of the two S3 servers on this machine: moto for the demo, Swift for stricter tests."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def page_of(output: Path, **options: int) -> str:
 
 
 def text_of(page: str) -> str:
-    """What a reader reads."""
+    """Return the text that a reader sees."""
     body = re.sub(r"<(style|script|svg)\b.*?</\1>", " ", page, flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
 

@@ -1,4 +1,4 @@
-"""What jobs/segment_bucket.py says, before any actor starts, about input that cannot work."""
+"""jobs/segment_bucket.py reports invalid input before any actor starts."""
 
 import shutil
 from pathlib import Path

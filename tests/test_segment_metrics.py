@@ -1,4 +1,4 @@
-"""What Prometheus reads of a segmentation run from Ray's own exporter."""
+"""Metrics of a segmentation run, as Prometheus reads them from Ray's own exporter."""
 
 import time
 import urllib.request

@@ -1,4 +1,4 @@
-"""What jobs/train.py says, before any worker starts, about input that cannot work."""
+"""jobs/train.py reports invalid input before any worker starts."""
 
 import itertools
 

@@ -34,7 +34,7 @@ def test_no_output_gives_exit_code_2_and_a_sentence(tmp_path: Path) -> None:
 
 
 def test_it_needs_no_ray(small_output: Path) -> None:
-    """Which takes seconds to import, and is not where an analyst is."""
+    """Ray takes seconds to import, and an analyst may not have it."""
     run = f"import sys; from jobs.verify import main; main([{str(small_output)!r}])"
     code = f"{run}; assert 'ray' not in sys.modules and 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)

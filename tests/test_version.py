@@ -29,7 +29,7 @@ def commit(folder: Path) -> None:
 
 
 def version_of(tree: Path) -> str:
-    """What a wheel that is built of the tree is called."""
+    """Return the version in the name of a wheel built from the tree."""
     program = "import setuptools.build_meta as build; print(build.prepare_metadata_for_build_wheel('.'))"
     out = subprocess.run([sys.executable, "-c", program], cwd=tree, capture_output=True, text=True, check=True)
     made = tree / out.stdout.splitlines()[-1]

@@ -128,12 +128,11 @@ class Grid:
 
     def crop_rows_of(self, output_rows: range) -> list[CropRow]:
         """Return the rows of crops on which these output rows depend."""
-        return [
-            CropRow(scale, row)
-            for scale, (rows, _) in enumerate(self.scales)
-            for needed in [span_of(rows.output.part(slice(output_rows.start, output_rows.stop)))]
-            for row in rows.covering(needed.start, needed.stop - 1)
-        ]
+        crop_rows = []
+        for scale, (rows, _) in enumerate(self.scales):
+            needed = span_of(rows.output.part(slice(output_rows.start, output_rows.stop)))
+            crop_rows += [CropRow(scale, row) for row in rows.covering(needed.start, needed.stop - 1)]
+        return crop_rows
 
     def crops_in(self, crop_rows: Iterable[CropRow]) -> list[CropKey]:
         """Return the crops in these rows."""

@@ -137,7 +137,7 @@ def _cached_averaging(
     bins: tuple[int, ...], size: tuple[int, int], start: int, stop: int, device: torch.device
 ) -> tuple[Tensor, list[Tensor]]:
     def shares(cells: list[tuple[int, int]], start: int, stop: int) -> Tensor:
-        rows = [[(low <= y < high) / (high - low) for y in range(start, stop)] for low, high in cells]
+        rows = [[1 / (high - low) if low <= y < high else 0.0 for y in range(start, stop)] for low, high in cells]
         return torch.tensor(rows, device=device)
 
     every_column = [cell for bin_ in bins for cell in _cells(size[1], bin_)]

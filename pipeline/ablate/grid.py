@@ -35,7 +35,7 @@ class Setting:
         """Folder name, for example `resnet18-b1236-average-dr-aux0.4`."""
         parts = [self.backbone, "none"]
         if self.bins:
-            parts = [self.backbone, f"b{''.join(map(str, self.bins))}", self.pooling] + ["dr"] * self.reduce
+            parts = [self.backbone, f"b{''.join(map(str, self.bins))}", self.pooling] + (["dr"] if self.reduce else [])
         return "-".join([*parts, f"aux{self.auxiliary_weight:g}" if self.auxiliary_weight else "noaux"])
 
 
@@ -152,7 +152,7 @@ def _pooling(config: AblateConfig) -> list[Case]:
             for pooling in config.poolings:
                 short = "MAX" if pooling == "max" else "AVE"
                 setting = Setting(config.model.backbone, bins, pooling, reduce, _weight(config))
-                label = f"+ B{''.join(map(str, bins))} + {short}" + " + DR" * reduce
+                label = f"+ B{''.join(map(str, bins))} + {short}{' + DR' if reduce else ''}"
                 cases.append(Case(label, setting, paper=PAPER_POOLING.get((bins, pooling, reduce))))
     return cases
 

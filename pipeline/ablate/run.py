@@ -218,28 +218,28 @@ class _Progress(tune.Callback):
         self._started = self._last_line = time.monotonic()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._say(f"started: {trial.config['trial']}")
+        self._log(f"started: {trial.config['trial']}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._ended += 1
         name, result = trial.config["trial"], trial.last_result
         if "problem" in result:
             self.problems[name] = result["problem"]
-            self._say(f"failed: {name}: {result['problem']}")
+            self._log(f"failed: {name}: {result['problem']}")
             return
-        self._say(f"finished: {name} · mIoU {result['miou']:.4f}{self._time_left()}")
+        self._log(f"finished: {name} · mIoU {result['miou']:.4f}{self._time_left()}")
         self._finished()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._ended += 1
-        self._say(f"failed: {trial.config['trial']}")
+        self._log(f"failed: {trial.config['trial']}")
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
             return
         running = {trial.config["trial"] for trial in trials if trial.status == "RUNNING"}
-        told = [self._how_far(trial) for trial in self._grid.trials if trial.name in running]
-        self._say(" · ".join(told) or "waiting for resources")
+        progress = [self._how_far(trial) for trial in self._grid.trials if trial.name in running]
+        self._log(" · ".join(progress) or "waiting for resources")
 
     def _time_left(self) -> str:
         done, left = self._ended - self._ended_before, self._total - self._ended
@@ -258,7 +258,7 @@ class _Progress(tune.Callback):
         best = history.best()
         return f"{text}, mIoU {best['metrics']['miou']:.4f}" if best else text
 
-    def _say(self, line: str) -> None:
+    def _log(self, line: str) -> None:
         self._last_line = time.monotonic()
         log(f"{self._ended} of {self._total} · {line}")
 

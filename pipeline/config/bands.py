@@ -18,7 +18,7 @@ class Bound:
     is_percentile: bool
 
     def __str__(self) -> str:
-        return str(self.value).removesuffix(".0") + "%" * self.is_percentile
+        return str(self.value).removesuffix(".0") + ("%" if self.is_percentile else "")
 
 
 @dataclass(frozen=True)

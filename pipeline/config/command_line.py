@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str, description: str, examples: Iterable[str] = ()) -> None:
-        calls = [f"  {_command(prog)} {example}" for example in examples]
+        calls = [f"  {_command(prog)} {example}".rstrip() for example in examples]
         super().__init__(
             prog=prog,
             description="\n".join([description, *(["", "examples:"] if calls else []), *calls]),

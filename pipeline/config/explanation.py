@@ -21,7 +21,8 @@ class Explanation:
 
     def of(self, error: ValidationError) -> str:
         lines = [line for item in error.errors() for line in self._lines(item)]
-        return "\n".join([f"{where(self._path)}: {len(lines)} invalid setting{'s' * (len(lines) > 1)}", *lines])
+        settings = "settings" if len(lines) > 1 else "setting"
+        return "\n".join([f"{where(self._path)}: {len(lines)} invalid {settings}", *lines])
 
     def _lines(self, item: Any) -> list[str]:
         location = item["loc"]

@@ -9,6 +9,8 @@ from pipeline.config.fields import JobSettings, annotation_of, choices_of
 
 WORDS = {"output": "FOLDER", "to": "FOLDER", "checkpoint": "FOLDER", "weights": "FOLDER", "root": "FOLDER"}
 
+EMPTY_DEFAULT = re.compile(r" \(default: ([Nn]one|\(\)|\{\}|\[\]|)\)$")
+
 
 class OptionHelp:
     """Registration of options with words instead of types, in groups by the class that defines them."""
@@ -24,7 +26,7 @@ class OptionHelp:
             choices = choices_of(annotation_of(self._settings, key))
             kwargs["metavar"] = "{" + ",".join(choices) + "}" if choices else _word(key)
         # The descriptions say what happens without a value.
-        kwargs["help"] = re.sub(r" \(default: (none|\(\)|\{\}|\[\])\)$", "", kwargs.get("help") or "")
+        kwargs["help"] = EMPTY_DEFAULT.sub("", kwargs.get("help") or "")
         title = self._title(key) if isinstance(container, Parser) else None
         if title and title not in self._groups:
             self._groups[title] = container.add_argument_group(title)

@@ -16,7 +16,7 @@ from pipeline.datasets.names import (
     normalized,
     split_line,
 )
-from pipeline.datasets.pairs import Listing, Pair, places_of
+from pipeline.datasets.pairs import DatasetFinding, Listing, Pair, places_of
 from pipeline.errors import UserError
 from pipeline.storage.hidden_files import is_hidden
 
@@ -36,6 +36,7 @@ class Folder:
 
     files: dict[str, File]
     sidecars: dict[str, str]  # path below the folder
+    findings: list[DatasetFinding]
 
     def near(self, name: str) -> str:
         """Return what a message adds about a name that is missing: a file that may be meant."""
@@ -132,9 +133,9 @@ def stamp(details: dict) -> str:
 
 def _two_folders(data: DataFolder, images_at: str, labels_at: str, codings: Codings, image_suffix: str = "") -> Listing:
     """Pair the images of one folder with the annotations of the same name in another, sorted by image URI."""
-    listing = Listing()
-    images = _files(data, images_at, listing, ((image_suffix, None),))
-    labels = _files(data, labels_at, listing, codings)
+    images = _files(data, images_at, ((image_suffix, None),))
+    labels = _files(data, labels_at, codings)
+    listing = Listing(findings=[*images.findings, *labels.findings])
     label_names = {name: name for name in images.files if name in labels.files}
     label_names |= match_bare(images.files.keys() - label_names.keys(), labels.files.keys() - label_names.keys())
     listing.pairs += [
@@ -144,7 +145,12 @@ def _two_folders(data: DataFolder, images_at: str, labels_at: str, codings: Codi
     lone_images = [name for name in images.files if name not in label_names]
     lone_labels = [name for name in labels.files if name not in met]
     if data.format == "folder" and not data.label_suffix and (suffix := common_suffix(lone_images, lone_labels)):
-        lone_images, lone_labels = _without_suffixed(listing, labels, suffix, lone_images, lone_labels)
+        names = set(lone_labels)
+        suffixed = {f"{name}{suffix}": name for name in lone_images if f"{name}{suffix}" in names}
+        listing.findings.append(_suffix_finding(labels, suffix, suffixed))
+        with_suffix = set(suffixed.values())
+        lone_images = [name for name in lone_images if name not in with_suffix]
+        lone_labels = [name for name in lone_labels if name not in suffixed]
     for name in lone_images:
         wanted = " or ".join(f"{labels_at}/{name}{suffix}.*" for suffix, _ in codings)
         listing.add("missing annotation", images.files[name].uri, f"found no {wanted}{labels.near(name)}")
@@ -156,17 +162,16 @@ def _two_folders(data: DataFolder, images_at: str, labels_at: str, codings: Codi
     return listing
 
 
-def _without_suffixed(
-    listing: Listing, labels: Folder, suffix: str, lone_images: list[str], lone_labels: list[str]
-) -> tuple[list[str], list[str]]:
-    """Add one finding for all annotations that a suffix separates from their images, and return the other names."""
-    lone = set(lone_labels)
-    suffixed = {name: f"{name}{suffix}" for name in lone_images if f"{name}{suffix}" in lone}
-    name, label_name = next(iter(suffixed.items()))
+def _suffix_finding(labels: Folder, suffix: str, suffixed: dict[str, str]) -> DatasetFinding:
+    """Return one finding for all annotations that a suffix separates from their images.
+
+    Args:
+        suffixed: name of the annotation -> name of the image.
+    """
+    label_name, name = next(iter(suffixed.items()))
     message = f"{len(suffixed):,} annotation(s) are named like {label_name} for image {name}"
-    listing.add("suffix of annotations", labels.files[label_name].uri, f"{message}: data.label_suffix: {suffix}")
-    lone -= set(suffixed.values())
-    return [name for name in lone_images if name not in suffixed], [name for name in lone_labels if name in lone]
+    uri = labels.files[label_name].uri
+    return DatasetFinding("suffix of annotations", uri, f"{message}: data.label_suffix: {suffix}")
 
 
 def _named(data: DataFolder, list_at: str, images_at: str, labels_at: str, codings: Codings) -> Listing:
@@ -174,9 +179,9 @@ def _named(data: DataFolder, list_at: str, images_at: str, labels_at: str, codin
 
     Each line begins with an image's name, or with its path, as in lists of `image annotation` paths.
     """
-    listing = Listing()
-    images = _files(data, images_at, listing, IMAGES)
-    labels = _files(data, labels_at, listing, codings)
+    images = _files(data, images_at, IMAGES)
+    labels = _files(data, labels_at, codings)
+    listing = Listing(findings=[*images.findings, *labels.findings])
     label_names = match_bare(images.files, labels.files) | {name: name for name in images.files if name in labels.files}
     for where, line in _lines(data, list_at):
         names = listed_names(line)
@@ -199,7 +204,7 @@ def _pair(image: File, label: File) -> Pair:
     return Pair(image.uri, label.uri, label.coding, stamp=f"{image.stamp}, {label.stamp}")
 
 
-def _files(data: DataFolder, folder: str, listing: Listing, codings: Codings) -> Folder:
+def _files(data: DataFolder, folder: str, codings: Codings) -> Folder:
     """Return the files below a folder by name without suffix and extension, sorted by URI.
 
     Skips hidden files, sidecar files, and files that match no suffix of `codings`. If several suffixes match one name,
@@ -208,6 +213,7 @@ def _files(data: DataFolder, folder: str, listing: Listing, codings: Codings) ->
     base = storage.join(data.root, folder).rstrip("/") + "/"
     found: dict[tuple[str, str], File] = {}
     sidecars: dict[str, str] = {}
+    findings = []
     for uri, details in storage.find(base).items():
         path = uri.removeprefix(base)
         if path.endswith("/") or is_hidden(path):
@@ -225,13 +231,13 @@ def _files(data: DataFolder, folder: str, listing: Listing, codings: Codings) ->
             other = found[key].uri
             is_extension = posixpath.splitext(uri)[0] == posixpath.splitext(other)[0]
             what = "their extension" if is_extension else "the Unicode form of their names (NFC or NFD)"
-            listing.add("two files for one name", uri, f"{uri} and {other} differ only in {what}")
+            findings.append(DatasetFinding("two files for one name", uri, f"{uri} and {other} differ only in {what}"))
             continue
         found[key] = File(uri, stamp(details), coding)
     best: dict[str, File] = {}
     for suffix, _ in reversed(codings):
         best |= {name: file for (name, end), file in found.items() if end == suffix}
-    return Folder(dict(sorted(best.items(), key=lambda item: item[1].uri)), sidecars)
+    return Folder(dict(sorted(best.items(), key=lambda item: item[1].uri)), sidecars, findings)
 
 
 def _lines(data: DataFolder, path: str) -> list[tuple[str, str]]:

@@ -62,12 +62,13 @@ def list_pairs(data: DataConfig, split: str) -> list[Pair]:
     listing = list_split(data, split)
     errors = [finding for finding in listing.findings if finding.is_error]
     if errors:
-        told = "".join(f"\n  {_told(kind, errors)}" for kind in dict.fromkeys(finding.kind for finding in errors))
-        raise UserError(f"data.root {data.root}, split {split!r}:{told}")
+        kinds = dict.fromkeys(finding.kind for finding in errors)
+        described = "".join(f"\n  {_describe(kind, errors)}" for kind in kinds)
+        raise UserError(f"data.root {data.root}, split {split!r}:{described}")
     return listing.pairs
 
 
-def _told(kind: str, errors: list[DatasetFinding]) -> str:
+def _describe(kind: str, errors: list[DatasetFinding]) -> str:
     """Format the findings of one kind: their number, the first few, and the remedy."""
     found = [f"{finding.where}: {finding.message}" for finding in errors if finding.kind == kind]
     count = f" ({len(found)})" if len(found) > 1 else ""

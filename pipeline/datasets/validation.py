@@ -414,6 +414,7 @@ def _duplicates(hashes: dict[str, NDArray[np.uint8]], pairs: dict[str, list[Pair
         groups[group_N[place]].append((split, pairs[split][place - starts[number]].image_uri))
     for (split, first), *copies in groups.values():
         between = any(other != split for other, _ in copies)
-        told = ", ".join(f"{uri} ({other})" for other, uri in copies[:SHOWN]) + (" ..." if len(copies) > SHOWN else "")
+        more = " ..." if len(copies) > SHOWN else ""
+        listed = ", ".join(f"{uri} ({other})" for other, uri in copies[:SHOWN]) + more
         kind = "duplicate between splits" if between else "duplicate within a split"
-        yield DatasetFinding(kind, f"{first} ({split})", f"has the same pixels as {told}")
+        yield DatasetFinding(kind, f"{first} ({split})", f"has the same pixels as {listed}")

@@ -146,8 +146,8 @@ def check_nccl(roll: Roll) -> list[CheckResult]:
     free = free_gpus()
     ready = [node for node in with_gpus if free.get(node.id, 0) > 0]
     if len(ready) == 1 and free[ready[0].id] < 2:
-        told = f"not checked: needs two free GPUs, on {len(with_gpus)} node(s) with GPUs"
-        return [CheckResult(OK if len(with_gpus) == 1 else WARN, told)]
+        message = f"not checked: needs two free GPUs, on {len(with_gpus)} node(s) with GPUs"
+        return [CheckResult(OK if len(with_gpus) == 1 else WARN, message)]
     busy = [
         CheckResult(WARN, "not checked, since all its GPUs are in use", n.name) for n in with_gpus if n not in ready
     ]
@@ -198,7 +198,7 @@ def judge_rates(backend: Backend, rates: dict[str, float], alone: bool) -> list[
         for name, rate in rates.items()
         if len(rates) > 2 and rate < UNEVEN * usual
     ]
-    told = "two processes on the only node" if alone else f"{len(rates)} pair(s) of nodes"
+    compared = "two processes on the only node" if alone else f"{len(rates)} pair(s) of nodes"
     size = f"{ELEMENTS * 4 / 1e6:.0f} MB"
     speed = spread(rates.values(), lambda rate: f"{rate:.0f} MB/s")
-    return [CheckResult(OK, f"{backend}, {told}, {size}: the sum is correct, bus bandwidth {speed}"), *slow]
+    return [CheckResult(OK, f"{backend}, {compared}, {size}: the sum is correct, bus bandwidth {speed}"), *slow]

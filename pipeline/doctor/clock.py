@@ -12,7 +12,7 @@ from pipeline.doctor.nodes import Answer, Node, Reply, Roll
 from pipeline.storage import s3_client
 
 REFUSED = 15 * 60  # seconds
-DOUBTFUL = 60  # seconds
+WARNED = 60  # seconds
 ROUNDS = 3  # the fastest one counts
 LIMIT = 30.0  # seconds per round
 STORAGE = "storage"
@@ -81,24 +81,24 @@ def judge_skews(nodes: dict[str, Skew], of_storage: Skew | None = None) -> list[
     findings = []
     for name, skew in {**nodes, **({STORAGE: of_storage} if of_storage else {})}.items():
         off = abs(skew.ahead)
-        told = f"its clock is {_span(off)} {'ahead of' if skew.ahead > 0 else 'behind'} the driver's"
-        told += f" (± {_span(skew.uncertainty)})"
-        if off + skew.uncertainty <= DOUBTFUL:
+        message = f"its clock is {_span(off)} {'ahead of' if skew.ahead > 0 else 'behind'} the driver's"
+        message += f" (± {_span(skew.uncertainty)})"
+        if off + skew.uncertainty <= WARNED:
             continue
-        if off <= DOUBTFUL:
+        if off <= WARNED:
             findings.append(CheckResult(WARN, f"its clock could only be measured to ± {_span(skew.uncertainty)}", name))
         elif off - skew.uncertainty >= REFUSED:
-            findings.append(CheckResult(FAIL, f"{told}; S3 rejects requests that are 15 min off: {REMEDY}", name))
+            findings.append(CheckResult(FAIL, f"{message}; S3 rejects requests that are 15 min off: {REMEDY}", name))
         else:
-            findings.append(CheckResult(WARN, f"{told}; S3 rejects requests from 15 min on: {REMEDY}", name))
+            findings.append(CheckResult(WARN, f"{message}; S3 rejects requests from 15 min on: {REMEDY}", name))
     if findings or not nodes:
         return findings
     worst = max(nodes.values(), key=lambda skew: abs(skew.ahead) + skew.uncertainty)
-    told = f"nodes within {_told(worst)} of the driver"
-    return [CheckResult(OK, f"{told}, storage within {_told(of_storage)}" if of_storage else told)]
+    message = f"nodes within {_format_skew(worst)} of the driver"
+    return [CheckResult(OK, f"{message}, storage within {_format_skew(of_storage)}" if of_storage else message)]
 
 
-def _told(skew: Skew) -> str:
+def _format_skew(skew: Skew) -> str:
     return f"{_span(abs(skew.ahead))} (± {_span(skew.uncertainty)})"
 
 

@@ -38,12 +38,12 @@ def lines(check: str, findings: Iterable[CheckResult], nodes: int) -> Iterator[s
     for finding in findings:
         where.setdefault((finding.level, finding.message), []).extend([finding.node] if finding.node else [])
     for level in (FAIL, WARN, OK):
-        told = [(message, found) for (its_level, message), found in where.items() if its_level == level]
-        for message, found in told[:SHOWN]:
+        of_level = [(message, found) for (its_level, message), found in where.items() if its_level == level]
+        for message, found in of_level[:SHOWN]:
             place = f"{_named(found, nodes)}: " if found else ""
             yield f"{level:<4}  {check:<{CHECK_WIDTH}}  {place}{message}"
-        if len(told) > SHOWN:
-            yield f"{level:<4}  {check:<{CHECK_WIDTH}}  ... and {len(told) - SHOWN} more of this kind"
+        if len(of_level) > SHOWN:
+            yield f"{level:<4}  {check:<{CHECK_WIDTH}}  ... and {len(of_level) - SHOWN} more of this kind"
 
 
 def _named(found: list[str], nodes: int) -> str:

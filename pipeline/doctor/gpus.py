@@ -177,11 +177,13 @@ def check_gpus(roll: Roll, installed: Mapping[Node, list[Installed] | None]) -> 
     if not tried:
         return [CheckResult(OK, "none; training and labeling will run on CPUs")]
     some = next(iter(tried.values()))
-    told = f"{sum(len(its.names) for its in tried.values())} as offered by Ray ({', '.join(sorted(set(some.names)))})"
+    message = (
+        f"{sum(len(its.names) for its in tried.values())} as offered by Ray ({', '.join(sorted(set(some.names)))})"
+    )
     driver = f", driver {', '.join(drivers)}" if drivers else ""
     return [
         CheckResult(
-            OK, f"{told}{driver}, torch for CUDA {some.cuda}; bfloat16 is correct and native, and kernels compile"
+            OK, f"{message}{driver}, torch for CUDA {some.cuda}; bfloat16 is correct and native, and kernels compile"
         )
     ]
 
@@ -209,38 +211,40 @@ def judge_offer(name: str, offered: int, installed: list[Installed] | None) -> l
             )
         ]
     if offered < len(installed):
-        told = f"{len(installed)} GPU(s) ({installed[0].name}) are installed, but Ray offers {offered}"
-        return [CheckResult(WARN, f"{told}; start Ray there with --num-gpus={len(installed)} to use them", name)]
+        message = f"{len(installed)} GPU(s) ({installed[0].name}) are installed, but Ray offers {offered}"
+        return [CheckResult(WARN, f"{message}; start Ray there with --num-gpus={len(installed)} to use them", name)]
     return []
 
 
 def judge_tried(name: str, reserved: int, tried: Tried, installed: list[Installed] | None) -> list[CheckResult]:
     """Compare the GPUs that torch sees, and what they support, with the reserved ones."""
     if len(tried.names) < reserved:
-        told = f"Ray offers {reserved} GPU(s), but torch {tried.torch} sees {len(tried.names)}"
+        message = f"Ray offers {reserved} GPU(s), but torch {tried.torch} sees {len(tried.names)}"
         if tried.cuda is None:
-            return [CheckResult(FAIL, f"{told}, since it is built for CPUs only; install torch for CUDA", name)]
+            return [CheckResult(FAIL, f"{message}, since it is built for CPUs only; install torch for CUDA", name)]
         if not installed:
             return [
-                CheckResult(FAIL, f"{told}, since there is no driver; install it, or start Ray with --num-gpus=0", name)
+                CheckResult(
+                    FAIL, f"{message}, since there is no driver; install it, or start Ray with --num-gpus=0", name
+                )
             ]
         if minimum := _newer_driver_needed(tried.cuda, installed[0].driver):
-            told += f"; CUDA {tried.cuda} needs driver {minimum} or newer, and {installed[0].driver} is installed"
+            message += f"; CUDA {tried.cuda} needs driver {minimum} or newer, and {installed[0].driver} is installed"
         else:
-            told += f"; it is built for CUDA {tried.cuda}, for which driver {installed[0].driver} may be too old"
-        return [CheckResult(FAIL, f"{told}: update the driver, or install torch for an older CUDA version", name)]
+            message += f"; it is built for CUDA {tried.cuda}, for which driver {installed[0].driver} may be too old"
+        return [CheckResult(FAIL, f"{message}: update the driver, or install torch for an older CUDA version", name)]
     findings = []
     if tried.unsupported:
-        told = f"torch {tried.torch} is built for GPUs of compute capability {tried.oldest} or newer"
-        told += f", not for {', '.join(sorted(set(tried.unsupported)))}"
-        findings.append(CheckResult(FAIL, f"{told}; use newer GPUs, or torch for an older CUDA version", name))
+        message = f"torch {tried.torch} is built for GPUs of compute capability {tried.oldest} or newer"
+        message += f", not for {', '.join(sorted(set(tried.unsupported)))}"
+        findings.append(CheckResult(FAIL, f"{message}; use newer GPUs, or torch for an older CUDA version", name))
     if tried.compile_error:
-        told = f"torch.compile failed ({tried.compile_error}); predictors run uncompiled there, which takes longer"
-        findings.append(CheckResult(WARN, f"{told}: install Triton, gcc, libc6-dev and python3-dev", name))
+        message = f"torch.compile failed ({tried.compile_error}); predictors run uncompiled there, which takes longer"
+        findings.append(CheckResult(WARN, f"{message}: install Triton, gcc, libc6-dev and python3-dev", name))
     if not tried.native_bfloat16:
-        told = f"{', '.join(sorted(set(tried.names)))} has no native bfloat16"
-        told += "; predictors use float16 there, and training float32"
-        findings.append(CheckResult(WARN, f"{told} unless optimization.precision is float16", name))
+        message = f"{', '.join(sorted(set(tried.names)))} has no native bfloat16"
+        message += "; predictors use float16 there, and training float32"
+        findings.append(CheckResult(WARN, f"{message} unless optimization.precision is float16", name))
     if reserved and tried.nccl is None:
         findings.append(
             CheckResult(
@@ -260,11 +264,11 @@ def judge_uniform(drivers: set[str], cudas: set[str]) -> list[CheckResult]:
     """Report driver and CUDA versions that differ between nodes with GPUs."""
     findings = []
     if len(drivers) > 1:
-        told = f"NVIDIA drivers differ between nodes: {', '.join(sorted(drivers))}"
-        findings.append(CheckResult(WARN, f"{told}; use the same image everywhere"))
+        message = f"NVIDIA drivers differ between nodes: {', '.join(sorted(drivers))}"
+        findings.append(CheckResult(WARN, f"{message}; use the same image everywhere"))
     if len(cudas) > 1:
-        told = f"torch is built for different CUDA versions: {', '.join(sorted(cudas))}"
-        findings.append(CheckResult(FAIL, f"{told}; install the same torch everywhere"))
+        message = f"torch is built for different CUDA versions: {', '.join(sorted(cudas))}"
+        findings.append(CheckResult(FAIL, f"{message}; install the same torch everywhere"))
     return findings
 
 
@@ -276,5 +280,5 @@ def check_cpus(roll: Roll) -> list[CheckResult]:
     native = sum(its.native_bfloat16 for its in tried.values())
     if native == len(tried):
         return [CheckResult(OK, "correct, and native on the CPUs of every compute node")]
-    told = f"correct; the CPUs of {len(tried) - native} of {len(tried)} node(s) have no native bfloat16"
-    return [CheckResult(OK, f"{told} (predictors on CPUs use float32 there)")]
+    message = f"correct; the CPUs of {len(tried) - native} of {len(tried)} node(s) have no native bfloat16"
+    return [CheckResult(OK, f"{message} (predictors on CPUs use float32 there)")]

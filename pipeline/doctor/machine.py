@@ -66,16 +66,18 @@ def judge_disks(machines: dict[str, Machine]) -> list[CheckResult]:
     findings = []
     for name, machine in machines.items():
         for disk in machine.disks:
-            told = f"{disk.path} ({disk.use}) has {size(disk.free)} free and is {disk.used:.0%} full"
+            message = f"{disk.path} ({disk.use}) has {size(disk.free)} free and is {disk.used:.0%} full"
             if disk.used >= FULL:
                 findings.append(
                     CheckResult(
-                        FAIL, f"{told}; Ray stops spilling at {FULL:.0%}: free space or use a larger disk", name
+                        FAIL, f"{message}; Ray stops spilling at {FULL:.0%}: free space or use a larger disk", name
                     )
                 )
             elif disk.used >= NEARLY_FULL:
                 findings.append(
-                    CheckResult(WARN, f"{told}; Ray stops spilling at {FULL:.0%}: free space before a long run", name)
+                    CheckResult(
+                        WARN, f"{message}; Ray stops spilling at {FULL:.0%}: free space before a long run", name
+                    )
                 )
     least = min((disk for machine in machines.values() for disk in machine.disks), key=lambda disk: disk.free)
     return findings or [CheckResult(OK, f"at least {size(least.free)} free where Ray spills and logs ({least.path})")]
@@ -88,28 +90,28 @@ def judge_shared_memory(machines: dict[str, Machine], stores: dict[str, int]) ->
     for name, machine in machines.items():
         shared, store = machine.shared_memory, stores[name]
         if machine.store_folder is not None and not machine.store_folder.startswith(SHARED_MEMORY):
-            told = f"the object store ({size(store)}) is on a disk, in {machine.store_folder}, which is slow"
+            message = f"the object store ({size(store)}) is on a disk, in {machine.store_folder}, which is slow"
             has = f"{SHARED_MEMORY} has {size(shared)}" if shared is not None else f"there is no {SHARED_MEMORY}"
-            findings.append(CheckResult(WARN, f"{told}; {has}: {remedy}", name))
+            findings.append(CheckResult(WARN, f"{message}; {has}: {remedy}", name))
         elif shared is not None and shared < store:
-            told = (
+            message = (
                 f"{SHARED_MEMORY} has {size(shared)} for an object store of {size(store)}; a process that writes more"
             )
-            findings.append(CheckResult(FAIL, f"{told} is killed: {remedy}", name))
-    told = f"object stores of {spread(stores.values(), size)}"
+            findings.append(CheckResult(FAIL, f"{message} is killed: {remedy}", name))
+    message = f"object stores of {spread(stores.values(), size)}"
     sizes = [machine.shared_memory for machine in machines.values() if machine.shared_memory is not None]
-    return findings or [CheckResult(OK, f"{told} in {SHARED_MEMORY} of {spread(sizes, size)}" if sizes else told)]
+    return findings or [CheckResult(OK, f"{message} in {SHARED_MEMORY} of {spread(sizes, size)}" if sizes else message)]
 
 
 def judge_open_files(machines: dict[str, Machine]) -> list[CheckResult]:
     """Judge `ulimit -n` by node."""
     findings = []
     for name, machine in machines.items():
-        told = f"the limit of open files (ulimit -n) is {machine.open_files:,}"
+        message = f"the limit of open files (ulimit -n) is {machine.open_files:,}"
         remedy = "raise it to 65536 before ray start (ulimit -n 65536; docker run --ulimit nofile=65536)"
         if machine.open_files < TOO_FEW_FILES:
-            findings.append(CheckResult(FAIL, f"{told}, too low for Ray's connections; {remedy}", name))
+            findings.append(CheckResult(FAIL, f"{message}, too low for Ray's connections; {remedy}", name))
         elif machine.open_files < FEW_FILES:
-            findings.append(CheckResult(WARN, f"{told}, low for a large cluster; {remedy}", name))
+            findings.append(CheckResult(WARN, f"{message}, low for a large cluster; {remedy}", name))
     least = min(machine.open_files for machine in machines.values())
     return findings or [CheckResult(OK, f"limit {least:,} (ulimit -n)")]

@@ -207,9 +207,9 @@ class Roll:
         """Remove the nodes that are lost or no longer answer, and return a finding for each."""
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         lost = [node for node in self.nodes if node.id not in alive]
-        doubtful = [node for node in self.nodes if node.id in self._silent and node.id in alive]
+        silent = [node for node in self.nodes if node.id in self._silent and node.id in alive]
         self._silent.clear()
-        replies = collect([send(hello, node) for node in doubtful], ROLL_CALL_LIMIT)
+        replies = collect([send(hello, node) for node in silent], ROLL_CALL_LIMIT)
         mute = [node for node, reply in replies if isinstance(reply, Silence)]
         self.nodes = [node for node in self.nodes if node not in lost and node not in mute]
         hangs = f"no longer answers, and is skipped from now on; restart it, or {_look_at_logs()}"
@@ -235,14 +235,14 @@ def judge_nodes(nodes: Sequence[Node], silent: list[CheckResult], private: bool 
     has = f"{sum(node.cpus for node in nodes):g} CPUs, {sum(node.gpus for node in nodes)} GPUs"
     # A local Ray may be started with more CPUs than the machine has (pipeline/cluster/connection.py).
     own = f"only this machine, since RAY_ADDRESS is not set; a local Ray with {has}"
-    told = own if private else f"{len(nodes)} {'answers' if len(nodes) == 1 else 'answer'}, {has}"
+    message = own if private else f"{len(nodes)} {'answers' if len(nodes) == 1 else 'answer'}, {has}"
     if nodes and not computing:
         return [
             *silent,
             CheckResult(
                 WARN,
-                f"{told}: no compute node is running, and only running nodes are checked; start one of each kind "
+                f"{message}: no compute node is running, and only running nodes are checked; start one of each kind "
                 "first, with a task that requests it (docs/doctor.md)",
             ),
         ]
-    return [*silent, CheckResult(OK, told)] if nodes else silent
+    return [*silent, CheckResult(OK, message)] if nodes else silent

@@ -116,8 +116,8 @@ def check_access(roll: Roll, folder: str) -> Access:
         findings = [
             replace(f, message=f"{f.message}; {S3_REMEDY}") if STORAGE_FAILED in f.message else f for f in findings
         ]
-    told = f"written, read back and deleted by the driver and {len(done)} node(s)"
-    return Access(findings or [CheckResult(OK, told)], list(done), wrote=marker is not None or bool(done))
+    message = f"written, read back and deleted by the driver and {len(done)} node(s)"
+    return Access(findings or [CheckResult(OK, message)], list(done), wrote=marker is not None or bool(done))
 
 
 def _file_name(node: Node) -> str:
@@ -156,24 +156,25 @@ def judge_rates(alone: dict[str, Rates], together: dict[str, Rates], megabytes: 
     """Report the rates of the storage, and the nodes that are much slower than the others."""
     findings = []
     if alone:
-        told = f"one node, {megabytes} MB: {_told(alone)}"
+        message = f"one node, {megabytes} MB: {_format_rates(alone)}"
         if together:
             up, down = (sum(getattr(rates, way) for rates in together.values()) for way in ("up", "down"))
-            told += f"; {len(together)} in parallel: {_told(together)} each, {up:.0f} up and {down:.0f} down in total"
-        findings.append(CheckResult(OK, told))
+            message += f"; {len(together)} in parallel: {_format_rates(together)} each"
+            message += f", {up:.0f} up and {down:.0f} down in total"
+        findings.append(CheckResult(OK, message))
     for way in ("up", "down"):
         usual = median(getattr(rates, way) for rates in alone.values()) if alone else 0.0
         for name, rates in alone.items():
             rate = getattr(rates, way)
             if len(alone) > 2 and rate < UNEVEN * usual:
-                told = f"{way} {rate:.0f} MB/s, but the median is {usual:.0f}"
+                message = f"{way} {rate:.0f} MB/s, but the median is {usual:.0f}"
                 findings.append(
-                    CheckResult(WARN, f"{told}; compare its type, zone and route to storage, or replace it", name)
+                    CheckResult(WARN, f"{message}; compare its type, zone and route to storage, or replace it", name)
                 )
     return findings
 
 
-def _told(rates: dict[str, Rates]) -> str:
+def _format_rates(rates: dict[str, Rates]) -> str:
     up = spread((its.up for its in rates.values()), lambda rate: f"{rate:.0f}")
     down = spread((its.down for its in rates.values()), lambda rate: f"{rate:.0f}")
     return f"up {up}, down {down} MB/s"

@@ -39,13 +39,15 @@ def judge_versions(found: Mapping[str, Mapping[str, str | None]]) -> list[CheckR
             places.setdefault(its[name] or "none", []).append(place)
         if len(places) > 1:
             usual = max(places, key=lambda version: len(places[version]))
-            told = ", ".join(f"{version} on {_places(places[version])}" for version in sorted(places.keys() - {usual}))
-            findings.append(CheckResult(FAIL, f"{name} is {told}, and {usual} everywhere else; {_remedy(name)}"))
+            message = ", ".join(
+                f"{version} on {_places(places[version])}" for version in sorted(places.keys() - {usual})
+            )
+            findings.append(CheckResult(FAIL, f"{name} is {message}, and {usual} everywhere else; {_remedy(name)}"))
         elif "none" in places:
             findings.append(CheckResult(FAIL, f"{name} is not installed; {_remedy(name)}"))
     its = next(iter(found.values()))
-    told = ", ".join(f"{name} {its[name]}" for name in names if its[name])
-    return findings or [CheckResult(OK, f"{told}: the same on {DRIVER} and {len(found) - 1} node(s)")]
+    message = ", ".join(f"{name} {its[name]}" for name in names if its[name])
+    return findings or [CheckResult(OK, f"{message}: the same on {DRIVER} and {len(found) - 1} node(s)")]
 
 
 def _places(places: list[str]) -> str:

@@ -34,7 +34,7 @@ class Mapping:
         ids = known | label_ids
         missing = [name for name in classes.names if name not in ids]
         if missing:
-            shown = ", ".join(missing[:8]) + ", ..." * (len(missing) > 8)
+            shown = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
             raise UserError(
                 f"label_ids: Cityscapes has no class named {shown}; set the label id of each, 0 for unlabeled: "
                 f"--label-ids '{{\"{missing[0]}\": 0, ...}}'"

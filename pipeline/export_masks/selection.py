@@ -169,7 +169,8 @@ class MaskSelection:
                 f"output {self.output}: {twice} has two rows; run python jobs/verify.py --repair to keep the newer one"
             )
         lines = [f"  {name}: {first} and {last}" for name, first, last in found[:SHOWN]]
-        lines += ["  ..."] * (len(found) > SHOWN)
+        if len(found) > SHOWN:
+            lines.append("  ...")
         raise UserError(
             "images that would be exported under the same name, because extensions are removed and special characters "
             "replaced; export some of them to another target with --where:\n" + "\n".join(lines)

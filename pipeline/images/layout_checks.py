@@ -32,7 +32,8 @@ def _check_jpeg2000(content: bytes) -> None:
     is_plain = len(depths) == 1 and depths[0] in (7, *range(9, 16)) and steps == {1} and b"pclr" not in head
     if not is_known or not is_plain:
         bits = ", ".join(f"{depth % 128 + 1}-bit {'signed' if depth > 127 else 'unsigned'}" for depth in depths)
-        raise _unsupported(f"JPEG 2000 of {bands} bands of {bits} samples{' with a palette' * (b'pclr' in head)}")
+        palette = " with a palette" if b"pclr" in head else ""
+        raise _unsupported(f"JPEG 2000 of {bands} bands of {bits} samples{palette}")
 
 
 def _check_photoshop(content: bytes) -> None:

@@ -122,7 +122,7 @@ class Layout:
 
     def __str__(self) -> str:
         return (
-            f"{self.bands} band{'s' * (self.bands > 1)} of {self.bits}-bit "
+            f"{self.bands} band{'s' if self.bands > 1 else ''} of {self.bits}-bit "
             f"{SAMPLE_FORMATS.get(self.sample_format, f'format {self.sample_format}')} samples, "
             f"{PHOTOMETRICS.get(self.photometric, f'photometric interpretation {self.photometric}')}"
             f"{' with alpha' if self.alpha else ''}, {'planar' if self.is_planar else 'interleaved'}, "

@@ -351,5 +351,6 @@ def _black_and_white(samples: Samples, layout: Layout) -> tuple[float, float]:
         highest = np.max(samples.bands_HWC, initial=0, where=counted_HWC)
         white = 1.0 if highest < FLOAT_ONE else 255.0
     else:
-        white = 2.0 ** (layout.bits - (layout.sample_format == tiff_layout.SIGNED)) - 1
+        value_bits = layout.bits - 1 if layout.sample_format == tiff_layout.SIGNED else layout.bits
+        white = 2.0**value_bits - 1
     return (white, 0.0) if layout.photometric == tiff_layout.WHITE_IS_ZERO else (0.0, white)

@@ -90,16 +90,16 @@ def read_completed(output: str, retry_errors: Sequence[str] = (), relabel_change
 
 def differences(output: str, names: set[str]) -> list[str]:
     """Describe how an output's parts differ from those that its run found and committed. Raises: UserError."""
-    told = []
+    found = []
     for table in ("masks", "class_stats"):
         there = {*filter(PART.fullmatch, _files(output, table))}
-        told += [f"{table}/{name} was written by another run" for name in sorted(there - names)]
-        told += [
+        found += [f"{table}/{name} was written by another run" for name in sorted(there - names)]
+        found += [
             f"{table}/{name} is missing"
             for name in sorted(names - there)
             if not storage.exists(storage.join(output, table, name))
         ]
-    return told
+    return found
 
 
 def stored_images(output: str, names: Iterable[str]) -> IdSum:

@@ -82,9 +82,10 @@ def _balance(plan: SegmentationPlan, here: Forecast) -> Iterator[str]:
 
 def _forecasts(forecasts: tuple[Forecast, ...]) -> Iterator[str]:
     has_price = forecasts[0].price is not None
-    yield f"{'Cluster':{LABEL}}{'':14}{'images/s':>12}{'time':>14}{'node-hours':>13}" + f"{'cost':>13}" * has_price
+    cost = f"{'cost':>13}" if has_price else ""
+    yield f"{'Cluster':{LABEL}}{'':14}{'images/s':>12}{'time':>14}{'node-hours':>13}{cost}"
     for forecast, name in zip(forecasts, ("current", "requested"), strict=False):
-        nodes = f"{forecast.machines.nodes:,} node{'s' * (forecast.machines.nodes != 1)}"
+        nodes = f"{forecast.machines.nodes:,} {'node' if forecast.machines.nodes == 1 else 'nodes'}"
         price = "" if forecast.price is None else f"{forecast.price:>13,.2f}"
         times = f"{_figures(forecast.rate):>12}{duration(forecast.seconds):>14}{forecast.node_hours:>13,.2f}"
         yield f"{name:{LABEL}}{nodes:>14}{times}{price}"

@@ -4,7 +4,7 @@ import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
@@ -36,7 +36,7 @@ REASONS = (LEAST_CONFIDENT, OF_CLASSES, RANDOM)
 TURNS = (OF_CLASSES, LEAST_CONFIDENT, OF_CLASSES, RANDOM)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Picture:
     """Image in the gallery."""
 
@@ -49,7 +49,7 @@ class Picture:
     classes: list[tuple[int, float, float]]  # class id, fraction of the image, mean confidence; largest area first
     image: str | None = None  # data URI
     mask: str | None = None  # data URI, of the same size
-    notes: list[str] = field(default_factory=list)  # problems with the image or mask
+    notes: tuple[str, ...] = ()  # problems with the image or mask
 
     @property
     def name(self) -> str:
@@ -161,8 +161,7 @@ def _pictures(tables: OutputTables, reasons: dict[bytes, str], palette_K3: NDArr
                 low_confidence=row["low_confidence_fraction"],
                 classes=classes[row["image_id"]],
             )
-            _draw(picture, row, mask, content, palette_K3, rendering)
-            yield picture
+            yield _drawn(picture, row["etag"], mask, content, palette_K3, rendering)
 
 
 def _read_masks(output: str, rows: list[dict[str, Any]]) -> list[bytes | UserError]:
@@ -233,39 +232,45 @@ class _Files:
         return [self._closed[place]] * len(uris)
 
 
-def _draw(
+def _drawn(
     picture: Picture,
-    row: dict[str, Any],
+    etag: str | None,
     mask: bytes | UserError,
     content: storage.Fetched | Exception,
     palette_K3: NDArray[np.uint8],
     rendering: Rendering,
-) -> None:
-    """Add the image and its mask to a picture, or notes with the reasons why not."""
-    height, width = row["height"], row["width"]
+) -> Picture:
+    """Return the picture with its image and mask, or with notes that say why one is missing.
+
+    Args:
+        etag: of the image file when it was labeled.
+    """
+    height, width = picture.height, picture.width
     if height * width > MAX_PIXELS:
-        picture.notes.append(f"the image is too large for a picture ({height * width / 1e6:,.0f} megapixels)")
-        return
-    size = None
+        note = f"the image is too large for a picture ({height * width / 1e6:,.0f} megapixels)"
+        return replace(picture, notes=(note,))
+    image_uri = mask_uri = size = None
+    notes = []
     try:
         image_HW3 = _image(content, height, width, rendering)
-        picture.image = data_uri(image_HW3, QUALITY)
+        image_uri = data_uri(image_HW3, QUALITY)
         size = image_HW3.shape[:2]
-        if isinstance(content, storage.Fetched) and _is_another(row["etag"], content.etag):
-            picture.notes.append("the image may have changed since it was labeled: its ETag is different now")
+        if isinstance(content, storage.Fetched) and _is_another(etag, content.etag):
+            notes.append("the image may have changed since it was labeled: its ETag is different now")
     except UserError as error:
-        picture.notes.append(f"no image: {error}")
+        notes.append(f"no image: {error}")
     try:
         if isinstance(mask, UserError):
             raise mask
         class_ids_HW = decode_mask(mask, height * width)
         if nodata := np.count_nonzero(class_ids_HW == ignore_index_of(len(palette_K3))):
-            picture.notes.append(f"{nodata / (height * width):.1%} of the pixels have no data")
+            notes.append(f"{nodata / (height * width):.1%} of the pixels have no data")
         scale = min(1.0, LONG_SIDE / max(class_ids_HW.shape))
         size = size or tuple(max(1, round(side * scale)) for side in class_ids_HW.shape)
-        picture.mask = png_uri(_mask_png(resized(class_ids_HW, *size), palette_K3))
+        mask_uri = png_uri(_mask_png(resized(class_ids_HW, *size), palette_K3))
     except (UserError, ImageError) as error:
-        picture.notes.append(f"no mask: {error}; run python jobs/verify.py --deep for details")
+        notes.append(f"no mask: {error}; run python jobs/verify.py --deep for details")
+    return replace(picture, image=image_uri, mask=mask_uri, notes=tuple(notes))
 
 
 def _is_another(etag: str | None, etag_now: str | None) -> bool:

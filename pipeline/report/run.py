@@ -96,8 +96,8 @@ def _tiles(tables: OutputTables, num_seen: int, num_classes: int, runs: list[Row
         (f"{num_seen:,}", "classes found", f"of {num_classes:,}"),
     ]
     if totals.mean_confidence is not None:
-        doubt = f"from 0 to 1; {100 * (totals.low_confidence or 0):.3g}% of pixels below 0.5"
-        tiles.append((f"{totals.mean_confidence:.3f}", "mean confidence", doubt))
+        detail = f"from 0 to 1; {100 * (totals.low_confidence or 0):.3g}% of pixels below 0.5"
+        tiles.append((f"{totals.mean_confidence:.3f}", "mean confidence", detail))
     if runs:
         rate = f"latest run: {rates[0]:,.1f} images/s" if rates else ""
         tiles.append((duration(sum(row["seconds"] or 0 for row in runs)), "in finished runs", rate))

@@ -65,7 +65,11 @@ def files_below(path: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[
         return
     with os.scandir(path) as entries:
         # Sort folders with a trailing slash, so that "b-1" comes before "b/1".
-        names = sorted(entry.name + "/" * entry.is_dir() for entry in entries if not entry.name.startswith(PARTIAL))
+        names = sorted(
+            f"{entry.name}/" if entry.is_dir() else entry.name
+            for entry in entries
+            if not entry.name.startswith(PARTIAL)
+        )
     for name in names:
         yield from files_below(os.path.join(path, name.rstrip("/")), (*above, (found.st_dev, found.st_ino)))
 

@@ -38,7 +38,7 @@ from pipeline.train.worker_spec import WorkerSpec
 NUM_KEPT = 2  # best checkpoints to keep; Ray Train also keeps the latest one and those being validated
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainSummary:
     """Result of a training run. Metrics are those of the best checkpoint on the validation split."""
 
@@ -188,11 +188,14 @@ def _publish(output: str, result: Any, validator: Validator, images_per_second: 
             kept[name] |= validator.validate(name)
     best = max(kept, key=lambda name: kept[name]["miou"])
     summary = TrainSummary(
-        storage.join(output, "best"), storage.join(output, "last"), storage.join(output, REPORT), {}, images_per_second
+        best=storage.join(output, "best"),
+        last=storage.join(output, "last"),
+        report=storage.join(output, REPORT),
+        metrics=metrics_of(kept[best]),
+        images_per_second=images_per_second,
     )
     for name, target in ((best, summary.best), (last, summary.last)):
         publish(storage.join(output, name), target, metrics_of(kept[name]))
-    summary.metrics = metrics_of(kept[best])
     return summary
 
 

@@ -65,7 +65,7 @@ class Cases:
 
 
 def checked(check: Callable[[bytes], str], content: bytes) -> str:
-    """What `check` returns. Raises Find for whatever else it does, and for what it prints, takes or costs."""
+    """Return the result of `check`. Raises Find if it crashes, prints, or takes too much time or memory."""
     memory, seconds = _peak_megabytes(), time.process_time()
     with _printed() as printed:
         try:
@@ -89,7 +89,7 @@ def checked(check: Callable[[bytes], str], content: bytes) -> str:
 
 @contextmanager
 def _printed() -> Iterator[Callable[[], str]]:
-    """What goes to standard output and error meanwhile, C libraries' included, and what Python would warn of there."""
+    """Capture standard output and error, including those of C libraries, and Python's warnings."""
     with tempfile.TemporaryFile() as file, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         for kind in HIDDEN:

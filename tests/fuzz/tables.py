@@ -110,7 +110,7 @@ def require_nothing_ran() -> None:
 
 
 def rows_of(found: Iterator[pa.Table]) -> str:
-    """What a listing says, in short; it has to be whole, and its names to be text."""
+    """Return a listing in short form. Assert that it is complete, and that its names are text."""
     kinds: set[str | None] = set()
     for table in found:
         assert table.schema.equals(LISTED, check_metadata=True)

@@ -1,4 +1,4 @@
-"""What is fuzzed: for each target its first cases, how others are made of them, and what must hold of every one."""
+"""Fuzz targets: the first cases of each, its mutations, and the properties that every case must have."""
 
 import random
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What a prediction counts by cell, against a plane of confidences."""
+"""Comparison of a prediction's counts by cell with a plane of confidences."""
 
 import numpy as np
 

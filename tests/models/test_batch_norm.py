@@ -156,7 +156,7 @@ def worker(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    """What each of two gloo processes computed, for every case of this file: starting them takes long."""
+    """Return the results of two gloo processes for every case of this file, because starting them takes long."""
     folder: Path = tmp_path_factory.mktemp("gloo")
     run_processes(worker, folder, 2)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]

@@ -13,7 +13,7 @@ CHANNELS, CLASSES = 24, 5
 
 
 def concatenated(head: PyramidHead, features_NCHW: Tensor) -> Tensor:
-    """What the head must compute, with `head`'s own parameters: pool, upsample, concatenate, convolve."""
+    """Return the textbook result for the parameters of `head`: pool, upsample, concatenate, convolve."""
     maps = [features_NCHW]
     for bin_, level in zip(head.bins, head.levels, strict=True):
         pool = F.adaptive_avg_pool2d if head.average else F.adaptive_max_pool2d

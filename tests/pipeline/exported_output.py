@@ -57,7 +57,7 @@ def write_output(
 def image_of(
     ids_HW: NDArray[Any], name: str = "a", num_classes: int = len(NAMES), file: bytes | None = None
 ) -> Labelled:
-    """What a format is given of an image with this mask."""
+    """Return an image with this mask in the form that a format takes."""
     palette = classes_of([str(k) for k in range(num_classes)]).palette
     return Labelled(f"s3://photos/{name}.jpg", name, encode_mask(ids_HW, palette), ids_HW.size, num_classes, file)
 

@@ -1,4 +1,4 @@
-"""What the tests of inputs share."""
+"""Helpers that the tests of inputs share."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How a job ends: its exit code, and what its user is told."""
+"""The end of a job: its exit code and its last message."""
 
 import signal
 import sys

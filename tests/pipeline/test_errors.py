@@ -1,4 +1,4 @@
-"""What the user can mend is found again, however deep a framework has buried it."""
+"""A UserError is found however deep a framework has nested it."""
 
 import pickle
 from collections.abc import Callable

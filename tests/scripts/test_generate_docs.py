@@ -1,4 +1,4 @@
-"""What docs/ and sql/ say of tables and failures is what the program says."""
+"""Tables and failures in docs/ and sql/ match the program."""
 
 from pathlib import Path
 

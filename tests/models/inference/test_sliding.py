@@ -138,7 +138,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 class PlainNetwork:
-    """What the protocol needs of a Predictor."""
+    """Stand-in for a Predictor, with the methods that the protocol calls."""
 
     device = torch.device("cpu")
 

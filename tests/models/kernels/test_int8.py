@@ -31,7 +31,7 @@ GEOMETRIES = {
 
 
 def scale_of(values: tuple[float, float]) -> tuple[float, int]:
-    """What one step of uint8 is worth, and which step is zero."""
+    """Return the scale and the zero point of uint8 activations."""
     scale = (values[1] - values[0]) / 255
     return scale, round(-values[0] / scale)
 
@@ -197,7 +197,7 @@ def test_strips_of_rows_give_what_the_whole_image_gives(name: str, monkeypatch: 
 
 
 class Watched:
-    """What flows between the convolutions of the model itself, by name in the ranges and part."""
+    """Recorder of the activations between the model's convolutions, by name in the ranges and part."""
 
     def __init__(self, model: PSPNet) -> None:
         self.model = model

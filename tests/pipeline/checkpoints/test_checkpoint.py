@@ -1,4 +1,4 @@
-"""What the pipeline adds to a checkpoint."""
+"""Checkpoints as the pipeline loads and writes them."""
 
 from importlib import metadata
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which of a checkpoint's weights a training starts from."""
+"""Pretrained weights: those of a checkpoint that training starts from."""
 
 import json
 from pathlib import Path

@@ -54,7 +54,7 @@ def here(path: str) -> str:
 
 
 def complaint(path: Path, *options: str, add: str = "", text: str | None = None) -> str:
-    """What the user is told about the recipe with `add` at its end, or about `text` in its place."""
+    """Return the error for the recipe with `add` at its end, or for `text` in its place."""
     path.write_text(RECIPE + add if text is None else text)
     with pytest.raises(UserError) as caught:
         load(path, *options)
@@ -579,11 +579,10 @@ def test_help_explains_every_option_with_its_default(
     assert text.startswith("usage: python jobs/job.py [OPTIONS] ")
     assert text.count("python jobs/job.py --") == len(settings.examples) == 2
     options = text[text.index("options:") :]
+    assert not any(f"(default: {empty})" in options for empty in ("", "none", "None", "()", "{}"))
     for name, field in fields_of(settings):
         assert f"--{name.replace('_', '-')} " in options or f"--{name.replace('_', '-')}, " in options
         assert field.description, f"{name} has no description"
         ends = ["(required)"] if field.is_required() else [f"(default: {field.default})"]
-        if field.default is None:
-            ends.append("(default: none)")  # so at the top, and as None in sections
-        # An empty default is what the description says.
-        assert field.default in (None, (), {}) or any(f"{field.description} {end}" in options for end in ends)
+        # The description says what an empty default means.
+        assert field.default in (None, "", (), {}) or any(f"{field.description} {end}" in options for end in ends)

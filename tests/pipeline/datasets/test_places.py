@@ -1,4 +1,4 @@
-"""What rows of a dataset's lists and tables may name: nothing outside root, their own folder, and data.allow."""
+"""Rows of a dataset's lists and tables may read only from root, their own folder, and data.allow."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What reading a dataset finds: every fault with its file, and numbers that are those of the pixels."""
+"""Validation of a dataset reports every error with its file, and counts the pixels correctly."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""What the doctor makes of measured facts: which are fine, which are warned of, and which have to be mended."""
+"""The doctor's judgment of measurements: which pass, which cause a warning, and which fail."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What the doctor measures, on this machine and a real object store, without a cluster."""
+"""The doctor's measurements, on this machine and a real object store, without a cluster."""
 
 import sys
 import time

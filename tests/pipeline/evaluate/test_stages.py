@@ -1,4 +1,4 @@
-"""What evaluation's stages do with a block, in one process: load, predict, count."""
+"""The stages of an evaluation on one block, in one process: load, predict, count."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What formats make of masks, read back by the libraries that the formats are of, or by their published rules."""
+"""Exported masks, read back with each format's own library or by its published rules."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Which images are exported, and under which names."""
+"""Selection of the images to export, and their names."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What comes out of each layout of each format, beside other decoders or the very arrays that were written."""
+"""Each layout of each format decodes to the result of other decoders, or to the arrays that were written."""
 
 import io
 import struct

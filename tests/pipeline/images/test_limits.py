@@ -189,7 +189,7 @@ print(json.dumps(found))
 
 
 def measured(files: dict[str, bytes], folder: Path) -> dict[str, tuple[str, float]]:
-    """What becomes of each file, and the megabytes by which a process's peak has risen by then."""
+    """Return the outcome of each file, and the megabytes by which the peak memory of a process rose meanwhile."""
     (folder / " first").write_bytes(encoded(picture(), "PNG"))
     for name, content in files.items():
         (folder / name).write_bytes(content)

@@ -1,4 +1,4 @@
-"""Which images a run labels: several sources as one, each image once, and stable parts of the whole."""
+"""A run labels the images of all sources, each image once, and can select a stable subset."""
 
 import random
 import re

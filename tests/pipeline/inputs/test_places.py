@@ -102,7 +102,7 @@ def test_what_lies_inside_has_one_spelling(text: str) -> None:
 
 
 def resolve(text: str, allowed: list[str]) -> dict[str, str]:
-    """What becomes of a row, alone and among others that are plain."""
+    """Return the outcome of a row, alone and among plain ones."""
     resolver = Resolver(allowed, "s3://store/labels")
     texts = ["s3://store/1.jpg", text, "s3://store/2.jpg"]
     numbers = pa.array([16, 17, 18], pa.int64())

@@ -13,7 +13,7 @@ IGNORE = 255
 
 
 def boundary_region(mask_HW: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
-    """What `distance` erosions by 3 x 3 take from a mask; outside of the image there is nothing."""
+    """Return the pixels that `distance` erosions by 3 x 3 remove from a mask. Outside of the image, nothing is set."""
     padded = cv2.copyMakeBorder(mask_HW.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=(0,))
     eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=distance)
     return mask_HW & (eroded[1:-1, 1:-1] == 0)

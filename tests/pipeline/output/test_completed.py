@@ -1,4 +1,4 @@
-"""Which images a run leaves alone: done ones, but not those that it is asked to do again."""
+"""A run skips completed images, except those that it is to retry."""
 
 import pyarrow as pa
 import pytest

@@ -196,7 +196,7 @@ def test_a_lease_whose_making_was_answered_in_vain_is_held(output: str, monkeypa
 
 
 def together(output: str, number: int) -> list[Lease | UserError]:
-    """What becomes of so many that try at the same time, and ask before they commit, as every task does."""
+    """Return the outcomes of writers that start together, and check the lease before they commit, as tasks do."""
     begun, tried = Barrier(number), Barrier(number)
 
     def run(_: int) -> Lease | UserError:

@@ -189,7 +189,7 @@ def test_of_a_block_few_predictions_are_in_memory(make: Any, tmp_path: Path, mon
 
 
 def owner(array: Any) -> Any:
-    """What holds the memory of an array."""
+    """Return the object that owns the memory of an array."""
     while getattr(array, "base", None) is not None:
         array = array.base
     return array

@@ -1,4 +1,4 @@
-"""When a run ends its work for a cluster that has changed, and when it does not."""
+"""A run ends when the cluster has changed enough to need another number of predictors, and only then."""
 
 import math
 import time

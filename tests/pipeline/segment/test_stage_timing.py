@@ -1,4 +1,4 @@
-"""What processes report of their work, and what the reports come to together."""
+"""Timing reports of processes, and their sums."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor

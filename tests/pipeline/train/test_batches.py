@@ -1,4 +1,4 @@
-"""Who gets which images, and when: the same after a resume as without one."""
+"""Each worker and step gets the same images after a resume as without one."""
 
 from pathlib import Path
 
